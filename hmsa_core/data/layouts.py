@@ -326,12 +326,14 @@ def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.P
         name = prefix + stem
         groups = match.groupdict() if pattern and (match := pattern.search(name)) else {}
         city, frame = groups.get("city") or "", groups.get("frame") or "-1"
+        # Drives may count from one in each city.
+        sequence = "_".join(part for part in (city, groups.get("sequence")) if part)
         if pattern and (not groups or not re.fullmatch(r"-1|\d{1,18}", frame)):
             detail = f"the name {name} does not fit '{pattern.pattern}' (pattern)"
             out.refuse(name, images[stem], "image", shown, "bad-name", detail)
             continue
         paths = images[stem], labels.get(stem, ""), coarse.get(stem, "")
-        out.found.append(Found(name, *paths, shown, city, groups.get("sequence") or city, int(frame)))
+        out.found.append(Found(name, *paths, shown, city, sequence, int(frame)))
 
 
 def _partners(root: Path, folder: str, split: str, part: str, prefix: str, out: Scan) -> dict[str, str]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import digest, read_json
-from hmsa_core.io.errors import InputError, IntegrityError
+from hmsa_core.io.errors import InputError, IntegrityError, did_you_mean
 
 __all__ = ["GROUPS", "IGNORE", "ClassTable", "cityscapes", "from_file", "from_vistas_config", "mapillary", "plain"]
 
@@ -279,6 +279,8 @@ def from_file(path: str | Path) -> ClassTable:
         colours = tuple(tuple(int(v) for v in (r.get("colour") or r["color"])) for r in rows)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: each class needs id, name and colour ({error!r})", hint=_EXAMPLE) from error
+    if len(ids) < 2:
+        raise InputError(f"{where}: one class: every pixel would be labelled as it", hint="give the rest a class too")
     if len(ids) >= IGNORE:
         raise InputError(f"{where}: {len(ids)} classes, but a label is one byte: at most {IGNORE - 1}")
     if ids != list(range(len(ids))):
@@ -294,9 +296,18 @@ def from_file(path: str | Path) -> ClassTable:
         str(value.get("dataset", where.stem)),
         names,
         tuple((c[0], c[1], c[2]) for c in colours),
-        tuple(str(r.get("group") or _group(n)) for r, n in zip(rows, names, strict=True)),
+        _groups(where, rows, names),
         _ignore_id(where, value.get("ignore_id", IGNORE), len(ids)),
     )
+
+
+def _groups(where: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[str, ...]:
+    """The group of each class: that of its row, else the one that its name has elsewhere."""
+    groups = tuple(str(row.get("group") or _group(name)) for row, name in zip(rows, names, strict=True))
+    if strange := next((group for group in groups if group not in GROUPS), None):
+        hint = did_you_mean(strange, GROUPS, f"choose one of {', '.join(GROUPS)}")
+        raise InputError(f"{where}: unknown group {strange!r}", hint=hint)
+    return groups
 
 
 def _ignore_id(where: Path, given: object, num_classes: int) -> int:

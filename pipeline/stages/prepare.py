@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hmsa_core import taxonomy
 from hmsa_core.config import SamplingConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
+from hmsa_core.data.layouts import list_files
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, InputError, did_you_mean
@@ -26,7 +28,7 @@ from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
 from pipeline.named_files import mend_of_root
-from pipeline.params import Params
+from pipeline.params import GateConfig, Params
 from pipeline.stages import VERSIONS
 from pipeline.stages.support import INDEX, warn, write_metrics
 from pipeline.workspace import Workspace
@@ -54,6 +56,8 @@ def run(ws: Workspace) -> None:
         if not root.is_dir():
             raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
         _warn(_linked(root))
+        _warn(_outside(ws.source(name)))
+    _check_trunks(ws)
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
     if params.data.pretrain is None:
         note = "no pretraining set is given: teacher-train starts from scratch"
@@ -70,6 +74,9 @@ def run(ws: Workspace) -> None:
         )
     # Now, not after the trainings.
     _warn(_for_want_of_images(ws.params, index))
+    _warn(_used_for_nothing(ws.source("target"), index))
+    if unseen := [name for name, tiles in target.centroids.items() if not tiles]:
+        _warn([f"no label of role learn shows {', '.join(unseen)}: no network can learn that"])
     _warn(_leaks(ws.params, index))
     _write_roles(index, out)
     publish_tree(out, ws.path(INDEX))
@@ -87,11 +94,12 @@ def _warn(told: Iterable[str]) -> None:
 def _check_class_names(params: Params, classes: ClassTable) -> None:
     """Now, not after the trainings: a name that no class has would be ignored, or stop a later stage."""
     known = {name.lower() for name in classes.classes}
-    rules = params.pseudo_label.merge.rules
+    rules, gate = params.pseudo_label.merge.rules, params.evaluate.gate
     for key, names in (
         ("calibrate.overrides", list(params.calibrate.overrides)),
         ("pseudo_label.merge.rules", [name for rule in rules for name in (rule.human, rule.teacher)]),
         ("evaluate.gate.class_allowances", list(params.evaluate.gate.class_allowances)),
+        ("evaluate.gate.veto_recall", [] if gate.veto_recall == GateConfig().veto_recall else list(gate.veto_recall)),
     ):
         for name in names:
             if name.lower() not in known:
@@ -132,12 +140,6 @@ def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
             f"calibrate.region is outside_coarse, but none of the {len(images)} images of role calibrate has a "
             "coarse label: calibrate will stop; set calibrate.region to all"
         )
-    idle = [s.name for s in index.select(roles=("guard",)) if s.kind == "coarse"]
-    if idle:
-        yield (
-            f"{len(idle)} images with coarse labels, first {idle[0]}, have role guard and are used for nothing: "
-            "name their split in data.roles.unlabelled_splits (images of places that calibrate or report stay unused)"
-        )
     if not index.select(roles=("report",), kinds=("fine",)):
         yield (
             "no image with a fine label has role report: nothing will be judged, the gate has nothing to go by; "
@@ -147,6 +149,66 @@ def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
         yield (
             "no image has role unlabelled: auto-infer will stop, after the teacher's training; name splits or "
             "cities in data.roles"
+        )
+
+
+def _used_for_nothing(source: SourceSpec, index: Index) -> Iterator[str]:
+    """Labels and folders of images that are there, but that no role or split takes."""
+    if source.kind == "camvid":  # its roles come with it
+        return
+    idle = [s.name for s in index.select(roles=("guard",), kinds=("coarse",))]
+    if idle:
+        yield (
+            f"{len(idle)} images with coarse labels, first {idle[0]}, have role guard and are used for nothing: "
+            "name their split in data.roles.unlabelled_splits (images of places that calibrate or report stay unused)"
+        )
+    fine = index.select(kinds=("fine",))
+    used = {s.split for s in fine if s.role != "guard"}
+    for split, images in Counter(s.split for s in fine if s.split not in used).items():
+        yield (
+            f"{images} images of split {split} have fine labels and are used for nothing: name the split in "
+            "data.roles.learn_splits or report_splits"
+        )
+    if source.kind == "folder":
+        top = Path(source.root, source.images)
+        folders = {
+            Path(folder).relative_to(top).as_posix() for folder, _, _ in os.walk(top) if list_files(Path(folder))
+        }
+        if unnamed := sorted(folders - {split or "." for split in source.splits or ("",)}):
+            yield (
+                f"{top} holds images in folders that data.target.splits does not name, and they are not used: "
+                f"{', '.join(unnamed[:3])}"
+            )
+
+
+def _outside(source: SourceSpec) -> Iterator[str]:
+    """DVC watches the data root; what lies elsewhere changes unseen."""
+    root = Path(source.root)
+    for key in ("images", "labels", "coarse", "classes"):
+        path = getattr(source, key)
+        if path and not (root / path).resolve().is_relative_to(root.resolve()):
+            yield (
+                f"data: {key} {path} lies outside of {root}: DVC does not see changes there; after a change type "
+                "`dvc repro -f prepare`"
+            )
+
+
+def _check_trunks(ws: Workspace) -> None:
+    """Now, not after the trainings: a network starts from one of the same trunk alone."""
+    params = ws.params
+    if params.data.pretrain is not None and not params.teacher_train.init_from:
+        _check_trunk(params, "teacher_train", "teacher_pretrain", "name a checkpoint in teacher_train.init_from")
+    if params.student_train.init == "teacher" and not ws.is_promoted():
+        _check_trunk(params, "student_train", "teacher_train", "write student_train.init: pretrained")
+
+
+def _check_trunk(params: Params, section: str, parent: str, otherwise: str) -> None:
+    own, theirs = (getattr(params, name).model.trunk for name in (section, parent))
+    if own != theirs:
+        raise ConfigError(
+            f"params.yaml: {section}.model.trunk is {own}, but it starts from the network of {parent}, whose trunk is "
+            f"{theirs}",
+            hint=f"write the same trunk, or {otherwise}",
         )
 
 

@@ -57,6 +57,8 @@ def test_a_class_file_of_more_classes_than_a_byte_has_values_is_refused(tmp_path
     rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in range(1000)]
     with pytest.raises(InputError, match="1000 classes.*at most 254"):
         taxonomy.from_file(class_file(tmp_path, classes=rows))
+    with pytest.raises(InputError, match="one class: every pixel would be labelled as it"):
+        taxonomy.from_file(class_file(tmp_path, classes=rows[:1]))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,7 @@ def test_a_class_file_of_more_classes_than_a_byte_has_values_is_refused(tmp_path
         ({"colour": [0, 0, 256]}, "colour of class 'car'"),
         ({"colour": [-1, 0, 0]}, "colour of class 'car'"),
         ({"colour": "red"}, "each class needs id, name and colour"),
+        ({"group": "vehicel"}, "unknown group 'vehicel'"),
     ],
 )
 def test_a_class_that_cannot_be_told_or_drawn_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

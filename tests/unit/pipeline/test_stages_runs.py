@@ -98,6 +98,8 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
     ("key", "value", "words"),
     [
         ("evaluate.gate.class_allowances", {"buliding": 0.1}, r"gate\.class_allowances: no class is called 'buli"),
+        ("evaluate.gate.veto_recall", ["road", "bycicle"], r"gate\.veto_recall: no class is called 'bycicle'"),
+        ("student_train.model.trunk", "hrnet_tiny", "student_train.model.trunk is hrnet_tiny, but it starts from the"),
         ("data.roles.calibrate", ["e", "ff"], r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"),
         ("data.target.root", "/gone", "/gone: data set folder not found"),
         ("data.roles.calibrate", list("abcdef"), "no image with a fine label has role learn"),
@@ -161,6 +163,37 @@ def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(own, tmp_path, c
     assert "real holds linked folders (labels): DVC does not see changes behind them" in caplog.text
 
 
+def test_prepare_tells_of_labels_and_images_that_nothing_uses(own, tmp_path, caplog):
+    ws, data = own
+    prepare.run(ws)
+    assert "used" not in caplog.text
+    assert "outside" not in caplog.text
+    photograph(data, "k", "train", np.random.Generator(np.random.PCG64(9)))
+    for part in ("images", "labels"):
+        (data / part / "later").mkdir()
+        (data / part / "train/k_0001.png").rename(data / part / "later/k_0001.png")
+    (data / "images/drive9").mkdir()
+    shutil.copy(data / "images/later/k_0001.png", data / "images/drive9")
+    (data / "labels").rename(tmp_path / "labels")
+    splits = [*ws.params.data.target.splits, "later"]
+    prepare.run(edited(ws, {"data.target.splits": splits, "data.target.labels": str(tmp_path / "labels")}))
+    assert "1 images of split later have fine labels and are used for nothing: name the split" in caplog.text
+    assert "holds images in folders that data.target.splits does not name, and they are not used: drive9" in caplog.text
+    assert f"data: labels {tmp_path / 'labels'} lies outside of {data}" in caplog.text
+
+
+def test_prepare_tells_of_a_class_that_no_label_shows(own, caplog):
+    ws, data = own
+    prepare.run(ws)
+    assert "shows" not in caplog.text
+    for file in (data / "labels").rglob("*.png"):
+        label = np.asarray(Image.open(file)).copy()
+        label[label == 0] = 255
+        Image.fromarray(label).save(file)
+    prepare.run(Workspace(ws.root))
+    assert "no label of role learn shows road: no network can learn that" in caplog.text
+
+
 def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog):
     ws, data = own
     prepare.run(ws)
@@ -177,7 +210,7 @@ def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog):
 
 def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
     prepare.run(ws)
-    assert "prepare: 1 block(s)" in caplog.text
+    assert "prepare: 2 block(s)" in caplog.text
     assert "calibrate, calibrate.min_blocks is 3: no class gets a threshold of its own" in caplog.text
     caplog.clear()
     prepare.run(edited(ws, {"pseudo_label.threshold": 0.9}))

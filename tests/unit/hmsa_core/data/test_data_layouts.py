@@ -280,7 +280,10 @@ def plain(tmp_path: Path) -> Path:
 def test_plain_folders_pair_by_stem_and_read_names_by_pattern(plain):
     pattern = r"^(?P<city>[a-z0-9]+)_(?P<sequence>drive\d)_(?P<frame>\d+)$"
     result = scan(source("folder", plain, pattern=pattern))
-    assert [(f.city, f.sequence, f.frame) for f in result.found] == [("cam1", f"drive{i}", i) for i in range(3)]
+    assert [(f.city, f.sequence, f.frame) for f in result.found] == [("cam1", f"cam1_drive{i}", i) for i in range(3)]
+    pair(plain, "cam2_drive0_007", 309)
+    drives = {f.sequence for f in scan(source("folder", plain, pattern=pattern)).found}
+    assert len(drives) == 4, "drives may count from one in each city"
     assert result.classes.classes == ("a", "b")
     pair(plain, "odd", 310)
     assert [r.reason for r in scan(source("folder", plain, pattern=pattern)).refused] == ["bad-name"]
