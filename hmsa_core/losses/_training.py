@@ -22,6 +22,11 @@ def loss_of(name: str, logits: Tensor, labels: Tensor, options: LossConfig, igno
     return cast("LossParts", import_module(f"hmsa_core.losses.{name}").loss(logits, labels, options, ignore_index))
 
 
+def is_softmax(name: str) -> bool:
+    """Whether the file of this loss says `SOFTMAX = True`: its class heads start at the usual spread."""
+    return getattr(import_module(f"hmsa_core.losses.{name}"), "SOFTMAX", False)
+
+
 def training_loss(
     output: ModelOutput, labels: Tensor, options: LossConfig, *, ignore_index: int = 255, weight: Tensor | None = None
 ) -> LossParts:

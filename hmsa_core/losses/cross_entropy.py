@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 from hmsa_core.config import LossConfig
 from hmsa_core.losses._pixels import LossParts, add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
 
+SOFTMAX = True
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Softmax cross-entropy, mean over valid pixels; 0 with zero gradient where no pixel is valid.

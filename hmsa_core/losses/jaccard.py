@@ -9,6 +9,8 @@ from hmsa_core.config import LossConfig
 from hmsa_core.losses._pixels import LossParts, at_label, make_target, work_dtype
 from hmsa_core.losses.cross_entropy import cross_entropy
 
+SOFTMAX = True
+
 
 def jaccard(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Soft Jaccard loss: 1 - IoU of probabilities and labels, mean over the classes that the labels show.

@@ -49,8 +49,8 @@ class Replicas:
 class FlatReplicas(Replicas):
     """CPU ranks: gradients are views of one buffer, which is summed by one message per step.
 
-    Running statistics of batch norm ride in the same message; they are averages already, so the mean over
-    ranks is what one process would have collected from all of them.
+    Running statistics of batch norm ride in the same message. Each rank's follow its own passes: their mean differs a
+    little from what fewer ranks collect.
     """
 
     def __init__(self, model: nn.Module, forward: nn.Module, ranks: Ranks) -> None:
@@ -91,7 +91,7 @@ def _views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class DdpReplicas(Replicas):
-    """GPU ranks: DistributedDataParallel; statistics are equal already (SyncBatchNorm).
+    """GPU ranks: DistributedDataParallel; where SyncBatchNorm sees all ranks, statistics are equal already.
 
     Not with a static graph: that does not go together with `no_sync`, which accumulation needs.
     """
@@ -101,10 +101,22 @@ class DdpReplicas(Replicas):
         device_ids = [ranks.device] if ranks.device.type == "cuda" else None
         self._ddp = DistributedDataParallel(forward, device_ids=device_ids, **options)
         super().__init__(self._ddp)
+        self._world = ranks.world
+        together = ranks.norm_ranks == ranks.world
+        self._statistics = [] if together else [b for b in forward.buffers() if b.dtype == torch.float32]
 
     def passing(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Do not send gradients before the last pass."""
         return nullcontext() if is_last else self._ddp.no_sync()
+
+    def reduce(self) -> None:
+        """Average the statistics that ranks have collected apart; DDP has averaged the gradients."""
+        if self._statistics:
+            message = torch.cat([own.reshape(-1) for own in self._statistics])
+            dist.all_reduce(message)
+            means = torch.split(message.div_(self._world), [own.numel() for own in self._statistics])
+            for own, mean in zip(self._statistics, means, strict=True):
+                own.copy_(mean.view_as(own))
 
 
 def replicate(model: nn.Module, ranks: Ranks, *, compiled: bool) -> Replicas:

@@ -17,7 +17,7 @@ from hmsa_core.config import OptimiserConfig, TrainConfig
 from hmsa_core.inference.prepared import cpu_has_bf16
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.losses import training_loss
+from hmsa_core.losses import is_softmax, training_loss
 from hmsa_core.models import MultiScaleModel, build, initialise_from
 from hmsa_core.models.batch_norm import synchronise
 from hmsa_core.models.heads import PixelHeads
@@ -47,7 +47,7 @@ def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiSc
     if not config.loss.aux_weight and isinstance(model.ocr, PixelHeads):
         # No loss reaches it: DDP would wait for its gradients, weight decay would shrink it. (OCR uses its own twice.)
         model.ocr.aux_head.requires_grad_(requires_grad=False)
-    if config.loss.main == "cross_entropy":
+    if is_softmax(config.loss.main):
         start_for_softmax(model)
     fresh: list[str] = []
     if spec.init_from is not None:

@@ -280,7 +280,8 @@ class _Run:
         ended = self.timeline.epoch_of(step)
         if self.validation is None or ended <= self.validated or not self.timeline.is_edge(step):
             return
-        if ended % self.validation.every_epochs == 0 or ended >= self.timeline.epochs:
+        every = self.validation.every_epochs
+        if ended // every > self.validated // every or ended >= self.timeline.epochs:  # a step may end several epochs
             with self.clock.counting("excluded"):
                 scores = self.validation.run(self.trainer)
             if scores is None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
-from hmsa_core.models.layers import conv_bn
+from hmsa_core.models.layers import conv_bn, resize
 from hmsa_core.models.trunks import Widths
 
 NAMES = ()
@@ -38,8 +38,9 @@ def build(name: str, *, drop_path: float = 0.0) -> TimmTrunk:
 class TimmTrunk(nn.Module):
     """B x 3 x H x W -> maps of 48 channels each, the finest first.
 
-    `body` is timm's feature extractor, `project` a 1x1 convolution, batch norm and ReLU for each map. Images are padded
-    to a multiple of `multiple` pixels, 1 for models that need no padding.
+    `body` is timm's feature extractor, `project` a 1x1 convolution, batch norm and ReLU for each map. The sides of images
+    become multiples of `multiple` pixels (1 for most models): images are enlarged for plain transformers, whose maps
+    must cover the image and nothing else, and padded for others.
     """
 
     widths = Widths(context="none", ocr_mid=96, ocr_key=48, attention_channels=96)
@@ -60,6 +61,8 @@ class TimmTrunk(nn.Module):
             for mean, std, offset, other in zip(_MEAN, _STD, own.mean, own.std, strict=True)
         ]
         self.multiple = 1 if self._has_plain_sizes() else max(self.strides)
+        if self.multiple > 1:
+            self._refuse_one_size()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the projected maps: map i is B x 48 x ceil(H / strides[i]) x ceil(W / strides[i])."""
@@ -67,7 +70,10 @@ class TimmTrunk(nn.Module):
         if any(change != (1.0, 0.0) for change in self._change):
             factor, offset = images.new_tensor(self._change).T.reshape(2, 1, 3, 1, 1)
             images = images * factor + offset
-        if self.multiple > 1:
+        if self.multiple > 1 and len(set(self.strides)) == 1:
+            rows, columns = ((length + self.multiple - 1) // self.multiple for length in (height, width))
+            images = resize(images, (rows * self.multiple, columns * self.multiple))
+        elif self.multiple > 1:
             images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         return [
             # Rounded up in whole, never negative numbers: ONNX divides negative ones in another way.
@@ -90,6 +96,14 @@ class TimmTrunk(nn.Module):
         classifier = whole.pretrained_cfg.get("classifier") or ()
         parts = (classifier,) if isinstance(classifier, str) else classifier
         return whole.state_dict(), tuple(f"{part}." for part in parts)
+
+    def _refuse_one_size(self) -> None:
+        """ConfigError: the model takes images of one size alone."""
+        try:
+            with torch.device("meta"):
+                _make_body(self.name, self._options)(torch.empty(1, 3, 5 * self.multiple, 7 * self.multiple))
+        except (AssertionError, RuntimeError) as error:
+            raise ConfigError(f"trunk timm:{self.name}: it takes images of one size ({one_line(error)})") from None
 
     def _has_plain_sizes(self) -> bool:
         """Whether the model takes images of any size and gives maps of ceil(size / stride), seen without memory."""

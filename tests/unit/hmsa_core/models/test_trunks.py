@@ -62,6 +62,20 @@ def test_every_family_trains_predicts_and_comes_back_from_its_checkpoint(trunk: 
     assert torch.equal(again.predict(images, (0.5, 1.0, 2.0), flip=True).logits, expected)
 
 
+def test_a_transformers_maps_cover_the_image_where_its_size_is_no_multiple_of_the_patch() -> None:
+    """Maps of a padded image would lie 14 pixels too high at its lower edge, and elsewhere at each scale."""
+    trunk, size = make_trunk("timm:vit_tiny_patch16_224").eval(), (180, 240)
+    blank = torch.zeros(1, 3, *size)
+    for row in (20, 90, 165):
+        bump = blank.clone()
+        bump[:, :, row - 5 : row + 6] = 3.0
+        with torch.no_grad():
+            change = (trunk(bump)[0] - trunk(blank)[0]).square().sum((0, 1, 3))
+        change = (change - change.median()).clamp(min=0)
+        rows = (torch.arange(len(change)) + 0.5) * size[0] / len(change)
+        assert abs(float((change * rows).sum() / change.sum()) - row) < 6
+
+
 @pytest.mark.parametrize("trunk", [LITE, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
 def test_every_family_labels_under_every_fusion(trunk: str, tmp_path: Path) -> None:
     image = torch.randint(0, 256, (*SIZE, 3), dtype=torch.uint8).numpy()
@@ -173,6 +187,8 @@ def test_a_misspelt_model_of_timm_names_the_nearest() -> None:
         make_trunk("timm:tf_eficientnet_lite0")
     with pytest.raises(ConfigError, match="drop_path is not offered"):
         make_trunk("hrnet_micro", drop_path=0.1)
+    with pytest.raises(ConfigError, match="swin_tiny_patch4_window7_224: it takes images of one size"):
+        make_trunk("timm:swin_tiny_patch4_window7_224")
 
 
 def test_ocr_can_stand_on_deeplab_and_be_left_out_of_hrnet() -> None:

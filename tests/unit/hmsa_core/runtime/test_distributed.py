@@ -144,10 +144,12 @@ def test_both_ways_of_averaging_give_the_weights_that_one_rank_computes(
         assert torch.allclose(ddp[key], tensor, rtol=1e-5, atol=1e-6), key
 
 
-def test_running_statistics_are_the_mean_over_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["flat", "ddp"])
+def test_running_statistics_are_the_mean_over_ranks(tmp_path: Path, way: str) -> None:
     def job(ranks: Ranks) -> None:
         model = network()
-        train_three_steps(FlatReplicas(model, model, ranks), model, iter([[crops(ranks.rank, 0, 0)]]))
+        replicas = FlatReplicas(model, model, ranks) if way == "flat" else DdpReplicas(model, ranks)
+        train_three_steps(replicas, model, iter([[crops(ranks.rank, 0, 0)]]))
         save_file({"mean": model[1].running_mean.clone()}, tmp_path / f"{ranks.rank}.safetensors")  # type: ignore[union-attr,operator]
 
     on_ranks(2, job)

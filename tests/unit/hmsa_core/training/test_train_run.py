@@ -357,6 +357,22 @@ def test_training_learns(data: Path, tmp_path: Path) -> None:
     assert set(scores[0]["iou"]) == set(CLASSES)
 
 
+def test_class_heads_start_small_for_sigmoids_and_at_the_usual_spread_for_softmax(data: Path, tmp_path: Path) -> None:
+    def spread(loss: str) -> float:
+        spec = train_spec(data, tmp_path, loss__main=loss)
+        model, _ = train.make_model(spec, 4, Ranks(0, 1, 0, torch.device("cpu")))
+        return float(list(model.ocr.cls_head.modules())[-1].weight.detach().std())
+
+    assert spread("rmi") < 0.02 < min(spread("cross_entropy"), spread("jaccard"))
+
+
+def test_a_validation_is_due_where_one_step_ends_several_epochs(data: Path, tmp_path: Path) -> None:
+    held = ValidationData(selection=Selection(index=data / "held.parquet"), every_epochs=2)
+    spec = train_spec(data, tmp_path, epochs=9, global_batch=24, batch_per_rank=2, validation=held)
+    run(spec)
+    assert [line["epoch"] for line in events(spec, "validation")] == [3, 6, 9]
+
+
 def test_the_log_holds_what_a_person_asks_about_a_run(data: Path, tmp_path: Path) -> None:
     spec = train_spec(data, tmp_path, epochs=2, loss__per_scale_weight=0.05)
     run(spec)
