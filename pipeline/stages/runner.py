@@ -14,7 +14,7 @@ from typing import Any
 
 from hmsa_core.io import atomic
 from hmsa_core.io.atomic import is_temp
-from hmsa_core.io.errors import ConfigError, NoSpaceError
+from hmsa_core.io.errors import ConfigError, NoSpaceError, one_line
 from hmsa_core.io.remote import is_url
 from hmsa_core.labels.review import ReviewFile
 from pipeline.named_files import check_named_files
@@ -113,13 +113,27 @@ def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> 
 
 def check_space(ws: Workspace, stage: str, needed: int) -> None:
     """NoSpaceError where a stage's estimate (progress in work/, outputs, DVC's cache) exceeds the free space."""
-    free = shutil.disk_usage(ws.root).free
+    free, place = free_space(ws)
     wanted = needed + _RESERVE
     if free < wanted:
         raise NoSpaceError(
-            f"{stage} needs about {_gib(wanted)} in {ws.root}, {_gib(free)} are free",
+            f"{stage} needs about {_gib(wanted)} in {place}, {_gib(free)} are free",
             hint="free some space, or delete old progress in work/ and `dvc gc --workspace`",
         )
+
+
+def free_space(ws: Workspace) -> tuple[int, Path]:
+    """Bytes that are free, and where: on the disk of the workspace or on that of DVC's cache, whichever has less."""
+    from dvc.config import Config
+    from dvc.config import ConfigError as DvcConfigError
+
+    try:
+        cache = Path(Config(dvc_dir=str(ws.path(".dvc")))["cache"].get("dir") or ws.path(".dvc/cache"))
+    except DvcConfigError as error:
+        raise ConfigError(f"DVC's settings: {one_line(error)}", hint="mend .dvc/config") from error
+    while not cache.exists():
+        cache = cache.parent
+    return min((shutil.disk_usage(place).free, place) for place in (ws.root, cache))
 
 
 def _duration(seconds: float) -> str:
