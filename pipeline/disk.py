@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from hmsa_core.data.layouts import Found, scan
 from hmsa_core.data.roles import assign_roles
 from hmsa_core.io.errors import DecodeError, HmsaError, InputError, translate_os_error
 from pipeline.stages import STAGES, module_of
+from pipeline.stages.runner import free_space
 from pipeline.stages.support import INDEX
 from pipeline.workspace import Workspace
 
@@ -34,6 +34,7 @@ class Need:
     least: int
     parts: dict[str, int]
     free: int
+    place: Path  # where that is: the workspace or DVC's cache
     unknown: str = ""  # what is not counted, and why, in words
 
     @property
@@ -85,7 +86,7 @@ def disk_need(ws: Workspace, stages: Collection[str] = STAGES) -> Need:
         unknown = f"without {', '.join(refused)}: {next(iter(refused.values()))}"
     new = sum(size for stage, size in parts.items() if not ws.path(f"metrics/{stage}.json").exists())
     least = max(new, *parts.values(), 0)
-    return Need(sum(parts.values()), least, parts, shutil.disk_usage(ws.root).free, unknown)
+    return Need(sum(parts.values()), least, parts, *free_space(ws), unknown)
 
 
 def _foreseen(ws: Workspace, folder: Path) -> tuple[Workspace, str]:

@@ -99,7 +99,7 @@ def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
     need = disk_need(ws, stages)
     if not need.fits:
         raise NoSpaceError(
-            f"{ws.root}: at least {need.least / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
+            f"{need.place}: at least {need.least / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
             hint="free some space, or `dvc gc --workspace` to drop old label stores",
         )
     told = f"{need.free / 2**30:.1f} GiB free, at most {need.total / 2**30:.1f} GiB needed"

@@ -317,7 +317,7 @@ class _Params(Section):
         """
         overlay = read_yaml(profile_file(name))
         versions = {row.section: row.version for row in TABLE}
-        values = overlay.values | {"data": _over(overlay.values["data"], data or {})}
+        values = overlay.values | {"data": over(overlay.values["data"], data or {})}
         added: dict[str, Any] = {row.section: {} for row in TABLE if row.section not in values}
         return cls.parse(replace(overlay, values={"profile": name, "versions": versions} | added | values))
 
@@ -354,11 +354,11 @@ def profile_file(name: str) -> Path:
     return Path(__file__).with_name("profiles") / f"{name}.yaml"
 
 
-def _over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with those of `changes` in their place, section by section."""
     merged = dict(values)
     for name, value in changes.items():
-        merged[name] = _over(values.get(name) or {}, value) if isinstance(value, Mapping) else value
+        merged[name] = over(values.get(name) or {}, value) if isinstance(value, Mapping) else value
     return merged
 
 

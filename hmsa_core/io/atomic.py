@@ -241,8 +241,10 @@ def publish_file(source: Path, target: Path) -> None:
     """Give a finished file a second name (hard link; copied where links cannot be made).
 
     A published file is never opened for writing again. The link appears by rename, so that a
-    target that exists is replaced in one step.
+    target that exists is replaced in one step. Of a symbolic link the file behind it gets the name:
+    `dvc gc` removes files of DVC's cache, which links of `cache.type symlink` point to.
     """
+    source = source.resolve()
     make_folder(target.parent)
     temp = temp_name(target)
     try:

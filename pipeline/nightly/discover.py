@@ -15,7 +15,8 @@ from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.data.layouts import scan
 from hmsa_core.data.near import hash_values, nearest
 from hmsa_core.io.atomic import sha256_file
-from hmsa_core.io.errors import DecodeError
+from hmsa_core.io.errors import DecodeError, IntegrityError
+from hmsa_core.io.remote import fetched
 from pipeline.workspace import Workspace
 
 _NAMED = 20  # examples kept of each kind
@@ -37,11 +38,11 @@ def discover(ws: Workspace) -> dict[str, Any]:
     new = sorted(set(found) - names - refused)
     copies, hashes = [], {}
     for name in new if known else ():  # on the first night everything is new: to hash it here is work done twice
-        file = Path(source.root) / found[name]
-        if twin := by_content.get(sha256_file(file)):
-            copies.append([name, twin, found[name]])
-        else:
-            with suppress(DecodeError):  # `prepare` will quarantine it with the reason
+        with suppress(DecodeError, IntegrityError, OSError):  # `prepare` will tell the reason
+            file = fetched(Path(source.root) / found[name])
+            if twin := by_content.get(sha256_file(file)):
+                copies.append([name, twin, found[name]])
+            else:
                 hashes[name] = perceptual_hash(read_image(file))
     like = nearest(
         hash_values(hashes.values()), hash_values(s.phash for s in known), ws.params.data.target.near_duplicate_bits

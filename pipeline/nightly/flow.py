@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from prefect.context import get_run_context
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL
 
-from hmsa_core.io.errors import ConfigError, HmsaError, one_line
+from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, one_line
 from hmsa_core.io.process import die_with_parent
 from pipeline.machine import check_machine
 from pipeline.nightly import discover, history, morning, morning_page
@@ -35,6 +36,8 @@ from pipeline.nightly.reaper import nightly_lock, reap
 from pipeline.nightly.runner import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
+
+_ENGINE = "prefect/engine.py"  # the program of a run that a worker has started
 
 
 @flow(name="auto-label", description="Label new images, retrain the student, judge it, write the morning page.")
@@ -66,13 +69,21 @@ def auto_label(
     told = {"workspace": workspace, "stages": stages, "promote": None if promote else False}
     changes = {**(params or {}), **{key: value for key, value in own.items() if value is not None}}
     arguments = {name: value for name, value in told.items() if value is not None}
+    lock = nightly_lock(ws.root)
     try:
-        with nightly_lock(ws.root):
-            _settle_dead_runs(ws)
-            return _night(ws, stages, changes, arguments)
+        lock.acquire()
+    except LockedError as error:
+        if _ENGINE not in lock.owner():  # another night writes its own page
+            _publish_failure(ws, Tonight({}, {}, changes, failed=error.message, arguments=arguments), error)
+        raise
+    try:
+        _settle_dead_runs(ws)
+        return _night(ws, stages, changes, arguments)
     except ServerGoneError as error:
         _leave(error)
         raise
+    finally:
+        lock.release()
 
 
 def _settle_dead_runs(ws: Workspace) -> None:
@@ -94,7 +105,7 @@ def _leave(error: ServerGoneError) -> None:
 def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arguments: dict[str, Any]) -> str:
     arrived: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    verdict: dict[str, Any] = {}
+    tonight = Tonight(arrived, {}, changes, seconds, arguments=arguments)
     try:
         chosen = _chosen(stages)
         with parameters_of_night(ws.root, changes):
@@ -102,17 +113,17 @@ def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arg
             history.check_readable(ws)
             unchanged = dvc_unchanged(ws.root)
             check_machine_task(ws, [] if unchanged else chosen)
-            arrived = discover_task(ws)
+            arrived |= discover_task(ws)
             for stage in chosen:
                 took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
                 seconds |= {stage: took} if took else {}
             if "evaluate" in chosen:
-                verdict = gate_task(ws, promote=arguments.get("promote", True))
+                tonight = replace(tonight, verdict=gate_task(ws, promote=arguments.get("promote", True)))
     except (HmsaError, OSError) as error:
         tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
-        _publish_failure(ws, Tonight(arrived, {}, changes, seconds, _why(error), tail, arguments), error)
+        _publish_failure(ws, replace(tonight, failed=_why(error), tail=tail), error)
         raise
-    return publish_task(ws, Tonight(arrived, verdict, changes, seconds, arguments=arguments))
+    return publish_task(ws, tonight)
 
 
 def _why(error: HmsaError | OSError) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -74,6 +75,7 @@ class Tonight:
     failed: str = ""  # why the night ended early
     tail: tuple[str, ...] = ()  # last lines of the stage that failed
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the run, but `overrides`, where not the usual ones
+    began: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
 
     @property
     def kind(self) -> str:
@@ -88,6 +90,7 @@ class Tonight:
         return {
             "kind": self.kind,
             "sentence": str(sentence or "Nobody was judged tonight."),
+            "began": self.began,
             "decision": self.verdict.get("decision", ""),
             "tail": list(self.tail),
             "overrides": dict(self.overrides),
@@ -357,7 +360,12 @@ def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
 
 def as_markdown(page: Mapping[str, Any], path: Path) -> str:
     """The page's head as Markdown."""
-    lines = [f"## {page['sentence']}", page["decision"], *(f"- {line}" for line in page["differs"])]
+    lines = [
+        f"## {page['sentence']}",
+        f"Night of {page['began']}",
+        page["decision"],
+        *(f"- {line}" for line in page["differs"]),
+    ]
     if page["tail"]:
         lines.append("```\n" + "\n".join(page["tail"][-15:]) + "\n```")
     lines += [f"- **{warning}**" for warning in page["warnings"]]

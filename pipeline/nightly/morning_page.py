@@ -49,12 +49,13 @@ def _html(ws: Workspace, page: Mapping[str, Any]) -> str:
     style = "".join(folder.joinpath(name).read_text("utf-8") for name in ("style.css", "morning.css"))
     columns = ["".join(_section(*part) for part in column) for column in _columns(ws, page)]
     body = "".join(f"<div>{column}</div>" for column in columns if column)
+    told = f"Night of {page['began']}. {page['decision']}"
     tail = f"<pre>{esc(chr(10).join(page['tail'][-12:]))}</pre>" if page["tail"] else ""
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>auto-label: {esc(page['kind'])}</title><style>{style}</style></head><body><main><header>"
         f"<span class='badge {esc(page['kind'].replace(' ', '-'))}'>{esc(page['kind'])}</span>"
-        f"<p class='lead'>{esc(page['sentence'])}</p><p class='soft'>{esc(page['decision'])}{tail}</p></header>"
+        f"<p class='lead'>{esc(page['sentence'])}</p><p class='soft'>{esc(told)}{tail}</p></header>"
         f"<div class='columns'>{body}</div></main></body></html>\n"
     )
 

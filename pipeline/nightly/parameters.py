@@ -19,7 +19,7 @@ from typing import Any
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from pipeline.named_files import check_named_files
-from pipeline.params import Params
+from pipeline.params import Params, over
 from pipeline.strict_yaml import Document, read_yaml
 from pipeline.workspace import PARAMS_VARIABLE
 
@@ -61,7 +61,7 @@ def parameters_of_night(root: Path, changes: Mapping[str, Any]) -> Iterator[None
 
 
 def set_keys(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Set dotted keys ("pseudo_label.threshold") in the values of a params.yaml.
+    """Set dotted keys ("pseudo_label.threshold") in the values of a params.yaml; a mapping keeps what it does not name.
 
     Raises:
         ConfigError: a section that is not there; the message names the key.
@@ -75,7 +75,7 @@ def set_keys(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
             here = here[part]
         if not isinstance(here, dict):
             raise ConfigError(f"parameter {dotted!r}: {'.'.join(parents)} is a value in params.yaml, not a section")
-        here[last] = value
+        here[last] = over(here, {last: value})[last]
 
 
 def main(arguments: list[str]) -> int:

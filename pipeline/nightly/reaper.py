@@ -9,6 +9,7 @@ Pending for ever: it is scheduled again.
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -70,7 +71,25 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[st
             successor, message, done = _SETTLED[run.state_type.value]
             await client.set_flow_run_state(run.id, getattr(states, successor)(message=message), force=True)
             said.append(f"run {run.name} was left behind as {run.state_name}: {done}")
+        if keep is None:
+            said += await _cancel_missed(client, flow, workspace)
     return said
+
+
+async def _cancel_missed(client: Any, flow: Any, workspace: Path) -> list[str]:
+    """Of the nights whose time has passed the newest will run: each one before it would make the same, one by one."""
+    from prefect import states
+    from prefect.client.schemas import filters, sorting
+
+    late = filters.FlowRunFilter(
+        state={"type": {"any_": ["SCHEDULED"]}}, expected_start_time={"before_": datetime.now(UTC)}
+    )
+    order = sorting.FlowRunSort.EXPECTED_START_TIME_ASC
+    found = await client.read_flow_runs(flow_filter=flow, flow_run_filter=late, sort=order)
+    missed = [run for run in found if run.auto_scheduled and _belongs(run.parameters, workspace)][:-1]
+    for run in missed:
+        await client.set_flow_run_state(run.id, states.Cancelled(message="missed: a newer night is due"), force=True)
+    return [f"{len(missed)} missed nights are cancelled: the newest that is due will run"] if missed else []
 
 
 def _belongs(parameters: dict[str, Any], workspace: Path) -> bool:

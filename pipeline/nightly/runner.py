@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from hmsa_core.io.errors import HmsaError
+from hmsa_core.io.errors import HmsaError, NoSpaceError
 from hmsa_core.io.process import die_with_parent, end_group
 
 # Exit statuses that a second try cannot mend: bad parameter, bad input, damaged file, leak, diverged
 # training, full disk, locked, stopped on request.
 PERMANENT = frozenset({2, 3, 4, 5, 6, 28, 75, 143})
 DVC = (sys.executable, "-m", "pipeline.nightly.parameters")
+_LOST = "ERROR: failed to transfer "
 _EXITED = re.compile(r"exited with (-?\d+)")
 _STOP_GRACE_S = 25.0  # Prefect kills a cancelled run after 30
 _ASK_EVERY_S = 2.0
@@ -66,7 +67,7 @@ def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive:
         alive: asked every two seconds. False stops the stage (with a checkpoint).
 
     Raises:
-        StageFailedError: the stage ended with an error.
+        StageFailedError: the stage ended with an error, or DVC could not put an output into its cache.
         ServerGoneError: `alive` said no.
     """
     start = time.monotonic()
@@ -82,15 +83,20 @@ def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive:
         preexec_fn=partial(die_with_parent, signal.SIGTERM, parent=os.getpid()),
     )
     tail: deque[str] = deque(maxlen=30)
+    lost = ""
     try:
         for line in _lines(child, alive, stage):
             tail.append(line)
+            lost = lost or line.partition(_LOST)[2]
             say(line)
         status = child.wait()
     except BaseException:
         with _undisturbed():  # the worker's own end is one more signal
             stop_group(child)
         raise
+    if lost:  # DVC ends with status 0 all the same
+        what = f"error: DVC could not save what it made: {lost} (free space on the disk of `dvc cache dir`)"
+        raise StageFailedError(stage, NoSpaceError.exit_code, [*tail, what])
     if status:
         found = [int(m.group(1)) for line in tail for m in _EXITED.finditer(line)]
         raise StageFailedError(stage, found[-1] if found else status, list(tail))

@@ -8,12 +8,14 @@ import resource
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from hmsa_core.io import atomic
 from hmsa_core.io.atomic import is_temp
-from hmsa_core.io.errors import ConfigError, NoSpaceError
+from hmsa_core.io.errors import ConfigError, NoSpaceError, one_line
+from hmsa_core.io.remote import is_url
 from hmsa_core.labels.review import ReviewFile
 from pipeline.named_files import check_named_files
 from pipeline.nightly.registry import Registry
@@ -48,7 +50,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
             module.run(ws)
             if saved == _saved_by_people(ws, row):
                 break
-        _LOG.info("%s: people saved marks or a policy meanwhile: once more, for what they change", stage)
+        _LOG.info("%s: marks, a policy or files of a data set came meanwhile: once more, for what they change", stage)
     _check_inputs(stage, before | saved, _inputs(Workspace(ws.root), row) | _saved_by_people(ws, row))
     record = {
         "stage": stage,
@@ -78,11 +80,25 @@ def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
 
 
 def _saved_by_people(ws: Workspace, row: Stage) -> dict[str, Any]:
-    """The same of what people save in the page at any time, marks and policies: a stage takes those of its own time."""
+    """The same of what may come at any time: marks, policies, files of data sets. A stage takes those of its time."""
     paths = [ws.path(_REVIEW)] if _REVIEW in row.deps else []
     if "policies" in row.deps:
         paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name))
-    return {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
+    found = {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
+    sources = (ws.params.data.target, ws.params.data.pretrain) if row.name == "prepare" else ()
+    roots = [ws.resolve(source.root) for source in sources if source and not is_url(source.root)]
+    return found | {str(root): _fingerprint(root) for root in roots}
+
+
+def _fingerprint(root: Path) -> str:
+    """Changes when a file below a folder comes, goes or is written again; no file is opened."""
+    found = []
+    for folder, _, names in os.walk(root):
+        for path in (f"{folder}/{name}" for name in names):
+            with suppress(OSError):  # it went a moment ago, or is a link to nothing
+                told = os.stat(path)  # noqa: PTH116 - a Path each would take twice the time
+                found.append((path, told.st_size, told.st_mtime_ns))
+    return atomic.sha256_bytes(repr(sorted(found)).encode())
 
 
 def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -97,13 +113,27 @@ def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> 
 
 def check_space(ws: Workspace, stage: str, needed: int) -> None:
     """NoSpaceError where a stage's estimate (progress in work/, outputs, DVC's cache) exceeds the free space."""
-    free = shutil.disk_usage(ws.root).free
+    free, place = free_space(ws)
     wanted = needed + _RESERVE
     if free < wanted:
         raise NoSpaceError(
-            f"{stage} needs about {_gib(wanted)} in {ws.root}, {_gib(free)} are free",
+            f"{stage} needs about {_gib(wanted)} in {place}, {_gib(free)} are free",
             hint="free some space, or delete old progress in work/ and `dvc gc --workspace`",
         )
+
+
+def free_space(ws: Workspace) -> tuple[int, Path]:
+    """Bytes that are free, and where: on the disk of the workspace or on that of DVC's cache, whichever has less."""
+    from dvc.config import Config
+    from dvc.config import ConfigError as DvcConfigError
+
+    try:
+        cache = Path(Config(dvc_dir=str(ws.path(".dvc")))["cache"].get("dir") or ws.path(".dvc/cache"))
+    except DvcConfigError as error:
+        raise ConfigError(f"DVC's settings: {one_line(error)}", hint="mend .dvc/config") from error
+    while not cache.exists():
+        cache = cache.parent
+    return min((shutil.disk_usage(place).free, place) for place in (ws.root, cache))
 
 
 def _duration(seconds: float) -> str:

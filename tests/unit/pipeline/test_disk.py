@@ -102,6 +102,20 @@ def test_after_a_first_run_the_largest_stage_must_have_room_and_the_sum_is_told(
         machine.check_machine(ws)
 
 
+def test_the_disk_of_dvcs_cache_is_asked_too(ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need, usage, cache = disk_need(ws), shutil.disk_usage(ws.root), tmp_path / "cache"
+    assert need.place == ws.root, "the cache is in the workspace"
+    cache.mkdir()
+    ws.path(".dvc").mkdir(exist_ok=True)
+    ws.path(".dvc/config").write_text("[cache]\n    dir = ../../cache/dvc\n")
+    free = {cache: need.least, ws.root: 1 << 50}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free[path.resolve()]))
+    with pytest.raises(NoSpaceError, match=r"/cache: at least .* GiB are needed"):
+        machine.check_machine(ws)
+    with pytest.raises(NoSpaceError, match=r"evaluate needs about .* in .*/cache, "):
+        check_space(ws, "evaluate", need.least)
+
+
 @pytest.mark.parametrize("trunk", ["hrnet_w18", "hrnet_w48"])
 def test_a_larger_trunk_asks_for_more_before_the_first_run(ws: Workspace, trunk: str) -> None:
     small = disk_need(ws)

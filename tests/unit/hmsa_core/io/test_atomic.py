@@ -100,6 +100,23 @@ def test_an_aborted_file_leaves_nothing_and_can_be_aborted_twice(tmp_path: Path)
         assert file.closed
 
 
+@pytest.mark.parametrize("error", [None, errno.EXDEV])
+def test_of_a_symbolic_link_the_file_is_published_and_outlives_dvcs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int | None
+) -> None:
+    cached, source, target = tmp_path / "cache/ab/cd", tmp_path / "models/m.bin", tmp_path / "registry/m.bin"
+    atomic.write_bytes(cached, b"weights")
+    source.parent.mkdir()
+    source.symlink_to(cached)
+    if error:
+        monkeypatch.setattr(atomic.FileOps, "link", lambda *_: (_ for _ in ()).throw(OSError(error, "")))
+    atomic.publish_file(source, target)
+    cached.unlink()  # dvc gc --workspace
+    assert not target.is_symlink()
+    assert target.read_bytes() == b"weights"
+    assert os.listdir(target.parent) == ["m.bin"]
+
+
 def test_torn_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"a": ')
     with pytest.raises(IntegrityError, match=r"m\.json.*not valid JSON"):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,17 @@ import pytest
 
 from hmsa_core import __version__
 from hmsa_core.io import atomic, records
-from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError, NoSpaceError
+from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError, LockedError, NoSpaceError
 from pipeline.nightly import flow as nightly
 from pipeline.nightly import history
 from pipeline.nightly.morning import PAGE
+from pipeline.nightly.reaper import nightly_lock
 from pipeline.nightly.runner import ServerGoneError
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 
+ENGINE = str(find_spec("prefect.engine").origin)  # type: ignore[union-attr]
 HISTORY = "work/nightly/history.jsonl"
 YESTERDAY = {"night": {"data": "d", "roles": {"learn": 4}}, "kind": "kept", "counts": {"arrived": 3}, "coverage": {}}
 
@@ -62,6 +67,22 @@ def test_bad_parameters_of_a_run_are_on_the_page(ws: Workspace, given: dict[str,
     assert told in page
     assert "What differs from last night" in page, "the whole page"
     assert [night["kind"] for night in nights] == ["failed"]
+
+
+@pytest.mark.parametrize(("holder", "has_page"), [("autolabel models aa", True), (ENGINE, False)])
+def test_a_night_that_cannot_begin_leaves_no_page_of_yesterday_unless_another_night_writes_one(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, holder: str, has_page: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.argv", holder.split())
+        lock = nightly_lock(ws.root).acquire()
+    page, nights = _fails(ws, LockedError)
+    lock.release()
+    assert [night["kind"] for night in nights] == ["failed"] * has_page
+    assert (page != "yesterday's") is has_page
+    if has_page:
+        assert "(autolabel models aa)" in page
+        assert re.search(rf"Night of {datetime.now(UTC):%Y-%m-%d} \d\d:\d\d UTC", page)
 
 
 @pytest.mark.parametrize("given", [{}, {"threshold": 0.85}])

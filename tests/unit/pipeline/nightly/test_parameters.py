@@ -77,6 +77,25 @@ def test_dvc_records_the_nights_values_and_sees_the_difference_afterwards(worksp
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"student_train": {"epochs": 4, "pseudo": {"draw": "all"}}},
+        {"student_train.epochs": 4, "student_train.pseudo": {"draw": "all"}},
+    ],
+)
+def test_a_mapping_keeps_what_it_does_not_name_as_params_yaml_has_it(
+    workspace: Path, changes: dict[str, object]
+) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(re.sub(r"(?m)^(    draw:) \S+", r"\1 probability", params.read_text()))
+    before = Params.load(params).student_train
+    with parameters_of_night(workspace, changes):
+        tonight = Workspace(workspace).params.student_train
+    assert {name for name, value in tonight if value != getattr(before, name)} == {"epochs", "pseudo"}
+    assert {name for name, value in tonight.pseudo if value != getattr(before.pseudo, name)} == {"draw"}
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"pseudo_label.threshold": 1.5}, r"^parameters of this run: pseudo_label\.threshold: "),

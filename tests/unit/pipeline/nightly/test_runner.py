@@ -53,6 +53,20 @@ def test_the_stages_own_exit_status_and_error_line_are_told_and_a_killed_one_is_
     assert "Running stage" in lines
 
 
+def test_outputs_that_dvc_could_not_save_are_a_failed_stage_though_dvc_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "DVC", PLAIN)
+    (tmp_path / "dvc.yaml").write_text("stages: {s: {cmd: mkdir out && echo hello > out/a, outs: [out]}}\n")
+    subprocess.run([*PLAIN, "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    (tmp_path / ".dvc/cache/files/md5").mkdir(parents=True)
+    (tmp_path / ".dvc/cache/files/md5/b1").symlink_to("/sys")  # nobody, not even root, can put a file there
+    with pytest.raises(StageFailedError, match=r"^s failed with status 28: DVC could not save .*'b1946ac9") as caught:
+        run_stage("s", tmp_path, say=lambda _: None, alive=lambda: True)
+    assert not caught.value.is_worth_a_retry
+    assert (tmp_path / "dvc.lock").exists(), "dvc took it for done"
+
+
 def test_a_server_that_is_gone_stops_the_stage_though_a_process_keeps_the_pipe(tmp_path: Path, run) -> None:
     keeps = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     mark = tmp_path / "pid"
