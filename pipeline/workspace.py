@@ -54,13 +54,13 @@ class Workspace:
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
         """The workspace that `start` (default: the current folder) is, or lies in."""
         here = Path(start) if start is not None else Path.cwd()
+        hint = "make one with `autolabel init DIR --profile tiny`"
+        if not here.resolve().is_dir():  # mistyped: the workspace around it is not meant
+            raise ConfigError(f"{here}: no such folder", hint=hint)
         for folder in (here.resolve(), *here.resolve().parents):
             if all((folder / mark).is_file() for mark in _MARKS):
                 return cls(folder)
-        raise ConfigError(
-            f"{here}: not a workspace (no {' and '.join(_MARKS)} here or above)",
-            hint="make one with `autolabel init DIR --profile tiny`",
-        )
+        raise ConfigError(f"{here}: not a workspace (no {' and '.join(_MARKS)} here or above)", hint=hint)
 
     def path(self, relative: str) -> Path:
         """Absolute path of something in the workspace."""

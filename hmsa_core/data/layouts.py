@@ -273,13 +273,14 @@ def _vistas_config(root: Path, variant: str | None) -> tuple[str, str]:
 # ---- Plain folders, and CamVid
 
 
+PACKAGED = ("cityscapes", "mapillary_v1.2", "mapillary_v2.0")  # class tables that need no file
+
+
 def load_classes(root: Path, name: str) -> ClassTable:
-    """Class table from a file relative to `root`, or a packaged one by name (cityscapes, mapillary_v1.2, ...)."""
-    if name == "cityscapes":
-        return taxonomy.cityscapes()
-    if name in ("mapillary_v1.2", "mapillary_v2.0"):
-        return taxonomy.mapillary(name.removeprefix("mapillary_"))
-    return taxonomy.from_file(root / name)
+    """Class table from a file relative to `root`, or a packaged one by name."""
+    if name not in PACKAGED:
+        return taxonomy.from_file(root / name)
+    return taxonomy.cityscapes() if name == "cityscapes" else taxonomy.mapillary(name.removeprefix("mapillary_"))
 
 
 def _by_stem(

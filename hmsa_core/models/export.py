@@ -101,6 +101,11 @@ def normalisation(model: MultiScaleModel) -> tuple[list[float], list[float]]:
     return list(inference.get("mean") or MEAN), list(inference.get("std") or STD)
 
 
+def least_side(model: MultiScaleModel, scales: Sequence[float]) -> int:
+    """Pixels that a side of an image must have at least; a torch program refuses smaller ones."""
+    return math.ceil(_SMALLEST / (1.0 if model.kind == "single" else min(scales)))
+
+
 def _fraction(scale: float) -> Fraction:
     found = Fraction(scale)  # exact: in other steps than powers of two, a float's rounding decides about single pixels
     if found.denominator > _STEPS:
@@ -125,7 +130,7 @@ def trace(
         ConfigError: a scale cannot be exported, or torch cannot trace this model.
     """
     fused = FusedModel(model, scales, argmax=argmax, half=half)
-    least = math.ceil(_SMALLEST / min(fused._scales))
+    least = least_side(model, scales)
     # Sizes without names: of named ones torch writes an advice that nobody reads, and fails at it for some trunks.
     side = torch.export.Dim.DYNAMIC(min=least)
     dims = {0: torch.export.Dim("batch", min=1), 2: side, 3: side}

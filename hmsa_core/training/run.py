@@ -21,6 +21,7 @@ from hmsa_core.config import TrainConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.layouts import PACKAGED
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.data.transforms import MEAN, STD, normalise
 from hmsa_core.inference.evaluation import to_long_edge
@@ -90,7 +91,7 @@ def train(
         root=str(root),
         images=str(images.relative_to(root)),
         labels=str(labels.relative_to(root)),
-        classes=str(Path(classes).absolute() if Path(classes).suffix else classes),
+        classes=str(classes if classes in PACKAGED else Path(classes).absolute()),
     )
     sampling = config.sampling
     prepare.build(

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +32,6 @@ def run(args: argparse.Namespace) -> int:
         from pipeline.strict_yaml import read_yaml
         from pipeline.workspace import Workspace
 
-        if not args.workspace.is_dir():  # the data would go into the workspace above it
-            hint = "make a workspace with `autolabel init DIR --profile tiny`"
-            raise InputError(f"{args.workspace}: no such folder", hint=hint)
         ws = Workspace.find(args.workspace)
         profile = profile or read_yaml(ws.path("params.yaml")).values.get("profile")
         out = out or ws.path("data/demo")

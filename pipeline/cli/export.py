@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     store = LabelStore.open(args.store)
     refuse_in_store(args.out)
     policy = policy_for(store, args.threshold, args.policy)
-    names = args.name if args.queue is None else _queue(args)
+    names = _queue(args) if args.queue is not None else args.name and list(dict.fromkeys(args.name))
     with Progress(len(names or store.names()), what="export") as progress:
         given: dict[str, Any] = {"policy": policy, "names": names, "advance": progress.update}
         if args.format in TOOLS:

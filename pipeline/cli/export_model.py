@@ -71,6 +71,12 @@ def run(args: argparse.Namespace) -> int:
     pictures, told = _pictures(args, options.meta)
     calibration = _images_of(args.int8) if args.int8 else None
     model, scales, suffix = models.load(options.checkpoint), options.scales, args.out.suffix
+    least, found = export.least_side(model, scales), min(min(batch.shape[2:]) for batch in _batches(pictures))
+    if suffix == ".pt2" and found < least:
+        raise InputError(
+            f"{args.out}: takes sides of at least {least} pixels at these scales, an image to compare on has {found}",
+            hint="name larger ones: --images DIR",
+        )
     program = export.trace(model, scales, argmax=args.argmax, half=args.half)
     about = export.metadata(model, scales, argmax=args.argmax, precision="fp16" if args.half else "fp32")
     if suffix == ".onnx":

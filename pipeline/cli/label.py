@@ -111,14 +111,15 @@ def _pin_threads(args: argparse.Namespace) -> int:
     import json
 
     from hmsa_core.io import remote
+    from hmsa_core.io.atomic import read_json
 
     cores = len(os.sched_getaffinity(0))
     try:
         if remote.is_url(args.out):
-            record = remote.read(f"{remote.check_url(args.out)}.work/options.json")
+            record = json.loads(remote.read(f"{remote.check_url(args.out)}.work/options.json"))
         else:
-            record = Path(f"{remote.local_path(args.out).resolve()}.work/options.json").read_bytes()
-        begun = json.loads(record)["threads"]
+            record = read_json(f"{remote.local_path(args.out).resolve()}.work/options.json")
+        begun = record.get("threads")
     except FileNotFoundError:
         begun = None
     if begun and not args.threads:

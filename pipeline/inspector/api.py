@@ -319,7 +319,7 @@ class Page:
         query = request.query_params
         try:
             self._session.cuts(query.get("threshold"), query.getlist("cut"))
-            if query.get("compare"):
+            if query.get("compare") and self._session.view.kind == "raw":
                 self._session.cuts(query.get("compare"))
         except ConfigError as error:
             return _error_page(error, query.multi_items())

@@ -234,7 +234,7 @@ def find_curves(store: StoreView, policy: AnyPath | None, curves: AnyPath | None
 def workspace_around(store: AnyPath) -> Workspace | None:
     """The workspace that a store lies in, if it lies in one."""
     try:
-        return Workspace.find(Path(store))
+        return Workspace.find(Path(store).resolve().parent)  # a store that is made anew is away for a time
     except HmsaError:
         return None
 

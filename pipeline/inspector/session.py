@@ -151,7 +151,7 @@ class Session:
 
     def describe(self) -> dict[str, Any]:
         """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
-        view, sources = self.view, self.sources()
+        view, sources, policy = self.view, self.sources(), self._policy_json("policy")
         classes = view.classes
         order = np.argsort(-view.totals.sum(axis=1), kind="stable")
         safe = np.zeros((classes.num_classes, 3), int)
@@ -173,14 +173,14 @@ class Session:
             "safeColours": safe.tolist(),
             "edges": list(ConfidenceCode().edges),
             "startCode": start,
-            "start": "policy" if "policy" in self.policies else start,
+            "start": start if policy is None else "policy",
             "cities": [c for c in view.statistics.city_names() if c],
             "problems": [*view.problems, *self.notes],
             "hasPictures": view.pictures.root is not None,
             "hasConflicts": view.has_human,
             "canWeigh": False,
             "precision": None if table is None else {"table": table.round(6).tolist()},
-            "policy": self._policy_json("policy"),
+            "policy": policy,
             "policyB": self._policy_json("policy-b"),
             "other": None if self.other is None else _totals_json(self.other),
             **_totals_json(view),
@@ -188,7 +188,7 @@ class Session:
 
     def _policy_json(self, key: str) -> dict[str, Any] | None:
         policy = self.policies.get(key)
-        if policy is None:
+        if policy is None or self.view.kind != "raw":  # thresholds would hide what people drew: it has code 0
             return None
         return {
             "name": self.policy_names[key],

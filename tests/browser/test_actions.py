@@ -96,6 +96,12 @@ def test_a_review_by_keyboard_takes_one_key_an_image_and_the_last_mark_can_be_ta
         for key in "AFAF":
             page.keys(key)
             order.append(page.until(lambda: (now := page.image()) != order[-1] and now))
+        page.keys("n", "x")
+        page.control("z")  # in a field it takes back what was typed, and no mark
+        page.control("s")
+        page.until(lambda: "Saved" in page.text("#toasts"))
+        assert (page.image(), len(ReviewFile(store).marks())) == (order[4], 4)
+        page.keys(Keys.BACKSPACE, Keys.ESCAPE)
         page.control("z")
         page.until(lambda: page.image() == order[3])
         page.keys("F")
@@ -325,6 +331,13 @@ def test_only_what_is_on_the_screen_can_be_judged(browser: Any, street: Scenes, 
         page.until(lambda: page.find("#audit-close").get_attribute("data-item") == "0")
         page.keys("j")
         page.until(lambda: page.text("#audit-count").startswith("1 of"))
+        page.until(lambda: page.find("#audit-close").get_attribute("data-item") == "1")
+        shortcuts = """
+          return ["ctrlKey", "altKey", "metaKey"].map((held) => document.body.dispatchEvent(
+            new KeyboardEvent("keydown", { key: "j", [held]: true, bubbles: true, cancelable: true })));
+        """
+        assert page.js(shortcuts) == [True, True, True]  # they stay the browser's, and are no answers
+        assert page.find("#audit-close").get_attribute("data-item") == "1"
     items = json.loads((tmp_path / "raw.audit.json").read_text())["items"]
     assert [item["verdict"] for item in items[:3]] == ["right", None, None]
 

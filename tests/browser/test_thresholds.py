@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from hmsa_core.labels import ConfidenceCode
-from tests.support.browser_page import Page
+from hmsa_core.labels import ConfidenceCode, LabelStore
+from hmsa_core.labels.finalise import Recipe, finalise
+from hmsa_core.labels.review import UNTOUCHED
+from hmsa_core.labels.thresholds.policy import from_threshold
+from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import Scenes
 
 EDGES = ConfidenceCode().edges
@@ -141,3 +146,43 @@ def test_the_expected_precision_is_the_one_of_the_command_line(page: Page, stree
     assert page.text("#precision-total") == f"{100 * found['expected_precision']:.2f} %"
     road = next(row for row in found["classes"] if row["name"] == "road")
     assert page.text("[data-class=road] .class-precision") == f"{100 * road['expected_precision']:.1f} %"
+
+
+def _drawn(_name: str, height: int, width: int) -> tuple[Any, Any]:
+    """Corrections of people: the upper half is road."""
+    labels = np.full((height, width), UNTOUCHED, np.uint8)
+    labels[: height // 2] = 0
+    return np.zeros((height, width), bool), labels
+
+
+def test_a_thresholded_store_is_shown_as_it_is_alone_and_beside_another(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
+    raw, images = LabelStore.open(street.store), ("--images", str(street.images))
+    finalise(raw, Recipe(from_threshold("0.9", raw.classes), reviewed=_drawn), tmp_path / "final")
+    final = LabelStore.open(tmp_path / "final")
+    labels = {name: final.read_label(name) for name in final.names()}
+    kept, pixels = sum(int((label != 255).sum()) for label in labels.values()), sum(x.size for x in labels.values())
+    with serving(str(final.path), "--policy", str(street.policy), *images) as (address, _):
+        page = Page(browser, address)
+        page.open(image=street.names[0])
+        assert (page.kept(), page.painted()) == (kept, int((labels[street.names[0]] != 255).sum()))
+        page.find("#histogram").click()
+        page.keys("p", "]", "c")
+        assert page.kept() == kept
+        assert "--compare STORE" in page.text("#toasts")
+    with serving(str(final.path), "--compare", str(raw.path), *images) as (address, _):
+        page = Page(browser, address)
+        page.open(image=street.names[0])
+        page.keys("c")
+        page.until(lambda: "swipe" in page.browser.current_url)
+        page.browser.refresh()  # its address can be shared
+        page.until(lambda: "only A 0.00 %" in page.text("#difference"))
+        assert page.text("#kept-total-b") == "100.00 % in B"
+        assert not page.find("#compare-value").is_displayed()
+    with serving(str(raw.path), "--compare", str(final.path), *images) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", compare="0.9", **{"with": "b"})
+        page.until(lambda: page.text("#kept-total-b") == f"{100 * kept / pixels:.2f} % in B")
+        assert not page.find("#compare-base").is_displayed()
+        assert page.console() == []

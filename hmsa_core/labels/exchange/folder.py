@@ -181,7 +181,8 @@ class Exported:
         if not path.exists():
             raise InputError(f"{path}: not found")
         try:
-            yield from _module(self.format).read(path, self)
+            returned: Iterator[Returned] = _module(self.format).read(path, self)
+            yield from (one for one in returned if (one.label != IGNORE).any())  # an empty one nobody looked at
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}: no {self.format} file that can be read ({error!r:.200})") from error
 

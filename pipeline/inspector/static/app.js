@@ -143,7 +143,7 @@ function registerKeys() {
     { keys: ["{"], show: "{", text: "ten edges lower", run: () => nudge(-10) },
     { keys: ["}"], show: "}", text: "ten edges higher", run: () => nudge(10) },
     { keys: ["p"], show: "p", text: "policy or one threshold", run: () => store.policy && update({ base: state.base === "policy" ? store.startCode : "policy" }) },
-    { keys: ["s"], ctrl: true, show: "Ctrl+S", text: "save policy", run: savePolicy },
+    { keys: ["s"], ctrl: true, everywhere: true, show: "Ctrl+S", text: "save policy", run: savePolicy },
   ]);
   keyGroup("Layers and view", [
     ...LAYERS.map((name, i) => ({ keys: [String(i + 1)], show: String(i + 1), text: { labels: "label overlay", heat: "confidence heat map", human: "human label", dropped: "dropped pixels", weights: "scale weights" }[name] ?? name, run: () => toggleLayer(name) })),
@@ -155,7 +155,7 @@ function registerKeys() {
   ]);
   keyGroup("Page", [
     { keys: ["?"], show: "?", text: "this help", run: () => byId("help").showModal() },
-    { keys: ["Escape"], show: "Esc", text: "leave field, region, compare or class", run: escape },
+    { keys: ["Escape"], everywhere: true, show: "Esc", text: "leave field, region, compare or class", run: escape },
   ]);
   startKeys();
 }

@@ -233,6 +233,7 @@ const KEYS = { ArrowRight: "right", j: "right", 1: "right", ArrowLeft: "wrong", 
 
 function key(event) {
   if (!dialog.open || byId("audit-run").hidden || event.target.closest("input, select")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return; // a shortcut of the browser
   if (KEYS[event.key]) {
     if (!event.repeat) answer(KEYS[event.key]);
   } else if (event.key === "Backspace" || event.key === "ArrowUp") back();

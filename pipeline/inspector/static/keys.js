@@ -4,7 +4,7 @@ import { byId, fill, h } from "./dom.js";
 
 const groups = [];
 
-/** Register keys: [{keys: ["ArrowLeft"], show: "←", text, run}] under a title. */
+/** Register keys: [{keys: ["ArrowLeft"], show: "←", text, run}] under a title; `everywhere`: in fields, too. */
 export function keyGroup(title, entries) {
   groups.push({ title, entries });
 }
@@ -25,7 +25,7 @@ function typing(event) {
 function handle(event) {
   if (event.altKey || event.defaultPrevented || document.querySelector("dialog[open]")) return;
   const entry = find(event);
-  if (!entry || (typing(event) && !entry.ctrl && event.key !== "Escape")) return;
+  if (!entry || (typing(event) && !entry.everywhere)) return;
   if (event.target.closest?.("button, [role=slider]") && (event.key === "Enter" || event.key === " ")) return;
   event.preventDefault();
   if (!(event.repeat && entry.once)) entry.run(event); // a key that is held down marks one image

@@ -19,20 +19,20 @@ export function globalCode() {
   return typeof state.base === "number" ? state.base : store.startCode;
 }
 
-/** Use one threshold for every class that has no pin. */
+/** Use one threshold for every class that has no pin. A thresholded store has none to move. */
 export function setGlobal(code) {
-  update({ base: clamp(code, 0, CODES - 1) });
+  if (store.kind === "raw") update({ base: clamp(code, 0, CODES - 1) });
 }
 
 /** Move the cut of the class in focus, or of all classes, by edges. */
 export function nudge(steps) {
-  if (store.kind !== "raw") return;
   if (state.focus < 0) return setGlobal(globalCode() + steps);
   return setPin(state.focus, clamp(Math.min(scene.cuts[state.focus], CODES - 1) + steps, 0, CODES - 1));
 }
 
 /** Give one class its own threshold (code null: back to the base). */
 export function setPin(c, code) {
+  if (store.kind !== "raw") return;
   const pins = { ...state.pins };
   if (code === null) delete pins[c];
   else pins[c] = code;

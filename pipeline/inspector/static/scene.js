@@ -7,7 +7,7 @@ import { byId } from "./dom.js";
 import { loadHuman, loadPlanes, prefetch } from "./loader.js";
 import { heatTable, labelTable, makeLayer, paint, paintPlane, rampTable, rgba } from "./paint.js";
 import { coloursOf } from "./palette.js";
-import { state, update, watch } from "./state.js";
+import { isStoredB, state, update, watch } from "./state.js";
 import { setSize } from "./viewport.js";
 
 const layers = Object.fromEntries(["labels", "other", "heat", "human"].map((name) => [name, makeLayer(byId(`layer-${name}`))]));
@@ -91,7 +91,7 @@ export function schedule(...names) {
 
 function recut() {
   scene.cuts = cutsOf(state.base, state.pins);
-  scene.cutsB = state.compare ? cutsOf(state.compare.base, {}) : null;
+  scene.cutsB = state.compare ? cutsOf(isStoredB(state.compare, store) ? 0 : state.compare.base, {}) : null;
 }
 
 function applyVisibility() {

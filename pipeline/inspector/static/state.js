@@ -49,6 +49,9 @@ export function update(patch) {
 
 const baseText = (base, store) => (typeof base === "number" ? store.edges[base] : base);
 
+/** Whether B is shown as it is stored: thresholds would hide what people drew in a thresholded store. */
+export const isStoredB = (compare, store) => store.kind !== "raw" || (compare.store === "b" && store.other.kind !== "raw");
+
 /** Query parameters of the thresholds: {threshold, cut: ["class:edge", ...]}, as address, API and CLI write them. */
 export function cutParams(s, store) {
   if (store.kind !== "raw") return {};
@@ -131,7 +134,7 @@ export function fromQuery(search, store, parse) {
   }
   if (q.get("palette") === "safe") patch.palette = "safe";
   if (["light", "dark"].includes(q.get("theme"))) patch.theme = q.get("theme");
-  if (q.get("compare")) patch.compare = { store: q.get("with") === "b" && store.other ? "b" : "a", base: base(q.get("compare")) };
+  if (q.get("compare") && (store.kind === "raw" || store.other)) patch.compare = { store: store.other && (store.kind !== "raw" || q.get("with") === "b") ? "b" : "a", base: base(q.get("compare")) };
   patch.swipe = number(q.get("swipe"), 0, 1, 0.5);
   const view = (q.get("view") ?? "").split(",").map(Number);
   if (view.length === 3 && view.every(Number.isFinite) && view[0] > 0) patch.zoom = { scale: view[0], x: view[1], y: view[2] };

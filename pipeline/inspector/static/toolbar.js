@@ -6,7 +6,7 @@ import { byId, debounce, fill, h, setText } from "./dom.js";
 import { storeSums } from "./numbers.js";
 import { rampCss } from "./paint.js";
 import { onScene, scene } from "./scene.js";
-import { state, update, watch } from "./state.js";
+import { isStoredB, state, update, watch } from "./state.js";
 import { toast } from "./toast.js";
 import { actualSize, fit, scaleNow, zoomBy } from "./viewport.js";
 
@@ -47,9 +47,10 @@ function availability() {
 
 /** Switch compare on or off. */
 export function toggleCompare() {
+  if (byId("compare").disabled) return toast(byId("compare").title);
   if (state.compare) return update({ compare: null });
   const side = store.other ? "b" : "a";
-  const base = store.policyB ? "policy-b" : store.policy && state.base !== "policy" ? "policy" : typeof state.base === "number" ? Math.min(255, state.base + 5) : store.startCode;
+  const base = store.kind !== "raw" ? 0 : store.policyB ? "policy-b" : store.policy && state.base !== "policy" ? "policy" : typeof state.base === "number" ? Math.min(255, state.base + 5) : store.startCode;
   return update({ compare: { store: side, base } });
 }
 
@@ -61,7 +62,8 @@ function showCompare() {
   const { base, store: side } = state.compare;
   byId("compare-store").value = side;
   byId("compare-base").value = typeof base === "number" ? "threshold" : base;
-  byId("compare-value").hidden = typeof base !== "number";
+  byId("compare-base").hidden = isStoredB(state.compare, store);
+  byId("compare-value").hidden = byId("compare-base").hidden || typeof base !== "number";
   if (typeof base === "number" && document.activeElement !== byId("compare-value")) byId("compare-value").value = edgeText(store, base);
 }
 
@@ -69,6 +71,11 @@ function startCompare() {
   byId("compare").addEventListener("click", toggleCompare);
   byId("compare-close").addEventListener("click", () => update({ compare: null }));
   byId("compare-store-label").hidden = !store.other;
+  if (store.kind !== "raw") {
+    byId("compare-store").options[0].remove(); // under the same thresholds, none, it is the same
+    byId("compare").disabled = !store.other;
+    byId("compare").title = store.other ? "compare two stores (c)" : "this store has its thresholds already: to compare it, start with --compare STORE";
+  }
   if (store.other) byId("compare-store").append(h("option", { value: "b" }, store.other.name));
   const bases = byId("compare-base");
   if (store.policy) bases.append(h("option", { value: "policy" }, `policy ${store.policy.name}`));

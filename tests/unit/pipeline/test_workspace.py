@@ -183,7 +183,7 @@ def test_demo_data_for_a_folder_that_is_not_there_are_not_put_into_the_workspace
 
     generated: list[Path] = []
     monkeypatch.setattr(demodata, "generate", lambda _spec, out, _workers: generated.append(out))
-    told = said("demo-data", made.root / "nope" / "x", status=3).err
+    told = said("demo-data", made.root / "nope" / "x", status=2).err
     assert told.startswith(f"error: {made.root}/nope/x: no such folder\nhint: ")
     assert generated == []
     said("demo-data", made.root / "models")
@@ -255,11 +255,15 @@ def test_demo_data_of_one_workspace_can_serve_another_in_a_fresh_repository(tmp_
     assert ws.roots["pretrain"] == tmp_path / "shared" / "mapillary"
 
 
-def test_a_workspace_is_found_from_a_folder_inside_it_and_missing_ones_are_explained(made, tmp_path):
+def test_a_workspace_is_found_from_a_folder_inside_it_and_missing_ones_are_explained(made, tmp_path, said):
     assert Workspace.find(made.root / "models").root == made.root
     with pytest.raises(ConfigError, match="not a workspace") as caught:
         Workspace.find(tmp_path)
     assert "autolabel init" in caught.value.hint
+    mistyped = made.root / "nosuch"  # never the workspace around it
+    for command in (["config", "show"], ["models", "register", tmp_path]):
+        told = said(*command, "--workspace", mistyped, status=2).err
+        assert told.startswith(f"error: {mistyped}: no such folder\nhint: ")
 
 
 def test_the_current_teacher_is_the_trained_one_until_a_version_is_promoted(made, tmp_path):

@@ -386,6 +386,17 @@ def test_what_comes_back_as_it_went_out_corrects_nothing(store: LabelStore, expo
     assert not ReviewFile(store.path).path.exists()
 
 
+@pytest.mark.parametrize("fmt", ["coco-panoptic", "huggingface", "fiftyone"])
+def test_an_image_that_comes_back_empty_was_not_looked_at(
+    store: LabelStore, exports: Path, tmp_path: Path, fmt: str
+) -> None:
+    out = shutil.copytree(exports / fmt, tmp_path / "out")
+    nothing = np.s_[:, :] + (255 if fmt == "huggingface" else -1,)  # in the others class + 1, so 0
+    returned = CORRECTORS[fmt](out, {store.names()[0]: nothing})
+    summary = bring_back(returned, Exported(out), store, by="kim")
+    assert (summary.images, summary.corrected) == (IMAGES - 1, [])
+
+
 def test_a_polygon_is_read_and_what_is_erased_is_ignored_and_an_image_without_regions_was_not_looked_at(
     store: LabelStore, exports: Path, tmp_path: Path
 ) -> None:
@@ -522,6 +533,13 @@ def test_a_task_is_made_of_the_images_most_worth_a_look_that_nobody_reviewed(
     assert "4 images as cvat" in capsys.readouterr().err
     order = sorted(doubt, key=lambda name: -doubt[name])
     assert set(_cvat(tmp_path / "task")) <= set(order[1:8])
+
+
+def test_an_image_that_is_named_twice_is_exported_once(store: LabelStore, tmp_path: Path) -> None:
+    out, names = tmp_path / "out", ["--name", store.names()[0]] * 2
+    given = ["--format", "coco-panoptic", "--images", str(store.path.parent), *names]
+    assert main(["export", str(store.path), str(out), *given]) == 0
+    assert main(["import", str(out), str(store.path), "--corrections-of", str(out), "--by", "kim"]) == 0
 
 
 def test_exports_that_cannot_be_made_are_refused_and_leave_nothing_behind(

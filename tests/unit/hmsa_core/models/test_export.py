@@ -143,6 +143,16 @@ def test_a_torch_program_gives_labels_as_bytes(
     assert json.loads(json.loads(about["metadata.json"])["output"]) == "labels: uint8 N x H x W, trainIds"
 
 
+def test_images_that_are_too_small_for_a_torch_program_are_refused_before_the_work(
+    checkpoint: Path, outside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "trace", lambda *_, **__: pytest.fail("minutes of work"))
+    (outside / "few").mkdir()
+    cv2.imwrite("few/a.png", picture(0, 67, 90))
+    assert main(["export-model", str(checkpoint), "o.pt2", "--images", "few", "--threads", "1"]) == 3
+    assert "sides of at least 68 pixels at these scales, an image to compare on has 67" in capsys.readouterr().err
+
+
 def test_a_file_that_does_not_agree_is_not_written(
     checkpoint: Path, data: bytes, outside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,10 @@ def test_a_store_is_gone_on_with_by_the_threads_that_it_was_begun_with(folder, t
     assert f"--threads {CORES}: this store was begun with --threads {begun}\nhint: leave" in capsys.readouterr().err
     assert len(started) == 2
     assert folder_bytes(tmp_path / "store") == before
+    options = tmp_path / "store.work" / "options.json"
+    options.write_text("{")
+    assert label(folder, tmp_path / "store") == 4
+    assert f"error: {options}: not valid JSON" in capsys.readouterr().err
 
 
 def test_before_the_first_label_another_number_of_threads_is_taken(folder, tmp_path, started, monkeypatch):

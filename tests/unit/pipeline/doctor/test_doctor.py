@@ -113,8 +113,8 @@ def test_outside_of_a_workspace_only_the_machine_is_looked_at_unless_one_was_ask
     shown = said("doctor", "--quick").out
     assert "not a workspace" in shown
     assert "autolabel init" in shown
-    for folder in (".", "nowhere"):
-        assert "not a workspace" in said("doctor", "--quick", "--workspace", tmp_path / folder, status=2).err
+    for folder, told in ((".", "not a workspace"), ("nowhere", "no such folder")):
+        assert told in said("doctor", "--quick", "--workspace", tmp_path / folder, status=2).err
 
 
 def test_a_folder_inside_of_a_workspace_means_that_workspace_and_commands_say_where_to_go(
