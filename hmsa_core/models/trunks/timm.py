@@ -38,7 +38,7 @@ def build(name: str, *, drop_path: float = 0.0) -> TimmTrunk:
 class TimmTrunk(nn.Module):
     """B x 3 x H x W -> maps of 48 channels each, the finest first.
 
-    `body` is timm's feature extractor, `project` a 1x1 convolution, batch norm and ReLU for each map. The sides of images
+    `body` is timm's feature extractor, `project` a 1x1 convolution, batch norm and ReLU for each map. Sides of images
     become multiples of `multiple` pixels (1 for most models): images are enlarged for plain transformers, whose maps
     must cover the image and nothing else, and padded for others.
     """
