@@ -164,7 +164,8 @@ export function startPanel(data) {
   for (const id of ["threshold", "threshold-value", "threshold-down", "threshold-up", "base-one", "base-policy"]) byId(id).disabled = store.kind !== "raw";
   byId("threshold-section").classList.toggle("fixed", store.kind !== "raw");
   byId("thresholded-note").hidden = store.kind === "raw";
-  setText(byId("precision-source"), store.precision ? "calibration table" : "needs a policy: start with --policy");
+  const none = store.kind === "raw" ? "needs a policy: start with --policy" : "not known of finished labels";
+  setText(byId("precision-source"), store.precision ? "calibration table" : none);
   let queued = false;
   const soon = () => {
     if (!queued) requestAnimationFrame(() => { queued = false; showAll(); });
