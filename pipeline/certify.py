@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import holds_train_ids, read_label_ids
-from hmsa_core.io.errors import HmsaError, InputError
+from hmsa_core.io.errors import HmsaError, InputError, IntegrityError, StoreError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES
@@ -219,8 +220,7 @@ class CertificateFile:
             kept = Certificate.load(self.path) if self.path.is_file() else None
             if kept is None or kept.plan_digest != certificate.plan_digest:
                 self._put_aside(kept)
-                earlier = [Certificate.load(file) for file in self.path.parent.glob(f"{self.path.stem}-*.json")]
-                same = [one for one in earlier if one.plan_digest == certificate.plan_digest]
+                same = [one for one in self._put_asides() if one.plan_digest == certificate.plan_digest]
                 kept = max(same, key=_answers, default=certificate)
             self._keep(kept)
             return kept
@@ -238,6 +238,13 @@ class CertificateFile:
         if kept is not None and _answers(kept):
             self.aside = self.path.with_name(f"{self.path.stem}-{kept.digest[:16]}.json")
             kept.save(self.aside)
+
+    def _put_asides(self) -> Iterator[Certificate]:
+        """Earlier certificates of other plans; a damaged one is of no use."""
+        for file in self.path.parent.iterdir():
+            if re.fullmatch(rf"{re.escape(self.path.stem)}-[0-9a-f]{{16}}\.json", file.name):
+                with suppress(StoreError, IntegrityError):
+                    yield Certificate.load(file)
 
     def answer(self, plan: str, number: int, answer: str) -> Certificate:
         """Record an answer, draw on where few draws are left, and rewrite the file.

@@ -37,6 +37,10 @@ class Need:
     place: Path  # where that is: the workspace or DVC's cache
     unknown: str = ""  # what is not counted, and why, in words
 
+    def __str__(self) -> str:
+        free, total = (f"{size / 2**30:.1f} GiB" for size in (self.free, self.total))
+        return f"{free} free in {self.place}, at most {total} needed by a full run"
+
     @property
     def fits(self) -> bool:
         """Whether the run can be begun."""

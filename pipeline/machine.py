@@ -102,7 +102,7 @@ def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
             f"{need.place}: at least {need.least / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
             hint="free some space, or `dvc gc --workspace` to drop old label stores",
         )
-    told = f"{need.free / 2**30:.1f} GiB free, at most {need.total / 2**30:.1f} GiB needed"
+    told = str(need)
     told += f" ({need.unknown})" if need.unknown else ""
     told += ": it may have to stop on the way" if need.is_tight else ""
     have = ", ".join(f"{name} {version}" for name, version in versions().items() if version)

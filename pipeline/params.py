@@ -355,10 +355,12 @@ def profile_file(name: str) -> Path:
 
 
 def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `changes` in their place, section by section."""
+    """`values` with those of `changes` in their place, section by section; an empty mapping empties its section."""
     merged = dict(values)
     for name, value in changes.items():
-        merged[name] = over(values.get(name) or {}, value) if isinstance(value, Mapping) else value
+        old = values.get(name)
+        both = value and isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[name] = over(old, value) if both else value
     return merged
 
 

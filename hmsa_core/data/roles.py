@@ -38,6 +38,8 @@ def assign_roles(found: Sequence[Found], roles: RolesSpec) -> list[str]:
             towns, drives = sorted(cities - {""}), drives - {""}
             few = ", ".join(sorted(drives)[:20])
             known = f"the cities are: {', '.join(towns)}" if towns else f"the sequences are: {few}"
+            if towns and drives - cities:
+                known += f"; a sequence is, for example, {min(drives - cities)}"
             if not towns and not drives:
                 known = "no image has a city or sequence (folder: `pattern` finds them in the names)"
             raise ConfigError(f"roles.{key}: no image is of {missing[0]!r}; {known}")

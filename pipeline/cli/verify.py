@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +70,8 @@ def _certificate(args: argparse.Namespace) -> int:
 
     store = args.store
     if store is None:
-        store = args.certificate.with_name(args.certificate.name.removesuffix(".certificate.json"))
+        name = re.sub(r"\.certificate(-[0-9a-f]{16})?\.json$", "", args.certificate.name)  # also of one put aside
+        store = args.certificate.with_name(name)
     found = Certificate.load(args.certificate)
     found.check(StoreView(local_folder(store)), str(args.certificate))
     results = found.results()

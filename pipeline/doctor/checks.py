@@ -240,7 +240,7 @@ def _locks(ws: Workspace) -> Iterator[Finding]:
 
 def _disk(ws: Workspace) -> Iterator[Finding]:
     need, room = disk_need(ws), "free space, or `dvc gc --workspace`"
-    text = f"{need.free / 2**30:.1f} GiB free, at most {need.total / 2**30:.1f} GiB needed by a full run"
+    text = str(need)
     if not need.fits:
         yield Finding("disk", "broken", text, room)
     elif need.is_tight:

@@ -334,7 +334,7 @@ def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
     every = json_of(ws, "labels/final/statistics.json").get("skipped", [])
     skipped = [row for row in every if row.get("reason") != "flagged in review"]  # a person decided that
     labelled = json_of(ws, "metrics/auto-infer.json")
-    told = [f"{need.free / 2**30:.1f} GiB free, about {need.total / 2**30:.1f} GiB needed for a whole night"]
+    told = [str(need)]
     told += [f"seed variance from {runs} A/A trainings"] if runs else []
     if verdict.get("look"):
         told.append(f"look {verdict['look']} at this report set, {100 * verdict['alpha']:.2f} % of error spent on it")

@@ -77,7 +77,7 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[st
 
 
 async def _cancel_missed(client: Any, flow: Any, workspace: Path) -> list[str]:
-    """Of the nights whose time has passed the newest will run: each one before it would make the same, one by one."""
+    """Of alike nights whose time has passed the newest will run: each one before it would make the same."""
     from prefect import states
     from prefect.client.schemas import filters, sorting
 
@@ -86,7 +86,9 @@ async def _cancel_missed(client: Any, flow: Any, workspace: Path) -> list[str]:
     )
     order = sorting.FlowRunSort.EXPECTED_START_TIME_ASC
     found = await client.read_flow_runs(flow_filter=flow, flow_run_filter=late, sort=order)
-    missed = [run for run in found if run.auto_scheduled and _belongs(run.parameters, workspace)][:-1]
+    ours = [run for run in found if run.auto_scheduled and _belongs(run.parameters, workspace)]
+    newest = {(run.deployment_id, repr(run.parameters)): run.id for run in ours}
+    missed = [run for run in ours if run.id not in newest.values()]
     for run in missed:
         await client.set_flow_run_state(run.id, states.Cancelled(message="missed: a newer night is due"), force=True)
     return [f"{len(missed)} missed nights are cancelled: the newest that is due will run"] if missed else []

@@ -95,7 +95,7 @@ def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive:
             stop_group(child)
         raise
     if lost:  # DVC ends with status 0 all the same
-        what = f"error: DVC could not save what it made: {lost} (free space on the disk of `dvc cache dir`)"
+        what = f"error: DVC could not save what it made: {lost} (look at space and rights of `dvc cache dir`)"
         raise StageFailedError(stage, NoSpaceError.exit_code, [*tail, what])
     if status:
         found = [int(m.group(1)) for line in tail for m in _EXITED.finditer(line)]

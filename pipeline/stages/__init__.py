@@ -67,7 +67,7 @@ TABLE = (
             "teacher_train.sampling.tile",
             "teacher_train.sampling.min_pixels",
         ),
-        version=2,
+        version=3,
     ),
     Stage(
         "teacher-pretrain",

@@ -74,7 +74,7 @@ def run(ws: Workspace) -> None:
         )
     # Now, not after the trainings.
     _warn(_for_want_of_images(ws.params, index))
-    _warn(_used_for_nothing(ws.source("target"), index))
+    _warn(_used_for_nothing(ws.params, ws.source("target"), index))
     if unseen := [name for name, tiles in target.centroids.items() if not tiles]:
         _warn([f"no label of role learn shows {', '.join(unseen)}: no network can learn that"])
     _warn(_leaks(ws.params, index))
@@ -152,7 +152,7 @@ def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
         )
 
 
-def _used_for_nothing(source: SourceSpec, index: Index) -> Iterator[str]:
+def _used_for_nothing(params: Params, source: SourceSpec, index: Index) -> Iterator[str]:
     """Labels and folders of images that are there, but that no role or split takes."""
     if source.kind == "camvid":  # its roles come with it
         return
@@ -164,6 +164,7 @@ def _used_for_nothing(source: SourceSpec, index: Index) -> Iterator[str]:
         )
     fine = index.select(kinds=("fine",))
     used = {s.split for s in fine if s.role != "guard"}
+    used |= {*params.data.roles.learn_splits, *params.data.roles.report_splits}
     for split, images in Counter(s.split for s in fine if s.split not in used).items():
         yield (
             f"{images} images of split {split} have fine labels and are used for nothing: name the split in "
@@ -174,7 +175,7 @@ def _used_for_nothing(source: SourceSpec, index: Index) -> Iterator[str]:
         folders = {
             Path(folder).relative_to(top).as_posix() for folder, _, _ in os.walk(top) if list_files(Path(folder))
         }
-        if unnamed := sorted(folders - {split or "." for split in source.splits or ("",)}):
+        if unnamed := sorted(folders - {Path(split).as_posix() for split in source.splits or ("",)}):
             yield (
                 f"{top} holds images in folders that data.target.splits does not name, and they are not used: "
                 f"{', '.join(unnamed[:3])}"

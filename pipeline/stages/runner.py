@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import resource
@@ -46,12 +47,16 @@ def run_stage(ws: Workspace, stage: str) -> None:
         # In the last round people wait with their marks (the page keeps what they drew), or they might never pause.
         is_held = turn == _ROUNDS - 1 and _REVIEW in row.deps
         with ReviewFile(ws.path("labels/raw")).lock() if is_held else nullcontext():
-            saved = _saved_by_people(ws, row)
+            saved, files = _saved_by_people(ws, row), _data_files(ws, row)
             module.run(ws)
-            if saved == _saved_by_people(ws, row):
+            saved_meanwhile, files_meanwhile = _saved_by_people(ws, row), _data_files(ws, row)
+            if (saved, files) == (saved_meanwhile, files_meanwhile):
                 break
         _LOG.info("%s: marks, a policy or files of a data set came meanwhile: once more, for what they change", stage)
-    _check_inputs(stage, before | saved, _inputs(Workspace(ws.root), row) | _saved_by_people(ws, row))
+    _check_inputs(stage, before | saved, _inputs(Workspace(ws.root), row) | saved_meanwhile)
+    for root in (root for root in files if files[root] != files_meanwhile[root]):
+        told = "%s: files in %s go on changing. What came last waits for the next change there, or `dvc repro -f %s`"
+        _LOG.warning(told, stage, root, stage)
     record = {
         "stage": stage,
         "seconds": round(time.monotonic() - started, 2),
@@ -80,25 +85,30 @@ def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
 
 
 def _saved_by_people(ws: Workspace, row: Stage) -> dict[str, Any]:
-    """The same of what may come at any time: marks, policies, files of data sets. A stage takes those of its time."""
+    """The same of what people save in the page at any time, marks and policies: a stage takes those of its own time."""
     paths = [ws.path(_REVIEW)] if _REVIEW in row.deps else []
     if "policies" in row.deps:
         paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name))
-    found = {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
+    return {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
+
+
+def _data_files(ws: Workspace, row: Stage) -> dict[Path, str]:
+    """Fingerprints of the data sets that a stage reads: DVC takes files that come meanwhile for seen."""
     sources = (ws.params.data.target, ws.params.data.pretrain) if row.name == "prepare" else ()
     roots = [ws.resolve(source.root) for source in sources if source and not is_url(source.root)]
-    return found | {str(root): _fingerprint(root) for root in roots}
+    return {root: _fingerprint(root) for root in roots}
 
 
 def _fingerprint(root: Path) -> str:
     """Changes when a file below a folder comes, goes or is written again; no file is opened."""
-    found = []
-    for folder, _, names in os.walk(root):
-        for path in (f"{folder}/{name}" for name in names):
+    found = hashlib.sha256()
+    for folder, below, names in os.walk(root):
+        below.sort()
+        for path in (f"{folder}/{name}" for name in sorted(names)):
             with suppress(OSError):  # it went a moment ago, or is a link to nothing
                 told = os.stat(path)  # noqa: PTH116 - a Path each would take twice the time
-                found.append((path, told.st_size, told.st_mtime_ns))
-    return atomic.sha256_bytes(repr(sorted(found)).encode())
+                found.update(f"{path} {told.st_size} {told.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
 
 
 def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
-from hmsa_core.models.layers import conv_bn, resize
+from hmsa_core.models.layers import conv_bn
 from hmsa_core.models.trunks import Widths
 
 NAMES = ()
@@ -72,7 +72,8 @@ class TimmTrunk(nn.Module):
             images = images * factor + offset
         if self.multiple > 1 and len(set(self.strides)) == 1:
             rows, columns = ((length + self.multiple - 1) // self.multiple for length in (height, width))
-            images = resize(images, (rows * self.multiple, columns * self.multiple))
+            size = (rows * self.multiple, columns * self.multiple)  # whatever it is: an exported graph takes any size
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False)
         elif self.multiple > 1:
             images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         return [

@@ -210,12 +210,14 @@ def test_answers_of_people_are_put_aside_and_go_on_when_their_plan_comes_back(
     for number in range(6):
         kept.answer(Certificate.load(file).plan_digest, number, "right")
     capsys.readouterr()
+    file.with_name(f"{file.stem}-{'0' * 16}.json").write_text("damaged")
     assert certify(own.store, "--target", 0.8) == 0
     assert "note: the answers of another certificate are kept in " in capsys.readouterr().err
     assert certify(own.store, *plan) == 0
     assert [draw["answer"] for draw in Certificate.load(file).draws[:6]] == ["right"] * 6
     assert by_labels(own, made) == 0, "the same plan, answered by label maps"
     aside = Path(capsys.readouterr().err.split("are kept in ")[1].strip())
+    assert main(["verify", "--certificate", str(aside)]) == 0, "its store is found by its name"
     assert [draw["answer"] for draw in Certificate.load(aside).draws[:7]] == ["right"] * 6 + [None]
 
 

@@ -121,13 +121,17 @@ def test_the_file_says_what_a_runtime_has_to_know(checkpoint: Path, data: bytes)
 
 
 @pytest.mark.slow
-def test_a_trunk_with_paddings_of_tensorflow_is_traced_at_two_scales() -> None:
-    """Its sizes are nested divisions, of which torch found none that it could name (EfficientNet-Lite, a minute)."""
-    model = models.build("hierarchical", trunk="timm:tf_efficientnet_lite0", num_classes=CLASSES).eval()
+@pytest.mark.parametrize("trunk", ["tf_efficientnet_lite0", "vit_tiny_patch16_224"])
+def test_a_trunk_that_pads_or_enlarges_is_traced_at_two_scales(trunk: str) -> None:
+    """Its sizes are nested divisions, of which torch found none that it could name (a minute each)."""
+    model = models.build("hierarchical", trunk=f"timm:{trunk}", num_classes=CLASSES).eval()
     program = export.trace(model, SCALES)
-    with torch.no_grad():
-        found = program.module()(torch.zeros(1, 3, 101, 131, dtype=torch.uint8))
-    assert found.shape == (1, CLASSES, 101, 131)
+    for size in (101, 131), (96, 128):
+        images = export.as_batch(picture(1, *size))
+        with torch.no_grad():
+            found = program.module()(torch.from_numpy(images))
+        assert found.shape == (1, CLASSES, *size)
+        assert (found.argmax(1).numpy() == export.own_labels(model, images, SCALES)).mean() > 0.999
 
 
 @pytest.mark.slow

@@ -171,10 +171,10 @@ def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_wit
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "torch_pair", lambda: "torchvision needs torch ==2.15.0, installed is 2.12.0")
-    monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30, Path()))
+    monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30, Path("/big")))
     told = broken(workspace.root)
     assert (told["packages"].text, told["packages"].mend) == (doctor.torch_pair(), machine.reinstall())
-    assert told["disk"].text == "1.0 GiB free, at most 10.0 GiB needed by a full run"
+    assert told["disk"].text == "1.0 GiB free in /big, at most 10.0 GiB needed by a full run"
     assert "dvc gc --workspace" in told["disk"].mend
 
 

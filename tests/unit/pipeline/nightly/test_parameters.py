@@ -93,6 +93,8 @@ def test_a_mapping_keeps_what_it_does_not_name_as_params_yaml_has_it(
         tonight = Workspace(workspace).params.student_train
     assert {name for name, value in tonight if value != getattr(before, name)} == {"epochs", "pseudo"}
     assert {name for name, value in tonight.pseudo if value != getattr(before.pseudo, name)} == {"draw"}
+    with parameters_of_night(workspace, {"calibrate.overrides": {}}):
+        assert Workspace(workspace).params.calibrate.overrides == {} != Params.load(params).calibrate.overrides
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,7 @@ def test_a_mapping_keeps_what_it_does_not_name_as_params_yaml_has_it(
         ({"pseudo_labl.threshold": 0.5}, "no section 'pseudo_labl'"),
         ({"student_train.epoch": 3}, "did you mean epochs"),
         ({"student_train.epochs": "many"}, r"student_train\.epochs"),
+        ({"student_train": {"epochs": {"last": 3}}}, r"student_train\.epochs"),
         ({"student_train.epochs.last": 3}, r"student_train\.epochs is a value in params\.yaml, not a section"),
         ({"pseudo_label.threshold": 0.85123}, r"neighbours 0\.85 or 0\.86, found 0\.85123"),
         ({"pseudo_label.threshold": "policies/gone.json"}, r"gone\.json: no such file \(stage pseudo-label reads it\)"),

@@ -69,14 +69,19 @@ class _Server:
 
 
 def test_after_days_off_only_the_newest_missed_night_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def planned(days: float, *, by_hand: bool = False, workspace: Path = tmp_path) -> FlowRun:
+    nightly, weekly = uuid4(), uuid4()
+
+    def planned(
+        days: float, *, by_hand: bool = False, workspace: Path = tmp_path, deployment: UUID = nightly
+    ) -> FlowRun:
         at = datetime.now(UTC) + timedelta(days=days)
         given = {"parameters": {"workspace": str(workspace)}, "auto_scheduled": not by_hand}
         state = {"state": Scheduled(scheduled_time=at), "state_type": "SCHEDULED", "expected_start_time": at}
-        return FlowRun(id=uuid4(), flow_id=uuid4(), **state, **given)
+        return FlowRun(id=uuid4(), flow_id=uuid4(), deployment_id=deployment, **state, **given)
 
     missed = [planned(-1), planned(-3), planned(-2)]
     others = [planned(1), planned(-4, by_hand=True), planned(-5, workspace=tmp_path / "other")]
+    others.append(planned(-4, deployment=weekly))
     server = _Server([*missed, *others])
     monkeypatch.setattr(orchestration, "get_client", lambda: server)
     assert reap(tmp_path) == ["2 missed nights are cancelled: the newest that is due will run"]
