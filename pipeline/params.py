@@ -359,8 +359,9 @@ def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     merged = dict(values)
     for name, value in changes.items():
         old = values.get(name)
-        both = value and isinstance(value, Mapping) and isinstance(old, Mapping)
-        merged[name] = over(old, value) if both else value
+        if value and isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = over(old, value)
+        merged[name] = value
     return merged
 
 

@@ -197,20 +197,19 @@ def _outside(source: SourceSpec) -> Iterator[str]:
 def _check_trunks(ws: Workspace) -> None:
     """Now, not after the trainings: a network starts from one of the same trunk alone."""
     params = ws.params
+    starts = []
     if params.data.pretrain is not None and not params.teacher_train.init_from:
-        _check_trunk(params, "teacher_train", "teacher_pretrain", "name a checkpoint in teacher_train.init_from")
-    if params.student_train.init == "teacher" and not ws.is_promoted():
-        _check_trunk(params, "student_train", "teacher_train", "write student_train.init: pretrained")
-
-
-def _check_trunk(params: Params, section: str, parent: str, otherwise: str) -> None:
-    own, theirs = (getattr(params, name).model.trunk for name in (section, parent))
-    if own != theirs:
-        raise ConfigError(
-            f"params.yaml: {section}.model.trunk is {own}, but it starts from the network of {parent}, whose trunk is "
-            f"{theirs}",
-            hint=f"write the same trunk, or {otherwise}",
-        )
+        starts.append(("teacher_train", "teacher_pretrain", "name a checkpoint in teacher_train.init_from"))
+    if params.student_train.init == "teacher":
+        starts.append(("student_train", "teacher_train", "write student_train.init: pretrained"))
+    for section, parent, otherwise in starts:
+        own, theirs = (getattr(params, name).model.trunk for name in (section, parent))
+        if own != theirs and not (parent == "teacher_train" and ws.is_promoted()):
+            raise ConfigError(
+                f"params.yaml: {section}.model.trunk is {own}, but it starts from the network of {parent}, whose trunk "
+                f"is {theirs}",
+                hint=f"write the same trunk, or {otherwise}",
+            )
 
 
 def _linked(root: Path) -> Iterator[str]:

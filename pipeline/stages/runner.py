@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import logging
 import os
@@ -134,13 +135,12 @@ def check_space(ws: Workspace, stage: str, needed: int) -> None:
 
 def free_space(ws: Workspace) -> tuple[int, Path]:
     """Bytes that are free, and where: on the disk of the workspace or on that of DVC's cache, whichever has less."""
-    from dvc.config import Config
-    from dvc.config import ConfigError as DvcConfigError
-
+    settings = configparser.ConfigParser(interpolation=None, strict=False)
     try:
-        cache = Path(Config(dvc_dir=str(ws.path(".dvc")))["cache"].get("dir") or ws.path(".dvc/cache"))
-    except DvcConfigError as error:
+        settings.read((ws.path(".dvc/config"), ws.path(".dvc/config.local")))
+    except configparser.Error as error:
         raise ConfigError(f"DVC's settings: {one_line(error)}", hint="mend .dvc/config") from error
+    cache = ws.path(".dvc") / settings.get("cache", "dir", fallback="cache")
     while not cache.exists():
         cache = cache.parent
     return min((shutil.disk_usage(place).free, place) for place in (ws.root, cache))

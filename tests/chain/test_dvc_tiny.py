@@ -66,7 +66,8 @@ def test_a_second_repro_does_nothing_and_is_fast(workspace: Path) -> None:
     runs = [dvc(workspace, "repro") for _ in range(3)]
     assert all(done.ran == [] for done in runs)
     assert lock_file(workspace) == lock
-    assert min(done.cpu_seconds for done in runs) <= 2.0
+    bare = [dvc(workspace, "--version") for _ in range(3)]  # what DVC takes on this machine for nothing
+    assert min(done.cpu_seconds for done in runs) <= 8 * min(done.cpu_seconds for done in bare)
 
 
 def test_a_changed_threshold_trains_no_teacher_and_infers_nothing(workspace: Path) -> None:

@@ -189,7 +189,8 @@ def test_thirty_kills_of_workers_and_of_the_server_lose_repeat_and_tear_nothing(
 
 
 def test_index_final_labels_and_problems_are_those_of_one_process(own: Path, four: Engine, tmp_path: Path) -> None:
-    classes = {"classes": [{"id": 0, "name": "a", "colour": [0, 0, 0]}], "dataset": "x", "ignore_id": 255}
+    rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate("ab")]
+    classes = {"classes": rows, "dataset": "x", "ignore_id": 255}
     (tmp_path / "classes.json").write_text(json.dumps(classes))
     source = SourceSpec(
         kind="folder",

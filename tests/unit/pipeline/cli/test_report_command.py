@@ -52,7 +52,7 @@ def test_figures_gates_and_thresholds_of_workspaces_stand_beside_each_other(tmp_
     assert "Promote the student." in page
 
 
-@pytest.mark.parametrize(("given", "words"), [("ulm", "ulm is given twice"), ("none", "not a workspace")])
+@pytest.mark.parametrize(("given", "words"), [("ulm", "ulm is given twice"), ("none", "none: no such folder")])
 def test_a_workspace_that_is_given_twice_or_is_none_is_one_line(given: str, words: str, tmp_path: Path, capsys) -> None:
     ulm = workspace(tmp_path / "ulm")
     assert main(["report", "--over", str(ulm), str(tmp_path / given)]) == 2
