@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.nightly.parameters import parameters_of_night
+from pipeline.nightly.parameters import parameters_of_night, set_keys
 from pipeline.nightly.runner import DVC
 from pipeline.params import Params
 from pipeline.workspace import PARAMS_VARIABLE, Workspace
@@ -93,8 +93,12 @@ def test_a_mapping_keeps_what_it_does_not_name_as_params_yaml_has_it(
         tonight = Workspace(workspace).params.student_train
     assert {name for name, value in tonight if value != getattr(before, name)} == {"epochs", "pseudo"}
     assert {name for name, value in tonight.pseudo if value != getattr(before.pseudo, name)} == {"draw"}
-    with parameters_of_night(workspace, {"calibrate.overrides": {}}):
-        assert Workspace(workspace).params.calibrate.overrides == {} != Params.load(params).calibrate.overrides
+
+
+def test_an_empty_mapping_empties_its_section() -> None:
+    values = {"calibrate": {"overrides": {"road": 0.5}, "floor": 0.8}}
+    set_keys(values, {"calibrate.overrides": {}})
+    assert values == {"calibrate": {"overrides": {}, "floor": 0.8}}
 
 
 @pytest.mark.parametrize(
