@@ -217,7 +217,7 @@ class CertificateFile:
     def start(self, certificate: Certificate) -> Certificate:
         """Keep a new certificate with its first draws; the answers of the same plan, also put aside ones, go on."""
         with self._alone():
-            kept = Certificate.load(self.path) if self.path.is_file() else None
+            kept = self._kept()
             if kept is None or kept.plan_digest != certificate.plan_digest:
                 self._put_aside(kept)
                 same = [one for one in self._put_asides() if one.plan_digest == certificate.plan_digest]
@@ -228,10 +228,13 @@ class CertificateFile:
     def replace(self, certificate: Certificate) -> None:
         """Keep a certificate that label maps have answered; another one is put aside."""
         with self._alone():
-            kept = Certificate.load(self.path) if self.path.is_file() else None
+            kept = self._kept()
             if kept is None or kept.digest != certificate.digest:
                 self._put_aside(kept)
                 certificate.save(self.path)
+
+    def _kept(self) -> Certificate | None:
+        return Certificate.load(self.path) if self.path.is_file() else None
 
     def _put_aside(self, kept: Certificate | None) -> None:
         """Save answers under their digest: an attempt that failed must stay visible."""

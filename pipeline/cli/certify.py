@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.out, args.save_policy):
         if path is not None:
             refuse_in_store(path)
-    known = args.policy if args.policy is not None else calibration_policy(view.path)[0]
+    known = args.policy = args.policy if args.policy is not None else calibration_policy(view.path)[0]
     if known is not None and args.save_policy is not None and args.save_policy.resolve() == known.resolve():
         raise ConfigError(
             f"--save-policy {args.save_policy}: the certificate starts from this policy", hint="give another file"
