@@ -211,9 +211,13 @@ def write_json(path: str | os.PathLike[str], value: object, *, indent: int | Non
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object; a torn or foreign file is an IntegrityError that names it."""
-    where = Path(path)
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in the bytes of `where`, a file or an address, which an IntegrityError names."""
     try:
-        value = json.loads(where.read_bytes(), parse_constant=_no_constant)
+        value = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, NaN, nested without end
         raise IntegrityError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

@@ -108,17 +108,16 @@ def _pin_threads(args: argparse.Namespace) -> int:
 
     Threads move last bits, so the number depends neither on `--ranks` nor on the machine that continues a store.
     """
-    import json
-
-    from hmsa_core.io import remote
     from hmsa_core.io.atomic import read_json
+    from hmsa_core.io.remote import is_url, local_path
+    from hmsa_core.labels.store.remote import RemoteStore
 
     cores = len(os.sched_getaffinity(0))
     try:
-        if remote.is_url(args.out):
-            record = json.loads(remote.read(f"{remote.check_url(args.out)}.work/options.json"))
+        if is_url(args.out):
+            record = RemoteStore.at(args.out)[0].options()
         else:
-            record = read_json(f"{remote.local_path(args.out).resolve()}.work/options.json")
+            record = read_json(f"{local_path(args.out).resolve()}.work/options.json")
         begun = record.get("threads")
     except FileNotFoundError:
         begun = None

@@ -206,10 +206,15 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, se
     assert LabelStore.open(OUT).verify() == []
 
 
-def test_other_options_or_a_foreign_store_are_refused(own: Path, served: s3.Server, tmp_path: Path) -> None:
+def test_other_options_or_a_foreign_store_are_refused(
+    own: Path, served: s3.Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     label(URL, own / "model", OUT, **SETTING)
     with pytest.raises(ConfigError, match="begun with --images-per-shard 2"):
         label(URL, own / "model", OUT, **{**SETTING, "images_per_shard": 3})
+    served.put("lab", "store.work/options.json", b"{")
+    assert main(["label", "--images", URL, "--checkpoint", str(own / "model"), "--out", OUT]) == 4
+    assert "error: s3://lab/store.work/options.json: not valid JSON" in capsys.readouterr().err
     for key in served.objects("lab", "store.work/"):
         served.remove("lab", f"store.work/{key}")
     with pytest.raises(ConfigError, match="was not made here"):

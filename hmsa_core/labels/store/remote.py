@@ -13,13 +13,12 @@ store. All writers copy the same ones, because they go by the receipts.
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hmsa_core.io import remote, sealed
-from hmsa_core.io.atomic import canonical_json, sha256_file, write_bytes
+from hmsa_core.io.atomic import canonical_json, parse_json, sha256_file, write_bytes
 from hmsa_core.io.errors import ConfigError, LockedError, StoreError
 from hmsa_core.labels.store.format import MANIFEST, read_manifest
 from hmsa_core.labels.store.shards import ShardPlan, receipt_path
@@ -62,8 +61,9 @@ class RemoteStore:
 
     def options(self) -> dict[str, Any]:
         """What the first writer began it with; empty where there is none."""
+        where = f"{self._progress}/{_OPTIONS}"
         try:
-            return dict(json.loads(remote.read(f"{self._progress}/{_OPTIONS}")))
+            return parse_json(remote.read(where), where)
         except FileNotFoundError:
             return {}
 
