@@ -7,8 +7,8 @@ images are not independent evidence a second time.
 One run has percentiles. Runs are too few to be drawn, so the interval of several is value +- t * sqrt(s^2 / runs + v).
 Here s is the standard deviation between the runs' values on all data, and v is the variance of their mean over the
 draws. Student's t is taken with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). Two runs that
-agree by luck still give too narrow an interval (research/bench/interval_coverage.py). One block, or a class that only
-one of several runs scored, has no interval.
+agree by luck still give too narrow an interval (research/bench/interval_coverage.py). One block, a class
+that only one block shows, or one that only one of several runs scored, has no interval.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def bootstrap_iou(
     """
     runs, ids = as_runs(confusions, blocks)
     plan = Draws(ids, draws, seed)
-    return interval_of(plan, plan.scores(runs), level, lowest=0.0)
+    return interval_of(plan, plan.scores(runs), level, lowest=0.0, showing=plan.showing(runs))
 
 
 def bootstrap_difference(
@@ -98,7 +98,8 @@ def bootstrap_difference(
         raise InputError(f"paired bootstrap: shapes differ: {[r.shape for r in runs]} and {[o.shape for o in others]}")
     plan = Draws(ids, draws, seed)
     (whole, drawn), (their_whole, their_drawn) = plan.scores(runs), plan.scores(others)
-    return interval_of(plan, (difference_of(whole, their_whole), difference_of(drawn, their_drawn)), level, lowest=-1.0)
+    scores = (difference_of(whole, their_whole), difference_of(drawn, their_drawn))
+    return interval_of(plan, scores, level, lowest=-1.0, showing=plan.showing(runs))
 
 
 def difference_of(one: Floats, other: Floats) -> Floats:
@@ -147,6 +148,13 @@ class Draws:
         return np.stack(whole), np.stack(drawn)
 
 
+    def showing(self, runs: list[Counts]) -> NDArray[np.int64]:
+        """Of how many blocks the truth shows each class, (C,); blocks that several runs share count once."""
+        each = zip(runs, self.inverse, self.weights, strict=True)
+        found = {id(w): (block_sums(run, inverse, w.shape[1])[:, 2] > 0).sum(0) for run, inverse, w in each}
+        return np.asarray(sum(found.values()), np.int64)
+
+
 def draw_weights(rng: np.random.Generator, n: int, draws: int) -> Floats:
     """How often each draw of `n` blocks out of `n` takes each block, (draws, n)."""
     return rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float64)
@@ -177,8 +185,13 @@ def _mean_over_runs(values: Floats) -> Floats:
     return result
 
 
-def interval_of(plan: Draws, scores: tuple[Floats, Floats], level: float, *, lowest: float) -> Interval:
-    """The interval of `Draws.scores`, or of differences of them; no end lies below `lowest` or above 1."""
+def interval_of(
+    plan: Draws, scores: tuple[Floats, Floats], level: float, *, lowest: float, showing: NDArray[np.int64]
+) -> Interval:
+    """The interval of `Draws.scores`, or of differences of them; no end lies below `lowest` or above 1.
+
+    `showing`: see `Draws.showing`. A class of one block has no interval: all its draws are that block.
+    """
     by_run, drawn_by_run = scores
     value, drawn = _mean_over_runs(by_run), _mean_over_runs(drawn_by_run)
     if plan.blocks < 2:
@@ -190,6 +203,7 @@ def interval_of(plan: Draws, scores: tuple[Floats, Floats], level: float, *, low
         known = drawn[:, -1][~np.isnan(drawn[:, -1])]
         above = float(((known > 0) + 0.5 * (known == 0)).mean()) if known.size else float("nan")
     low, high = np.clip(low, lowest, 1.0), np.clip(high, lowest, 1.0)
+    low[:-1][showing < 2] = high[:-1][showing < 2] = np.nan
     return Interval(
         value=float(value[-1]),
         low=float(low[-1]),

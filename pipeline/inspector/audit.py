@@ -63,7 +63,8 @@ class Audit:
         items: list[dict[str, Any]] = []
         strata = []
         for c, total in ((c, int(kept[:, c].sum())) for c in wanted if kept[:, c].any()):
-            drawn = _ranks(kept[:, c], np.sort(np.random.default_rng([seed, c]).integers(0, total, per_class)))
+            # Not sorted: the page asks in this order, and who stops midway has judged a random sample as well.
+            drawn = _ranks(kept[:, c], np.random.default_rng([seed, c]).integers(0, total, per_class))
             stratum = {"class": c, "name": view.classes.classes[c], "kept": total, "drawn": per_class}
             strata.append({**stratum, "code": int(cuts.codes[c]), "threshold": cuts.edge(c)})
             items += [{"name": view.names[image], "class": c, "rank": rank, "verdict": None} for image, rank in drawn]
@@ -134,6 +135,15 @@ class Audit:
         """Decided answers."""
         decided = (item for item in self.value["items"] if item["verdict"] in ("right", "wrong"))
         return [AuditAnswer(item["class"], item["code"], item["verdict"] == "right") for item in decided]
+
+    def judged(self, name: str, cut: int) -> tuple[int, int]:
+        """Decided answers about pixels of a class from this code on, and how many are "wrong".
+
+        None counts where the audit drew from a higher code on: its pixels are no sample of all that `cut` keeps.
+        """
+        classes = {s["class"] for s in self.value["strata"] if s["name"] == name and s["code"] <= cut}
+        right = [a.right for a in self.answers() if a.class_id in classes and a.code >= cut]
+        return len(right), right.count(False)
 
     def audited(self, num_classes: int) -> list[int]:
         """Per class the code from which on pixels were drawn; 256 for classes that were not."""

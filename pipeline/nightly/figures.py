@@ -126,15 +126,17 @@ def wrong_regions(
     return sorted(found, key=lambda row: (-row["wrong"], row["image"], row["class"], row["x"], row["y"]))
 
 
-def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], delta: float = 0.05) -> list[str]:
+def precision_alarms(
+    audits: Sequence[Audit], least: Mapping[str, float], cuts: Mapping[str, int], delta: float = 0.05
+) -> list[str]:
     """A sentence for each class whose audits of all nights speak against the least precision that was measured.
 
-    With a probability of at least 1 - delta no sentence is ever false, for all classes and nights together.
+    `least` is the precision of what `cuts`, the code of each class, keep; only answers about such pixels count. With a probability of at least 1 - delta no sentence is ever false, for all classes and nights together.
     """
     found = []
     for name, precision in least.items():
-        rows = [row for audit in audits for row in audit.results() if row["name"] == name]
-        judged, wrong = [row["right"] + row["wrong"] for row in rows], [row["wrong"] for row in rows]
+        answers = [audit.judged(name, cuts[name]) for audit in audits]
+        judged, wrong = [n for n, _ in answers], [n for _, n in answers]
         if risen_errors(judged, wrong, 1 - precision) >= np.log(len(least) / delta):
             nights = sum(n > 0 for n in judged)
             found.append(

@@ -141,7 +141,7 @@ def judge(
         "incumbent": incumbent.name,
         "notes": _notes(rows, config),
     }
-    verdict["sentence"] = _sentence(verdict)
+    verdict["sentence"] = _sentence(verdict, config)
     return verdict
 
 
@@ -228,9 +228,10 @@ def _champion(new: _Scores, champion: Judged, drawn: _Blocks, config: GateConfig
     }
 
 
-def _sentence(verdict: dict[str, Any]) -> str:
+def _sentence(verdict: dict[str, Any], config: GateConfig) -> str:
     gain = verdict["gain"]
-    seeds = f", spread of {gain['aa_runs']} A/A trainings" if gain["seed_sd"] and gain["aa_runs"] else ""
+    measured = f"of {gain['aa_runs']} A/A trainings" if config.seed_sd is None else "as set (evaluate.gate.seed_sd)"
+    seeds = f", spread {measured}" if gain["seed_sd"] else ""
     return (
         f"{'Promote' if verdict['promote'] else 'Keep the incumbent'}: "
         f"{verdict['candidate']} {100 * gain['value']:+.2f} points against {verdict['incumbent']} "

@@ -320,9 +320,12 @@ def _alarms(view: StoreView, policy: ThresholdPolicy, why: str) -> list[str]:
     `why`: the certificate of the store does not count; "" = it does, or there is none.
     """
     least = {e.name: e.evidence["lower"] for e in policy.entries if e.evidence.get("lower") is not None}
+    cuts = {e.name: int(code) for e, code in zip(policy.entries, policy.codes(), strict=True)}
     told = [f"the certificate of labels/raw {why}"] if why.startswith("does not count") else []
     try:
-        return told + precision_alarms(AuditFile(audit_path(view.path.resolve()), view).every(), least)
+        audits = AuditFile(audit_path(view.path.resolve()), view).every()
+        ours = [audit for audit in audits if audit.value.get("teacher") == view.lineage.get("teacher")]
+        return told + precision_alarms(ours, least, cuts)
     except HmsaError as error:
         return [*told, f"no alarm over the audits: {error.message}"]
 

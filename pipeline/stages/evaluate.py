@@ -257,7 +257,7 @@ def _record_unverified(ws: Workspace, models: Mapping[str, Path]) -> None:
     weights = {name: weights_of(path) for name, path in models.items()}
     verdict = {"promote": False, "sentence": reason, "reasons": [reason]}
     with new_tree(ws.path(OUT)) as out:
-        atomic.write_json(out / "metrics.json", {"unverified": reason, "models": weights})
+        atomic.write_json(out / "metrics.json", {"unverified": reason, "weights_sha256": weights})
         atomic.write_json(out / "per_class.json", {})
         atomic.write_json(out / "verdict.json", verdict | {"candidate_weights_sha256": weights["student"]})
     write_metrics(ws, STAGE, {"unverified": reason, "promote": False})

@@ -162,7 +162,8 @@ def judged_curves(ws: Workspace, folder: str) -> Path:
 def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfig) -> dict[str, Any]:
     """What a policy keeps on the images of the curves: per class, all pixels together, and the class means."""
     codes = policy.codes()
-    rows = {e.name: figures(curves, c, int(codes[c]), config.confidence) for c, e in enumerate(policy.entries)}
+    asked = (config.confidence, config.marginal_share)
+    rows = {e.name: figures(curves, c, int(codes[c]), *asked) for c, e in enumerate(policy.entries)}
     for entry in policy.entries:
         rows[entry.name]["status"] = entry.status
     total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)

@@ -207,14 +207,15 @@ def bootstrap_share(
     """
     runs, ids = as_runs(confusions, blocks)
     plan = Draws(ids, draws, seed)
+    showing = plan.showing(runs)
     ours, low, top = (plan.scores(as_runs(c, blocks)[0]) for c in (runs, baseline, ceiling))
     gain, possible = ([difference_of(a, b) for a, b in zip(one, low, strict=True)] for one in (ours, top))
 
     def less(share: float) -> Interval:
         whole, drawn = (g - share * p for g, p in zip(gain, possible, strict=True))
-        return interval_of(plan, (whole, drawn), 0.95, lowest=-np.inf)
+        return interval_of(plan, (whole, drawn), 0.95, lowest=-np.inf, showing=showing)
 
-    whole = interval_of(plan, (possible[0], possible[1]), 0.95, lowest=-1.0)
+    whole = interval_of(plan, (possible[0], possible[1]), 0.95, lowest=-1.0, showing=showing)
     value = less(0.0).value / whole.value if whole.value else float("nan")
     if not whole.low > 0:
         return value, float("nan"), float("nan")

@@ -59,9 +59,7 @@ def marginal_precision(total: NDArray[Any], correct: NDArray[Any], ends: NDArray
     return shares
 
 
-def figures(
-    curves: Curves, class_id: int, code: int, confidence: float, marginal_share: float = 0.02
-) -> dict[str, Any]:
+def figures(curves: Curves, class_id: int, code: int, confidence: float, marginal_share: float) -> dict[str, Any]:
     """What a cut does to a class on the images of the curves (None where nothing is kept).
 
     precision, lower, upper: of kept labelled pixels; boundary, interior: in and away from the boundary band;

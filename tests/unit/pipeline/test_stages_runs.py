@@ -26,7 +26,8 @@ from hmsa_core.lineage import Lineage
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import plain
 from pipeline.named_files import check_named_files
-from pipeline.results import summary_text
+from pipeline.report.build import gather, render
+from pipeline.results import over, summary_text
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, support, teacher_pretrain
 from pipeline.stages.precision import chosen_policy
 from pipeline.stages.support import infer_store
@@ -272,6 +273,8 @@ def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_ne
     assert verdict["promote"] is False
     assert verdict["candidate_weights_sha256"] == "b" * 64
     assert "unverified" in summary_text(ws)
+    assert "unverified" in render(gather(ws), [], title="", profile="")
+    assert "unverified" in "".join(table.text() for table in over({"mine": ws}))
 
 
 def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(ws, monkeypatch):

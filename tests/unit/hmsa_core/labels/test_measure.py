@@ -97,7 +97,7 @@ def test_the_lowest_code_that_passes_is_taken_and_its_numbers_are_in_the_policy(
     assert entry.status == "measured"
     assert entry.evidence["lower"] >= 0.98
     assert entry.evidence["marginal"] >= 0.8
-    lower_cut = figures(curves_of(total, correct), 0, entry.code - 1, 0.95)
+    lower_cut = figures(curves_of(total, correct), 0, entry.code - 1, 0.95, 0.02)
     assert lower_cut["lower"] < 0.98 or lower_cut["marginal"] < 0.8
     assert entry.evidence["cross_fit"]["folds"] == 5
     assert entry.evidence["precision"] == pytest.approx(
@@ -119,6 +119,27 @@ def test_easy_pixels_do_not_pay_for_coin_flips() -> None:
     total[:, 0, 100], correct[:, 0, 100] = 1_000, 500
     assert entry_of(total, correct).code == 250, "between the two heaps nothing was measured"
     assert entry_of(total, correct, floor=0.0).code <= 100
+
+
+@pytest.mark.parametrize("surest", [254, 255])
+def test_few_sure_pixels_are_kept_also_where_none_has_the_highest_code(surest: int) -> None:
+    total, correct = np.zeros((2, 30, 1, 256), np.int64)
+    total[:, 0, 100], correct[:, 0, 100] = 98_100, 58_860
+    total[:, 0, surest], correct[:, 0, surest] = 1_900, 1_899
+    entry = entry_of(total, correct, target=0.95)
+    assert (entry.code, entry.status) == (surest, "measured")
+
+
+def test_what_no_part_of_the_blocks_would_keep_is_no_promise() -> None:
+    total, correct = np.zeros((2, 30, 1, 256), np.int64)
+    total[:, 0, 200] = 1_000
+    correct[:, 0, 200] = np.tile([970, 975, 980, 985, 990, 995], 5)
+    whole = entry_of(total, correct, target=0.9)
+    assert whole.status == "measured"
+    entry = entry_of(total, correct, target=whole.evidence["lower"] - 1e-6)
+    assert entry.evidence["cross_fit"]["precision"] is None
+    assert (entry.code, entry.status) == (200, "estimate")
+    assert "in no fold" in entry.evidence["reason"]
 
 
 def test_a_cut_never_lies_below_all_that_was_measured() -> None:
@@ -199,12 +220,12 @@ def test_a_policy_measured_on_pictures_reaches_its_target_on_new_ones(tmp_path) 
     assert ThresholdPolicy.load(tmp_path / "p.json").codes().tolist() == policy.codes().tolist()
     assert policy.binding == {**lineage, "scales": [1.0]}
     fresh = Curves.measure(world(40, 2, seed=77), CLASSES)
-    judged = [figures(fresh, c, e.code, 0.95) for c, e in enumerate(policy.entries) if e.code < WITHHELD]
+    judged = [figures(fresh, c, e.code, 0.95, 0.02) for c, e in enumerate(policy.entries) if e.code < WITHHELD]
     assert len(judged) >= 4
     assert min(f["precision"] for f in judged) >= 0.95
     kept = [c for c, e in enumerate(policy.entries) if e.code < WITHHELD]
     one = smallest_global_code(fresh, min(f["precision"] for f in judged), kept)
-    of_one = [figures(fresh, c, one, 0.95)["coverage"] for c in kept]
+    of_one = [figures(fresh, c, one, 0.95, 0.02)["coverage"] for c in kept]
     assert np.mean([f["coverage"] for f in judged]) >= np.mean(of_one), "more than one threshold for all"
 
 
@@ -224,15 +245,15 @@ def test_void_under_kept_pixels_is_told_as_a_second_kind_of_error() -> None:
     total, correct = _teacher(0, 10, cv=0.3)
     curves = curves_of(total, correct)
     curves.counts["void"][:, 0, 200] = total[:, 0].sum(axis=1)
-    assert figures(curves, 0, 0, 0.95)["void"] == pytest.approx(0.5)
-    assert figures(curves, 0, 201, 0.95)["void"] == 0
+    assert figures(curves, 0, 0, 0.95, 0.02)["void"] == pytest.approx(0.5)
+    assert figures(curves, 0, 201, 0.95, 0.02)["void"] == 0
 
 
 def test_the_smallest_global_threshold_reaches_the_worst_precision() -> None:
     total, correct = _teacher(0, 30, cv=0.3)
     curves = curves_of(total, correct)
     code = smallest_global_code(curves, 0.985, [0])
-    assert figures(curves, 0, code, 0.95)["precision"] >= 0.985 > figures(curves, 0, code - 1, 0.95)["precision"]
+    assert figures(curves, 0, code, 0.95, 0.02)["precision"] >= 0.985 > figures(curves, 0, code - 1, 0.95, 0.02)["precision"]
     assert smallest_global_code(curves, 1.1, [0]) == WITHHELD
 
 

@@ -47,11 +47,27 @@ def test_draws_are_uniform_over_kept_pixels(view: StoreView, cuts: Cuts) -> None
     audit = Audit.draw(view, cuts, per_class=500, seed=0, classes=[car])
     kept = view.kept(cuts.codes)[:, car]
     expected = 500 * kept / kept.sum()
-    drawn = np.array([sum(item["name"] == name for item in audit.value["items"]) for name in view.names])
     some = expected > 0
-    chi_square = float(((drawn - expected)[some] ** 2 / expected[some]).sum())
-    assert chi_square < 20.5  # 99.9 % of chi-square with 5 degrees of freedom
-    assert (drawn[~some] == 0).all()
+    for answered in (500, 100):  # all, and where somebody stops midway
+        items = audit.value["items"][:answered]
+        drawn = np.array([sum(item["name"] == name for item in items) for name in view.names])
+        due = expected * answered / 500
+        chi_square = float(((drawn - due)[some] ** 2 / due[some]).sum())
+        assert chi_square < 20.5  # 99.9 % of chi-square with 5 degrees of freedom
+        assert (drawn[~some] == 0).all()
+
+
+def test_only_answers_about_what_is_kept_now_are_counted(view: StoreView, cuts: Cuts) -> None:
+    car = view.classes.index("car")
+    audit = Audit.draw(view, cuts, per_class=20, seed=3, classes=[car])
+    for item in range(20):
+        audit.answer(view, item, "wrong" if item < 4 else "right")
+    codes = [item["code"] for item in audit.value["items"]]
+    cut = sorted(codes)[10]
+    assert audit.judged("car", audit.value["strata"][0]["code"]) == (20, 4)
+    assert audit.judged("car", cut) == (sum(c >= cut for c in codes), sum(c >= cut for c in codes[:4]))
+    assert audit.judged("car", audit.value["strata"][0]["code"] - 1) == (0, 0), "a sample of surer pixels only"
+    assert audit.judged("road", 0) == (0, 0)
 
 
 def test_a_perfect_judge_finds_the_true_precision(view: StoreView, cuts: Cuts, scenes: Scenes) -> None:

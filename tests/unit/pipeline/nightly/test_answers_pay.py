@@ -70,8 +70,9 @@ def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(scenes: Sc
         for item in range(40):
             audit.answer(view, item, "wrong" if item < (1 if night < 3 else 12) else "right")
         files._save(audit, files.path)
-        told.append(precision_alarms(files.every(), {"sky": 0.95, "road": 0.9}))
+        told.append(precision_alarms(files.every(), {"sky": 0.95, "road": 0.9}, dict.fromkeys(["sky", "road"], 0)))
     assert len(files.every()) == 5
     assert told[:3] == [[], [], []]
     assert "sky: " in told[4][0]
     assert "at least 95.0% right" in told[4][0]
+    assert precision_alarms(files.every(), {"sky": 0.95}, {"sky": 256}) == []  # of what is not kept nothing was said

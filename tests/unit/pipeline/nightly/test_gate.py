@@ -230,6 +230,9 @@ def test_without_a_known_seed_variance_nothing_is_promoted() -> None:
     two, three = (_verdict(new, old, GateConfig(draws=400), aa_mean_iou=[0.5, 0.52, 0.54][:n]) for n in (2, 3))
     assert (two["promote"], two["gain"]["seed_sd"]) == (False, None)
     assert (three["promote"], three["gain"]["seed_sd"]) == (True, pytest.approx(0.02))
+    assert "spread of 3 A/A trainings)" in three["sentence"]
+    by_hand = _verdict(new, old, GateConfig(draws=400, seed_sd=0.003), aa_mean_iou=[0.5, 0.6, 0.7])
+    assert "spread as set (evaluate.gate.seed_sd))" in by_hand["sentence"]
 
 
 def test_a_pinned_champion_catches_losses_that_add_up() -> None:
