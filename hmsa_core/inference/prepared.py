@@ -42,10 +42,15 @@ def cpu_has_bf16() -> bool:
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
+def fast_precision() -> str:
+    """Half precision that this GPU multiplies in hardware; torch emulates bf16 on older ones."""
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
 def effective_precision(asked: str, device: torch.device) -> str:
-    """Precision that is used: auto is bf16, which falls back to fp32 on a CPU without it (goes into lineage)."""
+    """Precision that is used (goes into lineage): auto is half precision, bf16 on a CPU without it is fp32."""
     if asked == "auto":
-        asked = "bf16"
+        asked = fast_precision() if device.type == "cuda" else "bf16"
     if asked == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         return "fp32"
     return asked

@@ -140,6 +140,7 @@ _DEVICE_FAULTS = (
     "CUBLAS_STATUS_",
     "CUDNN_STATUS_",
     "NCCL error",
+    "gloo/transport",  # a rank on another node is gone; on this one its agent says by what
     "ECC error",
 )
 _OWN_FAULTS = (

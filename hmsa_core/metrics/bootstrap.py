@@ -147,7 +147,6 @@ class Draws:
                 found.append(_with_mean(ratio(of[..., 0, :], of[..., 1, :])))
         return np.stack(whole), np.stack(drawn)
 
-
     def showing(self, runs: list[Counts]) -> NDArray[np.int64]:
         """Of how many blocks the truth shows each class, (C,); blocks that several runs share count once."""
         each = zip(runs, self.inverse, self.weights, strict=True)

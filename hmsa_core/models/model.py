@@ -219,6 +219,18 @@ def build_empty(options: ModelOptions) -> MultiScaleModel:
         return _assemble(options)
 
 
+def refill_lost(model: MultiScaleModel) -> None:
+    """Compute the buffers that no state dict holds: rotary positions of EVA and DINOv3 trunks."""
+    lost = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if not lost:
+        return
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        fresh = dict(_assemble(model.options).named_buffers())
+    for name in lost:
+        owner, _, own = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(own, fresh[name], persistent=False)
+
+
 def as_kind(model: MultiScaleModel, kind: str) -> MultiScaleModel:
     """Return a model of another kind that *shares* this one's modules (ablations on one checkpoint).
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core.config import OptimiserConfig, TrainConfig
-from hmsa_core.inference.prepared import cpu_has_bf16
+from hmsa_core.inference.prepared import cpu_has_bf16, fast_precision
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.losses import is_softmax, training_loss
@@ -239,9 +239,8 @@ def _choice(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict
 def _measure(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
     threads = {"threads": spec.config.runtime.thread_count}
     if context.device.type == "cuda":
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         given = {name: value for name, value in asked.items() if value != "auto"}
-        return {"chosen": {"precision": precision, "channels_last": True, **threads} | given, "timed": []}
+        return {"chosen": {"precision": fast_precision(), "channels_last": True, **threads} | given, "timed": []}
     usual = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
     precisions = usual if asked["precision"] == "auto" else (asked["precision"],)
     formats = (True, False) if asked["channels_last"] == "auto" else (asked["channels_last"],)

@@ -33,7 +33,7 @@ from hmsa_core.lineage import LINEAGE_FILE
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
 from hmsa_core.models import read_meta, save
 from hmsa_core.models.pretrained import describe
-from hmsa_core.runtime.memory import peak_memory_mb
+from hmsa_core.runtime.memory import is_out_of_memory, peak_memory_mb
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.runtime.tracking import follow
@@ -360,10 +360,20 @@ class Validation:
         label = read_label(self._root / sample.label, self._classes, sha256=sample.label_sha256)
         if self._config.long_edge is not None:
             image = to_long_edge(image, self._config.long_edge)
-        logits = trainer.predict(normalise(image)[None])
-        if logits.shape[2:] != label.shape:
-            logits = F.interpolate(logits, size=label.shape, mode="bilinear", align_corners=False)
-        pred = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        try:
+            logits = trainer.predict(normalise(image)[None])
+            if logits.shape[2:] != label.shape:
+                logits = F.interpolate(logits, size=label.shape, mode="bilinear", align_corners=False)
+            pred = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise TrainingError(
+                f"validation at step {trainer.step}: out of memory on image {sample.name} of {size} pixels, which is "
+                "judged whole",
+                hint="set validate_every to 0; the training goes on from its last state",
+            ) from error
         return confusion_counts(pred, label, self._classes.num_classes)
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     add = parser.add_argument
-    add("a", type=Path, metavar="A", help="folder of the first (older) store")
-    add("b", type=Path, metavar="B", help="folder of the second (newer) store")
+    add("a", metavar="A", help="folder or address of the first (older) store")
+    add("b", metavar="B", help="folder or address of the second (newer) store")
     add("--threshold", metavar="T", help="one threshold for both stores")
     add("--policy-a", type=Path, metavar="F", help="policy file for A")
     add("--policy-b", type=Path, metavar="F", help="policy file for B")

@@ -33,7 +33,7 @@ TOOLS = ("cvat", "label-studio", "coco-panoptic", "huggingface", "fiftyone")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     add = parser.add_argument
-    add("store", type=Path, metavar="STORE", help="folder of a label store")
+    add("store", metavar="STORE", help="folder or address of a label store")
     add("out", type=Path, metavar="OUT", help="folder to write (a .zip file for a submission)")
     add("--format", choices=FILES + TOOLS, default="masks", help="default: %(default)s")
     add("--threshold", metavar="T", help="of a raw store: keep what reaches this")
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export."""
+    from hmsa_core.io.remote import local_folder
     from hmsa_core.labels.exporting import export_store
     from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.store.reader import LabelStore
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.diff import policy_for
 
     _check_out(args.out, args.format)
+    args.store = local_folder(args.store)
     store = LabelStore.open(args.store)
     refuse_in_store(args.out)
     policy = policy_for(store, args.threshold, args.policy)

@@ -40,7 +40,7 @@ class _Picture(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel export-model`."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder or a file in it")
+    add("checkpoint", metavar="CKPT", help="checkpoint folder, a file in it, or a folder's address")
     add("out", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
     add("--scales", type=scale_list, metavar="S,S,...", help="e.g. 1 (default: the checkpoint's)")
     add("--argmax", action="store_true", help="labels (uint8 trainIds) instead of probabilities")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -93,6 +95,7 @@ def run_command(prog: str, module: ModuleType, rest: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     args.command_line = shlex.join([*prog.split(), *rest])
     try:
+        _refuse_addresses(args)
         return int(module.run(args) or 0)
     except HmsaError as error:
         return _report(error)
@@ -105,6 +108,14 @@ def run_command(prog: str, module: ModuleType, rest: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+
+
+def _refuse_addresses(args: argparse.Namespace) -> None:
+    """ConfigError where a local place is asked for and an address is given: `Path` makes a folder `s3:` of it."""
+    for value in vars(args).values():
+        if isinstance(value, Path) and re.match(r"[a-z][a-z0-9+]*:/", str(value)):
+            address = str(value).replace(":/", "://", 1)
+            raise ConfigError(f"{address}: an address is not possible here", hint="give a local folder or file")
 
 
 def _again_in_utf8() -> int:

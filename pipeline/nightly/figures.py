@@ -131,7 +131,8 @@ def precision_alarms(
 ) -> list[str]:
     """A sentence for each class whose audits of all nights speak against the least precision that was measured.
 
-    `least` is the precision of what `cuts`, the code of each class, keep; only answers about such pixels count. With a probability of at least 1 - delta no sentence is ever false, for all classes and nights together.
+    `least` is the precision of what `cuts`, the code of each class, keep; only answers about such pixels count. With a
+    probability of at least 1 - delta no sentence is ever false, for all classes and nights together.
     """
     found = []
     for name, precision in least.items():

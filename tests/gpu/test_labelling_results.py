@@ -41,7 +41,10 @@ def network(trunk: str = "", **given):
         *((3, size, "fp32", 0.999, {}) for size in [(101, 67), (270, 480), (33, 35)]),
         *((4, (96, 128), "fp32", 0.999, {"kind": kind}) for kind in ("explicit", "average", "max", "single")),
         (5, (96, 128), "fp32", 0.999, {"classes": 65}),
-        *((6, (96, 128), "fp32", 0.995, {"trunk": trunk}) for trunk in ("timm:resnet18", "hrnet_tiny")),
+        *(
+            (6, (96, 128), "fp32", 0.995, {"trunk": trunk})
+            for trunk in ("timm:resnet18", "timm:tf_efficientnet_lite0", "hrnet_tiny")
+        ),
     ],
     ids=str,
 )

@@ -56,10 +56,10 @@ class TimmTrunk(nn.Module):
         own = cast("Any", timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(_architecture(name)))
         # The model learned from images of another mean and standard deviation. Plain numbers: buffers would be empty
         # where a checkpoint is loaded.
-        self._change = [
-            (std / other, (mean - offset) / other)
-            for mean, std, offset, other in zip(_MEAN, _STD, own.mean, own.std, strict=True)
-        ]
+        self._change = (
+            [std / other for std, other in zip(_STD, own.std, strict=True)],
+            [(mean - offset) / std for mean, offset, std in zip(_MEAN, own.mean, own.std, strict=True)],
+        )
         self.multiple = 1 if self._has_plain_sizes() else max(self.strides)
         if self.multiple > 1:
             self._refuse_one_size()
@@ -67,8 +67,10 @@ class TimmTrunk(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the projected maps: map i is B x 48 x ceil(H / strides[i]) x ceil(W / strides[i])."""
         height, width = images.shape[-2:]
-        if any(change != (1.0, 0.0) for change in self._change):
-            factor, offset = images.new_tensor(self._change).T.reshape(2, 1, 3, 1, 1)
+        if self._change != ([1.0] * 3, [0.0] * 3):
+            # Filled where the images are: numbers copied from the host make a GPU wait and forbid a CUDA graph.
+            parts = (torch.stack([images.new_full((), value) for value in values]) for values in self._change)
+            factor, offset = (part.reshape(1, 3, 1, 1) for part in parts)
             images = images * factor + offset
         if self.multiple > 1 and len(set(self.strides)) == 1:
             rows, columns = ((length + self.multiple - 1) // self.multiple for length in (height, width))

@@ -87,6 +87,11 @@ def test_half_precision_is_only_used_where_the_processor_has_it(monkeypatch):
     assert prepared.effective_precision("bf16", gpu) == "bf16"
     monkeypatch.setattr(prepared, "cpu_has_bf16", lambda: True)
     assert prepared.effective_precision("bf16", cpu) == "bf16"
+    for has_bf16, fast in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: including_emulation or has
+        )
+        assert prepared.effective_precision("auto", gpu) == fast
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -253,7 +253,11 @@ def test_the_smallest_global_threshold_reaches_the_worst_precision() -> None:
     total, correct = _teacher(0, 30, cv=0.3)
     curves = curves_of(total, correct)
     code = smallest_global_code(curves, 0.985, [0])
-    assert figures(curves, 0, code, 0.95, 0.02)["precision"] >= 0.985 > figures(curves, 0, code - 1, 0.95, 0.02)["precision"]
+    assert (
+        figures(curves, 0, code, 0.95, 0.02)["precision"]
+        >= 0.985
+        > figures(curves, 0, code - 1, 0.95, 0.02)["precision"]
+    )
     assert smallest_global_code(curves, 1.1, [0]) == WITHHELD
 
 

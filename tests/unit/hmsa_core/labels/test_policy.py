@@ -105,7 +105,11 @@ def test_a_measured_policy_is_refused_for_another_teacher_or_inference(key: str,
     policy.check({**lineage, "scales": [2.0, 0.5, 1.0]}, policy.classes)  # the order of scales means nothing
     with pytest.raises(ConfigError, match="kind: average here, max there" if key == "parameters" else key):
         policy.check({**lineage, key: value}, policy.classes)
-    assert "kind" not in binding({**lineage, "parameters": {"kind": "hierarchical"}})
+    other = {**lineage, "parameters": {"kind": "hierarchical"}}
+    with pytest.raises(ConfigError, match="kind: average here, another there"):
+        policy.check(other, policy.classes)
+    with pytest.raises(ConfigError, match="kind: another here, average there"):
+        _policy([1, 2], binding=binding(other)).check(lineage, policy.classes)
 
 
 def test_a_plain_number_fits_any_teacher_and_other_classes_types_and_shapes_are_refused() -> None:

@@ -136,7 +136,10 @@ def test_of_one_block_and_of_a_class_that_one_run_scored_there_is_no_interval():
     assert np.isfinite([several.class_low[0], several.class_high[0]]).all()
     rare, other = (confusions(rng, np.full(6, quality)) for quality in (0.8, 0.7))
     rare[1:, 2], other[1:, 2] = 0, 0  # one image shows the class, pixels of others are taken for it
-    for found in (bootstrap_iou(rare, ids(6), draws=50), bootstrap_difference([rare] * 2, [other] * 2, ids(6), draws=50)):
+    for found in (
+        bootstrap_iou(rare, ids(6), draws=50),
+        bootstrap_difference([rare] * 2, [other] * 2, ids(6), draws=50),
+    ):
         assert np.isfinite([*found.class_value, found.low, found.high, *found.class_low[:2]]).all()
         assert np.isnan([found.class_low[2], found.class_high[2]]).all()
     text = json.dumps(bootstrap_iou(without, ids(6), draws=50).to_json(["a", "b", "c"]), allow_nan=False)

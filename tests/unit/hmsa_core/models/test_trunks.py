@@ -41,6 +41,15 @@ def small(trunk: str, kind: str = "hierarchical", **options: object) -> models.M
     return models.build(kind, trunk=trunk, num_classes=4, attention_channels=8, **options)
 
 
+def test_rotary_positions_which_no_state_dict_holds_come_back_too(tmp_path: Path) -> None:
+    model, images = small("timm:eva02_tiny_patch14_224").eval(), torch.randn(1, 3, *SIZE)
+    models.save(model, tmp_path / "model", class_table=None, lineage={})
+    before = torch.get_rng_state()
+    loaded = models.load(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(loaded(images).logits, model(images).logits)
+
+
 @pytest.mark.parametrize("trunk", [*FAMILIES, DEEPLAB])
 def test_every_family_trains_predicts_and_comes_back_from_its_checkpoint(trunk: str, tmp_path: Path) -> None:
     model = small(trunk)

@@ -77,6 +77,7 @@ def test_a_main_thread_that_waits_in_c_is_ended(tmp_path: Path) -> None:
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", True),
         ("NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error", True),
+        ("[pair.cc:545 at gloo/transport/tcp] gloo/transport/tcp/pair.cc:545] Connection reset by peer", True),
         ("CUDA error: device-side assert triggered", False),
         ("CUDA error: no kernel image is available for execution on the device", False),
         ("CUDA error: out of memory", False),

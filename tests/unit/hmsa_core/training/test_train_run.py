@@ -238,6 +238,21 @@ def test_out_of_memory_names_the_crop_that_would_fit(
     assert "a crop of 128x192 would fit" in caught.value.message
 
 
+def test_an_image_too_large_to_validate_on_is_named_and_the_training_goes_on_without(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = ValidationData(selection=Selection(index=data / "held.parquet"), every_epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Trainer, "predict", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+        )
+        with pytest.raises(TrainingError, match=r"out of memory on image \w+ of \d+x\d+ pixels") as caught:
+            run(train_spec(data, tmp_path, epochs=2, validation=held))
+    assert "validate_every to 0" in caught.value.hint
+    run(spec := train_spec(data, tmp_path, epochs=2))
+    assert [line["step"] > 0 for line in events(spec, "start")] == [False, True]
+
+
 def test_the_pass_that_ran_out_of_memory_is_gone_before_smaller_crops_are_tried(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.cli.main import COMMANDS, main
@@ -37,3 +39,21 @@ def test_without_a_command_all_of_them_are_listed(capsys) -> None:
     assert main([]) == 2
     shown = capsys.readouterr().err
     assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["export", "STORE", "s3://lab/out", "--format", "masks"],
+        ["import", "DIR", "s3://lab/out", "--classes", "cityscapes"],
+        ["serve", "s3://lab/out"],
+        ["diff", "A", "B", "--pictures", "s3://lab/out"],
+    ],
+)
+def test_an_address_in_the_place_of_a_local_folder_is_refused_and_no_folder_gets_its_name(
+    args: list[str], capsys, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    assert capsys.readouterr().err.startswith("error: s3://lab/out: an address is not possible here\nhint: ")
+    assert not list(tmp_path.iterdir())
