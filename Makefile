@@ -69,11 +69,12 @@ camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minu
 	cd workspaces/camvid && dvc repro
 	autolabel stage --summary --workspace workspaces/camvid
 
-camvid-full: setup  ## the same trained to the end, and students of auto-labels and of polygons alone (<= 4 hours on 2 cores)
-	$(PY) -m research.ablate pays --prepare --workspace workspaces/camvid --variant default --teacher-epochs 480 \
+camvid-full: FULL := --set teacher_train.loss.main=jaccard --set teacher_train.model.train_scales=[0.5,1,2]
+camvid-full: setup  ## the same, the teacher trained on 2x too, and students of auto-labels and of polygons alone (<= 4 hours)
+	$(PY) -m research.ablate pays --prepare --workspace workspaces/camvid-full --variant default $(FULL) \
 	  --data $(abspath $(CAMVID)) --rows t0,coarse --seeds 0 --publish t0=student-auto,coarse=coarse
-	cd workspaces/camvid && dvc repro
-	autolabel stage --summary --workspace workspaces/camvid
+	cd workspaces/camvid-full && dvc repro
+	autolabel stage --summary --workspace workspaces/camvid-full
 
 test-fast: setup  ## in-process tests, < 3 minutes
 	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(LONG))"

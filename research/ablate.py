@@ -15,6 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from hmsa_core.io.errors import ConfigError
 from pipeline.cli.main import run_command
@@ -55,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prepare", action="store_true", help="first run the stages that the table needs")
     parser.add_argument("--variant", choices=("default", "drive_shift"), help="camvid-table, pays: make the workspace")
     parser.add_argument("--teacher-epochs", type=int, metavar="N", help="with --variant: not the profile's")
+    told = "with --variant: a value of params.yaml that is not the profile's"
+    parser.add_argument("--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", help=told)
     parser.add_argument("--data", type=Path, metavar="DIR", help="with --variant: CamVid's folder")
 
 
@@ -80,15 +85,29 @@ def run(args: argparse.Namespace) -> int:
 
 def _workspace(args: argparse.Namespace) -> Workspace:
     if args.variant is None:
-        if args.teacher_epochs is not None:
-            raise ConfigError("--teacher-epochs goes with --variant: a workspace that is there keeps its teacher")
+        if args.teacher_epochs is not None or args.set:
+            raise ConfigError(
+                "--teacher-epochs and --set go with --variant: a workspace that is there keeps its teacher"
+            )
         return Workspace.find(args.workspace)
     if not args.prepare or args.workspace is None or args.name not in _CAMVID:
         raise ConfigError(f"--variant makes a workspace: it goes with {_CAMVID[0]} --prepare --workspace DIR")
     if args.teacher_epochs is not None and args.teacher_epochs < 1:
         raise ConfigError(f"--teacher-epochs {args.teacher_epochs}: expected 1 or more")
-    make_camvid_workspace(args.workspace.resolve(), args.variant, args.teacher_epochs, args.data)
+    make_camvid_workspace(args.workspace.resolve(), args.variant, args.teacher_epochs, args.data, dict(args.set))
     return Workspace(args.workspace)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE of a command line; the value is YAML."""
+    key, equals, value = text.partition("=")
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        found, equals = None, ""
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, found
 
 
 def _request(ws: Workspace, args: argparse.Namespace) -> Request:

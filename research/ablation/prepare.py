@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError
@@ -65,7 +67,9 @@ def _environment() -> dict[str, str]:
     return dict(os.environ) | {"PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
-def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: Path | None) -> None:
+def make_camvid_workspace(
+    folder: Path, variant: str, epochs: int | None, data: Path | None, settings: Mapping[str, Any] | None = None
+) -> None:
     """Make a workspace of profile camvid for one variant of the splits; one that is there must be of that variant.
 
     Args:
@@ -73,18 +77,25 @@ def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: 
         variant: of CamVid's splits.
         epochs: of the teacher; the student's follow in proportion; None = the profile's.
         data: CamVid's folder.
+        settings: values of params.yaml that are not the profile's, by dotted key.
     """
     from pipeline.nightly.parameters import set_keys
-    from pipeline.strict_yaml import read_yaml
+    from pipeline.strict_yaml import Document, read_yaml
     from research.ablation.catalogue import camvid_variant, named_variant
 
     if init_workspace(InitRequest(folder, "camvid", data=data)):
         document = read_yaml(folder / "params.yaml")
         set_keys(document.values, {"data.target.variant": variant} | ({} if epochs is None else _lengths(epochs)))
+        set_keys(document.values, settings or {})
         atomic.write_text(folder / "params.yaml", json.dumps(document.values, indent=1))
-    found, wanted = camvid_variant(Params.load(folder / "params.yaml")), named_variant(variant, epochs)
+    values, params = read_yaml(folder / "params.yaml").values, Params.load(folder / "params.yaml")
+    found, wanted = camvid_variant(params), named_variant(variant, epochs)
     if found != wanted:
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")
+    set_keys(values, settings or {})
+    if Params.parse(Document(folder, values)) != params:
+        told = ", ".join(f"{key}={value}" for key, value in (settings or {}).items())
+        raise ConfigError(f"{folder}: is a workspace without {told}", hint="choose another folder")
 
 
 def _lengths(epochs: int) -> dict[str, int]:

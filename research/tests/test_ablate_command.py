@@ -62,7 +62,7 @@ def test_a_dry_run_says_how_long_the_missing_rows_take_by_earlier_ones(
         (["labels", "--epochs-scale", "0"], "expected a number above 0"),
         (["labels", "--freeze", "100"], "--freeze needs --variants N"),
         (["labels", "--variant", "default"], "--variant makes a workspace"),
-        (["labels", "--teacher-epochs", "9"], "--teacher-epochs goes with --variant"),
+        (["labels", "--teacher-epochs", "9"], "--teacher-epochs and --set go with --variant"),
         (["camvid-table", "--prepare", "--variant", "default", "--teacher-epochs", "0"], "expected 1 or more"),
         (["camvid-table"], "profile camvid, this one has profile demo"),
         (["labels"], "starts after the stage pseudo-label"),
@@ -107,9 +107,13 @@ def test_a_camvid_workspace_is_made_for_its_variant_and_teacher_and_kept_for_the
     monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
     (tmp_path / "photographs").mkdir()
     folder = tmp_path / "camvid"
+    settings = {"teacher_train.model.train_scales": [0.5, 1, 2]}
     for _ in range(2):
-        make_camvid_workspace(folder, variant, epochs, tmp_path / "photographs")
+        make_camvid_workspace(folder, variant, epochs, tmp_path / "photographs", settings)
     params = Workspace(folder).params
+    assert params.teacher_train.model.train_scales == (0.5, 1.0, 2.0)
+    with pytest.raises(ConfigError, match=r"is a workspace without teacher_train\.loss\.main=jaccard"):
+        make_camvid_workspace(folder, variant, epochs, None, {"teacher_train.loss.main": "jaccard"})
     assert (params.data.target.variant, params.data.target.root) == (variant, str(tmp_path / "photographs"))
     assert make_ablation("camvid-table", params).name == table
     with pytest.raises(ConfigError, match=f"is a workspace of variant {table[13:]}, not default"):
