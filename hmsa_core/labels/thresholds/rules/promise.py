@@ -150,16 +150,15 @@ def _promise(curves: Curves, class_id: int, cut: Cut, config: CalibrateConfig) -
     shares, errors, chosen = _curve(own, cut.code)
     holds = simulated_search(blocks, *spread, config.confidence, shares, errors, chosen)
     evidence = {**cut.evidence, "search_holds": round(holds, 3), "error_spread": [round(s, 3) for s in spread]}
-    tried = evidence["cross_fit"] or {}
-    held_out = tried.get("precision")
+    held_out = (evidence["cross_fit"] or {}).get("precision")
     doubts = []
     if blocks < RELIABLE_BLOCKS:
         doubts.append(f"only {blocks} blocks")
     if holds < RELIABLE_SEARCHES:
         doubts.append(f"the search for the cut ends well in {holds:.0%} of simulations")
-    if tried and held_out is None:
+    if evidence["cross_fit"] and held_out is None:
         doubts.append("the other blocks alone keep it in no fold")
-    elif tried and held_out < config.target:
+    if held_out is not None and held_out < config.target:
         doubts.append(f"held-out blocks reach {held_out:.3f}")
     if doubts:
         return Cut(cut.code, "estimate", "reaches the target, but " + " and ".join(doubts), evidence)
