@@ -409,6 +409,28 @@ def test_a_polygon_is_read_and_what_is_erased_is_ignored_and_an_image_without_re
     assert (label[:, 12:] == 255).all()
 
 
+def test_an_image_of_a_cvat_project_was_corrected_by_its_own_tasks_assignee(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    task = "<task><id>{}</id><updated>2026-01-0{} 10:00:00+00:00</updated>{}</task>"
+    given = ("<assignee><username>kim</username></assignee>", "<assignee><username>lee</username></assignee>", "")
+    tasks = "".join(task.format(*about) for about in zip((71, 72, 73), (5, 6, 7), given, strict=True))
+    image = (
+        '<image id="{0}" name="{1}.png" subset="default" task_id="{2}" width="40" height="24">'
+        '<polygon label="sky" points="0,0;10,0;10,10;0,10"/></image>'
+    )
+    names = [name.replace("&", "&amp;").replace("<", "&lt;") for name in store.names()[:4]]
+    images = "".join(image.format(*about) for about in zip(range(4), names, (72, 71, 73, 74), strict=True))
+    (tmp_path / "a.xml").write_text(
+        f"<annotations><meta><project><updated>2026-02-01</updated><tasks>{tasks}</tasks><assignee><username>boss"
+        f"</username></assignee></project></meta>{images}</annotations>"
+    )
+    bring_back(tmp_path / "a.xml", Exported(exports / "cvat"), store, by="sam", when="2026-03-01")
+    said = {mark.name: (mark.reviewer, mark.when[:10]) for mark in ReviewFile(store.path).marks()}
+    who = [("lee", "2026-01-06"), ("kim", "2026-01-05"), ("sam", "2026-01-07"), ("sam", "2026-03-01")]
+    assert said == dict(zip(store.names()[:4], who, strict=True))
+
+
 @pytest.fixture
 def fix(store: LabelStore, exports: Path, tmp_path: Path) -> Callable[..., Summary]:
     """A person corrects a FiftyOne export of all images and brings it back."""
