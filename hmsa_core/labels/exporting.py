@@ -167,14 +167,21 @@ def _files(selection: Selection, out: Path, name: str, fmt: str, suffix: str) ->
     if fmt == "cityscapes":
         forms = {"labelIds": ids, "labelTrainIds": label, "color": store.classes.palette()[label]}
         return {target_path(out, folder, f"{stem}_{suffix}_{kind}.png"): form for kind, form in forms.items()}
+    stem += IMAGE_ENDING
+    return {
+        target_path(out, folder, f"{stem}_prob.png"): prob_of(store, name, label, code),
+        target_path(out, folder, f"{stem}.png"): ids,
+    }
+
+
+def prob_of(store: LabelStore, name: str, label: Labels, code: Labels) -> Labels:
+    """Bytes of confidence of one image, as its label and codes are exported."""
     if store.kind != "raw":
         # A code says how sure the teacher was; what people drew has none, and is no guess to be dropped.
         code = np.where(store.read_source(name) == SOURCES["human"], np.uint8(NUM_CODES - 1), code)
     imported = store.lineage.get("confidence") == IMPORTED_BYTES
     # Ignored pixels get byte 0 too: readers that drop by confidence alone drop them.
-    prob = np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
-    stem += IMAGE_ENDING
-    return {target_path(out, folder, f"{stem}_prob.png"): prob, target_path(out, folder, f"{stem}.png"): ids}
+    return np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
 
 
 def _refuse_twins(names: list[str]) -> None:
@@ -241,9 +248,10 @@ class _ExportFolder:
         """Mark the folder before its first file: photographs and labels of people have names like ours."""
         mark = self.out / MARK
         if not mark.is_file():
-            if self.out.is_dir() and any(self.out.iterdir()):
+            if self.out.is_dir() and not all(atomic.is_temp(path.name, of=MARK) for path in self.out.iterdir()):
                 raise ConfigError(f"{self.out}: not empty and not an earlier export", hint="give a new folder")
             atomic.make_folder(self.out)
+            atomic.sweep_temps(self.out)
             self._save({})
             return {}
         there = atomic.read_json(mark)
@@ -335,7 +343,7 @@ class _ExportFolder:
             count = len(self._changed)
             several = f"{count} images have files that were" if count > 1 else "1 image has a file that was"
             raise InputError(
-                f"{self.out}: {several} changed after the export, the first: {self._changed[0]}; all files of "
+                f"{self.out}: {several} changed after the export: {', '.join(self._changed)}; all files of "
                 f"{'these' if count > 1 else 'it'} are kept as they are, all others are up to date",
                 hint="give a new folder to have the store's labels of all images",
             )

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threshold", metavar="T", help="one threshold for both stores")
     add("--policy-a", type=Path, metavar="F", help="policy file for A")
     add("--policy-b", type=Path, metavar="F", help="policy file for B")
-    add("--pictures", type=Path, metavar="DIR", help="write A | B | change of the most changed images")
+    add("--pictures", type=Path, metavar="DIR", help="new folder: A | B | change of the most changed images")
     add("--limit", type=int, default=10, metavar="N", help="images listed and pictured (default 10)")
     add("--json", action="store_true", help="one JSON object on standard output")
 
@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--limit {args.limit}: expected at least 1")
     if args.pictures is not None:
         refuse_in_store(args.pictures)
+        if args.pictures.is_dir() and any(args.pictures.iterdir()):
+            raise ConfigError(f"{args.pictures}: not empty", hint="give a new folder")
     stores = LabelStore.open(args.a), LabelStore.open(args.b)
     policies = (args.policy_a, args.policy_b)
     a, b = (Selection(s, policy_for(s, args.threshold, p)) for s, p in zip(stores, policies, strict=True))

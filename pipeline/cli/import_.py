@@ -83,9 +83,9 @@ def _corrections(args: argparse.Namespace) -> int:
         f"known already; {found.images} images came back\n"
     )
     if found.conflicts:
-        listed = "; ".join(found.conflicts[:20])
+        sys.stderr.writelines(f"conflict: {each}\n" for each in found.conflicts)
         raise InputError(
-            f"{len(found.conflicts)} images are in conflict, nothing of them was taken: {listed}",
+            f"{len(found.conflicts)} images are in conflict, nothing of them was taken",
             hint="look at them; --overrule makes what came back the last word, but not on other pictures",
         )
     return 0

@@ -27,7 +27,7 @@ from hmsa_core.labels.review import Labels
 
 ANNOTATIONS = "annotations.xml"
 _BLOCK, _IMAGE = 1 << 16, 64 << 20  # bytes that are read at once, and of one image
-_SHAPES = 100_000  # of one image
+_SHAPES, _TASKS = 100_000, 10_000  # of one image, of one file
 # What expat and zipfile raise for damaged files.
 _DAMAGE = (expat.ExpatError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
@@ -99,6 +99,7 @@ class _Reader:
         self._done: list[Returned] = []
         self._open: list[str] = []
         self._seen: set[str] = set()
+        self._task, self._tasks = "", dict[str, dict[str, str]]()  # its id, and what was said of earlier ones by theirs
         self._said = {"who": "", "when": ""}
         self._name, self._shapes = "", list[tuple[int, int, dict[str, str], str]]()
         self._since = 0  # bytes since the last image
@@ -125,6 +126,8 @@ class _Reader:
             self._said["who"] = (self._said["who"] + text.strip())[:200]
         elif self._open[-1] == "updated" and not self._name:
             self._said["when"] = (self._said["when"] + text.strip())[:40]
+        elif self._open[-2:] == ["task", "id"]:
+            self._task = (self._task + text.strip())[:40]
 
     def _start(self, tag: str, given: dict[str, str]) -> None:
         self._open.append(tag)
@@ -137,6 +140,8 @@ class _Reader:
             if (int(given["width"]), int(given["height"])) != (width, height):
                 raise InputError(f"{self._path}: {self._name} is not {width}x{height} there, as it was exported")
             self._shapes = []
+            if "task_id" in given:  # of a project, which has several tasks and an assignee of its own
+                self._said = self._tasks.get(given["task_id"], {})
         elif tag == "track" or len(self._open) > 20:
             raise InputError(f"{self._path}: <{tag[:40]}> is not supported", hint='export as "CVAT for images 1.1"')
         elif self._name and self._open[-2] == "image" and tag != "tag":
@@ -147,6 +152,8 @@ class _Reader:
             if len(self._shapes) == _SHAPES:
                 raise InputError(f"{self._path}: {self._name}: more than {_SHAPES} masks and polygons")
             self._shapes.append((int(given.get("z_order", 0)), len(self._shapes), given, tag))
+        elif tag == "task":
+            self._task, self._said = "", {"who": "", "when": ""}
 
     def _end(self, tag: str) -> None:
         self._open.pop()
@@ -155,6 +162,10 @@ class _Reader:
             if self._shapes:
                 self._done.append(Returned(self._name, self._label(), **self._said))
             self._name, self._shapes = "", []
+        elif tag == "task":
+            if len(self._tasks) == _TASKS:
+                raise InputError(f"{self._path}: more than {_TASKS} tasks", hint="export it in parts")
+            self._tasks[self._task] = dict(self._said)
 
     def _label(self) -> Labels:
         where, name = f"{self._path}: {self._name}", self._name

@@ -15,7 +15,6 @@ from hmsa_core.data.decode import read_label_ids
 from hmsa_core.io.atomic import write_bytes, write_text
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels.exchange.folder import About, Exported, Item, Returned
-from hmsa_core.labels.exporting import prob_bytes_of_codes
 from hmsa_core.labels.store.format import png_bytes
 from hmsa_core.taxonomy import IGNORE
 
@@ -48,7 +47,7 @@ def write(folder: Path, about: About, items: Iterator[Item]) -> None:
         write_bytes(folder / "data" / item.file, item.picture)
         ids = np.where(item.label == IGNORE, np.uint8(0), item.label + np.uint8(1))
         write_bytes(folder / "labels" / f"{item.name}.png", png_bytes(ids))
-        write_bytes(folder / "confidence" / f"{item.name}.png", png_bytes(prob_bytes_of_codes(item.code)))
+        write_bytes(folder / "confidence" / f"{item.name}.png", png_bytes(item.prob))
 
 
 def read(path: Path, exported: Exported) -> Iterator[Returned]:

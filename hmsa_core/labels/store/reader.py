@@ -86,7 +86,7 @@ class LabelStore:
         return store
 
     def look(self) -> None:
-        """Cheap check of all files: there, of the right size, with the recorded footer."""
+        """Cheap check of all files but receipts: there, of the right size, with the recorded footer."""
         records = [r for entry in self.manifest["shards"] for r in (_record(entry), FileRecord(**entry["sidecar"]))]
         records += [FileRecord(**entry) for entry in self.manifest["statistics"].values()]
         sizes: dict[str, int] = {}  # by plain text: a path object each would take longer than all else
@@ -102,6 +102,13 @@ class LabelStore:
                 kind = "changed" if (self.path / record.file).exists() else "missing"
                 self.problems.append(Problem(record.file, kind, error.message))
                 self._bad[record.file] = error.message
+        for entry in self.manifest["extras"]:
+            file, size = entry["file"], sizes.get(entry["file"])
+            if size is None:
+                self.problems.append(Problem(file, "missing", f"{self.path / file}: missing"))
+            elif size != entry["size_bytes"]:
+                told = f"{self.path / file}: torn or changed ({size} bytes, recorded {entry['size_bytes']})"
+                self.problems.append(Problem(file, "changed", told))
 
     def verify(self, subset: str = "1/1", engine: Engine = HERE) -> list[Problem]:
         """Read all bytes (or the n-th of t slices, "n/t") and return everything that is wrong."""

@@ -359,6 +359,19 @@ def test_an_export_that_ended_anywhere_is_gone_on_with_and_nobody_is_said_to_hav
         again()
 
 
+@pytest.mark.fault
+def test_a_first_export_that_was_killed_anywhere_is_gone_on_with(tmp_path: Path) -> None:
+    final, out = _final(tmp_path, "final"), tmp_path / "out"
+
+    def first() -> None:
+        export_store(final, out, "masks")
+
+    for _ in every_exit(first):
+        export_store(final, out, "masks")
+        assert {p.name for p in out.iterdir()} == {".autolabel-export.json", *(f"{n}.png" for n in final.names())}
+        shutil.rmtree(out)
+
+
 def test_what_people_corrected_is_never_overwritten_or_removed_and_an_images_files_stay_together(
     tmp_path: Path,
 ) -> None:
@@ -377,7 +390,9 @@ def test_what_people_corrected_is_never_overwritten_or_removed_and_an_images_fil
             before |= {p: p.read_bytes() for p in out.rglob(f"{name}*.png")}
         for _ in range(2):
             lost.unlink()
-            with pytest.raises(InputError, match=f"2 images have files .* the first: .*{file.format(other)}"):
+            with pytest.raises(
+                InputError, match=f"2 images have files .*{file.format(other)}, .*{file.format(gone)}; "
+            ):
                 export_store(later, out, fmt)
             assert {p: p.read_bytes() for p in before} == before
             assert lost.read_bytes() == whole

@@ -28,7 +28,7 @@ from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityErr
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.exchange.corrections import Summary, bring_back
 from hmsa_core.labels.exchange.folder import TOOLS, Exported, export_to_tool
-from hmsa_core.labels.exporting import prob_bytes_of_codes
+from hmsa_core.labels.exporting import export_store, prob_bytes_of_codes
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.store.format import SOURCES
@@ -246,7 +246,8 @@ def test_hugging_face_keeps_every_code_and_fiftyones_heat_is_never_above_the_con
         code = cv2.imdecode(np.frombuffer(row["confidence"]["bytes"], np.uint8), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(code, first.read(row["name"])[1])
         heat = np.asarray(Image.open(exports / "fiftyone" / "confidence" / f"{row['name']}.png"))
-        assert np.array_equal(heat, prob_bytes_of_codes(code))
+        ignored = POLICY.apply(*first.read(row["name"])) == 255
+        assert np.array_equal(heat, np.where(ignored, 0, prob_bytes_of_codes(code)))
         assert (heat / 255 <= np.array(edges, float)[code] + 1e-6).all()
 
 
@@ -409,6 +410,28 @@ def test_a_polygon_is_read_and_what_is_erased_is_ignored_and_an_image_without_re
     assert (label[:, 12:] == 255).all()
 
 
+def test_an_image_of_a_cvat_project_was_corrected_by_its_own_tasks_assignee(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    task = "<task><id>{}</id><updated>2026-01-0{} 10:00:00+00:00</updated>{}</task>"
+    given = ("<assignee><username>kim</username></assignee>", "<assignee><username>lee</username></assignee>", "")
+    tasks = "".join(task.format(*about) for about in zip((71, 72, 73), (5, 6, 7), given, strict=True))
+    image = (
+        '<image id="{0}" name="{1}.png" subset="default" task_id="{2}" width="40" height="24">'
+        '<polygon label="sky" points="0,0;10,0;10,10;0,10"/></image>'
+    )
+    names = [name.replace("&", "&amp;").replace("<", "&lt;") for name in store.names()[:4]]
+    images = "".join(image.format(*about) for about in zip(range(4), names, (72, 71, 73, 74), strict=True))
+    (tmp_path / "a.xml").write_text(
+        f"<annotations><meta><project><updated>2026-02-01</updated><tasks>{tasks}</tasks><assignee><username>boss"
+        f"</username></assignee></project></meta>{images}</annotations>"
+    )
+    bring_back(tmp_path / "a.xml", Exported(exports / "cvat"), store, by="sam", when="2026-03-01")
+    said = {mark.name: (mark.reviewer, mark.when[:10]) for mark in ReviewFile(store.path).marks()}
+    who = [("lee", "2026-01-06"), ("kim", "2026-01-05"), ("sam", "2026-01-07"), ("sam", "2026-03-01")]
+    assert said == dict(zip(store.names()[:4], who, strict=True))
+
+
 @pytest.fixture
 def fix(store: LabelStore, exports: Path, tmp_path: Path) -> Callable[..., Summary]:
     """A person corrects a FiftyOne export of all images and brings it back."""
@@ -470,22 +493,33 @@ def test_labels_made_anew_and_other_pictures_are_conflicts_with_the_export(tmp_p
 def test_a_conflict_has_its_own_line_and_status_and_the_rest_is_taken(
     store: LabelStore, exports: Path, tmp_path: Path, fix: Fix, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spots = _spots(store)
-    name = next(iter(spots))
-    fix("sam", {name: (*spots[name][:2], SKY)})
+    *disputed, alone = store.names()[:25]
+    spots = dict.fromkeys((*disputed, alone), np.s_[4:12, 3:10] + (CAR,))
+    fix("sam", {name: (*spots[name][:2], SKY) for name in disputed})
     returned = _correct_fiftyone(shutil.copytree(exports / "fiftyone", tmp_path / "kim"), spots)
     command = ["import", str(returned), str(store.path), "--corrections-of", str(exports / "fiftyone"), "--by", "kim"]
     assert main(command) == InputError.exit_code
     said = capsys.readouterr().err
-    assert "corrections of 9 images" in said
-    assert f"error: 1 images are in conflict, nothing of them was taken: {name}: sam and kim" in said
+    assert "corrections of 1 images" in said
+    assert "error: 24 images are in conflict, nothing of them was taken" in said
+    assert all(f"conflict: {name}: sam and kim give " in said for name in disputed)
 
 
 def test_a_later_export_holds_the_corrections_of_before(store: LabelStore, tmp_path: Path, fix: Fix) -> None:
     fix("kim", _spots(store))
-    export_to_tool(store, tmp_path / "again", "cvat", picture=_picture(store), policy=POLICY)
-    found = _cvat(tmp_path / "again")
-    assert all((found[name][s[:2]] == s[2]).all() for name, s in _spots(store).items())
+    for fmt in ("cvat", "fiftyone"):
+        export_to_tool(store, tmp_path / fmt, fmt, picture=_picture(store), policy=POLICY)
+    found, before = _cvat(tmp_path / "cvat"), _wanted(store)
+    final = _final(store, tmp_path / "final")
+    export_to_tool(final, tmp_path / "heat", "fiftyone", picture=_picture(store))
+    export_store(final, tmp_path / "prob", "released-flat")
+    for name, spot in _spots(store).items():
+        assert (found[name][spot[:2]] == spot[2]).all()
+        drawn = before[name] != found[name]
+        for fmt in ("fiftyone", "heat"):
+            heat = np.asarray(Image.open(tmp_path / fmt / "confidence" / f"{name}.png"))
+            assert (heat[drawn] == 254).all(), "what people drew is sure"
+        assert np.array_equal(heat, np.asarray(Image.open(tmp_path / "prob" / f"{name}_leftImg8bit_prob.png")))
 
 
 def test_a_withdrawn_correction_does_not_count_and_a_later_flag_does(

@@ -116,11 +116,12 @@ def test_diff_prints_classes_and_pictures_and_json(store: Path, tmp_path: Path, 
 def test_diff_writes_pictures_of_what_changed_but_never_into_a_label_store(store: Path, tmp_path: Path, said) -> None:
     arguments = ["diff", store, store, "--policy-b", tmp_path / "p.json", "--pictures", tmp_path / "pics"]
     from_threshold(0.9, cityscapes()).save(tmp_path / "p.json")
+    said(*arguments, "--threshold", "0.9", status=2)
+    said(*arguments, "--limit", "0", status=2)
     told = said(*arguments, "--limit", "2")
     assert len(list((tmp_path / "pics").glob("*.png"))) == 2
     assert "ignore" in told.out
-    said(*arguments, "--threshold", "0.9", status=2)
-    said(*arguments, "--limit", "0", status=2)
+    assert "pics: not empty" in said(*arguments, "--limit", "1", status=2).err
     for place in (store, store / "deep" / "changed"):
         out, err = said("diff", store, store, "--pictures", place, status=2)
         assert (out, "lies in a label store" in err, err.count("\n")) == ("", True, 2)
