@@ -69,8 +69,9 @@ camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minu
 	cd workspaces/camvid && dvc repro
 	autolabel stage --summary --workspace workspaces/camvid
 
-camvid-full: FULL := --set teacher_train.loss.main=jaccard --set teacher_train.model.train_scales=[0.5,1,2]
-camvid-full: setup  ## the same, the teacher trained on 2x too, and students of auto-labels and of polygons alone (<= 4 hours)
+camvid-full: FULL := --set teacher_train.loss.main=jaccard --set teacher_train.model.train_scales=[0.5,1,2] \
+  --set student_train.model.train_scales=[0.5,1,2] --set student_train.epochs=12 --set student_train.pseudo.fine_only_epochs=3
+camvid-full: setup  ## the same, all trained on 2x too, and students of auto-labels and of polygons alone (<= 4 hours)
 	$(PY) -m research.ablate pays --prepare --workspace workspaces/camvid-full --variant default $(FULL) \
 	  --data $(abspath $(CAMVID)) --rows t0,coarse --seeds 0 --publish t0=student-auto,coarse=coarse
 	cd workspaces/camvid-full && dvc repro
