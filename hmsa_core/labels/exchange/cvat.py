@@ -141,7 +141,7 @@ class _Reader:
                 raise InputError(f"{self._path}: {self._name} is not {width}x{height} there, as it was exported")
             self._shapes = []
             if "task_id" in given:  # of a project, which has several tasks and an assignee of its own
-                self._said = self._tasks.get(given["task_id"], {})
+                self._said = self._tasks.get(given["task_id"], {"who": "", "when": ""})
         elif tag == "track" or len(self._open) > 20:
             raise InputError(f"{self._path}: <{tag[:40]}> is not supported", hint='export as "CVAT for images 1.1"')
         elif self._name and self._open[-2] == "image" and tag != "tag":
