@@ -115,7 +115,7 @@ class ModelConfig(Section):
     )
     low_scale: float = knob(0.5, "second training scale (paper: 0.5)", gt=0.0, lt=1.0)
     train_scales: Scales | None = knob(
-        None, "all training scales, 1.0 among them; null = low_scale and 1 (paper), and 2 if explicit"
+        None, "all training scales, of teacher and student alike; null = low_scale and 1 (paper), and 2 if explicit"
     )
 
     @model_validator(mode="after")
