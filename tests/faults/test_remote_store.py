@@ -66,10 +66,10 @@ def test_a_store_on_an_object_store_has_the_bytes_of_a_local_one(
     fresh_machine(monkeypatch, tmp_path, "looker")
     assert main(["inspect", OUT, "--threshold", "0.9", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["store"] == OUT
+    assert not any("shard-" in str(p) and p.exists() for p in (tmp_path / "looker" / "trees").rglob("*"))
     assert main(["diff", OUT, str(own / "store"), "--threshold", "0.9"]) == 0
     assert main(["export", OUT, str(tmp_path / "masks"), "--format", "masks"]) == 0
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 10
-    assert not any("shard-" in str(p) and p.exists() for p in (tmp_path / "looker" / "trees").rglob("*"))
 
 
 def test_new_images_are_appended_by_another_machine(
