@@ -167,7 +167,7 @@ def test_a_head_that_no_loss_reaches_does_not_hold_up_the_ranks(tmp_path: Path) 
     from hmsa_core.training.recipe import make_model
     from tests.support.training import train_spec
 
-    model = {"model__kind": "single", "model__trunk": "deeplabv3_resnet50"}
+    model = {"model__kind": "single", "model__trunk": "hrnet_micro", "model__context": "none"}
     spec = train_spec(tmp_path, tmp_path / "work", loss__aux_weight=0.0, **model)
     weighed = train_spec(tmp_path, tmp_path / "work", **model)
 
