@@ -142,7 +142,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: st
     Raises:
         IntegrityError: the weights' bytes differ from their digest. CheckpointError: anything else.
     """
-    from hmsa_core.models.model import as_kind, build_empty, refill_lost
+    from hmsa_core.models.model import as_kind, build_empty, fill
     from hmsa_core.models.options import make_options
 
     meta = read_meta(path)
@@ -151,8 +151,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: st
     state = read_weights(folder, meta)
     model = build_empty(make_options(meta["kind"], meta["trunk"], meta["num_classes"], meta["options"]))
     check_state(str(folder / WEIGHTS), model.state_dict(), state)
-    model.load_state_dict(state, assign=True)
-    refill_lost(model)
+    fill(model, state)
     model.to(map_location).eval()
     model.meta = meta
     return model if kind is None or kind == model.kind else as_kind(model, kind)

@@ -26,7 +26,7 @@ from hmsa_core import taxonomy
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import CheckpointError, one_line
 from hmsa_core.models.checkpoint import check_state, safetensors_from_bytes, write_checkpoint
-from hmsa_core.models.model import MultiScaleModel, build_empty
+from hmsa_core.models.model import MultiScaleModel, build_empty, fill
 from hmsa_core.models.options import ModelOptions, make_options
 from hmsa_core.models.trunks import make_trunk
 
@@ -101,7 +101,7 @@ def load_nvidia(path: str | Path) -> MultiScaleModel:
             f"{path}: holds only a trunk ({recognised.trunk}); run `autolabel import-checkpoint` and train from it"
         )
     model = build_empty(recognised.options)
-    model.load_state_dict(recognised.state, assign=True)
+    fill(model, recognised.state)
     return model.eval()
 
 

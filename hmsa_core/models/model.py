@@ -11,7 +11,7 @@ Legend: B images, C classes, H x W pixels of the images, h x w the trunk's grid 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -214,13 +214,14 @@ def build(kind: str, *, trunk: str = "hrnet_w48", num_classes: int = 19, **optio
 
 
 def build_empty(options: ModelOptions) -> MultiScaleModel:
-    """Build a model whose tensors have shapes but no memory yet; `load_state_dict(assign=True)` fills it."""
+    """Build a model whose tensors have shapes but no memory yet; `fill` gives it both."""
     with torch.device("meta"):
         return _assemble(options)
 
 
-def refill_lost(model: MultiScaleModel) -> None:
-    """Compute the buffers that no state dict holds: rotary positions of EVA and DINOv3 trunks."""
+def fill(model: MultiScaleModel, state: Mapping[str, Tensor]) -> None:
+    """Take the tensors of a state dict, and compute what none holds: rotary positions of EVA and DINOv3 trunks."""
+    model.load_state_dict(state, assign=True)
     lost = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if not lost:
         return

@@ -80,21 +80,23 @@ def make_camvid_workspace(
         settings: values of params.yaml that are not the profile's, by dotted key.
     """
     from pipeline.nightly.parameters import set_keys
-    from pipeline.strict_yaml import Document, read_yaml
+    from pipeline.strict_yaml import read_yaml
     from research.ablation.catalogue import camvid_variant, named_variant
 
+    changes = settings or {}
     if init_workspace(InitRequest(folder, "camvid", data=data)):
         document = read_yaml(folder / "params.yaml")
         set_keys(document.values, {"data.target.variant": variant} | ({} if epochs is None else _lengths(epochs)))
-        set_keys(document.values, settings or {})
+        set_keys(document.values, changes)
         atomic.write_text(folder / "params.yaml", json.dumps(document.values, indent=1))
-    values, params = read_yaml(folder / "params.yaml").values, Params.load(folder / "params.yaml")
+    document = read_yaml(folder / "params.yaml")
+    params = Params.parse(document)
     found, wanted = camvid_variant(params), named_variant(variant, epochs)
     if found != wanted:
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")
-    set_keys(values, settings or {})
-    if Params.parse(Document(folder, values)) != params:
-        told = ", ".join(f"{key}={value}" for key, value in (settings or {}).items())
+    set_keys(document.values, changes)
+    if Params.parse(document) != params:
+        told = ", ".join(f"{key}={value}" for key, value in changes.items())
         raise ConfigError(f"{folder}: is a workspace without {told}", hint="choose another folder")
 
 
