@@ -138,7 +138,10 @@ class AugmentConfig(Section):
     scale_max: Positive = knob(2.0, "random scale, upper end (paper: 2.0)")
     flip: Share = knob(0.5, "probability of a horizontal flip")
     colour: float = knob(
-        0.25, "strength of brightness, contrast, saturation and hue jitter (released: 0.25)", ge=0.0, le=1.0
+        0.25,
+        "strength of brightness, contrast, saturation and hue jitter (released: 0.25, hue twice as far)",
+        ge=0.0,
+        le=1.0,
     )
     blur: Share = knob(0.5, "probability of a Gaussian blur")
     blur_sigma: Positive = knob(1.5, "pixels, upper end")

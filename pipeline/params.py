@@ -142,6 +142,15 @@ class StudentConfig(TrainConfig):
         " their labels/final, weight: how often its images are taken, the own ones have 1}",
     )
 
+    @model_validator(mode="after")
+    def _control_takes_as_many_steps(self) -> Self:
+        if self.control and self.sampling.empty_classes == "released":
+            raise ValueError(
+                "sampling.empty_classes: released shortens the epochs of student and control by different amounts: "
+                "write redistribute, or control: false"
+            )
+        return self
+
 
 class AutoInferConfig(InferConfig):
     """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""

@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from hmsa_core.data.polygons import rasterise
 from hmsa_core.data.spec import MAX_PIXELS
@@ -304,7 +304,7 @@ def _judge(file: IO[bytes], where: str, max_pixels: int) -> Header:
     file.seek(0)
     most = {"JPEG": _BESIDES, "TIFF": _TIFF_TAGS}.get(kind, 2 * size)
     metered: Any = _Metered(file, where, most)
-    with _guarded(lambda: Image.open(metered, formats=[kind]), where) as image:
+    with _open(metered, kind, where) as image:
         metered.left = most  # the tags of a TIFF are read once more, for EXIF data
         _check_size(*image.size, size, where, max_pixels)
         if kind == "JPEG":
@@ -314,6 +314,13 @@ def _judge(file: IO[bytes], where: str, max_pixels: int) -> Header:
         if kind == "TIFF":
             _guarded(lambda: _check_tiff(image, size, where, max_pixels), where)
         return _guarded(lambda: _header(image, kind, head, chunks, where), where)
+
+
+def _open(file: Any, kind: str, where: str) -> Image.Image:
+    """Open by Pillow's reader of this format; of a JPEG with several pictures (MPO), the first one."""
+    if kind == "JPEG":
+        return _guarded(lambda: JpegImagePlugin.JpegImageFile(file), where)
+    return _guarded(lambda: Image.open(file, formats=[kind]), where)
 
 
 def _sniff(head: bytes) -> str | None:
@@ -363,8 +370,10 @@ def _header(image: Image.Image, kind: str, head: bytes, chunks: set[bytes], wher
     if kind == "PNG" and not plain:  # Pillow's picture, and OpenCV's grey one beside it
         each = 2 if mode in ("1", "L", "P") else 5
         _check_memory(each * height * width, "a PNG with metadata or transparency", where)
-    if kind == "PNG" and depth < 8 and mode == "L":
-        mode = "1"  # Pillow stretches 2- and 4-bit grey to 0..255: right for a picture, wrong for ids
+    raw = image.tile[0][3][0] if kind == "TIFF" else "L"
+    if mode == "L" and (depth < 8 or raw not in ("L", "L;R")):
+        # Pillow stretches grey of 2 or 4 bits to 0..255, and turns "white is zero" over: wrong for ids.
+        mode = "1"
     orientation = 1
     if kind != "PNG" or b"eXIf" in chunks:  # Pillow would also believe texts of a PNG
         exif = image.getexif()
@@ -536,7 +545,7 @@ def _decode(file: IO[bytes], header: Header, where: str) -> Image.Image:
 
 def _reopened(file: IO[bytes], header: Header, where: str) -> Image.Image:
     file.seek(0)
-    return _guarded(lambda: Image.open(file, formats=[header.format]), where)
+    return _open(file, header.format, where)
 
 
 def _to_rgb(image: Image.Image, where: str) -> UInt8:

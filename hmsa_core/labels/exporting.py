@@ -174,14 +174,19 @@ def _files(selection: Selection, out: Path, name: str, fmt: str, suffix: str) ->
     }
 
 
+def sure_codes(store: LabelStore, name: str, code: Labels) -> Labels:
+    """Codes of one image as they are exported, the highest one where people drew."""
+    if store.kind == "raw":
+        return code
+    # A code says how sure the teacher was; what people drew has none, and is no guess to be dropped.
+    return np.where(store.read_source(name) == SOURCES["human"], np.uint8(NUM_CODES - 1), code)
+
+
 def prob_of(store: LabelStore, name: str, label: Labels, code: Labels) -> Labels:
     """Bytes of confidence of one image, as its label and codes are exported."""
-    if store.kind != "raw":
-        # A code says how sure the teacher was; what people drew has none, and is no guess to be dropped.
-        code = np.where(store.read_source(name) == SOURCES["human"], np.uint8(NUM_CODES - 1), code)
     imported = store.lineage.get("confidence") == IMPORTED_BYTES
     # Ignored pixels get byte 0 too: readers that drop by confidence alone drop them.
-    return np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
+    return np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(sure_codes(store, name, code), imported=imported))
 
 
 def _refuse_twins(names: list[str]) -> None:

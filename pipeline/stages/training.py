@@ -35,9 +35,10 @@ _MILLIONS = {
 
 
 def disk_estimate(config: TrainConfig, *, models: int = 1) -> int:
-    """Bytes: weights (progress, output, DVC's cache) and kept states (weights, momentum, average) of `models` runs."""
+    """Bytes: weights (progress, output, DVC's cache) and kept states (weights, moments, average) of `models` runs."""
     weights = 4 * 1_000_000 * _MILLIONS.get(config.model.trunk, max(_MILLIONS.values()))
-    state = weights * (3 if config.ema_decay else 2)
+    moments = 2 if config.optimiser.algorithm == "adamw" else 1
+    state = weights * (1 + moments + bool(config.ema_decay))
     return models * (3 * weights + (config.keep_checkpoints + 1) * state)
 
 

@@ -57,13 +57,16 @@ def _file(source: Source, name: str) -> Path:
     return next((file for file in files if file.is_file()), source.path / name)
 
 
-def _pictures(folder: Path, names: Sequence[str]) -> NDArray[np.generic]:
+def _pictures(folder: Path, channels: Sequence[str] | int) -> NDArray[np.generic]:
+    names, count = ((), channels) if isinstance(channels, int) else (channels, len(channels))
     lower = [name.lower() for name in names]
     found: dict[int, NDArray[np.generic]] = {}
     for path in sorted(folder.glob("*.png")):
         stem = path.stem.lower()
-        number = lower.index(stem) if stem in lower else int(stem) if stem.isdecimal() else len(names)
-        if number >= len(names):
+        number = lower.index(stem) if stem in lower else int(stem) if stem.isdecimal() else count
+        if number >= count and stem.isdecimal() and not names:
+            continue  # no class of ours is mapped to it
+        if number >= count:
             known = f"the classes are: {', '.join(names[:8])}"
             raise InputError(f"{path}: no class is called {path.stem!r}: {did_you_mean(stem, names, known)}")
         found[number] = _picture(path)
@@ -71,7 +74,7 @@ def _pictures(folder: Path, names: Sequence[str]) -> NDArray[np.generic]:
         told = "its pictures must have one size and one depth" if found else "is empty"
         raise InputError(f"{folder}: {told}")
     zero = np.zeros_like(next(iter(found.values())))
-    return np.stack([found.get(i, zero) for i in range(len(names))])
+    return np.stack([found.get(i, zero) for i in range(count)])
 
 
 def _picture(path: Path) -> NDArray[np.generic]:

@@ -112,7 +112,9 @@ class ScoresTeacher(Teacher):
 
     def __init__(self, mapping: ClassMap) -> None:
         self.mappings, self.classes = (mapping,), mapping.classes
-        self._source, self._channels = mapping.source, mapping.source.names or mapping.classes.classes
+        source = self._source = mapping.source
+        own = max(mapping.targets) + 1 if source.table.classes is not None else mapping.classes.classes
+        self._channels = source.names or own
 
     def predict(self, name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""

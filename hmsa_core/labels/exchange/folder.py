@@ -22,7 +22,7 @@ from hmsa_core.data.decode import read_label_ids
 from hmsa_core.io.atomic import make_folder, read_json, sha256_bytes, write_bytes, write_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.io.trees import new_tree
-from hmsa_core.labels.exporting import Selection, prob_of, target_path
+from hmsa_core.labels.exporting import Selection, prob_of, sure_codes, target_path
 from hmsa_core.labels.review import UNTOUCHED, Labels, ReviewFile, labels_id, marked_store, reviewed
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.format import png_bytes
@@ -114,7 +114,7 @@ def export_to_tool(
             label, code = selection.read(name)
             corrected = reviewed(marks.get(name, []), label.shape[0], label.shape[1], store.classes)[1]
             label = np.where(corrected == UNTOUCHED, label, corrected)  # nobody corrects the same twice
-            code = np.where(corrected == UNTOUCHED, code, np.uint8(NUM_CODES - 1))
+            code = np.where(corrected == UNTOUCHED, sure_codes(store, name, code), np.uint8(NUM_CODES - 1))
             file = f"{name}{path.suffix.lower()}"
             sha256 = write_bytes(folder / EXPORTED / f"{name}.png", png_bytes(label))
             known = {key: row[key] for key in ("image_sha256", "label_sha256", "height", "width")}

@@ -62,7 +62,7 @@ class TimmTrunk(nn.Module):
         )
         self.multiple = 1 if self._has_plain_sizes() else max(self.strides)
         if self.multiple > 1:
-            self._refuse_one_size()
+            self._refuse_other_sizes()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the projected maps: map i is B x 48 x ceil(H / strides[i]) x ceil(W / strides[i])."""
@@ -100,23 +100,31 @@ class TimmTrunk(nn.Module):
         parts = (classifier,) if isinstance(classifier, str) else classifier
         return whole.state_dict(), tuple(f"{part}." for part in parts)
 
-    def _refuse_one_size(self) -> None:
-        """ConfigError: the model takes images of one size alone."""
+    def _refuse_other_sizes(self) -> None:
+        """ConfigError: the model takes images of one size alone, or its maps leave out the image's edges."""
+        size = (5 * self.multiple, 7 * self.multiple)
         try:
-            with torch.device("meta"):
-                _make_body(self.name, self._options)(torch.empty(1, 3, 5 * self.multiple, 7 * self.multiple))
-        except (AssertionError, RuntimeError) as error:
+            maps = self._sizes(*size)
+        except (AssertionError, RuntimeError) as error:  # timm's models refuse a size in either way
             raise ConfigError(f"trunk timm:{self.name}: it takes images of one size ({one_line(error)})") from None
+        if maps != self._wanted(*size):
+            raise ConfigError(f"trunk timm:{self.name}: its maps leave out the edges of images")
 
     def _has_plain_sizes(self) -> bool:
-        """Whether the model takes images of any size and gives maps of ceil(size / stride), seen without memory."""
+        """Whether the model takes images of any size and gives maps of ceil(size / stride)."""
         try:
-            with torch.device("meta"):
-                maps = _make_body(self.name, self._options)(torch.empty(1, 3, *_PROBE))
-        except (AssertionError, RuntimeError):  # timm's models refuse a size in either way
+            return self._sizes(*_PROBE) == self._wanted(*_PROBE)
+        except (AssertionError, RuntimeError):
             return False
-        wanted = [tuple(math.ceil(length / stride) for length in _PROBE) for stride in self.strides]
-        return [tuple(one.shape[-2:]) for one in maps] == wanted
+
+    def _sizes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """Sizes of the maps of an image, seen without memory."""
+        with torch.device("meta"):
+            maps = _make_body(self.name, self._options)(torch.empty(1, 3, height, width))
+        return [tuple(one.shape[-2:]) for one in maps]
+
+    def _wanted(self, *image: int) -> list[tuple[int, ...]]:
+        return [tuple(math.ceil(length / stride) for length in image) for stride in self.strides]
 
 
 def _architecture(name: str) -> str:

@@ -100,6 +100,17 @@ def test_numbers_are_read_as_dvc_reads_them(load) -> None:
         load(_changed("  control: true", "  control: yes"))
 
 
+def test_student_and_control_take_equally_many_steps(load) -> None:
+    before, student = profile_text("tiny").split("\nstudent_train:")
+    shorter = f"{before}\nstudent_train:" + student.replace("empty_classes: redistribute", "empty_classes: released", 1)
+    with pytest.raises(
+        ConfigError, match=r"student_train: sampling\.empty_classes: released shortens .*control: false"
+    ):
+        load(shorter)
+    alone = shorter.replace("  control: true", "  control: false")
+    assert load(alone).student_train.sampling.empty_classes == "released"
+
+
 def test_thresholds_of_pixels_outside_of_polygons_do_not_cut_all_pixels(load) -> None:
     outside = _changed("  region: all", "  region: outside_coarse")
     alone = outside.replace("use_coarse: true", "use_coarse: false")

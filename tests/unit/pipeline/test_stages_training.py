@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.config import ModelConfig, TrainConfig
+from hmsa_core.config import ModelConfig, OptimiserConfig, TrainConfig
 from hmsa_core.io import atomic, sealed
 from hmsa_core.models.model import build_empty
 from hmsa_core.models.options import make_options
@@ -76,3 +76,5 @@ def test_the_disk_estimate_knows_the_size_of_every_trunk(trunk: str) -> None:
     config = TrainConfig(model=ModelConfig(trunk=trunk), keep_checkpoints=2, ema_decay=0.0)
     copies = 3 + 3 * 2  # progress, output, DVC's cache; two kept states and one in the making, each with momentum
     assert weights <= training.disk_estimate(config) / copies <= weights + 4_000_000
+    adamw = config.model_copy(update={"optimiser": OptimiserConfig(algorithm="adamw")})
+    assert training.disk_estimate(adamw) / training.disk_estimate(config) == pytest.approx(12 / 9), "two moments"

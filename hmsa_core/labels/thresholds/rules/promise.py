@@ -186,9 +186,10 @@ def _cross_fit(curves: Curves, config: CalibrateConfig) -> dict[int, dict[str, A
     for held_out in np.array_split(np.arange(n), folds):
         rest = np.setdiff1d(np.arange(n), held_out)
         some = curves.subset(list(rest))
-        enough = config.min_blocks * len(rest) / n
+        part = len(rest) / n  # of the evidence: what it must show at least shrinks with it
+        smaller = config.model_copy(update={"min_components": int(config.min_components * part)})
         for class_id in range(c):
-            code = _pick(some, class_id, config, enough)[0]
+            code = _pick(some, class_id, smaller, config.min_blocks * part)[0]
             if code < NUM_CODES:
                 total[held_out, class_id] = kept["total"][held_out, class_id, code]
                 correct[held_out, class_id] = kept["correct"][held_out, class_id, code]

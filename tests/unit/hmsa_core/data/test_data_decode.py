@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import time
 import zlib
@@ -55,6 +56,19 @@ def test_grey_images_become_rgb_of_equal_channels_and_palettes_their_colours(tmp
     assert all(np.array_equal(image[..., c], grey) for c in range(3))
     few = Image.fromarray(RGB).quantize(16)
     assert np.array_equal(read_image(put(tmp_path, encode(few, "PNG"))), np.asarray(few.convert("RGB")))
+
+
+def test_a_jpeg_of_several_pictures_is_read_as_its_first(tmp_path):
+    buffer = io.BytesIO()
+    first, second = Image.fromarray(RGB), Image.fromarray(RGB[::-1])
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    path = put(tmp_path, buffer.getvalue(), ".jpg")
+    with Image.open(path) as several:
+        assert several.format == "MPO"
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    for image in (read_image(path), read_image(path, sha256=digest)):
+        assert np.array_equal(image, shown(encode(RGB, "JPEG", quality=75)))
+    assert (read_header(path).height, read_header(path).width) == RGB.shape[:2]
 
 
 def test_opaque_alpha_is_dropped_and_transparency_is_refused(tmp_path):
@@ -209,6 +223,19 @@ def test_a_tiff_without_some_of_its_strips_is_refused(tmp_path):
         assert np.array_equal(read_image(put(tmp_path, data, ".tif")), shown(data))
         one_less = more | {tag: (4, more[tag][1] - 1, more[tag][2][:-4]) for tag in (273, 279)}
         assert refused(put(tmp_path, tiff(more=one_less), ".tif")) == "truncated"
+
+
+def test_a_grey_tiff_whose_values_pillow_would_change_is_no_label_map(tmp_path):
+    grey = {258: (3, 1, b"\x08\0"), 262: (3, 1, b"\1\0"), 277: (3, 1, b"\1\0"), 279: (4, 1, struct.pack("<I", 64))}
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    whole = tiff(more=grey, pixels=ids.tobytes())
+    assert np.array_equal(read_label_ids(put(tmp_path, whole, ".tif")), ids)
+    four_bits = grey | {258: (3, 1, b"\4\0"), 279: (4, 1, struct.pack("<I", 32))}
+    turned = tiff(more=grey | {262: (3, 1, b"\0\0")}, pixels=ids.tobytes())
+    for data in (tiff(more=four_bits, pixels=bytes(32)), turned):
+        path = put(tmp_path, data, ".tif")
+        assert refused(path, read_label_ids) == "wrong-mode"
+        assert np.array_equal(read_image(path), shown(data))
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,18 @@ def test_scores_of_another_resolution_are_enlarged_to_the_image(tmp_path: Path) 
         np.testing.assert_allclose(teacher.predict(name, noise_image(0, 40, 60)), expected, atol=bound)
 
 
+def test_pictures_by_number_follow_a_table_by_number(tmp_path: Path) -> None:
+    table(tmp_path, "classes: {7: " + CLASSES[1] + "}\n")
+    (tmp_path / "a").mkdir()
+    for number, value in {7: 200, 12: 255}.items():
+        cv2.imwrite(str(tmp_path / "a" / f"{number}.png"), np.full((8, 12), value, np.uint8))
+    label, _ = opened(f"scores:{tmp_path}").label("a", noise_image(0, 8, 12))
+    assert (label == 1).all(), "12 counts for no class"
+    cv2.imwrite(str(tmp_path / "a" / "car.png"), np.zeros((8, 12), np.uint8))
+    with pytest.raises(InputError, match="no class is called 'car'"):
+        opened(f"scores:{tmp_path}").label("a", noise_image(0, 8, 12))
+
+
 def test_a_pixel_that_no_class_is_probable_for_is_ignored(tmp_path: Path) -> None:
     scores = some_scores(0, 8, 12)
     scores[:, :4] = 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import shutil
 import zipfile
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from hmsa_core.data.sampling import find_centroids
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, LayoutError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
+from hmsa_core.labels.exchange.folder import export_to_tool
 from hmsa_core.labels.exporting import export_store, prob_bytes_of_codes
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.importing import find_files, import_folder
@@ -414,7 +417,7 @@ def test_capital_suffixes_are_read_in_every_format(tmp_path: Path) -> None:
             assert all(np.array_equal(back.read_label(n), final.read_label(n)) for n in final.names())
 
 
-def test_what_people_drew_is_sure_in_a_released_export(tmp_path: Path) -> None:
+def test_what_people_drew_is_sure_in_exports(tmp_path: Path) -> None:
     def drawn(row: Mapping[str, object]) -> np.ndarray:
         """A person drew class 2 over the upper half."""
         upper = np.arange(row["height"])[:, None] < row["height"] // 2
@@ -432,6 +435,11 @@ def test_what_people_drew_is_sure_in_a_released_export(tmp_path: Path) -> None:
         assert human.any()
         assert (prob[human] == 254).all()
         assert (prob[~kept] == 0).all()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    export_to_tool(final, tmp_path / "hf", "huggingface", picture=lambda _name: tmp_path / "photo.png")
+    for row in pq.read_table(next((tmp_path / "hf" / "data").iterdir())).to_pylist():
+        code = np.asarray(Image.open(io.BytesIO(row["confidence"]["bytes"])))
+        assert (code[final.read_source(row["name"]) == 2] == 255).all()
     import_folder(tmp_path / "out", tmp_path / "back", classes=raw.classes)
     with opened(tmp_path / "back") as back:
         for name in final.names():

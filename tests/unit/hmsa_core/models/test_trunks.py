@@ -198,6 +198,8 @@ def test_a_misspelt_model_of_timm_names_the_nearest() -> None:
         make_trunk("hrnet_micro", drop_path=0.1)
     with pytest.raises(ConfigError, match="swin_tiny_patch4_window7_224: it takes images of one size"):
         make_trunk("timm:swin_tiny_patch4_window7_224")
+    with pytest.raises(ConfigError, match="inception_v3: its maps leave out the edges of images"):
+        make_trunk("timm:inception_v3")
 
 
 def test_ocr_can_stand_on_deeplab_and_be_left_out_of_hrnet() -> None:
