@@ -230,7 +230,10 @@ def test_without_a_known_seed_variance_nothing_is_promoted() -> None:
     two, three = (_verdict(new, old, GateConfig(draws=400), aa_mean_iou=[0.5, 0.52, 0.54][:n]) for n in (2, 3))
     assert (two["promote"], two["gain"]["seed_sd"]) == (False, None)
     assert (three["promote"], three["gain"]["seed_sd"]) == (True, pytest.approx(0.02))
+    assert "2 of 3 A/A trainings are there" in two["reasons"][0]
     assert "spread of 3 A/A trainings)" in three["sentence"]
+    (unasked,) = _verdict(new, old, GateConfig(draws=400))["reasons"]
+    assert unasked.startswith("the spread between trainings is not looked at here")
     by_hand = _verdict(new, old, GateConfig(draws=400, seed_sd=0.003), aa_mean_iou=[0.5, 0.6, 0.7])
     assert "spread as set (evaluate.gate.seed_sd))" in by_hand["sentence"]
 
