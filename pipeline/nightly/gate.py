@@ -248,11 +248,12 @@ def _sentence(verdict: dict[str, Any], config: GateConfig) -> str:
 
 def _class_rows(new: _Scores, old: _Scores, classes: Sequence[str], config: GateConfig) -> list[dict[str, Any]]:
     """The verdict on each class: "non-inferior", "inferior", "veto", or "not judged" and why."""
-    unknown = sorted({k.lower() for k in config.class_allowances} - {name.lower() for name in classes})
-    if unknown:
-        raise ConfigError(
-            f"gate.class_allowances: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
-        )
+    for key, names in (("class_allowances", config.class_allowances), ("veto_recall", config.own_veto)):
+        unknown = sorted({k.lower() for k in names} - {name.lower() for name in classes})
+        if unknown:
+            raise ConfigError(
+                f"evaluate.gate.{key}: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
+            )
     veto = {name.lower() for name in config.veto_recall}
     rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
     judged = _leave_out_noisy([row for row in rows if row["verdict"] == "judged"], config.alpha)

@@ -28,7 +28,7 @@ from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
 from pipeline.named_files import mend_of_root
-from pipeline.params import GateConfig, Params
+from pipeline.params import Params
 from pipeline.stages import VERSIONS
 from pipeline.stages.support import INDEX, warn, write_metrics
 from pipeline.workspace import Workspace
@@ -98,8 +98,8 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
     for key, names in (
         ("calibrate.overrides", list(params.calibrate.overrides)),
         ("pseudo_label.merge.rules", [name for rule in rules for name in (rule.human, rule.teacher)]),
-        ("evaluate.gate.class_allowances", list(params.evaluate.gate.class_allowances)),
-        ("evaluate.gate.veto_recall", [] if gate.veto_recall == GateConfig().veto_recall else list(gate.veto_recall)),
+        ("evaluate.gate.class_allowances", list(gate.class_allowances)),
+        ("evaluate.gate.veto_recall", list(gate.own_veto)),
     ):
         for name in names:
             if name.lower() not in known:

@@ -100,8 +100,9 @@ def test_names_in_the_gate_that_are_no_class_are_told() -> None:
     with pytest.raises(ConfigError, match="no class is called 'buliding'"):
         _verdict(new, old, CONFIG.model_copy(update={"class_allowances": {"Buliding": 0.1}}))
     assert _verdict(new, old, CONFIG.model_copy(update={"veto_recall": (CLASSES[0],)}))["notes"] == []
-    loud = _verdict(new, old, CONFIG.model_copy(update={"veto_recall": ("nobody",)}))
-    assert "no class is called nobody" in loud["notes"][0]
+    with pytest.raises(ConfigError, match=r"veto_recall: no class is called 'bycicle'"):
+        _verdict(new, old, CONFIG.model_copy(update={"veto_recall": (CLASSES[0], "bycicle")}))
+    assert "no class is called person or rider" in _verdict(new, old, classes=tuple("abcde"))["notes"][0]
 
 
 def test_a_class_in_few_blocks_is_not_judged_and_says_so() -> None:
