@@ -57,7 +57,6 @@ def run(ws: Workspace) -> None:
             raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
         _warn(_linked(root))
         _warn(_outside(ws.source(name)))
-    _check_trunks(ws)
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
     if params.data.pretrain is None:
         note = "no pretraining set is given: teacher-train starts from scratch"
@@ -191,24 +190,6 @@ def _outside(source: SourceSpec) -> Iterator[str]:
             yield (
                 f"data: {key} {path} lies outside of {root}: DVC does not see changes there; after a change type "
                 "`dvc repro -f prepare`"
-            )
-
-
-def _check_trunks(ws: Workspace) -> None:
-    """Now, not after the trainings: a network starts from one of the same trunk alone."""
-    params = ws.params
-    starts = []
-    if params.data.pretrain is not None and not params.teacher_train.init_from:
-        starts.append(("teacher_train", "teacher_pretrain", "name a checkpoint in teacher_train.init_from"))
-    if params.student_train.init == "teacher":
-        starts.append(("student_train", "teacher_train", "write student_train.init: pretrained"))
-    for section, parent, otherwise in starts:
-        own, theirs = (getattr(params, name).model.trunk for name in (section, parent))
-        if own != theirs and not (parent == "teacher_train" and ws.is_promoted()):
-            raise ConfigError(
-                f"params.yaml: {section}.model.trunk is {own}, but it starts from the network of {parent}, whose trunk "
-                f"is {theirs}",
-                hint=f"write the same trunk, or {otherwise}",
             )
 
 

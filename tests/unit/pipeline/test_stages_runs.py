@@ -100,7 +100,6 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
     [
         ("evaluate.gate.class_allowances", {"buliding": 0.1}, r"gate\.class_allowances: no class is called 'buli"),
         ("evaluate.gate.veto_recall", ["road", "bycicle"], r"gate\.veto_recall: no class is called 'bycicle'"),
-        ("student_train.model.trunk", "hrnet_tiny", "student_train.model.trunk is hrnet_tiny, but it starts from the"),
         ("data.roles.calibrate", ["e", "ff"], r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"),
         ("data.target.root", "/gone", "/gone: data set folder not found"),
         ("data.roles.calibrate", list("abcdef"), "no image with a fine label has role learn"),
@@ -216,6 +215,14 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
     caplog.clear()
     prepare.run(edited(ws, {"pseudo_label.threshold": 0.9}))
     assert "calibrate.min_blocks" not in caplog.text
+
+
+def test_two_trunks_that_must_be_one_are_told_before_anything_is_trained(ws):
+    ws = edited(ws, {"student_train.model.trunk": "hrnet_tiny"})
+    for stage in ("prepare", "calibrate", "student-train"):
+        with pytest.raises(ConfigError, match=r"student_train\.model\.trunk is hrnet_tiny, but it starts from the"):
+            runner.run_stage(ws, stage)
+    runner.check_trunks(ws, "evaluate")
 
 
 @pytest.mark.parametrize(
