@@ -5,24 +5,47 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from hmsa_core.config import TrainConfig
+from hmsa_core.inference.teachers.sources import parse
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.remote import is_url
 from pipeline.params import Params
-from pipeline.stages import STAGES
+from pipeline.stages import STAGES, TABLE, section_of
 from pipeline.workspace import Workspace
 
 
 def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
     """(key, path as written, stage that reads it last) of everything that is not there."""
-    init = params.student_train.init
+    pretrain, teacher, student = params.teacher_pretrain, params.teacher_train, params.student_train
+    init, has_pretrain = student.init, params.data.pretrain is not None
     for key, value, reader, needed in (
-        ("teacher_pretrain.init_from", params.teacher_pretrain.init_from, "teacher-pretrain", "model.json"),
-        ("teacher_train.init_from", params.teacher_train.init_from, "teacher-train", "model.json"),
+        ("teacher_pretrain.init_from", pretrain.init_from, "teacher-pretrain", "model.json"),
+        ("teacher_train.init_from", teacher.init_from, "teacher-train", "model.json"),
         ("student_train.init", None if init in ("teacher", "pretrained") else init, "student-train", "model.json"),
+        _trunk_file("teacher-pretrain", pretrain, is_read=has_pretrain and not pretrain.init_from),
+        _trunk_file("teacher-train", teacher, is_read=not has_pretrain and not teacher.init_from),
+        _trunk_file("student-train", student, is_read=init == "pretrained"),
         ("pseudo_label.threshold", params.pseudo_label.own_policy, "pseudo-label", ""),
         ("pseudo_label.merge.mask", params.pseudo_label.merge.mask, "pseudo-label", ""),
     ):
         if value is not None and not (root / Path(value).expanduser() / needed).is_file():
             yield key, value, reader
+    for given in student.stores:  # the other workspace may be making it just now: its folder must be there
+        if not (root / Path(given.store).expanduser()).parent.is_dir():
+            yield "student_train.stores", given.store, "student-train"
+    made = {root / out for row in TABLE for out in row.outs}  # there when they are read
+    for text in params.auto_infer.teacher or ():
+        paths = [] if is_url(text) else [path for one in parse(text) for path in (one.path, one.map) if path]
+        places = {root / path.expanduser() for path in paths} - made
+        if not all(place.exists() for place in places):
+            yield "auto_infer.teacher", text, "evaluate"
+
+
+def _trunk_file(stage: str, config: TrainConfig, *, is_read: bool) -> tuple[str, str | None, str, str]:
+    """The row of a training's `trunk_weights`."""
+    weights = config.model.trunk_weights
+    is_file = is_read and weights != "none" and not weights.startswith(("package:", "hub:"))
+    return f"{section_of(stage)}.model.trunk_weights", weights if is_file else None, stage, ""
 
 
 def mend_of_root(ws: Workspace, name: str) -> str:
@@ -37,7 +60,7 @@ def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> Non
     """Raise a ConfigError for what this stage or a later one reads and nobody can."""
     for key, value, reader in missing_files(root, params):
         if STAGES.index(stage) <= STAGES.index(reader):
-            what = "no checkpoint folder" if "init" in key else "no such file"
+            what = "no checkpoint folder" if "init" in key else "no such file or folder"
             raise ConfigError(
                 f"params.yaml: {key}: {value}: {what} (stage {reader} reads it)",
                 hint="correct it; paths are relative to the workspace",

@@ -223,6 +223,11 @@ class GateConfig(Section):
     draws: int = knob(2000, "bootstrap draws of blocks", ge=200)
     power: float = knob(0.8, "for the smallest gain that could have been seen", gt=0.5, lt=1.0)
 
+    @property
+    def own_veto(self) -> tuple[str, ...]:
+        """Classes of `veto_recall` that must be there: the default names those of several data sets."""
+        return () if self.veto_recall == type(self).model_fields["veto_recall"].default else self.veto_recall
+
 
 class EvaluateConfig(Section):
     """Who is judged, on what, and when a student is good enough."""

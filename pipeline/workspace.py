@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MARKS = ("params.yaml", "dvc.yaml")
 JUDGED_CURVES = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
 PARAMS_VARIABLE = "AUTOLABEL_PARAMS"  # names the file of a night that is read in place of params.yaml
+PARAMS_OF_NIGHT = "work/nightly/params.yaml"  # that file
 
 
 class Workspace:
@@ -68,10 +69,12 @@ class Workspace:
 
     @cached_property
     def params(self) -> Params:
-        """The checked params.yaml, or the file that a night (`pipeline.nightly.parameters`) has in its place."""
+        """The checked params.yaml, or what a night of this workspace has in its place (`nightly.parameters`)."""
         from pipeline.params import Params
 
-        return Params.load(os.environ.get(PARAMS_VARIABLE) or self.root / "params.yaml")
+        of_night, named = self.path(PARAMS_OF_NIGHT), os.environ.get(PARAMS_VARIABLE)
+        is_ours = named is not None and Path(named).resolve() == of_night.resolve()
+        return Params.load(of_night if is_ours else self.path("params.yaml"))
 
     @property
     def roots(self) -> dict[str, Path]:

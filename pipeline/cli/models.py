@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError, InputError
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _aa(ws: Workspace, runs: int) -> int:
     # One after another with a nightly run, whose GPU and work folders these trainings use.
-    with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"):
+    with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"), chdir(ws.root):
         prepare_process(ws)
         from pipeline.nightly.gatekeeper import aa_file, measure_aa
 

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import chdir
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         given = "no stage named" if args.name is None else f"unknown stage {args.name!r}"
         raise ConfigError(f"{given}: expected one of {', '.join(STAGES)}")
     ws = Workspace.find(args.workspace)
-    with ws.lock(args.name):
+    with ws.lock(args.name), chdir(ws.root):  # as under dvc: files in params.yaml are relative to the workspace
         prepare_process(ws)
         if args.engine:
             from pipeline.params import EngineConfig

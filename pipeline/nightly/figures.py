@@ -27,7 +27,7 @@ def cost_of(ws: Workspace, seconds: Mapping[str, float], statistics: Mapping[str
     """Device hours of tonight and of labelling 1,000 images and a million kept pixels.
 
     A device is a GPU, or on a machine without one a process that computes. Labelling is priced by the last
-    run of auto-infer (start-up included), whether that was tonight or not.
+    job of auto-infer, whether that was tonight or not.
 
     Args:
         ws: the workspace.
@@ -55,11 +55,9 @@ def _devices(ws: Workspace, stage: str) -> int:
 
 
 def _hours_per_image(ws: Workspace) -> float | None:
-    keys, times = json_of(ws, "work/auto-infer/keys.json"), json_of(ws, "work/times/auto-infer.json")
-    if not keys or not times:
-        return None
-    images = json_of(ws, f"work/auto-infer/{keys['auto-infer'][-1]}/summary.json").get("images")
-    return float(times["seconds"]) * _devices(ws, "auto-infer") / 3600 / images if images else None
+    keys = json_of(ws, "work/auto-infer/keys.json")
+    job = json_of(ws, f"work/auto-infer/{keys['auto-infer'][-1]}/summary.json") if keys else {}
+    return float(job["seconds"]) * _devices(ws, "auto-infer") / 3600 / job["images"] if job.get("images") else None
 
 
 def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArray[np.float64]:

@@ -89,7 +89,7 @@ def judge(
     *,
     looks: int = 1,
     champion: Judged | None = None,
-    aa_mean_iou: Sequence[float] = (),
+    aa_mean_iou: Sequence[float] | None = None,
     unknown: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def judge(
         classes: class names, index = trainId.
         config: thresholds and allowances.
         looks: which look at this report set this is (1 = the first).
-        aa_mean_iou: mean IoU of A/A trainings (same recipe, other seeds) on the same images.
+        aa_mean_iou: mean IoU of A/A trainings (same recipe, other seeds) on the same images; None = not looked at here.
         unknown: in words, what the candidate learned from and cannot be traced.
         seed: of the bootstrap draws.
 
@@ -121,7 +121,8 @@ def judge(
     alpha = alpha_of_look(config.alpha, looks)
     drawn = _Blocks(blocks, config.draws, seed)
     new, old = drawn.score(candidate), drawn.score(incumbent)
-    mean = _mean_gain(new, old, config, aa_mean_iou, alpha, drawn.number)
+    mean = _mean_gain(new, old, config, aa_mean_iou or (), alpha, drawn.number)
+    mean["aa_runs"] = None if aa_mean_iou is None else len(aa_mean_iou)
     rows = _class_rows(new, old, classes, config)
     champion_row = None if champion is None else _champion(new, champion, drawn, config, alpha)
     reasons = _reasons(mean, rows, champion_row, drawn.number, unknown, config)
@@ -159,7 +160,9 @@ def _reasons(
         found.append(f"the report set has {blocks} blocks, {config.min_blocks} are needed for an interval")
     if mean["seed_sd"] is None:
         found.append(
-            f"seed variance is unknown: {mean['aa_runs']} of {config.min_aa_runs} A/A trainings are there "
+            "the spread between trainings is not looked at here (a night does, after autolabel models aa)"
+            if mean["aa_runs"] is None
+            else f"seed variance is unknown: {mean['aa_runs']} of {config.min_aa_runs} A/A trainings are there "
             "(make them: autolabel models aa)"
         )
     if not mean["low"] > config.min_gain:
@@ -205,7 +208,6 @@ def _mean_gain(
         "standard_error": se,
         "bootstrap_se": boot_se,
         "seed_sd": seed_sd,
-        "aa_runs": len(aa_mean_iou),
         "freedom": freedom,
         "smallest_detectable": (t + NormalDist().inv_cdf(config.power)) * se,
         "candidate": float(np.nanmean(new.iou)),
@@ -246,11 +248,12 @@ def _sentence(verdict: dict[str, Any], config: GateConfig) -> str:
 
 def _class_rows(new: _Scores, old: _Scores, classes: Sequence[str], config: GateConfig) -> list[dict[str, Any]]:
     """The verdict on each class: "non-inferior", "inferior", "veto", or "not judged" and why."""
-    unknown = sorted({k.lower() for k in config.class_allowances} - {name.lower() for name in classes})
-    if unknown:
-        raise ConfigError(
-            f"gate.class_allowances: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
-        )
+    for key, names in (("class_allowances", config.class_allowances), ("veto_recall", config.own_veto)):
+        unknown = sorted({k.lower() for k in names} - {name.lower() for name in classes})
+        if unknown:
+            raise ConfigError(
+                f"evaluate.gate.{key}: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
+            )
     veto = {name.lower() for name in config.veto_recall}
     rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
     judged = _leave_out_noisy([row for row in rows if row["verdict"] == "judged"], config.alpha)

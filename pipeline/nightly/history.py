@@ -57,12 +57,15 @@ def check_readable(ws: Workspace) -> None:
 
 
 def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What a night was made with: images, parameters, code, teacher; compared with the night before."""
+    """What a night was made with: images, parameters, code, teacher; compared with the night before.
+
+    Without an index its images are those of the night before: DVC removes the index before `prepare` runs.
+    """
     index, summary = ws.path("data/index/target.parquet"), ws.path("data/index/summary.json")
-    roles = atomic.read_json(summary)["target"]["by_role"] if summary.exists() else {}
+    before = (nights(ws) or [{}])[-1].get("night", {})
     return {
-        "data": atomic.sha256_file(index)[:12] if index.exists() else "",
-        "roles": roles,
+        "data": atomic.sha256_file(index)[:12] if index.exists() else before.get("data", ""),
+        "roles": atomic.read_json(summary)["target"]["by_role"] if summary.exists() else before.get("roles", {}),
         "params": _flat(ws.params.model_dump(mode="json")),
         "code": _code(),
         "teacher": Registry(ws.root).current(),

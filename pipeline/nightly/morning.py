@@ -214,8 +214,12 @@ def _counts(
 
 def _kept_counts(ws: Workspace, before: Mapping[str, float]) -> dict[str, float]:
     """Counts of the night before, of what this one has no output for."""
-    stores = {"labels/raw": ("labelled",), "labels/final": ("kept", "conflicts")}
-    gone = [key for store, keys in stores.items() if not ws.path(f"{store}/manifest.json").exists() for key in keys]
+    files = {
+        "data/index/target.parquet": ("arrived", "duplicate", "quarantined"),
+        "labels/raw/manifest.json": ("labelled",),
+        "labels/final/manifest.json": ("kept", "conflicts"),
+    }
+    gone = [key for file, keys in files.items() if not ws.path(file).exists() for key in keys]
     return {key: before[key] for key in gone if key in before}
 
 

@@ -177,6 +177,8 @@ def _pictures(ws: Workspace, captions: Mapping[str, str]) -> str:
         return _soft("nothing was labelled")
     if not ws.path("labels/final/manifest.json").exists():
         return _soft("no training labels were made")
+    if not ws.path("data/index/target.parquet").exists():
+        return _soft("no images were indexed")
     index, final = Index.load(ws.path("data/index/target.parquet")), LabelStore.open(ws.path("labels/final"))
     samples = {sample.name: sample for sample in index.select(names=list(captions))}
     palette, root = index.classes.palette(), ws.roots[index.root]

@@ -21,9 +21,8 @@ from hmsa_core.io.errors import ConfigError
 from pipeline.named_files import check_named_files
 from pipeline.params import Params, over
 from pipeline.strict_yaml import Document, read_yaml
-from pipeline.workspace import PARAMS_VARIABLE
+from pipeline.workspace import PARAMS_OF_NIGHT, PARAMS_VARIABLE
 
-_FILE = "work/nightly/params.yaml"
 _FIRST = "calibrate"  # the trainings before may be done, and the checkpoints that they started from gone
 
 
@@ -38,7 +37,7 @@ def parameters_of_night(root: Path, changes: Mapping[str, Any]) -> Iterator[None
     Raises:
         ConfigError: a key that is not there, a bad value, or a file that a value names and that is missing.
     """
-    params, night = root / "params.yaml", root / _FILE
+    params, night = root / "params.yaml", root / PARAMS_OF_NIGHT
     document = read_yaml(params)
     set_keys(document.values, changes)
     try:

@@ -69,7 +69,7 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
     weights = _weights(ws, checkpoint, [root / s.image for s in samples]) if checkpoint else None
     edges = np.array([float(e) for e in ConfidenceCode().edges])
     drawn = []
-    for sample in samples:
+    for number, sample in enumerate(samples):
         label, code = raw.read(sample.name)
         pictures = [("image", _uri(read_image(root / sample.image), Image.Resampling.LANCZOS, "JPEG"))]
         labels = {"pseudo label, every pixel": label}
@@ -80,7 +80,7 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
         pictures += [(text, _uri(palette[ids], Image.Resampling.NEAREST)) for text, ids in labels.items()]
         confidence = np.rint(edges[code] * 255).astype(np.uint8)
         pictures.append(("confidence (white = 1)", _uri(confidence, Image.Resampling.BILINEAR)))
-        drawings = (weights / Path(sample.image).stem).glob("*_weight_*x.png") if weights else ()
+        drawings = weights.glob(f"{number}_weight_*x.png") if weights else ()
         for path in sorted(drawings, key=_scale_of):
             weight = _uri(np.asarray(Image.open(path)), Image.Resampling.BILINEAR)
             pictures.append((f"weight of {_scale_of(path):g}x (white = 1)", weight))
@@ -93,18 +93,19 @@ def _scale_of(path: Path) -> float:
 
 
 def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
-    """Folder with one sub-folder per image that holds its `*_weight_*x.png` (cached by content)."""
+    """Folder that holds `N_weight_*x.png` of the N-th image (cached by content): two images may share a name."""
     config = ws.params.auto_infer
     weights = weights_of(checkpoint)
     key = atomic.digest([weights, list(config.scales), config.flip, [atomic.sha256_file(p) for p in images]])[:16]
-    folder = ws.path(f"work/report/{key}")
+    folder = ws.path(f"work/report/{key}/by-number")
     done = folder / "done.json"
     if done.exists():
         return folder
-    for image in images:
-        (folder / image.stem).mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, images)]
-    command += ["--checkpoint", str(checkpoint), "--out", str(folder / "all")]
+    numbered = [folder / f"images/{number}{image.suffix}" for number, image in enumerate(images)]
+    for image, link in zip(images, numbered, strict=True):
+        atomic.publish_file(image, link)
+    command = [sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, numbered)]
+    command += ["--checkpoint", str(checkpoint), "--out", str(folder)]
     command += ["--scales", ",".join(f"{s:g}" for s in config.scales)]
     leave = partial(die_with_parent, signal.SIGKILL, parent=os.getpid())
     ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=leave)
@@ -113,9 +114,6 @@ def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
     if ended.returncode:
         told = " ".join(ended.stderr.strip().splitlines()[-2:])
         raise HmsaError(f"drawing the scale weights failed: {told}")
-    for image in images:
-        for path in (folder / "all").glob(f"{image.stem}_weight_*.png"):
-            atomic.publish_file(path, folder / image.stem / path.name)
     atomic.write_json(done, {"images": len(images)})
     return folder
 

@@ -28,7 +28,7 @@ from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
 from pipeline.named_files import mend_of_root
-from pipeline.params import GateConfig, Params
+from pipeline.params import Params
 from pipeline.stages import VERSIONS
 from pipeline.stages.support import INDEX, warn, write_metrics
 from pipeline.workspace import Workspace
@@ -57,7 +57,6 @@ def run(ws: Workspace) -> None:
             raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
         _warn(_linked(root))
         _warn(_outside(ws.source(name)))
-    _check_trunks(ws)
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
     if params.data.pretrain is None:
         note = "no pretraining set is given: teacher-train starts from scratch"
@@ -98,8 +97,8 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
     for key, names in (
         ("calibrate.overrides", list(params.calibrate.overrides)),
         ("pseudo_label.merge.rules", [name for rule in rules for name in (rule.human, rule.teacher)]),
-        ("evaluate.gate.class_allowances", list(params.evaluate.gate.class_allowances)),
-        ("evaluate.gate.veto_recall", [] if gate.veto_recall == GateConfig().veto_recall else list(gate.veto_recall)),
+        ("evaluate.gate.class_allowances", list(gate.class_allowances)),
+        ("evaluate.gate.veto_recall", list(gate.own_veto)),
     ):
         for name in names:
             if name.lower() not in known:
@@ -191,24 +190,6 @@ def _outside(source: SourceSpec) -> Iterator[str]:
             yield (
                 f"data: {key} {path} lies outside of {root}: DVC does not see changes there; after a change type "
                 "`dvc repro -f prepare`"
-            )
-
-
-def _check_trunks(ws: Workspace) -> None:
-    """Now, not after the trainings: a network starts from one of the same trunk alone."""
-    params = ws.params
-    starts = []
-    if params.data.pretrain is not None and not params.teacher_train.init_from:
-        starts.append(("teacher_train", "teacher_pretrain", "name a checkpoint in teacher_train.init_from"))
-    if params.student_train.init == "teacher":
-        starts.append(("student_train", "teacher_train", "write student_train.init: pretrained"))
-    for section, parent, otherwise in starts:
-        own, theirs = (getattr(params, name).model.trunk for name in (section, parent))
-        if own != theirs and not (parent == "teacher_train" and ws.is_promoted()):
-            raise ConfigError(
-                f"params.yaml: {section}.model.trunk is {own}, but it starts from the network of {parent}, whose trunk "
-                f"is {theirs}",
-                hint=f"write the same trunk, or {otherwise}",
             )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError
 from pipeline.init import InitRequest, init_workspace
+from pipeline.nightly.parameters import parameters_of_night
 from pipeline.stages.student_train import pseudo_data
 from pipeline.workspace import Workspace
 from tests.support.chain import set_params
@@ -36,6 +37,9 @@ def test_stores_of_other_workspaces_come_with_their_index_images_and_weight(tmp_
     assert second.index == other.path("data/index/unlabelled.parquet")
     assert second.centroids.resolve() == other.path("labels/final/centroids.parquet")
     assert second.root == other.roots["target"]
+    set_params(other.root, {"data.target.root": "/data/month-09"})
+    with parameters_of_night(own.root, {}):
+        assert pseudo_data(ws)[1].root == Path("/data/month-09"), "a night's parameters are of its own workspace alone"
 
 
 def test_labels_of_another_teacher_and_stores_outside_of_workspaces_are_refused(tmp_path: Path, no_tools: None) -> None:

@@ -25,6 +25,7 @@ from hmsa_core.labels.review import ReviewFile
 from hmsa_core.lineage import Lineage
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import plain
+from pipeline.cli import stage as stage_cli
 from pipeline.named_files import check_named_files
 from pipeline.report.build import gather, render
 from pipeline.results import over, summary_text
@@ -100,7 +101,6 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
     [
         ("evaluate.gate.class_allowances", {"buliding": 0.1}, r"gate\.class_allowances: no class is called 'buli"),
         ("evaluate.gate.veto_recall", ["road", "bycicle"], r"gate\.veto_recall: no class is called 'bycicle'"),
-        ("student_train.model.trunk", "hrnet_tiny", "student_train.model.trunk is hrnet_tiny, but it starts from the"),
         ("data.roles.calibrate", ["e", "ff"], r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"),
         ("data.target.root", "/gone", "/gone: data set folder not found"),
         ("data.roles.calibrate", list("abcdef"), "no image with a fine label has role learn"),
@@ -218,6 +218,14 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
     assert "calibrate.min_blocks" not in caplog.text
 
 
+def test_two_trunks_that_must_be_one_are_told_before_anything_is_trained(ws):
+    ws = edited(ws, {"student_train.model.trunk": "hrnet_tiny"})
+    for stage in ("prepare", "calibrate", "student-train"):
+        with pytest.raises(ConfigError, match=r"student_train\.model\.trunk is hrnet_tiny, but it starts from the"):
+            runner.run_stage(ws, stage)
+    runner.check_trunks(ws, "evaluate")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "reader", "what"),
     [
@@ -225,14 +233,38 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
         ("pseudo_label.merge.mask", "nope.png", "auto-infer", "no such file"),
         ("teacher_pretrain.init_from", "models", "teacher-pretrain", "no checkpoint folder"),
         ("student_train.init", "models/none", "student-train", "no checkpoint folder"),
+        ("student_train.model.trunk_weights", "trunk.pth", "student-train", "no such file"),
+        ("teacher_train.model.trunk_weights", "trunk.pth", "teacher-train", "no such file"),
+        ("student_train.stores", "../gone/labels/final", "student-train", "no such file"),
+        ("auto_infer.teacher", "onnx:net.onnx", "evaluate", "no such file"),
+        ("auto_infer.teacher", "models?map=gone.yaml", "evaluate", "no such file"),
     ],
 )
 def test_files_that_params_names_are_missed_at_once(ws, key, value, reader, what):
-    ws = edited(ws, {key: value})
+    start = {"student_train.init": "pretrained"} if "trunk_weights" in key else {}
+    ws = edited(ws, start | {key: [{"store": value}] if key.endswith("stores") else value})
+    key, value = re.escape(key), re.escape(value)
     for stage in ("prepare", reader):
         with pytest.raises(ConfigError, match=f"{key}: {value}: {what}"):
             runner.run_stage(ws, stage)
-    check_named_files(ws.root, ws.params, "evaluate")  # nobody reads them from here on
+    check_named_files(ws.root, ws.params, "report")  # nobody reads them from here on
+
+
+def test_files_that_are_there_are_not_missed(ws):
+    ws.path("trunk.pth").touch()
+    given = {"init": "pretrained", "model.trunk_weights": "trunk.pth", "stores": [{"store": "../ws/labels/final"}]}
+    changes = {f"student_train.{key}": value for key, value in given.items()}
+    ws = edited(ws, changes | {"auto_infer.teacher": ["onnx:trunk.pth", "models/teacher", "s3://lab/x"]})
+    check_named_files(ws.root, ws.params)
+
+
+def test_a_stage_runs_in_the_folder_of_its_workspace_as_under_dvc(ws, monkeypatch, said):
+    seen: list[Path] = []
+    monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
+    monkeypatch.setattr(stage_cli, "prepare_process", lambda _ws: None)
+    monkeypatch.setattr(runner, "run_stage", lambda _ws, _stage: seen.append(Path.cwd()))
+    said("stage", "prepare", "--workspace", ws.root)
+    assert seen == [ws.root]
 
 
 def test_new_unlabelled_images_change_no_other_index(own):

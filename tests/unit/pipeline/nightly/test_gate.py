@@ -100,8 +100,9 @@ def test_names_in_the_gate_that_are_no_class_are_told() -> None:
     with pytest.raises(ConfigError, match="no class is called 'buliding'"):
         _verdict(new, old, CONFIG.model_copy(update={"class_allowances": {"Buliding": 0.1}}))
     assert _verdict(new, old, CONFIG.model_copy(update={"veto_recall": (CLASSES[0],)}))["notes"] == []
-    loud = _verdict(new, old, CONFIG.model_copy(update={"veto_recall": ("nobody",)}))
-    assert "no class is called nobody" in loud["notes"][0]
+    with pytest.raises(ConfigError, match=r"veto_recall: no class is called 'bycicle'"):
+        _verdict(new, old, CONFIG.model_copy(update={"veto_recall": (CLASSES[0], "bycicle")}))
+    assert "no class is called person or rider" in _verdict(new, old, classes=tuple("abcde"))["notes"][0]
 
 
 def test_a_class_in_few_blocks_is_not_judged_and_says_so() -> None:
@@ -230,7 +231,10 @@ def test_without_a_known_seed_variance_nothing_is_promoted() -> None:
     two, three = (_verdict(new, old, GateConfig(draws=400), aa_mean_iou=[0.5, 0.52, 0.54][:n]) for n in (2, 3))
     assert (two["promote"], two["gain"]["seed_sd"]) == (False, None)
     assert (three["promote"], three["gain"]["seed_sd"]) == (True, pytest.approx(0.02))
+    assert "2 of 3 A/A trainings are there" in two["reasons"][0]
     assert "spread of 3 A/A trainings)" in three["sentence"]
+    (unasked,) = _verdict(new, old, GateConfig(draws=400))["reasons"]
+    assert unasked.startswith("the spread between trainings is not looked at here")
     by_hand = _verdict(new, old, GateConfig(draws=400, seed_sd=0.003), aa_mean_iou=[0.5, 0.6, 0.7])
     assert "spread as set (evaluate.gate.seed_sd))" in by_hand["sentence"]
 

@@ -167,10 +167,11 @@ def test_a_student_is_not_promoted_over_a_teacher_that_it_was_not_judged_against
     apply_verdict(workspace)
 
 
-def test_that_nobody_is_protected_by_a_veto_is_in_the_verdict_of_the_night(workspace: Workspace) -> None:
+def test_a_veto_for_a_class_that_is_not_there_ends_the_night(workspace: Workspace) -> None:
     _change(workspace, "evaluate.gate.veto_recall", ["wheelchair"])
     _night(workspace, 0.9, b"good")
-    assert any("no class is called wheelchair" in note for note in apply_verdict(Workspace(workspace.root))["notes"])
+    with pytest.raises(ConfigError, match=r"evaluate\.gate\.veto_recall: no class is called 'wheelchair'"):
+        apply_verdict(Workspace(workspace.root))
 
 
 def test_a_worse_student_and_a_switched_off_promotion_change_nothing(workspace: Workspace) -> None:

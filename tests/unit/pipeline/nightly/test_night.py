@@ -19,12 +19,15 @@ from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError, LockedError, NoSpaceError
 from pipeline.nightly import flow as nightly
 from pipeline.nightly import history
+from pipeline.nightly.figures import cost_of
 from pipeline.nightly.morning import PAGE
 from pipeline.nightly.reaper import nightly_lock
 from pipeline.nightly.runner import ServerGoneError
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
+from tests.support.chain import set_params
+from tests.support.label_maps import write_store
 
 ENGINE = str(find_spec("prefect.engine").origin)  # type: ignore[union-attr]
 HISTORY = "work/nightly/history.jsonl"
@@ -67,6 +70,24 @@ def test_bad_parameters_of_a_run_are_on_the_page(ws: Workspace, given: dict[str,
     assert told in page
     assert "What differs from last night" in page, "the whole page"
     assert [night["kind"] for night in nights] == ["failed"]
+
+
+def test_a_night_whose_prepare_failed_has_a_page_and_keeps_the_images_of_the_night_before(ws: Workspace) -> None:
+    set_params(ws.root, {"pseudo_label.threshold": 0.5})
+    for name in ("raw", "final"):  # DVC has removed data/index, and nothing else
+        write_store(ws.path(f"labels/{name}"), 2)
+    page, (night,) = _fails(ws, ConfigError, stages=["auto-infr"])
+    assert "The night ended early" in page
+    assert "no images were indexed" in page
+    assert (night["counts"]["arrived"], night["night"]["data"], night["night"]["roles"]) == (3, "d", {"learn": 4})
+
+
+def test_labels_are_priced_by_the_job_that_made_them_and_not_by_a_stage_that_found_them_made(ws: Workspace) -> None:
+    atomic.write_json(ws.path("work/auto-infer/keys.json"), {"auto-infer": ["k"]})
+    atomic.write_json(ws.path("work/auto-infer/k/summary.json"), {"images": 50, "seconds": 180.0})
+    atomic.write_json(ws.path("work/times/auto-infer.json"), {"seconds": 2.0})
+    ranks = ws.params.auto_infer.runtime.ranks
+    assert cost_of(ws, {}, {})["per_1000_images"] == ranks * 1.0
 
 
 @pytest.mark.parametrize(("holder", "has_page"), [("autolabel models aa", True), (ENGINE, False)])

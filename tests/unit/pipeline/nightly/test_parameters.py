@@ -111,7 +111,10 @@ def test_an_empty_mapping_empties_its_section() -> None:
         ({"student_train": {"epochs": {"last": 3}}}, r"student_train\.epochs"),
         ({"student_train.epochs.last": 3}, r"student_train\.epochs is a value in params\.yaml, not a section"),
         ({"pseudo_label.threshold": 0.85123}, r"neighbours 0\.85 or 0\.86, found 0\.85123"),
-        ({"pseudo_label.threshold": "policies/gone.json"}, r"gone\.json: no such file \(stage pseudo-label reads it\)"),
+        (
+            {"pseudo_label.threshold": "policies/gone.json"},
+            r"gone\.json: no such file or folder \(stage pseudo-label reads it\)",
+        ),
     ],
 )
 def test_a_bad_parameter_is_named_and_nothing_is_written(
