@@ -7,6 +7,7 @@ Progress lies in OUT.work, beside the store: `plan.json`, the index, and what la
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -39,6 +40,7 @@ _ROOT = "images"  # name of the root that image paths in the store are relative 
 _RECORD = "options.json"  # in the work folder: what later runs must not change, and the job's own key leaves out
 Names = Literal["stem", "path"]
 Tell = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def label_images(
     images_per_shard: int | None = None,
     codec: Literal["png", "webp"] = "png",
     engine: Kind = "local",
-    tell: Tell = lambda _text: None,
+    tell: Tell = _LOG.warning,
     stop: StopRequest | None = None,
     run: Callable[[InferSpec, StopRequest], None] | None = None,
 ) -> LabelledCounts:

@@ -39,13 +39,17 @@ def test_of_a_list_only_those_images_are_labelled_and_others_can_follow(own: Pat
     assert len(label([*files, own / "images/a/one.png"], own / "model", tmp_path / "store", **SETTING).names()) == 3
 
 
-def test_an_image_of_a_list_is_labelled_though_its_copy_beside_it_is_not_asked_for(own: Path, tmp_path: Path) -> None:
+def test_an_image_of_a_list_is_labelled_though_its_copy_beside_it_is_not_asked_for(
+    own: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for name, source in (("a", "a/two"), ("b", "a/two"), ("c", "b/three")):
         shutil.copy(own / f"images/{source}.png", images / f"{name}.png")
-    asked = [images / "b.png", images / "c.png"]
+    (images / "d.png").write_bytes(b"no picture")
+    asked = [images / f"{name}.png" for name in "bcd"]
     assert sorted(label(asked, own / "model", tmp_path / "store", **SETTING).names()) == ["b", "c"]
+    assert "left out: images/d.png: not-an-image" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -58,13 +62,16 @@ def test_images_that_are_not_there_are_refused(own: Path, tmp_path: Path, images
     assert not (tmp_path / "store").exists()
 
 
-def test_scores_of_a_model_on_its_own_labels_are_perfect_and_equal_those_of_its_baseline(own: Path) -> None:
+def test_scores_of_a_model_on_its_own_labels_are_perfect_and_equal_those_of_its_baseline(
+    own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     arguments = (own / "model", own / "images", own / "labels", own / "classes.json")
     scores = evaluate(*arguments, baseline=own / "model", ids="file", **SETTING)
     assert scores["mean_iou"] == 1.0
     assert scores["images"] == 3
     assert set(scores["iou"]) == set(CLASSES)
     assert scores["difference"]["value"] == 0.0
+    assert "note: all images are neighbours" in caplog.text
 
 
 def test_scales_without_1_are_refused_before_anything_is_read(own: Path, tmp_path: Path) -> None:
