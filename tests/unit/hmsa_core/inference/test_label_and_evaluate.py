@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import pytest
 
-from hmsa_core.inference import Predictor, evaluate, label, label_image
+from hmsa_core.inference import Predictor, evaluate, infer, label, label_image
+from hmsa_core.inference.labelling import LabelledCounts, _run_here, label_images
+from hmsa_core.inference.options import teacher_options
 from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.process import StopRequest
+from hmsa_core.spec import InferSpec
 from tests.support.inference import CPU, noise_image, save_model, small_model
 from tests.support.training import CLASSES, class_file
 
@@ -50,6 +55,28 @@ def test_an_image_of_a_list_is_labelled_though_its_copy_beside_it_is_not_asked_f
     asked = [images / f"{name}.png" for name in "bcd"]
     assert sorted(label(asked, own / "model", tmp_path / "store", **SETTING).names()) == ["b", "c"]
     assert "left out: images/d.png: not-an-image" in caplog.text
+
+
+def replacing(own: Path, out: Path, *names: str) -> Callable[..., LabelledCounts]:
+    """`label_images` with other pictures put in the place of these while the job runs."""
+
+    def run(spec: InferSpec, stop: StopRequest) -> None:
+        for seed, name in enumerate(names):
+            cv2.imwrite(str(spec.roots["images"] / name), noise_image(9 + seed, 40, 56))
+        _run_here(spec, stop)
+
+    options = teacher_options(own / "model", None, (1.0,), False, CPU)
+    return lambda images, **more: label_images(images, out, options, run=run, **more)
+
+
+def test_images_that_earlier_calls_left_out_do_not_end_a_call_for_others(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = Path(shutil.copytree(own / "images", tmp_path / "images")), tmp_path / "store"
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "MAX_SKIPPED", 1.0)
+        assert replacing(own, out, "images/a/one.png", "images/a/two.png")(images) == LabelledCounts(1, 0, 2)
+    assert replacing(own, out)([images / "b/three.png"]) == LabelledCounts(0, 3, 2)
 
 
 @pytest.mark.parametrize(
