@@ -81,7 +81,7 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     """Label the selected images into `work/store`; see the module's first lines.
 
     Returns:
-        The content of `work/summary.json`; on other ranks than the first without `skipped`, `tiled` and `seconds`.
+        The content of `work/summary.json`; on other ranks than the first only `images`, `timing` and `model_share`.
 
     Raises:
         ConfigError: `work` holds labels made with other parameters, or classes do not fit.
@@ -103,7 +103,6 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     timing = {name: sum(seconds[name] for _, seconds in done) for name in pipeline.timing}
     summary = {
         "images": sum(count for count, _ in done),  # labelled by this run
-        "resumed": sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending),  # by an earlier run
         "timing": {name: round(seconds, 3) for name, seconds in timing.items()},
         "model_share": round(timing["model"] / (sum(timing.values()) or 1.0), 4),
     }
@@ -116,7 +115,9 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
         # Of images that are not asked for, or are gone, any number may have been left out.
         asked = [row for row in skipped if row["name"] in pipeline.samples]
         _check_skipped(asked, pipeline, f" of {len(pipeline.samples)}")
-        summary |= {"skipped": skipped, TILED: _tiled(store, plans)}
+        earlier = {n for p in plans for n in p.names} - {n for p in pending for n in p.names}
+        resumed = len(earlier - {row["name"] for row in skipped})  # labelled by an earlier run
+        summary |= {"resumed": resumed, "skipped": skipped, TILED: _tiled(store, plans)}
         sha256 = write_manifest(store, plans, lineage, classes=pipeline.classes)
         if target is not None:
             target.publish()

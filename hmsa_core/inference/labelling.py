@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from hmsa_core.io.remote import is_url, local_path, local_tree
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.store.format import LOCKS, MANIFEST, RECEIPTS, SIDECAR, STATISTICS
 from hmsa_core.labels.store.remote import RemoteStore
+from hmsa_core.labels.store.shards import ShardPlan, is_acknowledged, read_receipt
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.spec import InferSpec, Selection
 
@@ -138,7 +139,7 @@ def label_images(
             if target is not None:
                 target.begin(read_json(work / _RECORD))
             refused = _index(folder, files, work, options, names, engine, tell, stop)
-            wanted, changed = _unchanged(work, tell, some=bool(files))
+            wanted, told = _unchanged(work, target, tell, some=bool(files))
             config = InferConfig(
                 scales=options.scales, flip=options.flip, images_per_shard=shard, codec=codec, runtime=options.runtime
             )
@@ -161,12 +162,13 @@ def label_images(
         if target is None:
             publish_store(work / "store", local)
     summary = read_json(work / "summary.json")
-    for row in summary["skipped"]:
+    skipped = [row for row in summary["skipped"] if row["name"] not in told]
+    for row in skipped:
         tell(f"left out: {row['name']}: {row['reason']}")
     if tiled := summary["tiled"]:
         sides = sorted(set(tiled.values()))
         tell(f"lack of memory: {len(tiled)} images were labelled in tiles of {', '.join(map(str, sides))} pixels")
-    return LabelledCounts(summary["images"], summary["resumed"], refused + changed + len(summary["skipped"]))
+    return LabelledCounts(summary["images"], summary["resumed"], refused + len(told) + len(skipped))
 
 
 def work_of(out: Path) -> Path:
@@ -288,25 +290,32 @@ def _class_file(work: Path, options: TeacherOptions) -> Path:
     return path
 
 
-def _unchanged(work: Path, tell: Tell, *, some: bool) -> tuple[tuple[str, ...] | None, int]:
-    """Names of the images to label (None: all), and the number of changed images, which are left out and told.
+def _unchanged(
+    work: Path, target: RemoteStore | None, tell: Tell, *, some: bool
+) -> tuple[tuple[str, ...] | None, Set[str]]:
+    """Names of the images to label (None: all), and of those that have changed, which are left out and told.
 
     `some`: the index has only the images that are asked for, so that others are not gone.
     """
     index = Index.load(work / "index" / f"{_ROOT}.parquet")
-    changed, gone = _changes(work, {s.name: s.image_sha256 for s in index.samples})
+    changed, lost, gone = _changes(work, target, {s.name: s.image_sha256 for s in index.samples})
     for name in changed:
         tell(
             f"left out: {name}: has changed since it was labelled; the store keeps the old label (give the new picture "
             "a new name, or label into a new store)"
+        )
+    for name in lost:
+        tell(
+            f"left out: {name}: has no label in this store, it was replaced while it was labelled (give it a new name, "
+            "or label into a new store)"
         )
     if gone and not some:
         tell(
             f"of the store's images {len(gone)} are gone from the folder or cannot be used any more, {gone[0]} first: "
             "their labels stay (to be without them, label into a new store)"
         )
-    wanted = tuple(s.name for s in index.samples if s.name not in set(changed))
-    return (wanted if changed or some else None), len(changed)
+    told = {*changed, *lost}
+    return (tuple(s.name for s in index.samples if s.name not in told) if told or some else None), told
 
 
 def check_target(out: Path, work: Path) -> None:
@@ -362,22 +371,36 @@ def _check_begun(work: Path, options: dict[str, Any]) -> None:
     write_json(work / _RECORD, begun)
 
 
-def _changes(work: Path, images: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Names of the store's images that have other bytes now, and of those that are gone; both sorted.
+def _changes(
+    work: Path, target: RemoteStore | None, images: Mapping[str, str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Names of the store's images that have other bytes now, with a label and without one, and of those that are gone.
 
-    `images` are those that are there now, {name: SHA-256}.
+    `images` are those that are there now, {name: SHA-256}. An image that was left out is not listed where its shard is
+    made again with it: on a local disk, and if all labels beside it can be made again.
 
     Raises:
         InputError: too many changed for a mistake: names that are used again, of other pictures.
     """
     if not (work / "plan.json").is_file():
-        return [], []
-    shards = read_json(work / "plan.json")["shards"]
-    known = {n: h for shard in shards for n, h in zip(shard["names"], shard["image_sha256s"], strict=True)}
-    changed = sorted(name for name, sha256 in known.items() if images.get(name, sha256) != sha256)
+        return [], [], []
+    store, plans = work / "store", [ShardPlan.from_json(p) for p in read_json(work / "plan.json")["shards"]]
+    changed: set[str] = set()
+    lost: set[str] = set()
+    for plan in plans:
+        planned = dict(zip(plan.names, plan.image_sha256s, strict=True))
+        other = {name for name, sha256 in planned.items() if images.get(name, sha256) != sha256}
+        if not other or not (is_acknowledged(store, plan) if target is None else target.has(plan)):
+            continue  # a shard that is not finished is planned again
+        if target is not None:
+            target.collect([plan])
+        left_out = {row["name"] for row in read_receipt(store, plan)["skipped"]}
+        changed |= other - left_out
+        if target is not None or any(images.get(n) != h for n, h in planned.items() if n not in left_out):
+            lost |= other & left_out
     if len(changed) > max(1, MAX_SKIPPED * len(images)):
         raise InputError(
-            f"{len(changed)} of {len(images)} images have changed since they were labelled, {changed[0]!r} first",
+            f"{len(changed)} of {len(images)} images have changed since they were labelled, {min(changed)!r} first",
             hint="give new pictures new names, or label into a new store",
         )
-    return changed, sorted(known.keys() - images.keys())
+    return sorted(changed), sorted(lost), sorted({name for plan in plans for name in plan.names} - images.keys())
