@@ -72,7 +72,7 @@ def label(
         label_map, code = store.read(store.names()[0])
 
     Args:
-        images: a folder (sub-folders too; also s3://, gs://, az://) or image files.
+        images: a folder (sub-folders too; also s3://, gs://, az://) or image files with a folder in common.
         teacher: a checkpoint folder or a file in it, onnx:FILE, hf:FOLDER, scores:FOLDER, or a list of these.
         out: folder (or address) of the store; progress lies in OUT.work beside it.
         classes: of the labels, for teachers of other tools: a class file, or cityscapes, mapillary_v1.2 or
@@ -135,9 +135,10 @@ def label_images(
                 target.pull()
             shard = images_per_shard or begun_with(work).get("images_per_shard", 256)
             kept = {"names": names, "threads": options.runtime.thread_count, "images_per_shard": shard}
-            _check_begun(work, kept)
+            begun = _check_begun(work, kept | {"folder": folder.name})
             if target is not None:
-                target.begin(read_json(work / _RECORD))
+                target.begin(begun)
+            folder = _of_one_root(folder, begun.get("folder", folder.name), some=bool(files))
             refused = _index(folder, files, work, options, names, engine, tell, stop)
             wanted, told = _unchanged(work, target, tell, some=bool(files))
             config = InferConfig(
@@ -183,12 +184,35 @@ def _folder_of(images: str | Path | Sequence[str | Path]) -> tuple[Path, frozens
         folder = local_tree(str(images)) if is_url(images) else local_path(images).resolve()
         if not folder.is_dir():
             raise InputError(f"--images {images}: no such folder")
-        return folder, frozenset()
+        return _named(folder), frozenset()
     files = frozenset(Path(path).parent.resolve() / Path(path).name for path in images)
     missing = next((path for path in sorted(files) if not path.is_file()), None)
     if not files or missing is not None:
         raise InputError(f"{missing}: no such file" if files else "no image is given")
-    return Path(os.path.commonpath([path.parent for path in files])), files
+    other = next((p for p in sorted(files) if p.suffix.lower() not in IMAGE_SUFFIXES or p.name.startswith(".")), None)
+    if other is not None:
+        raise InputError(f"{other}: its name is not that of a JPEG, PNG, WebP or TIFF file, or begins with a dot")
+    return _named(Path(os.path.commonpath([path.parent for path in files]))), files
+
+
+def _named(folder: Path) -> Path:
+    if not folder.name:
+        raise InputError(f"the images have no folder in common but {folder}", hint="give images below one folder")
+    return folder
+
+
+def _of_one_root(folder: Path, first: str, *, some: bool) -> Path:
+    """The folder to look in: `first`, where the store's first images lay, is this folder or lies beside it.
+
+    So paths in the store go on to be relative to one root. For `some` images it may lie further up.
+    """
+    found = next((p for p in ((folder, *folder.parents) if some else (folder,)) if (p.parent / first).is_dir()), None)
+    if found is None:
+        raise ConfigError(
+            f"{folder}: paths in this store begin with {first}/, and no folder {first} lies beside it",
+            hint=f"give images of the folder {first} or of one beside it, or another --out",
+        )
+    return found
 
 
 def _run_here(spec: InferSpec, stop: StopRequest) -> None:
@@ -353,9 +377,9 @@ def begun_with(work: Path) -> dict[str, Any]:
     return dict(read_json(work / _RECORD))
 
 
-def _check_begun(work: Path, options: dict[str, Any]) -> None:
-    """Refuse what would mix two ways in one store: names would come twice, other numbers of threads sum otherwise."""
-    begun = options | begun_with(work)
+def _check_begun(work: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What the store was begun with. Refuse what would mix two ways in it: other numbers of threads sum otherwise."""
+    begun = begun_with(work) or options
     if options["names"] != begun["names"]:
         raise ConfigError(
             f"--names {options['names']}: the images of this store are called by their {begun['names']}",
@@ -369,6 +393,7 @@ def _check_begun(work: Path, options: dict[str, Any]) -> None:
                 hint=f"leave {flag} out, or give another --out",
             )
     write_json(work / _RECORD, begun)
+    return begun
 
 
 def _changes(

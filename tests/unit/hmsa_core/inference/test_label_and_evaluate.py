@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,28 @@ def test_an_image_of_a_list_is_labelled_though_its_copy_beside_it_is_not_asked_f
     assert "left out: images/d.png: not-an-image" in caplog.text
 
 
+def test_paths_of_later_images_have_the_root_of_the_first_ones(own: Path, tmp_path: Path) -> None:
+    images, out = own / "images", tmp_path / "store"
+
+    def paths(asked: Path | list[Path]) -> list[str]:
+        return [row["image_path"] for row in label(asked, own / "model", out, **SETTING).rows()]
+
+    assert paths([images / "a/two.png"]) == ["a/two.png"]
+    with pytest.raises(ConfigError, match="images: paths in this store begin with a/, and no folder a lies beside it"):
+        paths([images / "a/two.png", images / "b/three.png"])
+    moved = Path(shutil.copytree(images, tmp_path / "elsewhere"))
+    assert paths(moved / "a") == ["a/two.png", "a/one.png"]
+    assert paths([moved / "b/three.png"]) == ["a/two.png", "a/one.png", "b/three.png"]
+    begun = tmp_path / "store.work" / "options.json"
+    begun.write_text(json.dumps({k: v for k, v in json.loads(begun.read_text()).items() if k != "folder"}))
+    assert len(paths(images)) == 3, "nothing is known of the folder of an older store"
+    out = tmp_path / "other"
+    shutil.rmtree(moved / "b")
+    assert sorted(paths(moved)) == ["elsewhere/a/one.png", "elsewhere/a/two.png"]
+    shutil.copytree(images / "b", moved / "b")
+    assert paths([moved / "b/three.png"])[-1] == "elsewhere/b/three.png"
+
+
 def replacing(own: Path, out: Path, *names: str) -> Callable[..., LabelledCounts]:
     """`label_images` with other pictures put in the place of these while the job runs."""
 
@@ -98,7 +121,14 @@ def test_images_that_earlier_calls_left_out_do_not_end_a_call_for_others(
 
 
 @pytest.mark.parametrize(
-    ("images", "told"), [("missing", "no such folder"), (["missing.png"], "no such file"), ([], "no image is given")]
+    ("images", "told"),
+    [
+        ("missing", "no such folder"),
+        (["missing.png"], "no such file"),
+        ([], "no image is given"),
+        (["classes.json"], "its name is not that of a JPEG"),
+        ("/", "the images have no folder in common but /"),
+    ],
 )
 def test_images_that_are_not_there_are_refused(own: Path, tmp_path: Path, images: object, told: str) -> None:
     asked = own / images if isinstance(images, str) else [own / name for name in images]  # type: ignore[attr-defined]
