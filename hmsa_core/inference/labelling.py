@@ -136,11 +136,11 @@ def label_images(
             shard = images_per_shard or begun_with(work).get("images_per_shard", 256)
             kept = {"names": names, "threads": options.runtime.thread_count, "images_per_shard": shard}
             begun = _check_begun(work, kept | {"folder": folder.name})
-            if target is not None:
-                target.begin(begun)
             folder = _of_one_root(folder, begun.get("folder", folder.name), some=bool(files))
             refused = _index(folder, files, work, options, names, engine, tell, stop)
             wanted, told = _unchanged(work, target, tell, some=bool(files))
+            if target is not None:
+                target.begin(begun)
             config = InferConfig(
                 scales=options.scales, flip=options.flip, images_per_shard=shard, codec=codec, runtime=options.runtime
             )

@@ -212,6 +212,9 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, se
 def test_other_options_or_a_foreign_store_are_refused(
     own: Path, served: s3.Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    served.put("lab", "bad/images/a.png", b"no picture")
+    with pytest.raises(InputError, match="none of the 1 image files can be used"):
+        label("s3://lab/bad/images", own / "model", OUT, **{**SETTING, "images_per_shard": 3})
     label(URL, own / "model", OUT, **SETTING)
     with pytest.raises(ConfigError, match="begun with --images-per-shard 2"):
         label(URL, own / "model", OUT, **{**SETTING, "images_per_shard": 3})
@@ -234,6 +237,10 @@ def test_a_plan_of_another_writer_that_came_first_ends_this_one(bucket: s3.Serve
     first.plan()
     with pytest.raises(LockedError, match="another writer has just planned"):
         late.plan()
+    first.begin({"threads": 1})
+    with pytest.raises(LockedError, match="begun it with other options") as told:
+        late.begin({"threads": 2})
+    assert "remove s3://lab/store.work/options.json" in told.value.hint
 
 
 def test_a_damaged_object_of_a_store_is_found(own: Path, served: s3.Server) -> None:
