@@ -49,9 +49,9 @@ from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 
-_BESIDE_GONE = (
-    "; it can be read now, but labels beside it in its shard are of images that are gone or have changed: "
-    "label it into another store"
+_TOO_LATE = (
+    "; it can be read now, but its shard is finished and cannot be made again: give it a new name, or label it into "
+    "another store"
 )
 # Note of a receipt and entry of `summary.json`: images that did not fit into memory as their size would have them run,
 # with the side in pixels of the tiles that did (see `Tiler.forced`). Labels near the tiles' borders can differ.
@@ -314,7 +314,7 @@ def _skipped(pipeline: Pipeline, plans: list[ShardPlan]) -> list[dict[str, str]]
     samples, root = pipeline.samples, pipeline.root
     rows = [row for p in plans for row in cast("list[dict[str, str]]", read_receipt(pipeline.store, p)["skipped"])]
     return [
-        {**row, "reason": f"{row['reason']}{_BESIDE_GONE}"}
+        {**row, "reason": f"{row['reason']}{_TOO_LATE}"}
         if row["name"] in samples and _is_intact(samples[row["name"]], root)
         else row
         for row in rows

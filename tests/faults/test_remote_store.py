@@ -191,7 +191,9 @@ def test_credentials_that_expire_end_the_run_in_one_line_and_it_goes_on_with_new
     assert served.objects("lab", "store/") == s3.files_of(own / "store")
 
 
-def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, served: s3.Server) -> None:
+def test_an_image_that_changes_under_the_run_is_left_out_and_named(
+    own: Path, served: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
 
     def run(spec, stop):
@@ -199,7 +201,8 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, se
         from tests.support.inference import job_context
 
         (remote.beside(URL) / "4.png").readlink().unlink()  # dropped from the cache
-        served.put("lab", "images/4.png", (own / "images" / "2.png").read_bytes())
+        Image.fromarray(noise_image(50, 24, 32)).save(tmp_path / "4.png")
+        served.put("lab", "images/4.png", (tmp_path / "4.png").read_bytes())
         infer.run(spec, job_context(spec.work, stop=stop))
 
     options = teacher_options(own / "model", None, (1.0,), False, CPU)
@@ -207,6 +210,16 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, se
     assert (counts.images, counts.left_out) == (9, 1)
     assert "4: changed: s3://lab/images/4.png: has changed since it was listed" in told[-1]
     assert LabelStore.open(OUT).verify() == []
+    fresh_machine(monkeypatch, tmp_path, "two")
+    for picture, reason in (
+        (tmp_path / "4.png", "has no label in this store, it was replaced while it was labelled"),
+        (own / "images" / "4.png", "it can be read now, but its shard is finished and cannot be made again"),
+    ):
+        told.clear()
+        served.put("lab", "images/4.png", picture.read_bytes())
+        counts = label_images(URL, OUT, options, images_per_shard=2, tell=told.append)
+        assert (counts.images, counts.resumed, counts.left_out) == (0, 9, 1)
+        assert reason in told[-1]
 
 
 def test_other_options_or_a_foreign_store_are_refused(
