@@ -49,9 +49,9 @@ from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 
-_BESIDE_GONE = (
-    "; it can be read now, but labels beside it in its shard are of images that are gone or have changed: "
-    "label it into another store"
+_TOO_LATE = (
+    "; it can be read now, but its shard is finished and cannot be made again: give it a new name, or label it into "
+    "another store"
 )
 # Note of a receipt and entry of `summary.json`: images that did not fit into memory as their size would have them run,
 # with the side in pixels of the tiles that did (see `Tiler.forced`). Labels near the tiles' borders can differ.
@@ -81,7 +81,7 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     """Label the selected images into `work/store`; see the module's first lines.
 
     Returns:
-        The content of `work/summary.json`; on other ranks than the first without `skipped`, `tiled` and `seconds`.
+        The content of `work/summary.json`; on other ranks than the first only `images`, `timing` and `model_share`.
 
     Raises:
         ConfigError: `work` holds labels made with other parameters, or classes do not fit.
@@ -103,7 +103,6 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     timing = {name: sum(seconds[name] for _, seconds in done) for name in pipeline.timing}
     summary = {
         "images": sum(count for count, _ in done),  # labelled by this run
-        "resumed": sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending),  # by an earlier run
         "timing": {name: round(seconds, 3) for name, seconds in timing.items()},
         "model_share": round(timing["model"] / (sum(timing.values()) or 1.0), 4),
     }
@@ -113,8 +112,12 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
         if spec.engine == "ray":
             summary["images"] = sum(len(read_receipt(store, plan)["rows"]) for plan in pending)
         skipped = _skipped(pipeline, plans)
-        _check_skipped(skipped, pipeline, f" of {len(pipeline.samples)}")
-        summary |= {"skipped": skipped, TILED: _tiled(store, plans)}
+        # Of images that are not asked for, or are gone, any number may have been left out.
+        asked = [row for row in skipped if row["name"] in pipeline.samples]
+        _check_skipped(asked, pipeline, f" of {len(pipeline.samples)}")
+        earlier = {n for p in plans for n in p.names} - {n for p in pending for n in p.names}
+        resumed = len(earlier - {row["name"] for row in skipped})  # labelled by an earlier run
+        summary |= {"resumed": resumed, "skipped": skipped, TILED: _tiled(store, plans)}
         sha256 = write_manifest(store, plans, lineage, classes=pipeline.classes)
         if target is not None:
             target.publish()
@@ -311,7 +314,7 @@ def _skipped(pipeline: Pipeline, plans: list[ShardPlan]) -> list[dict[str, str]]
     samples, root = pipeline.samples, pipeline.root
     rows = [row for p in plans for row in cast("list[dict[str, str]]", read_receipt(pipeline.store, p)["skipped"])]
     return [
-        {**row, "reason": f"{row['reason']}{_BESIDE_GONE}"}
+        {**row, "reason": f"{row['reason']}{_TOO_LATE}"}
         if row["name"] in samples and _is_intact(samples[row["name"]], root)
         else row
         for row in rows

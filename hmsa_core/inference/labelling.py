@@ -7,11 +7,12 @@ Progress lies in OUT.work, beside the store: `plan.json`, the index, and what la
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from hmsa_core.io.remote import is_url, local_path, local_tree
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.store.format import LOCKS, MANIFEST, RECEIPTS, SIDECAR, STATISTICS
 from hmsa_core.labels.store.remote import RemoteStore
+from hmsa_core.labels.store.shards import ShardPlan, is_acknowledged, read_receipt
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.spec import InferSpec, Selection
 
@@ -39,6 +41,7 @@ _ROOT = "images"  # name of the root that image paths in the store are relative 
 _RECORD = "options.json"  # in the work folder: what later runs must not change, and the job's own key leaves out
 Names = Literal["stem", "path"]
 Tell = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def label(
         label_map, code = store.read(store.names()[0])
 
     Args:
-        images: a folder (sub-folders too; also s3://, gs://, az://) or image files.
+        images: a folder (sub-folders too; also s3://, gs://, az://) or image files with a folder in common.
         teacher: a checkpoint folder or a file in it, onnx:FILE, hf:FOLDER, scores:FOLDER, or a list of these.
         out: folder (or address) of the store; progress lies in OUT.work beside it.
         classes: of the labels, for teachers of other tools: a class file, or cityscapes, mapillary_v1.2 or
@@ -103,7 +106,7 @@ def label_images(
     images_per_shard: int | None = None,
     codec: Literal["png", "webp"] = "png",
     engine: Kind = "local",
-    tell: Tell = lambda _text: None,
+    tell: Tell = _LOG.warning,
     stop: StopRequest | None = None,
     run: Callable[[InferSpec, StopRequest], None] | None = None,
 ) -> LabelledCounts:
@@ -132,11 +135,12 @@ def label_images(
                 target.pull()
             shard = images_per_shard or begun_with(work).get("images_per_shard", 256)
             kept = {"names": names, "threads": options.runtime.thread_count, "images_per_shard": shard}
-            _check_begun(work, kept)
-            if target is not None:
-                target.begin(read_json(work / _RECORD))
+            begun = _check_begun(work, kept | {"folder": folder.name})
+            folder = _of_one_root(folder, begun.get("folder", folder.name), some=bool(files))
             refused = _index(folder, files, work, options, names, engine, tell, stop)
-            wanted, changed = _unchanged(work, tell, some=bool(files))
+            wanted, told = _unchanged(work, target, tell, some=bool(files))
+            if target is not None:
+                target.begin(begun)
             config = InferConfig(
                 scales=options.scales, flip=options.flip, images_per_shard=shard, codec=codec, runtime=options.runtime
             )
@@ -159,12 +163,13 @@ def label_images(
         if target is None:
             publish_store(work / "store", local)
     summary = read_json(work / "summary.json")
-    for row in summary["skipped"]:
+    skipped = [row for row in summary["skipped"] if row["name"] not in told]
+    for row in skipped:
         tell(f"left out: {row['name']}: {row['reason']}")
     if tiled := summary["tiled"]:
         sides = sorted(set(tiled.values()))
         tell(f"lack of memory: {len(tiled)} images were labelled in tiles of {', '.join(map(str, sides))} pixels")
-    return LabelledCounts(summary["images"], summary["resumed"], refused + changed + len(summary["skipped"]))
+    return LabelledCounts(summary["images"], summary["resumed"], refused + len(told) + len(skipped))
 
 
 def work_of(out: Path) -> Path:
@@ -179,12 +184,35 @@ def _folder_of(images: str | Path | Sequence[str | Path]) -> tuple[Path, frozens
         folder = local_tree(str(images)) if is_url(images) else local_path(images).resolve()
         if not folder.is_dir():
             raise InputError(f"--images {images}: no such folder")
-        return folder, frozenset()
+        return _named(folder), frozenset()
     files = frozenset(Path(path).parent.resolve() / Path(path).name for path in images)
     missing = next((path for path in sorted(files) if not path.is_file()), None)
     if not files or missing is not None:
         raise InputError(f"{missing}: no such file" if files else "no image is given")
-    return Path(os.path.commonpath([path.parent for path in files])), files
+    other = next((p for p in sorted(files) if p.suffix.lower() not in IMAGE_SUFFIXES or p.name.startswith(".")), None)
+    if other is not None:
+        raise InputError(f"{other}: its name is not that of a JPEG, PNG, WebP or TIFF file, or begins with a dot")
+    return _named(Path(os.path.commonpath([path.parent for path in files]))), files
+
+
+def _named(folder: Path) -> Path:
+    if not folder.name:
+        raise InputError(f"the images have no folder in common but {folder}", hint="give images below one folder")
+    return folder
+
+
+def _of_one_root(folder: Path, first: str, *, some: bool) -> Path:
+    """The folder to look in: `first`, where the store's first images lay, is this folder or lies beside it.
+
+    So paths in the store go on to be relative to one root. For `some` images it may lie further up.
+    """
+    found = next((p for p in ((folder, *folder.parents) if some else (folder,)) if (p.parent / first).is_dir()), None)
+    if found is None:
+        raise ConfigError(
+            f"{folder}: paths in this store begin with {first}/, and no folder {first} lies beside it",
+            hint=f"give images of the folder {first} or of one beside it, or another --out",
+        )
+    return found
 
 
 def _run_here(spec: InferSpec, stop: StopRequest) -> None:
@@ -286,25 +314,32 @@ def _class_file(work: Path, options: TeacherOptions) -> Path:
     return path
 
 
-def _unchanged(work: Path, tell: Tell, *, some: bool) -> tuple[tuple[str, ...] | None, int]:
-    """Names of the images to label (None: all), and the number of changed images, which are left out and told.
+def _unchanged(
+    work: Path, target: RemoteStore | None, tell: Tell, *, some: bool
+) -> tuple[tuple[str, ...] | None, Set[str]]:
+    """Names of the images to label (None: all), and of those that have changed, which are left out and told.
 
     `some`: the index has only the images that are asked for, so that others are not gone.
     """
     index = Index.load(work / "index" / f"{_ROOT}.parquet")
-    changed, gone = _changes(work, {s.name: s.image_sha256 for s in index.samples})
+    changed, lost, gone = _changes(work, target, {s.name: s.image_sha256 for s in index.samples})
     for name in changed:
         tell(
             f"left out: {name}: has changed since it was labelled; the store keeps the old label (give the new picture "
             "a new name, or label into a new store)"
+        )
+    for name in lost:
+        tell(
+            f"left out: {name}: has no label in this store, it was replaced while it was labelled (give it a new name, "
+            "or label into a new store)"
         )
     if gone and not some:
         tell(
             f"of the store's images {len(gone)} are gone from the folder or cannot be used any more, {gone[0]} first: "
             "their labels stay (to be without them, label into a new store)"
         )
-    wanted = tuple(s.name for s in index.samples if s.name not in set(changed))
-    return (wanted if changed or some else None), len(changed)
+    told = {*changed, *lost}
+    return (tuple(s.name for s in index.samples if s.name not in told) if told or some else None), told
 
 
 def check_target(out: Path, work: Path) -> None:
@@ -342,9 +377,9 @@ def begun_with(work: Path) -> dict[str, Any]:
     return dict(read_json(work / _RECORD))
 
 
-def _check_begun(work: Path, options: dict[str, Any]) -> None:
-    """Refuse what would mix two ways in one store: names would come twice, other numbers of threads sum otherwise."""
-    begun = options | begun_with(work)
+def _check_begun(work: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What the store was begun with. Refuse what would mix two ways in it: other numbers of threads sum otherwise."""
+    begun = begun_with(work) or options
     if options["names"] != begun["names"]:
         raise ConfigError(
             f"--names {options['names']}: the images of this store are called by their {begun['names']}",
@@ -358,24 +393,39 @@ def _check_begun(work: Path, options: dict[str, Any]) -> None:
                 hint=f"leave {flag} out, or give another --out",
             )
     write_json(work / _RECORD, begun)
+    return begun
 
 
-def _changes(work: Path, images: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Names of the store's images that have other bytes now, and of those that are gone; both sorted.
+def _changes(
+    work: Path, target: RemoteStore | None, images: Mapping[str, str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Names of the store's images that have other bytes now, with a label and without one, and of those that are gone.
 
-    `images` are those that are there now, {name: SHA-256}.
+    `images` are those that are there now, {name: SHA-256}. An image that was left out is not listed where its shard is
+    made again with it: on a local disk, and if all labels beside it can be made again.
 
     Raises:
         InputError: too many changed for a mistake: names that are used again, of other pictures.
     """
     if not (work / "plan.json").is_file():
-        return [], []
-    shards = read_json(work / "plan.json")["shards"]
-    known = {n: h for shard in shards for n, h in zip(shard["names"], shard["image_sha256s"], strict=True)}
-    changed = sorted(name for name, sha256 in known.items() if images.get(name, sha256) != sha256)
+        return [], [], []
+    store, plans = work / "store", [ShardPlan.from_json(p) for p in read_json(work / "plan.json")["shards"]]
+    changed: set[str] = set()
+    lost: set[str] = set()
+    for plan in plans:
+        planned = dict(zip(plan.names, plan.image_sha256s, strict=True))
+        other = {name for name, sha256 in planned.items() if images.get(name, sha256) != sha256}
+        if not other or not (is_acknowledged(store, plan) if target is None else target.has(plan)):
+            continue  # a shard that is not finished is planned again
+        if target is not None:
+            target.collect([plan])
+        left_out = {row["name"] for row in read_receipt(store, plan)["skipped"]}
+        changed |= other - left_out
+        if target is not None or any(images.get(n) != h for n, h in planned.items() if n not in left_out):
+            lost |= other & left_out
     if len(changed) > max(1, MAX_SKIPPED * len(images)):
         raise InputError(
-            f"{len(changed)} of {len(images)} images have changed since they were labelled, {changed[0]!r} first",
+            f"{len(changed)} of {len(images)} images have changed since they were labelled, {min(changed)!r} first",
             hint="give new pictures new names, or label into a new store",
         )
-    return changed, sorted(known.keys() - images.keys())
+    return sorted(changed), sorted(lost), sorted({name for plan in plans for name in plan.names} - images.keys())

@@ -5,6 +5,7 @@ Labels are read before a network is: a value that is no class at the last of a t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ from hmsa_core.taxonomy import ClassTable
 
 _NEAR_BITS = 2  # of 64, as evaluate.max_distance of the profiles
 Tell = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 _FIGURES = ("mean_iou", "iou", "images", "pixel_accuracy", "scales", "flip", "mode", "long_edge", "score_at")
 
 
@@ -107,7 +109,7 @@ def evaluate(
     return evaluate_runs(runs, Asked(Path(images), Path(labels), str(classes), **asked))
 
 
-def evaluate_runs(runs: Sequence[RunOptions], asked: Asked, tell: Tell = lambda _text: None) -> dict[str, Any]:
+def evaluate_runs(runs: Sequence[RunOptions], asked: Asked, tell: Tell = _LOG.warning) -> dict[str, Any]:
     """Score a checkpoint, and a second one as its baseline. `tell` gets a line for each thing that may mislead."""
     files = _pairs(asked, tell)
     given = load_classes(Path(), asked.classes)

@@ -191,7 +191,9 @@ def test_credentials_that_expire_end_the_run_in_one_line_and_it_goes_on_with_new
     assert served.objects("lab", "store/") == s3.files_of(own / "store")
 
 
-def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, served: s3.Server) -> None:
+def test_an_image_that_changes_under_the_run_is_left_out_and_named(
+    own: Path, served: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
 
     def run(spec, stop):
@@ -199,7 +201,8 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, se
         from tests.support.inference import job_context
 
         (remote.beside(URL) / "4.png").readlink().unlink()  # dropped from the cache
-        served.put("lab", "images/4.png", (own / "images" / "2.png").read_bytes())
+        Image.fromarray(noise_image(50, 24, 32)).save(tmp_path / "4.png")
+        served.put("lab", "images/4.png", (tmp_path / "4.png").read_bytes())
         infer.run(spec, job_context(spec.work, stop=stop))
 
     options = teacher_options(own / "model", None, (1.0,), False, CPU)
@@ -207,11 +210,24 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, se
     assert (counts.images, counts.left_out) == (9, 1)
     assert "4: changed: s3://lab/images/4.png: has changed since it was listed" in told[-1]
     assert LabelStore.open(OUT).verify() == []
+    fresh_machine(monkeypatch, tmp_path, "two")
+    for picture, reason in (
+        (tmp_path / "4.png", "has no label in this store, it was replaced while it was labelled"),
+        (own / "images" / "4.png", "it can be read now, but its shard is finished and cannot be made again"),
+    ):
+        told.clear()
+        served.put("lab", "images/4.png", picture.read_bytes())
+        counts = label_images(URL, OUT, options, images_per_shard=2, tell=told.append)
+        assert (counts.images, counts.resumed, counts.left_out) == (0, 9, 1)
+        assert reason in told[-1]
 
 
 def test_other_options_or_a_foreign_store_are_refused(
     own: Path, served: s3.Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    served.put("lab", "bad/images/a.png", b"no picture")
+    with pytest.raises(InputError, match="none of the 1 image files can be used"):
+        label("s3://lab/bad/images", own / "model", OUT, **{**SETTING, "images_per_shard": 3})
     label(URL, own / "model", OUT, **SETTING)
     with pytest.raises(ConfigError, match="begun with --images-per-shard 2"):
         label(URL, own / "model", OUT, **{**SETTING, "images_per_shard": 3})
@@ -234,6 +250,10 @@ def test_a_plan_of_another_writer_that_came_first_ends_this_one(bucket: s3.Serve
     first.plan()
     with pytest.raises(LockedError, match="another writer has just planned"):
         late.plan()
+    first.begin({"threads": 1})
+    with pytest.raises(LockedError, match="begun it with other options") as told:
+        late.begin({"threads": 2})
+    assert "remove s3://lab/store.work/options.json" in told.value.hint
 
 
 def test_a_damaged_object_of_a_store_is_found(own: Path, served: s3.Server) -> None:
