@@ -202,17 +202,19 @@ def _named(folder: Path) -> Path:
 
 
 def _of_one_root(folder: Path, first: str, *, some: bool) -> Path:
-    """The folder to look in: `first`, where the store's first images lay, is this folder or lies beside it.
+    """The folder to look in, so that paths go on to be relative to one root, where the store's folder `first` lies.
 
-    So paths in the store go on to be relative to one root. For `some` images it may lie further up.
+    For `some` images the folder may lie further up. Where the first folder is gone, any other is taken.
     """
-    found = next((p for p in ((folder, *folder.parents) if some else (folder,)) if (p.parent / first).is_dir()), None)
-    if found is None:
+    beside = [p for p in (folder, *folder.parents) if (p.parent / first).is_dir()]
+    if beside and (some or beside[0] == folder):
+        return beside[0]
+    if first in folder.parts or (folder / first).is_dir():
         raise ConfigError(
             f"{folder}: paths in this store begin with {first}/, and no folder {first} lies beside it",
-            hint=f"give images of the folder {first} or of one beside it, or another --out",
+            hint=f"give images of {first} or of a folder beside it, one folder at a time, or another --out",
         )
-    return found
+    return folder
 
 
 def _run_here(spec: InferSpec, stop: StopRequest) -> None:

@@ -79,6 +79,11 @@ def test_paths_of_later_images_have_the_root_of_the_first_ones(own: Path, tmp_pa
     assert sorted(paths(moved)) == ["elsewhere/a/one.png", "elsewhere/a/two.png"]
     shutil.copytree(images / "b", moved / "b")
     assert paths([moved / "b/three.png"])[-1] == "elsewhere/b/three.png"
+    with pytest.raises(ConfigError, match="elsewhere/a: paths in this store begin with elsewhere/"):
+        paths(moved / "a")
+    later = moved.rename(tmp_path / "later")
+    cv2.imwrite(str(later / "four.png"), noise_image(4, 40, 56))
+    assert paths(later)[-1] == "later/four.png", "the first folder is gone: a later day of one camera"
 
 
 def replacing(own: Path, out: Path, *names: str) -> Callable[..., LabelledCounts]:
