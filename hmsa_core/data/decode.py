@@ -370,7 +370,7 @@ def _header(image: Image.Image, kind: str, head: bytes, chunks: set[bytes], wher
     if kind == "PNG" and not plain:  # Pillow's picture, and OpenCV's grey one beside it
         each = 2 if mode in ("1", "L", "P") else 5
         _check_memory(each * height * width, "a PNG with metadata or transparency", where)
-    raw = image.tile[0][3][0] if kind == "TIFF" else "L"
+    raw = image.tile[0][3][0] if kind == "TIFF" else "L"  # type: ignore[attr-defined]
     if mode == "L" and (depth < 8 or raw not in ("L", "L;R")):
         # Pillow stretches grey of 2 or 4 bits to 0..255, and turns "white is zero" over: wrong for ids.
         mode = "1"

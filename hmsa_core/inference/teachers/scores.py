@@ -35,8 +35,8 @@ def check_files(source: Source, images: Sequence[str]) -> None:
         )
 
 
-def read_scores(source: Source, name: str, channels: Sequence[str], size: tuple[int, int]) -> Float32:
-    """Probabilities of an image, T x H x W float32 at `size`; `channels` names the T classes.
+def read_scores(source: Source, name: str, channels: Sequence[str] | int, size: tuple[int, int]) -> Float32:
+    """Probabilities of an image, T x H x W float32 at `size`; `channels`: names of the T classes, or their number.
 
     Raises:
         InputError: damaged, another shape, no probabilities.
