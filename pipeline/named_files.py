@@ -8,7 +8,7 @@ from pathlib import Path
 from hmsa_core.config import TrainConfig
 from hmsa_core.inference.teachers.sources import parse
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.io.remote import is_url
+from hmsa_core.io.remote import is_url, local_path
 from pipeline.params import Params
 from pipeline.stages import STAGES, TABLE, section_of
 from pipeline.workspace import Workspace
@@ -31,7 +31,7 @@ def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
         if value is not None and not (root / Path(value).expanduser() / needed).is_file():
             yield key, value, reader
     for given in student.stores:  # the other workspace may be making it just now: its folder must be there
-        if not (root / Path(given.store).expanduser()).parent.is_dir():
+        if not (root / local_path(given.store).expanduser()).parent.is_dir():
             yield "student_train.stores", given.store, "student-train"
     made = {root / out for row in TABLE for out in row.outs}  # there when they are read
     for text in params.auto_infer.teacher or ():
@@ -57,11 +57,30 @@ def mend_of_root(ws: Workspace, name: str) -> str:
 
 
 def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> None:
-    """Raise a ConfigError for what this stage or a later one reads and nobody can."""
+    """Raise a ConfigError for what this stage or a later one reads and nobody can, and for trunks that do not fit."""
     for key, value, reader in missing_files(root, params):
         if STAGES.index(stage) <= STAGES.index(reader):
             what = "no checkpoint folder" if "init" in key else "no such file or folder"
             raise ConfigError(
                 f"params.yaml: {key}: {value}: {what} (stage {reader} reads it)",
                 hint="correct it; paths are relative to the workspace",
+            )
+    _check_trunks(root, params, stage)
+
+
+def _check_trunks(root: Path, params: Params, stage: str) -> None:
+    """Now, not after the trainings: a network starts from one of the same trunk alone."""
+    starts = []
+    if params.data.pretrain is not None and not params.teacher_train.init_from:
+        starts.append(("teacher_train", "teacher_pretrain", "name a checkpoint in teacher_train.init_from"))
+    if params.student_train.init == "teacher":
+        starts.append(("student_train", "teacher_train", "write student_train.init: pretrained"))
+    for section, parent, otherwise in starts:
+        own, theirs = (getattr(params, name).model.trunk for name in (section, parent))
+        is_over = STAGES.index(stage) > STAGES.index(section.replace("_", "-"))
+        if own != theirs and not is_over and not (parent == "teacher_train" and Workspace(root).is_promoted()):
+            raise ConfigError(
+                f"params.yaml: {section}.model.trunk is {own}, but it starts from the network of {parent}, whose trunk "
+                f"is {theirs}",
+                hint=f"write the same trunk, or {otherwise}",
             )

@@ -73,16 +73,8 @@ def lines(
     write_figure(path, figure)
 
 
-def bars(
-    path: Path,
-    names: Sequence[str],
-    groups: Mapping[str, Sequence[float | None]],
-    *,
-    title: str,
-    x: str,
-    intervals: Mapping[str, Sequence[tuple[float | None, float | None]]] | None = None,
-) -> None:
-    """Horizontal bars, one row a name and one bar a group; None = no bar. Intervals are (low, high)."""
+def bars(path: Path, names: Sequence[str], groups: Mapping[str, Sequence[float | None]], *, title: str, x: str) -> None:
+    """Horizontal bars, one row a name and one bar a group; None = no bar."""
     figure = _figure(7.0, 1.2 + 0.16 * len(names) * max(1, len(groups)) + 0.12 * len(names))
     axes = figure.add_subplot()
     height = 0.8 / max(1, len(groups))
@@ -91,10 +83,6 @@ def bars(
         at = rows + (i - (len(groups) - 1) / 2) * height
         shown = [np.nan if v is None else v for v in values]
         axes.barh(at, shown, height * 0.92, color=COLOURS[i % len(COLOURS)], label=group)
-        for row, ends in zip(at, (intervals or {}).get(group, ()), strict=False):
-            low, high = ends
-            if low is not None and high is not None:
-                axes.plot([low, high], [row, row], color="black", linewidth=0.8)
     axes.set_yticks(rows, list(names), fontsize=7)
     axes.invert_yaxis()
     _dress(axes, title, x, "")

@@ -133,13 +133,16 @@ def label_images(
         try:
             if target is not None:
                 target.pull()
-            shard = images_per_shard or begun_with(work).get("images_per_shard", 256)
+            before = begun_with(work) if target is None else target.options()
+            shard = images_per_shard or before.get("images_per_shard", 256)
             kept = {"names": names, "threads": options.runtime.thread_count, "images_per_shard": shard}
-            begun = _check_begun(work, kept | {"folder": folder.name})
-            folder = _of_one_root(folder, begun.get("folder", folder.name), some=bool(files))
+            begun: dict[str, Any] = kept | {"folder": folder.name} | before
+            _check_begun(kept, begun)
+            write_json(work / _RECORD, begun)
+            folder = _of_one_root(folder, begun["folder"], some=bool(files))
             refused = _index(folder, files, work, options, names, engine, tell, stop)
             wanted, told = _unchanged(work, target, tell, some=bool(files))
-            if target is not None:
+            if target is not None and not before:
                 target.begin(begun)
             config = InferConfig(
                 scales=options.scales, flip=options.flip, images_per_shard=shard, codec=codec, runtime=options.runtime
@@ -206,10 +209,11 @@ def _of_one_root(folder: Path, first: str, *, some: bool) -> Path:
 
     For `some` images the folder may lie further up. Where the first folder is gone, any other is taken.
     """
-    beside = [p for p in (folder, *folder.parents) if (p.parent / first).is_dir()]
+    above = [p for p in folder.parents if p.parent.name]  # a folder at the top of the disk is there by chance
+    beside = [p for p in (folder, *above) if (p.parent / first).is_dir()]
     if beside and (some or beside[0] == folder):
         return beside[0]
-    if first in folder.parts or (folder / first).is_dir():
+    if beside or first in folder.parts or (folder / first).is_dir():
         raise ConfigError(
             f"{folder}: paths in this store begin with {first}/, and no folder {first} lies beside it",
             hint=f"give images of {first} or of a folder beside it, one folder at a time, or another --out",
@@ -379,9 +383,8 @@ def begun_with(work: Path) -> dict[str, Any]:
     return dict(read_json(work / _RECORD))
 
 
-def _check_begun(work: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """What the store was begun with. Refuse what would mix two ways in it: other numbers of threads sum otherwise."""
-    begun = begun_with(work) or options
+def _check_begun(options: dict[str, Any], begun: dict[str, Any]) -> None:
+    """Refuse what would mix two ways in one store: names would come twice, other numbers of threads sum otherwise."""
     if options["names"] != begun["names"]:
         raise ConfigError(
             f"--names {options['names']}: the images of this store are called by their {begun['names']}",
@@ -394,8 +397,6 @@ def _check_begun(work: Path, options: dict[str, Any]) -> dict[str, Any]:
                 f"{flag} {options[name]}: this store was begun with {flag} {begun[name]}",
                 hint=f"leave {flag} out, or give another --out",
             )
-    write_json(work / _RECORD, begun)
-    return begun
 
 
 def _changes(

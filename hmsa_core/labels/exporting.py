@@ -169,7 +169,7 @@ def _files(selection: Selection, out: Path, name: str, fmt: str, suffix: str) ->
         return {target_path(out, folder, f"{stem}_{suffix}_{kind}.png"): form for kind, form in forms.items()}
     stem += IMAGE_ENDING
     return {
-        target_path(out, folder, f"{stem}_prob.png"): prob_of(store, name, label, code),
+        target_path(out, folder, f"{stem}_prob.png"): prob_of(store, label, sure_codes(store, name, code)),
         target_path(out, folder, f"{stem}.png"): ids,
     }
 
@@ -182,11 +182,11 @@ def sure_codes(store: LabelStore, name: str, code: Labels) -> Labels:
     return np.where(store.read_source(name) == SOURCES["human"], np.uint8(NUM_CODES - 1), code)
 
 
-def prob_of(store: LabelStore, name: str, label: Labels, code: Labels) -> Labels:
-    """Bytes of confidence of one image, as its label and codes are exported."""
+def prob_of(store: LabelStore, label: Labels, code: Labels) -> Labels:
+    """Bytes of confidence of one image, from its label and codes as they are exported."""
     imported = store.lineage.get("confidence") == IMPORTED_BYTES
     # Ignored pixels get byte 0 too: readers that drop by confidence alone drop them.
-    return np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(sure_codes(store, name, code), imported=imported))
+    return np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
 
 
 def _refuse_twins(names: list[str]) -> None:

@@ -38,9 +38,10 @@ def weights_file(source: str, trunk: str) -> Path:
         return _package_file(rest, trunk)
     if kind == "hub":
         return _hub_file(rest, trunk)
-    if not Path(source).is_file():
+    path = Path(source).expanduser()
+    if not path.is_file():
         raise CheckpointError(f"trunk_weights {source}: there is no such file", hint="give a .safetensors or .pth file")
-    return Path(source)
+    return path
 
 
 def load_trunk_weights(model: MultiScaleModel, source: str) -> None:

@@ -121,8 +121,7 @@ def judge(
     alpha = alpha_of_look(config.alpha, looks)
     drawn = _Blocks(blocks, config.draws, seed)
     new, old = drawn.score(candidate), drawn.score(incumbent)
-    mean = _mean_gain(new, old, config, aa_mean_iou or (), alpha, drawn.number)
-    mean["aa_runs"] = None if aa_mean_iou is None else len(aa_mean_iou)
+    mean = _mean_gain(new, old, config, aa_mean_iou, alpha, drawn.number)
     rows = _class_rows(new, old, classes, config)
     champion_row = None if champion is None else _champion(new, champion, drawn, config, alpha)
     reasons = _reasons(mean, rows, champion_row, drawn.number, unknown, config)
@@ -160,7 +159,7 @@ def _reasons(
         found.append(f"the report set has {blocks} blocks, {config.min_blocks} are needed for an interval")
     if mean["seed_sd"] is None:
         found.append(
-            "the spread between trainings is not looked at here (a night does, after autolabel models aa)"
+            "the spread between trainings is not judged here, but by a night's gate (after autolabel models aa)"
             if mean["aa_runs"] is None
             else f"seed variance is unknown: {mean['aa_runs']} of {config.min_aa_runs} A/A trainings are there "
             "(make them: autolabel models aa)"
@@ -185,12 +184,12 @@ def _reasons(
 
 
 def _mean_gain(
-    new: _Scores, old: _Scores, config: GateConfig, aa_mean_iou: Sequence[float], alpha: float, blocks: int
+    new: _Scores, old: _Scores, config: GateConfig, aa_mean_iou: Sequence[float] | None, alpha: float, blocks: int
 ) -> dict[str, Any]:
     """The gain in mean IoU with its bounds, and the smallest gain that this set could have shown."""
-    seed_sd, known = config.seed_sd, config.seed_sd is not None
-    if not known and len(aa_mean_iou) >= config.min_aa_runs:
-        seed_sd = float(np.std(aa_mean_iou, ddof=1))
+    seed_sd, known, runs = config.seed_sd, config.seed_sd is not None, aa_mean_iou or ()
+    if not known and len(runs) >= config.min_aa_runs:
+        seed_sd = float(np.std(runs, ddof=1))
     gain, draws = new.gain_over(old)
     boot_se = float(np.std(draws, ddof=1))
     # Drawing n of n blocks shrinks the variance by (n - 1) / n.
@@ -198,7 +197,7 @@ def _mean_gain(
     # Candidate and incumbent are one training each: their difference carries the seed variance twice.
     seed = 2.0 * (seed_sd or 0.0) ** 2
     se = float(np.sqrt(boot + seed))
-    uncertain = boot**2 / max(1, blocks - 1) + (0.0 if known or not seed else seed**2 / (len(aa_mean_iou) - 1))
+    uncertain = boot**2 / max(1, blocks - 1) + (0.0 if known or not seed else seed**2 / (len(runs) - 1))
     freedom = (boot + seed) ** 2 / uncertain if uncertain > 0 else _MANY
     t = _quantile(min(freedom, _MANY), alpha)
     return {
@@ -208,6 +207,7 @@ def _mean_gain(
         "standard_error": se,
         "bootstrap_se": boot_se,
         "seed_sd": seed_sd,
+        "aa_runs": None if aa_mean_iou is None else len(runs),
         "freedom": freedom,
         "smallest_detectable": (t + NormalDist().inv_cdf(config.power)) * se,
         "candidate": float(np.nanmean(new.iou)),

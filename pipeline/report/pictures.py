@@ -21,6 +21,7 @@ from hmsa_core.inference.teachers.sources import only_checkpoint
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, NoSpaceError
 from hmsa_core.io.process import die_with_parent
+from hmsa_core.io.remote import fetched
 from hmsa_core.labels import ConfidenceCode, LabelStore
 from pipeline.render import Raw, data_uri, esc
 from pipeline.stages.support import labelling_teacher, weights_of
@@ -96,6 +97,7 @@ def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
     """Folder that holds `N_weight_*x.png` of the N-th image (cached by content): two images may share a name."""
     config = ws.params.auto_infer
     weights = weights_of(checkpoint)
+    images = [fetched(image) for image in images]
     key = atomic.digest([weights, list(config.scales), config.flip, [atomic.sha256_file(p) for p in images]])[:16]
     folder = ws.path(f"work/report/{key}/by-number")
     done = folder / "done.json"

@@ -30,8 +30,7 @@ from pipeline.workspace import JUDGED_CURVES, Workspace
 STAGE = "evaluate"
 OUT = "evaluation"
 _ALONE = (
-    "this run alone: the gate of a night also counts earlier looks at these images and the A/A trainings; "
-    "its verdict is on the morning page"
+    "this run alone: the gate of a night also counts earlier looks at these images; its verdict is on the morning page"
 )
 
 

@@ -42,7 +42,6 @@ def run_stage(ws: Workspace, stage: str) -> None:
     row = row_of(stage)
     before = _inputs(ws, row)  # a mistake in params.yaml is reported before anything is touched
     check_named_files(ws.root, ws.params, stage)
-    check_trunks(ws, stage)
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
     for turn in range(_ROUNDS):
@@ -121,25 +120,6 @@ def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> 
             f"{changed[0]} was changed while {stage} ran: what it made belongs to the old value",
             hint=f"run the same command again; with the old value back, {stage} is found finished in work/{stage}",
         )
-
-
-def check_trunks(ws: Workspace, stage: str) -> None:
-    """Now, not after the trainings: a network starts from one of the same trunk alone."""
-    params = ws.params
-    starts = []
-    if params.data.pretrain is not None and not params.teacher_train.init_from:
-        starts.append(("teacher_train", "teacher_pretrain", "name a checkpoint in teacher_train.init_from"))
-    if params.student_train.init == "teacher":
-        starts.append(("student_train", "teacher_train", "write student_train.init: pretrained"))
-    for section, parent, otherwise in starts:
-        own, theirs = (getattr(params, name).model.trunk for name in (section, parent))
-        is_over = STAGES.index(stage) > STAGES.index(section.replace("_", "-"))
-        if own != theirs and not is_over and not (parent == "teacher_train" and ws.is_promoted()):
-            raise ConfigError(
-                f"params.yaml: {section}.model.trunk is {own}, but it starts from the network of {parent}, whose trunk "
-                f"is {theirs}",
-                hint=f"write the same trunk, or {otherwise}",
-            )
 
 
 def check_space(ws: Workspace, stage: str, needed: int) -> None:

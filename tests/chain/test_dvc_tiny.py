@@ -156,7 +156,7 @@ def test_the_summary_shows_every_model_and_the_thresholds(whole: Whole) -> None:
     text = run(REPO, "autolabel", "stage", "--summary", "--workspace", str(whole.root)).text
     for word in ("teacher", "control", "student", "student - control", "precision", "coverage", "road"):
         assert word in text
-    assert "Why: the spread between trainings is not looked at here" in text, "a verdict says its reasons"
+    assert "Why: the spread between trainings is not judged here" in text, "a verdict says its reasons"
 
 
 def test_advice_names_what_people_should_label_on_the_terminal_and_on_the_report_page(whole: Whole) -> None:

@@ -64,10 +64,8 @@ def _pictures(folder: Path, channels: Sequence[str] | int) -> NDArray[np.generic
     for path in sorted(folder.glob("*.png")):
         stem = path.stem.lower()
         number = lower.index(stem) if stem in lower else int(stem) if stem.isdecimal() else count
-        if number >= count and stem.isdecimal() and not names:
-            continue  # no class of ours is mapped to it
-        if number >= count:
-            known = f"the classes are: {', '.join(names[:8])}"
+        if number >= count and (names or not stem.isdecimal()):  # other numbers are of classes that are not ours
+            known = f"the classes are: {', '.join(names[:8])}" if names else "the table has numbers, and no `names`"
             raise InputError(f"{path}: no class is called {path.stem!r}: {did_you_mean(stem, names, known)}")
         found[number] = _picture(path)
     if len({(one.shape, one.dtype) for one in found.values()}) != 1:

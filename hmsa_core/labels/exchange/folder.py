@@ -119,7 +119,7 @@ def export_to_tool(
             sha256 = write_bytes(folder / EXPORTED / f"{name}.png", png_bytes(label))
             known = {key: row[key] for key in ("image_sha256", "label_sha256", "height", "width")}
             images[name] = {"file": file, "sha256": sha256, **known}
-            yield Item(name, file, data, label, code, prob_of(store, name, label, code))
+            yield Item(name, file, data, label, code, prob_of(store, label, code))
             advance(1)
 
     with new_tree(out) as folder:

@@ -70,10 +70,7 @@ class RemoteStore:
     def begin(self, options: dict[str, Any]) -> None:
         """Put the options of the first writer; LockedError where another one was first and has others."""
         if not remote.create(f"{self._progress}/{_OPTIONS}", canonical_json(options)):
-            raise LockedError(
-                f"{self.url}: another writer has begun it with other options",
-                hint=f"run the same command again; if no other writer runs, remove {self._progress}/{_OPTIONS}",
-            )
+            raise LockedError(f"{self.url}: another writer has just begun it with other options", hint=_AGAIN)
 
     def plan(self) -> None:
         """Put work/plan.json as the newest plan; LockedError where another writer was first with another one."""

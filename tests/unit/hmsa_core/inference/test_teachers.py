@@ -190,6 +190,8 @@ def test_pictures_by_number_follow_a_table_by_number(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / "a" / f"{number}.png"), np.full((8, 12), value, np.uint8))
     label, _ = opened(f"scores:{tmp_path}").label("a", noise_image(0, 8, 12))
     assert (label == 1).all(), "12 counts for no class"
+    (tmp_path / "a" / "7.png").unlink()
+    assert (opened(f"scores:{tmp_path}").label("a", noise_image(0, 8, 12))[0] == 255).all(), "no picture is 0"
     cv2.imwrite(str(tmp_path / "a" / "car.png"), np.zeros((8, 12), np.uint8))
     with pytest.raises(InputError, match="no class is called 'car'"):
         opened(f"scores:{tmp_path}").label("a", noise_image(0, 8, 12))

@@ -234,7 +234,7 @@ def test_without_a_known_seed_variance_nothing_is_promoted() -> None:
     assert "2 of 3 A/A trainings are there" in two["reasons"][0]
     assert "spread of 3 A/A trainings)" in three["sentence"]
     (unasked,) = _verdict(new, old, GateConfig(draws=400))["reasons"]
-    assert unasked.startswith("the spread between trainings is not looked at here")
+    assert unasked.startswith("the spread between trainings is not judged here")
     by_hand = _verdict(new, old, GateConfig(draws=400, seed_sd=0.003), aa_mean_iou=[0.5, 0.6, 0.7])
     assert "spread as set (evaluate.gate.seed_sd))" in by_hand["sentence"]
 
