@@ -130,6 +130,11 @@ class ModelConfig(Section):
         """The arguments of `hmsa_core.models.build`: all fields but the trunk's weights."""
         return self.model_dump(exclude={"trunk_weights"})
 
+    @property
+    def trunk_file(self) -> str | None:
+        """The file that `trunk_weights` names, as written; None for fresh weights, a package or the hub."""
+        return None if self.trunk_weights.partition(":")[0] in ("none", "package", "hub") else self.trunk_weights
+
 
 class AugmentConfig(Section):
     """Joint augmentation of image and label; ignored pixels stay ignored."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hmsa_core.config import TrainConfig
 from hmsa_core.inference.teachers.sources import parse
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.remote import is_url, local_path
 from pipeline.params import Params
-from pipeline.stages import STAGES, TABLE, section_of
+from pipeline.stages import STAGES, TABLE
 from pipeline.workspace import Workspace
 
 
@@ -18,13 +17,20 @@ def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
     """(key, path as written, stage that reads it last) of everything that is not there."""
     pretrain, teacher, student = params.teacher_pretrain, params.teacher_train, params.student_train
     init, has_pretrain = student.init, params.data.pretrain is not None
+    fresh = (  # trainings that may start from a published trunk
+        ("teacher_pretrain", pretrain, has_pretrain and not pretrain.init_from),
+        ("teacher_train", teacher, not has_pretrain and not teacher.init_from),
+        ("student_train", student, init == "pretrained"),
+    )
     for key, value, reader, needed in (
         ("teacher_pretrain.init_from", pretrain.init_from, "teacher-pretrain", "model.json"),
         ("teacher_train.init_from", teacher.init_from, "teacher-train", "model.json"),
         ("student_train.init", None if init in ("teacher", "pretrained") else init, "student-train", "model.json"),
-        _trunk_file("teacher-pretrain", pretrain, is_read=has_pretrain and not pretrain.init_from),
-        _trunk_file("teacher-train", teacher, is_read=not has_pretrain and not teacher.init_from),
-        _trunk_file("student-train", student, is_read=init == "pretrained"),
+        *(
+            (f"{section}.model.trunk_weights", config.model.trunk_file, section.replace("_", "-"), "")
+            for section, config, is_read in fresh
+            if is_read
+        ),
         ("pseudo_label.threshold", params.pseudo_label.own_policy, "pseudo-label", ""),
         ("pseudo_label.merge.mask", params.pseudo_label.merge.mask, "pseudo-label", ""),
     ):
@@ -39,13 +45,6 @@ def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
         places = {root / path.expanduser() for path in paths} - made
         if not all(place.exists() for place in places):
             yield "auto_infer.teacher", text, "evaluate"
-
-
-def _trunk_file(stage: str, config: TrainConfig, *, is_read: bool) -> tuple[str, str | None, str, str]:
-    """The row of a training's `trunk_weights`."""
-    weights = config.model.trunk_weights
-    is_file = is_read and weights != "none" and not weights.startswith(("package:", "hub:"))
-    return f"{section_of(stage)}.model.trunk_weights", weights if is_file else None, stage, ""
 
 
 def mend_of_root(ws: Workspace, name: str) -> str:

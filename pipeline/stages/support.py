@@ -149,7 +149,7 @@ def _validation(ws: Workspace, every: int) -> ValidationData | None:
 
 def _trunk_file(config: TrainConfig, init_from: Path | None) -> dict[str, str]:
     """A file of trunk weights by content, where training starts from it; packages and commits stay what they are."""
-    source = Path(config.model.trunk_weights).expanduser()
+    source = Path(config.model.trunk_file or "").expanduser()
     return {"trunk_weights": atomic.sha256_file(source)} if init_from is None and source.is_file() else {}
 
 
