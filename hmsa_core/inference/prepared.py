@@ -39,7 +39,8 @@ _REACH = 2  # rows: two 3x3 convolutions one after another (attention head, the 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    # oneDNN may be kept from what the processor has (ONEDNN_MAX_CPU_ISA).
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16")) and _can_pack(torch.bfloat16)
 
 
 def fast_precision() -> str:

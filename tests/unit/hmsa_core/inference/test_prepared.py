@@ -94,6 +94,13 @@ def test_half_precision_is_only_used_where_the_processor_has_it(monkeypatch):
         assert prepared.effective_precision("auto", gpu) == fast
 
 
+@pytest.mark.parametrize("is_supported", [True, False])
+def test_bf16_is_not_used_where_onednn_is_kept_from_it(monkeypatch, is_supported):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_supported)
+    assert prepared.effective_precision("bf16", torch.device("cpu")) == ("bf16" if is_supported else "fp32")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("supported", [None, False], ids=["as this processor has it", "without oneDNN's support"])
 def test_half_precision_agrees_with_full_precision_on_nearly_all_pixels(monkeypatch, precision, supported):
