@@ -126,28 +126,28 @@ _DEMO = (
     _Counts(
         "test",
         {
-            "berlin": (12, 3),
-            "bielefeld": (12, 3),
-            "bonn": (11, 3),
-            "leverkusen": (11, 3),
-            "mainz": (11, 3),
-            "munich": (11, 3),
+            "berlin": (7, 2),
+            "bielefeld": (7, 2),
+            "bonn": (7, 2),
+            "leverkusen": (7, 2),
+            "mainz": (7, 2),
+            "munich": (7, 2),
         },
     ),
     _Counts(
         "train_extra",
         {
-            "augsburg": (20, 1),
-            "bad-honnef": (16, 1),
-            "bamberg": (20, 1),
-            "dortmund": (24, 1),
-            "dresden": (20, 1),
-            "erlangen": (20, 1),
-            "heidelberg": (8, 3),
-            "konstanz": (20, 1),
-            "muhlheim-ruhr": (16, 1),
-            "troisdorf": (8, 1),
-            "wuppertal": (12, 1),
+            "augsburg": (12, 1),
+            "bad-honnef": (10, 1),
+            "bamberg": (12, 1),
+            "dortmund": (14, 1),
+            "dresden": (12, 1),
+            "erlangen": (12, 1),
+            "heidelberg": (4, 3),
+            "konstanz": (12, 1),
+            "muhlheim-ruhr": (10, 1),
+            "troisdorf": (6, 1),
+            "wuppertal": (8, 1),
         },
     ),
 )
@@ -173,7 +173,7 @@ def _cities(plan: tuple[_Counts, ...]) -> tuple[City, ...]:
 def default_spec(profile: Literal["tiny", "demo"]) -> DemoSpec:
     """The data of `autolabel demo-data` for a profile; any other name is a ConfigError."""
     if profile == "demo":
-        return DemoSpec(cities=_cities(_DEMO), vistas_training=120, vistas_validation=16, clutter=0.6, defects=True)
+        return DemoSpec(cities=_cities(_DEMO), vistas_training=96, vistas_validation=8, clutter=0.6, defects=True)
     if profile == "tiny":
         return DemoSpec(
             size=(128, 64),
