@@ -135,9 +135,9 @@ def test_the_profiles_hold_what_the_chain_needs():
     calibration = [city for city in demo.cities if city.name in CALIBRATION_CITIES]
     assert sum(city.sequences for city in calibration) >= 20
     assert sum(city.sequences * city.frames for city in calibration) >= 24
-    assert demo.count("test") >= 200
-    assert sum(city.sequences for city in demo.cities if city.split == "test") >= 60
-    assert 160 <= demo.count("train_extra") <= 240
+    assert demo.count("test") >= 80
+    assert sum(city.sequences for city in demo.cities if city.split == "test") >= 40
+    assert 100 <= demo.count("train_extra") <= 160
     assert tiny.count("train") == 24
     assert len({city.name for city in tiny.cities if city.split == "train"}) >= 4
     with pytest.raises(ConfigError, match="expected tiny or demo"):
