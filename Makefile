@@ -59,7 +59,7 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra all --extra dev --override requirements.overrides --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
 
-demo: setup  ## synthetic streets, the whole chain, report/index.html (about 10 minutes on 2 cores)
+demo: setup  ## synthetic streets, the whole chain, report/index.html (9 to 13 minutes on 2 cores)
 	autolabel demo-data
 	dvc repro
 	@echo "report: $(CURDIR)/report/index.html"
