@@ -126,7 +126,9 @@ class Engine:
                         due += 1
                     check_stop()
             finally:
-                for ref in running:
+                # Ray aborts this process where a task ends while it is being cancelled: short tasks may end first.
+                late = ray.wait(list(running), num_returns=len(running), timeout=_POLL_S)[1] if running else []
+                for ref in late:
                     ray.cancel(ref, force=True)
 
 

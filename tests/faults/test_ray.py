@@ -240,6 +240,26 @@ def test_an_error_of_the_work_arrives_as_it_is_and_a_worker_that_always_dies_is_
         list(four.map(_die, [0], what="counts"))
 
 
+def test_units_that_end_just_when_another_is_refused_do_not_end_the_command() -> None:
+    code = """
+import time
+from hmsa_core.io import engine
+def work(unit):
+    time.sleep(unit % 3 * 0.001)
+    return 1 // (unit - 3)
+four = engine.Engine("ray", 4)
+with engine._ray(four):
+    for _ in range(40):  # Ray ended the process at the twelfth at the latest, when units were cancelled at once
+        try:
+            list(four.map(work, range(9), what="divides"))
+        except ZeroDivisionError:
+            print("refused")
+"""
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.count("refused")) == (0, 40), done.stderr
+
+
 def test_a_stop_request_ends_the_work_at_once(four: Engine) -> None:
     start = time.monotonic()
 
