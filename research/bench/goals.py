@@ -71,6 +71,7 @@ GOALS = (
     Goal("reading and thresholding them", "store", "generated.read_threshold_per_s", 25),
     Goal("the whole chain of profile tiny, seconds", "chain", "seconds", 120, at_least=False),
     Goal("... of processor time", "chain", "cpu_seconds", 150, at_least=False),
+    Goal("... a second `dvc repro`, which runs nothing", "chain", "again_seconds", 3, at_least=False),
     Goal("a new threshold over 20,000 images, seconds", "store", "statistics.warm_s", 1.0, at_least=False),
 )
 

@@ -231,14 +231,12 @@ _LIMITED = """
 import json, resource, sys
 from pathlib import Path
 from tests.unit.hmsa_core.data import damaged_images
-def status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-limit = 1024 * status("VmData:") + (200 << 20)  # the libraries hold 0.8 to 1.1 GB, depending on the machine
+from tests.unit.hmsa_core.data.hostile_images import peak, status
+limit = 1024 * status("VmData") + (200 << 20)  # the libraries hold 0.8 to 1.1 GB, depending on the machine
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-before = status("VmHWM:")
+before = peak()
 outcome = damaged_images.fuzz(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-print(json.dumps([outcome, (status("VmHWM:") - before) * 1.024e-3]))
+print(json.dumps([outcome, (peak() - before) * 1.024e-3]))
 """
 
 

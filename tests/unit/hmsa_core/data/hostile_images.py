@@ -134,20 +134,28 @@ def tiff_pages(count: int) -> bytes:
     return b"II*\0\x08\0\0\0" + b"".join(pages) + bytes(64)
 
 
-# The high-water mark of a process's own memory: what getrusage says begins with that of the process that started it.
-# Mapped pages of libraries are left out: how many there are hangs on what the page cache holds.
+def status(field: str) -> int:
+    """KiB of a line of this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def peak() -> int:
+    """High-water mark of this process's own memory in KiB: what getrusage says begins with that of its parent.
+
+    Mapped pages of libraries are left out: how many there are hangs on what the page cache holds.
+    """
+    return status("VmHWM") - status("RssFile")
+
+
 # Each file is read by a child that is forked when everything is imported.
 _MEASURE = """
 import json, os, resource, signal, sys, time
-from pathlib import Path
 from PIL import Image
 from hmsa_core import taxonomy
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.io.errors import DecodeError, IntegrityError
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmHWM:", "RssFile:"))}
-    return found["VmHWM"] - found["RssFile"]
+from tests.unit.hmsa_core.data.hostile_images import peak
 def measure(path, read):
     base, started = peak(), time.process_time()
     try:
@@ -187,7 +195,11 @@ class Cost(NamedTuple):
 def costs(paths: list[Path], what: str = "image") -> list[Cost]:
     """Read files as images, labels, or with a digest that is not theirs; each with 2 GiB and 30 s."""
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, what, *map(str, paths)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _MEASURE, what, *map(str, paths)],
+        cwd=Path(__file__).parents[4],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = [Cost(*json.loads(line)) for line in done.stdout.splitlines()]
     assert len(found) == len(paths)

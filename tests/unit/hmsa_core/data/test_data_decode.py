@@ -242,9 +242,9 @@ def test_a_grey_tiff_whose_values_pillow_would_change_is_no_label_map(tmp_path):
     ("width", "height"), [(178_956_971, 1), (65_000, 65_000), (2**31 - 1, 2**31 - 1), (8001, 8000)]
 )
 def test_own_ceiling_is_raised_before_decoding(tmp_path, width, height):
-    started = time.process_time()
+    started = time.perf_counter()
     assert refused(put(tmp_path, png(width, height))) == "too-large"
-    assert time.process_time() - started < 0.5
+    assert time.perf_counter() - started < 0.5
 
 
 def test_ceiling_counts_pixels_not_sides_and_a_file_too_long_for_it_is_not_read(tmp_path):
