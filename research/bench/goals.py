@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,12 +96,10 @@ def _known(tables: Path) -> dict[str, dict[str, float]]:
 
 
 def bench_lines(tables: Path) -> list[str]:
-    """Where each benchmark was run: command, machine, commit."""
-    made: Mapping[str, tuple[str, ...]] = {
-        line.row: (line.row, f"`{line.setting}`", line.machine, line.commit)
-        for line in figures(tables / f"{TABLE}.parquet")
-    }
-    return table(("benchmark", "command", "machine", "commit"), made.values())
+    """Where each benchmark was run: command, machine, commit; a line for each machine."""
+    lines = figures(tables / f"{TABLE}.parquet")
+    made = dict.fromkeys((line.row, f"`{line.setting}`", line.machine, line.commit) for line in lines)
+    return table(("benchmark", "command", "machine", "commit"), made)
 
 
 def gpu_lines(tables: Path) -> list[str]:
