@@ -90,9 +90,17 @@ def every_fault(action: Callable[[], None], error: int, *, persistent: bool = Fa
     raise AssertionError("the action never got through")
 
 
+def fork() -> int:
+    """As os.fork, without OpenCV's threads: a predictor of an earlier test may have left some, which a fork waits for."""
+    import cv2  # here: planted faults import this file into every process of a chain
+
+    cv2.setNumThreads(1)
+    return os.fork()
+
+
 def exit_at(action: Callable[[], object], n: int) -> int:
     """Exit status of a fork that does it and ends at the n-th operation: 99, or 0 where it got through."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 98
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.runtime.ranks import Ranks, start_ranks
+from tests.support.faults import fork
 
 
 def free_port() -> int:
@@ -23,8 +24,8 @@ def free_port() -> int:
 def run_ranks(world: int, target: Callable[[int], None], *, timeout_s: float = 120.0) -> list[int]:
     """Run `target(rank)` in `world` forked processes and return their exit statuses (3 = an exception).
 
-    The environment is torchrun's, so `start_ranks` finds it. What is still running after `timeout_s` is
-    killed, and so is the rest soon after one has failed, as torchrun would.
+    The environment is torchrun's, so `start_ranks` finds it. What is still running after `timeout_s` is ended, and so
+    is the rest soon after one has failed, as torchrun would; faulthandler then prints where each thread was.
     """
     import torch._dynamo  # noqa: F401 - an optimiser's first import, seconds: once here, not in every fork
 
@@ -44,7 +45,7 @@ def run_ranks(world: int, target: Callable[[int], None], *, timeout_s: float = 1
         if time.monotonic() > deadline:
             for rank, pid in enumerate(children):
                 if rank not in status:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGABRT)
         time.sleep(0.01)
     return [status[rank] for rank in range(world)]
 
@@ -61,7 +62,7 @@ def on_ranks(world: int, job: Callable[[Ranks], object]) -> None:
 
 
 def _fork(rank: int, world: int, port: int, target: Callable[[int], None]) -> int:
-    pid = os.fork()
+    pid = fork()
     if pid:
         return pid
     code = 3
