@@ -36,6 +36,7 @@ from hmsa_core.labels import ConfidenceCode
 from pipeline.stages import precision
 from pipeline.workspace import Workspace
 from research.bench import roofline
+from research.bench.memory import status_kib
 from research.bench.reference.infer_plain import label_image as plain
 
 TRUNKS = {"micro": "hrnet_micro", "tiny": "hrnet_tiny", "w18": "hrnet_w18", "w48": "hrnet_w48"}
@@ -77,18 +78,12 @@ def open_way(way: str, trunk: str) -> Callable[[np.ndarray], Labelled]:
     return lambda image: label_image(predictor, image, SCALES, True)
 
 
-def peak_mb() -> float:
-    """Peak resident memory. Not getrusage: its figure is inherited from the process that started this one."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def measure_memory(trunk: str, way: str) -> dict[str, int]:
     """Peak memory after loading and after labelling one image; run in a process of its own."""
     image, label = make_image(SIZE), open_way(way, trunk)
-    loaded = peak_mb()
+    loaded = status_kib("VmHWM")
     label(image)
-    return {"loaded_mb": round(loaded), "peak_mb": round(peak_mb())}
+    return {"loaded_mb": round(loaded / 1024), "peak_mb": round(status_kib("VmHWM") / 1024)}
 
 
 def memory_of(trunk: str, way: str, threads: int) -> dict[str, int]:

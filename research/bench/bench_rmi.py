@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hmsa_core.losses import rmi_loss
+from research.bench.memory import status_kib
 from research.bench.reference.rmi_plain import rmi_plain
 
 
@@ -78,11 +79,6 @@ def measure_memory(name: str, shape: tuple[int, int, int, int], device: str) -> 
     before = status_kib("VmRSS")
     run_once(candidates(*inputs)[name], inputs[0])
     return (status_kib("VmHWM") - before) / 1024
-
-
-def status_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from examples.streets.annotate import cityscapes_polygons, draw_cityscapes
 from examples.streets.scene import city_picture
 from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.taxonomy import cityscapes
+from research.bench.memory import status_kib
 from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import LINEAGE, imitate_teacher
 
@@ -91,8 +92,7 @@ def test_the_servers_memory_stays_flat_over_500_images(big: tuple[str, int]) -> 
     address, pid = big
 
     def resident_mb() -> float:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+        return status_kib("VmRSS", pid) / 1024
 
     def look_at(name: str) -> None:
         for path in ("plane?plane=label&", "mini?"):

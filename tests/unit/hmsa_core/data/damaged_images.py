@@ -230,9 +230,10 @@ def _pair(verifier: Verifier, path: Path, data: bytes) -> str:
 _LIMITED = """
 import json, resource, sys
 from pathlib import Path
+from research.bench.memory import status_kib
 from tests.unit.hmsa_core.data import damaged_images
-from tests.unit.hmsa_core.data.hostile_images import peak, status
-limit = 1024 * status("VmData") + (200 << 20)  # the libraries hold 0.8 to 1.1 GB, depending on the machine
+from tests.unit.hmsa_core.data.hostile_images import peak
+limit = 1024 * status_kib("VmData") + (200 << 20)  # the libraries hold 0.8 to 1.1 GB, depending on the machine
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 before = peak()
 outcome = damaged_images.fuzz(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

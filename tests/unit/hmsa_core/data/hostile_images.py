@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from research.bench.memory import status_kib
+
 from .conftest import encode, picture
 
 SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif"}
@@ -134,18 +136,12 @@ def tiff_pages(count: int) -> bytes:
     return b"II*\0\x08\0\0\0" + b"".join(pages) + bytes(64)
 
 
-def status(field: str) -> int:
-    """KiB of a line of this process's status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
 def peak() -> int:
-    """High-water mark of this process's own memory in KiB: what getrusage says begins with that of its parent.
+    """High-water mark of this process's own memory in KiB.
 
-    Mapped pages of libraries are left out: how many there are hangs on what the page cache holds.
+    Mapped pages of libraries are left out: how many there are depends on what the page cache holds.
     """
-    return status("VmHWM") - status("RssFile")
+    return status_kib("VmHWM") - status_kib("RssFile")
 
 
 # Each file is read by a child that is forked when everything is imported.
