@@ -134,10 +134,10 @@ audit: setup  ## known vulnerabilities of the locked packages (asks the network;
 	$(PY) -m tools.audit
 
 orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/nightly on loopback (WORKSPACE=. PORT=4200)
-	$(PY) -m pipeline.nightly.services up --workspace $(WORKSPACE) $(if $(PORT),--port $(PORT))
+	$(PY) -m pipeline.cli.services up --workspace $(WORKSPACE) $(if $(PORT),--port $(PORT))
 
 orchestrate-stop: setup  ## end all of it
-	$(PY) -m pipeline.nightly.services down --workspace $(WORKSPACE)
+	$(PY) -m pipeline.cli.services down --workspace $(WORKSPACE)
 
 docs: setup  ## the docs as a site in build/site; fails at a broken link
 	$(PY) -m mkdocs build --quiet --strict

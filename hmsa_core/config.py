@@ -1,29 +1,88 @@
 """Typed settings of jobs: each field says what it is, its unit and its source; impossible values are refused.
 
-The same models are the sections of a workspace's params.yaml (`pipeline.params`) and the body of the
+The same models are the sections of a workspace's params.yaml (`pipeline.workspace.params`) and the body of the
 job specs that `hmsa_core.job` reads. Defaults are the paper's recipe (Tao et al. 2020, section 4);
 profiles override them.
 """
 
 from __future__ import annotations
 
+import ast
+import math
 import os
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
-from hmsa_core.io.errors import did_you_mean
-from hmsa_core.models.options import scales_fault
-from hmsa_core.models.trunks import trunk_fault
+from hmsa_core.io.errors import ConfigError, did_you_mean
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 LARGEST_SCALE = 8.0
+Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
+Names = Annotated[tuple[str, ...], Strict(False)]
 Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+
+def scales_fault(scales: Sequence[float], largest: float = math.inf) -> str:
+    """Say what makes scales unusable, as the end of a sentence; empty where nothing does."""
+    if 1.0 not in scales:
+        return "must contain 1.0"
+    if len(set(scales)) != len(scales):
+        return "must be different"
+    if not all(0.0 < scale <= largest and math.isfinite(scale) for scale in scales):  # also false for "not a number"
+        return "must be positive" + (f" and at most {largest:g}" if math.isfinite(largest) else "")
+    return ""
+
+
+def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """Scales as they are given, as floats. ConfigError: unusable ones."""
+    values = tuple(float(scale) for scale in scales)
+    if fault := scales_fault(values):
+        raise ConfigError(f"scales {list(scales)} {fault}: give different positive numbers, one of them 1.0")
+    return values
+
+
+def trunk_fault(name: str) -> str:
+    """Say why a trunk's name is unknown; empty for a known one. No trunk file is imported."""
+    if trunk_family(name):
+        return ""
+    known = [*(name for names, _ in declared_trunks().values() for name in names), "timm:NAME"]
+    return f"unknown trunk {name!r}: " + did_you_mean(name, known, f"choose one of {', '.join(known)}")
+
+
+def trunk_family(name: str) -> str:
+    """The file of `models/trunks` that builds a trunk; empty for an unknown name. No trunk file is imported."""
+    for family, (names, pattern) in declared_trunks().items():
+        if name in names or (pattern and re.fullmatch(pattern, name)):
+            return family
+    return ""
+
+
+@cache
+def declared_trunks() -> dict[str, tuple[tuple[str, ...], str]]:
+    """NAMES and PATTERN of each trunk file, by the file's stem."""
+    found = {}
+    for path in sorted((Path(__file__).parent / "models" / "trunks").glob("[a-z]*.py")):
+        literals = {
+            node.targets[0].id: ast.literal_eval(node.value)
+            for node in ast.parse(path.read_text("utf-8")).body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in ("NAMES", "PATTERN")
+        }
+        found[path.stem] = (tuple(literals["NAMES"]), str(literals.get("PATTERN", "")))
+    return found
 
 
 def _known_trunk(name: str) -> str:
@@ -354,3 +413,32 @@ class InferConfig(Section):
     images_per_shard: PositiveInt = knob(256, "images in a Parquet shard")
     codec: Literal["png", "webp"] = knob("png", "png or webp (smaller, slower)")
     runtime: RuntimeConfig = RuntimeConfig()
+
+
+class GateConfig(Section):
+    """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
+
+    enabled: bool = knob(True, "false = report only, never promote")
+    alpha: float = knob(
+        0.05, "one-sided error probability: of the gain over all looks, of each guard for a candidate", gt=0.0, lt=0.5
+    )
+    min_gain: float = knob(0.0, "mean IoU; the gain's lower bound must exceed it", ge=-1.0, le=1.0)
+    seed_sd: Annotated[float, Field(ge=0.0)] | None = knob(
+        None, "mean IoU; spread between trainings of one recipe; null = from A/A trainings"
+    )
+    min_aa_runs: int = knob(3, "A/A trainings before that spread counts as known", ge=2)
+    class_allowance: Allowance = knob(0.02, "IoU that a class may lose")
+    class_allowances: dict[str, Allowance] = Field(
+        default_factory=dict, description="the same for single classes, by name"
+    )
+    min_blocks: int = knob(10, "blocks of the report set; and blocks that show a class, or it is not judged", ge=2)
+    veto_recall: Names = knob(("person", "rider", "pedestrian", "bicyclist"), "classes whose recall may not fall")
+    recall_allowance: Share = knob(0.01, "recall that such a class may lose")
+    champion_allowance: Share = knob(0.01, "mean IoU below the pinned reference champion")
+    draws: int = knob(2000, "bootstrap draws of blocks", ge=200)
+    power: float = knob(0.8, "for the smallest gain that could have been seen", gt=0.5, lt=1.0)
+
+    @property
+    def named_veto(self) -> tuple[str, ...]:
+        """Classes of `veto_recall` that must be there: the default names those of several data sets."""
+        return () if self.veto_recall == type(self).model_fields["veto_recall"].default else self.veto_recall

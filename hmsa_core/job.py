@@ -98,11 +98,11 @@ def run_spec(spec: JobSpec) -> None:
             with Watchdog(runtime.lost_minutes, spec.work / ERROR_FILE, lambda error: _fail(error, spec)) as watchdog:
                 run.run(spec, replace(context, beat=watchdog.beat))
         elif isinstance(spec, InferSpec):
-            from hmsa_core.inference import infer
+            from hmsa_core.inference.folder import infer
 
             infer.run(spec, context)
         else:
-            from hmsa_core.inference import evaluation
+            from hmsa_core.inference.evaluation import job as evaluation
 
             evaluation.run(spec, context)
         ranks.barrier()

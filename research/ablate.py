@@ -22,7 +22,7 @@ import yaml
 from hmsa_core.io.errors import ConfigError
 from pipeline.cli.main import run_command
 from pipeline.cli.stage import prepare_process
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 from research.ablation.catalogue import make_ablation
 from research.ablation.freeze import write_freeze
 from research.ablation.prepare import check_ready, make_camvid_workspace, run_stages

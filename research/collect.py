@@ -10,8 +10,8 @@ from typing import Any
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
 from hmsa_core.models import read_meta
-from pipeline.provenance import describe_run
-from pipeline.workspace import Workspace
+from pipeline.jobs.provenance import describe_run
+from pipeline.workspace.workspace import Workspace
 from research.figures import Figure, Made, replace
 
 __all__ = ["WORKSPACES", "collect", "workspace_lines"]

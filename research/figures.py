@@ -67,7 +67,7 @@ class Made:
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> Made:
-        """From `pipeline.provenance.describe_run`."""
+        """From `pipeline.jobs.provenance.describe_run`."""
         machine = run["machine"]
         family = ", ".join(f"{k.removeprefix('cpu ')} {v}" for k, v in machine.get("family", {}).items())
         parts = [machine["processor"] + (f" ({family})" if family else ""), f"{machine['cores']} cores"]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.advice import Case
+from pipeline.report.advice import Case
 from research.figures import CONFIRMING, EXPLORING, Figure, figures
 
 __all__ = ["gains_text"]

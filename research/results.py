@@ -21,7 +21,7 @@ from hmsa_core.io.atomic import write_text
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.metrics.bootstrap import holm
 from pipeline.cli.main import run_command
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 from research.bench.goals import bench_lines, goals_lines, gpu_lines, scaling_lines
 from research.claims import CLAIMS, Claim
 from research.collect import WORKSPACES, collect

@@ -22,8 +22,8 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.trees import new_tree
 from pipeline.cli.main import run_command
-from pipeline.nightly.parameters import set_keys
-from pipeline.strict_yaml import read_yaml
+from pipeline.night.parameters import set_keys
+from pipeline.workspace.strict_yaml import read_yaml
 from research.ablation.prepare import make_camvid_workspace
 
 _FOLDERS = ("train/images", "train/labels", "train_coarse", "ceiling")

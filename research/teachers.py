@@ -29,8 +29,8 @@ from hmsa_core.runtime.ranks import JobContext, Ranks
 from hmsa_core.taxonomy import IGNORE
 from pipeline.cli.inference_options import scale_list
 from pipeline.cli.main import run_command
-from pipeline.stages.support import role_index
-from pipeline.workspace import Workspace
+from pipeline.jobs.support import role_index
+from pipeline.workspace.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from pipeline.cli.main import COMMANDS
-from pipeline.settings import profile_text
+from pipeline.workspace.settings import profile_text
 from tools.lock import REPO
 
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)(?:#[^)\s]*)?\)")

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.init import render_dvc_yaml
-from pipeline.settings import profile_text
-from pipeline.stages import TABLE
+from pipeline.workspace.init import render_dvc_yaml
+from pipeline.workspace.settings import profile_text
+from pipeline.workspace.table import TABLE
 
 REPO = Path(__file__).resolve().parents[1]
 _TABLE = re.compile(r"(?<=<!-- table of stages: tools.render -->\n).*?(?=<!-- end -->)", re.DOTALL)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from hmsa_core.data.polygons import rasterise
-from hmsa_core.data.spec import MAX_PIXELS
+from hmsa_core.data.source import MAX_PIXELS
 from hmsa_core.io.errors import DecodeError, IntegrityError
 from hmsa_core.io.remote import fetched
 from hmsa_core.taxonomy import IGNORE, ClassTable

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import taxonomy
-from hmsa_core.data.spec import SourceSpec
+from hmsa_core.data.source import SourceSpec
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError, is_plain_name, translate_os_error
 from hmsa_core.taxonomy import ClassTable

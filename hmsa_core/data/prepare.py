@@ -26,7 +26,7 @@ from hmsa_core.data.layouts import Found, Refused, Scan, scan
 from hmsa_core.data.near import hash_values, near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
-from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.tables import Rows
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.engine import HERE, Engine

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hmsa_core.data.layouts import Found, cv_split
-from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.tables import Rows
 from hmsa_core.io.errors import ConfigError
 

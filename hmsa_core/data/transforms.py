@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.config import AugmentConfig
+from hmsa_core.config import MEAN, STD, AugmentConfig
 from hmsa_core.data.sampling import raw
 from hmsa_core.taxonomy import IGNORE
 
@@ -31,8 +31,6 @@ Size = tuple[int, int]  # height, width
 Randint = Callable[[int, int], int]  # both ends included
 Mix = Literal["cutmix", "classmix", "rare"]
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of RGB in [0, 1]
-STD = (0.229, 0.224, 0.225)
 _GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G, B in brightness (ITU-R BT.601)
 _MIN_SIGMA = 0.15  # pixels; a weaker blur changes nothing
 _CUT_AREA = (0.1, 0.5)  # share of the crop that CutMix replaces

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hmsa_core.inference.labelling import label
-    from hmsa_core.inference.predictor import Predictor, label_image
-    from hmsa_core.inference.scoring import evaluate
+    from hmsa_core.inference.evaluation.scoring import evaluate
+    from hmsa_core.inference.folder.labelling import label
+    from hmsa_core.inference.network.predictor import Predictor, label_image
 
 __all__ = ["Predictor", "evaluate", "label", "label_image"]
 
-_HOMES = {"Predictor": "predictor", "evaluate": "scoring", "label": "labelling", "label_image": "predictor"}
+_HOMES = {
+    "Predictor": "network.predictor",
+    "evaluate": "evaluation.scoring",
+    "label": "folder.labelling",
+    "label_image": "network.predictor",
+}
 
 
 def __getattr__(name: str) -> object:

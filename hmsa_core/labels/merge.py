@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.labels.spec import MergeConfig
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.intervals import lower_bound
+from hmsa_core.labels.thresholds.settings import MergeConfig
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 HUMAN, IGNORED, TEACHER = 0, 1, 2

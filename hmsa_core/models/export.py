@@ -29,11 +29,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hmsa_core.data.transforms import MEAN, STD
+from hmsa_core.config import MEAN, STD
 from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, needs_extra, one_line
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
-from hmsa_core.models.layers import promote, resize
+from hmsa_core.models.layers.blocks import promote, resize
 from hmsa_core.models.model import MultiScaleModel
 
 UInt8 = NDArray[np.uint8]

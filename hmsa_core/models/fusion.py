@@ -15,7 +15,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hmsa_core.models import layers, rows
+from hmsa_core.models import rows
+from hmsa_core.models.layers import blocks as layers
 from hmsa_core.models.rows import Rows, Size
 
 M = TypeVar("M", Tensor, Rows)

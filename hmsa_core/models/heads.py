@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.models.batch_norm import Norm, Steps, Stepwise, steps_of
-from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
+from hmsa_core.models.layers.batch_norm import Norm, Steps, Stepwise, steps_of
+from hmsa_core.models.layers.blocks import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
 from hmsa_core.models.options import ModelOptions
 
 _BINS = (1, 2, 3, 6)  # a side, of pyramid pooling

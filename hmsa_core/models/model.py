@@ -19,12 +19,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from hmsa_core.config import check_scales
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.models.batch_norm import Steps, run, run_all, steps_of
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
-from hmsa_core.models.layers import init_weights, promote, resize, scaled_size
-from hmsa_core.models.options import ModelOptions, check_scales, make_options
+from hmsa_core.models.layers.batch_norm import Steps, run, run_all, steps_of
+from hmsa_core.models.layers.blocks import init_weights, promote, resize, scaled_size
+from hmsa_core.models.options import ModelOptions, make_options
 from hmsa_core.models.passes import ScalePass
 from hmsa_core.models.trunks import Trunk, make_trunk
 

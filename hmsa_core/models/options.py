@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from hmsa_core.config import scales_fault
 from hmsa_core.io.errors import ConfigError
 
 Kind = Literal["hierarchical", "explicit", "average", "max", "single"]
@@ -18,25 +17,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "context": ("ocr", "aspp", "psp", "none"),
     "top_attention": ("skip", "released"),
 }
-
-
-def scales_fault(scales: Sequence[float], largest: float = math.inf) -> str:
-    """Say what makes scales unusable, as the end of a sentence; empty where nothing does."""
-    if 1.0 not in scales:
-        return "must contain 1.0"
-    if len(set(scales)) != len(scales):
-        return "must be different"
-    if not all(0.0 < scale <= largest and math.isfinite(scale) for scale in scales):  # also false for "not a number"
-        return "must be positive" + (f" and at most {largest:g}" if math.isfinite(largest) else "")
-    return ""
-
-
-def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """Scales as they are given, as floats. ConfigError: unusable ones."""
-    values = tuple(float(scale) for scale in scales)
-    if fault := scales_fault(values):
-        raise ConfigError(f"scales {list(scales)} {fault}: give different positive numbers, one of them 1.0")
-    return values
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmsa_core.config import check_scales
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
-from hmsa_core.models.layers import resize, scaled_size
-from hmsa_core.models.options import check_scales
+from hmsa_core.models.layers.blocks import resize, scaled_size
 from hmsa_core.models.rows import Array, Rows, Size, constant, whole
 
 # (images at a scale's size, whether attention is wanted) -> scores B x C x h x w and attention B x 1 x h x w or None

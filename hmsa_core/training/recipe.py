@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core.config import OptimiserConfig, TrainConfig
-from hmsa_core.inference.prepared import cpu_has_bf16, fast_precision
+from hmsa_core.inference.network.prepared import cpu_has_bf16, fast_precision
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.losses import is_softmax, training_loss
 from hmsa_core.models import MultiScaleModel, build, initialise_from
-from hmsa_core.models.batch_norm import synchronise
 from hmsa_core.models.heads import PixelHeads
+from hmsa_core.models.layers.batch_norm import synchronise
 from hmsa_core.models.model import start_for_softmax
 from hmsa_core.models.options import ModelOptions
 from hmsa_core.models.pretrained import load_trunk_weights

@@ -17,14 +17,14 @@ import torch
 from torch.nn import functional as F
 
 from hmsa_core import __version__
-from hmsa_core.config import TrainConfig
+from hmsa_core.config import MEAN, STD, TrainConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.layouts import PACKAGED
-from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.data.transforms import MEAN, STD, normalise
-from hmsa_core.inference.evaluation import to_long_edge
+from hmsa_core.data.source import RolesSpec, SourceSpec
+from hmsa_core.data.transforms import normalise
+from hmsa_core.inference.evaluation.job import to_long_edge
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest

@@ -19,7 +19,7 @@ from hmsa_core.io.errors import CheckpointError, TrainingError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.losses import LossParts, training_loss
 from hmsa_core.models import MultiScaleModel
-from hmsa_core.models.batch_norm import SyncedBatchNorm
+from hmsa_core.models.layers.batch_norm import SyncedBatchNorm
 from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
 from hmsa_core.runtime.ranks import DTYPES, Ranks
 from hmsa_core.training.data import PassBatch, Timeline, passes_a_step

@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the advice as text, or as JSON."""
-    from pipeline.advice import advise, text  # they take longer than `--help` may
+    from pipeline.report.advice import advise, text  # they take longer than `--help` may
 
     advice = advise(Workspace.find(args.workspace))
     sys.stdout.write(json.dumps(asdict(advice), indent=1) + "\n" if args.json else text(advice))

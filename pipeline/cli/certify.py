@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hmsa_core.labels.thresholds.certificate import Certificate
-    from pipeline.certify import CertificateFile
-    from pipeline.inspector.view import StoreView
+    from pipeline.review.certify import CertificateFile
+    from pipeline.review.view import StoreView
 
 _JSON = ("certified", "threshold", "code", "draws", "right", "unsure", "precision", "lower", "coverage")
 
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.io.errors import ConfigError
     from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.thresholds.certificate import certificate_path
-    from pipeline.certify import CertificateFile, certified_policy
-    from pipeline.inspector.precision import calibration_policy, load_policy
-    from pipeline.inspector.view import StoreView
+    from pipeline.review.certify import CertificateFile, certified_policy
+    from pipeline.review.precision import calibration_policy, load_policy
+    from pipeline.review.view import StoreView
 
     view = StoreView(args.store)
     of_page = certificate_path(view.path.resolve())
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
-    from pipeline.certify import begin
+    from pipeline.review.certify import begin
 
     asked = {key: getattr(args, key) for key in ("target", "delta", "budget", "seed", "classes", "policy")}
     return begin(view, who=args.who or (str(args.answers) if args.answers is not None else ""), **asked)
@@ -94,7 +94,7 @@ def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
 
 def _by_labels(view: StoreView, args: argparse.Namespace, file: CertificateFile) -> Certificate:
     from hmsa_core.runtime.progress import Progress
-    from pipeline.certify import TrueLabels, answer_all
+    from pipeline.review.certify import TrueLabels, answer_all
 
     labels = TrueLabels(args.answers, view, args.ids)
     certificate = _begin(view, args)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings, or the differences."""
-    from pipeline.params import PROFILES, Params
-    from pipeline.settings import annotated, differences, origins, other_settings
+    from pipeline.workspace.params import PROFILES, Params
+    from pipeline.workspace.settings import annotated, differences, origins, other_settings
 
     if args.profile is not None and args.profile not in PROFILES:
         raise ConfigError(f"unknown profile {args.profile!r}: expected one of {', '.join(PROFILES)}")

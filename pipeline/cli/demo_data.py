@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate the data."""
-    from pipeline.init import GENERATED, generate_data
+    from pipeline.workspace.init import GENERATED, generate_data
 
     if args.workers < 1:
         raise ConfigError(f"--workers: expected at least 1, found {args.workers}")
     profile, out = args.profile, args.out
     if profile is None or out is None:
-        from pipeline.strict_yaml import read_yaml
-        from pipeline.workspace import Workspace
+        from pipeline.workspace.strict_yaml import read_yaml
+        from pipeline.workspace.workspace import Workspace
 
         ws = Workspace.find(args.workspace)
         profile = profile or read_yaml(ws.path("params.yaml")).values.get("profile")

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def policy_for(store: LabelStore, threshold: str | None, path: Path | None) -> ThresholdPolicy | None:
     """The policy of a file, or a plain threshold for all classes of the store, or None for neither."""
     from hmsa_core.labels.thresholds.policy import from_threshold
-    from pipeline.inspector.precision import load_policy
+    from pipeline.review.precision import load_policy
 
     if threshold is not None and path is not None:
         raise ConfigError("give a threshold or a policy, not both")

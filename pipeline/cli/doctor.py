@@ -12,7 +12,7 @@ from pathlib import Path
 from hmsa_core.io.errors import ConfigError
 from pipeline.doctor import dvc as doctor_dvc
 from pipeline.doctor.checks import examine
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
     threads = pin_threads(args)
     runs = [read_options(args, path, threads) for path in (args.checkpoint, args.baseline) if path is not None]
-    from hmsa_core.inference.scoring import Asked, evaluate_runs
-    from pipeline.provenance import describe_run
+    from hmsa_core.inference.evaluation.scoring import Asked, evaluate_runs
+    from pipeline.jobs.provenance import describe_run
 
     # Before the night's work: a folder that cannot be written, and the sources that are loaded now.
     if args.plots is not None:
@@ -88,7 +88,7 @@ def _write_plots(folder: Path, scored: Mapping[str, dict[str, Any]]) -> None:
     """confusion-NAME.png of each, reliability.png, iou.png; of figures with details."""
     import numpy as np
 
-    from pipeline import plots  # here, because it needs the optional packages [report]
+    from pipeline.report import plots  # here, because it needs the optional packages [report]
 
     classes = next(iter(scored.values()))["classes"]
     for name, one in scored.items():
@@ -135,7 +135,7 @@ def _text(result: dict[str, Any]) -> str:
 
 def _run_as(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """How both were run: each checkpoint has scales of its own."""
-    from pipeline.results import how_run
+    from pipeline.report.results import how_run
 
     told = [how_run(one) for one in (ours, theirs)]
     return f"both at {told[0]}" if told[0] == told[1] else f"model at {told[0]}, baseline at {told[1]}"

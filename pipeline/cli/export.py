@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _to_tool(args: argparse.Namespace, store: LabelStore, given: dict[str, Any]) -> int:
     from hmsa_core.labels.exchange.folder import export_to_tool
-    from pipeline.inspector.session import image_root
-    from pipeline.inspector.view import StoreView
+    from pipeline.review.session import image_root
+    from pipeline.review.view import StoreView
 
     root = args.images if args.images is not None else image_root(args.store)
     picture = StoreView(args.store, images=root).pictures.picture_path
@@ -83,8 +83,8 @@ def _to_tool(args: argparse.Namespace, store: LabelStore, given: dict[str, Any])
 
 def _queue(args: argparse.Namespace) -> list[str]:
     """Names of the first N images (`--queue N`) that the inspector page lists, without reviewed ones."""
-    from pipeline.inspector.session import Session
-    from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort
+    from pipeline.review.session import Session
+    from pipeline.review.stats import ImageQuery, image_rows, parse_sort
 
     if args.queue < 1 or args.name:
         raise ConfigError("--queue N: expected at least 1, and no --name")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the workspace, or say that it is there."""
-    from pipeline.init import GENERATED, InitRequest, init_workspace
+    from pipeline.workspace.init import GENERATED, InitRequest, init_workspace
 
     request = InitRequest(args.dir, args.profile, args.data, args.pretrain_data, not args.no_data, args.deterministic)
     if not init_workspace(request):

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.inspector.session import Session
-    from pipeline.inspector.stats import Cuts
+    from pipeline.review.session import Session
+    from pipeline.review.stats import Cuts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     """Print tables, or JSON."""
     # Imported here, because the data packages take longer than `--help` may.
     from hmsa_core.io.remote import is_url, local_folder
-    from pipeline.inspector.precision import calibration_policy
-    from pipeline.inspector.session import Session
+    from pipeline.review.precision import calibration_policy
+    from pipeline.review.session import Session
 
     store = local_folder(args.store, without="shard-*")  # figures come from the tables of all sidecars
     known, unfit = (None, "") if args.policy else calibration_policy(store)
@@ -79,7 +79,7 @@ def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
 
 
 def _figures(session: Session, chosen: list[Cuts], args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort, store_stats
+    from pipeline.review.stats import ImageQuery, image_rows, parse_sort, store_stats
 
     view = session.view
     class_id = None if args.class_name is None else view.classes.index(args.class_name)
@@ -103,7 +103,7 @@ def _figures(session: Session, chosen: list[Cuts], args: argparse.Namespace) -> 
 def _print(session: Session, answer: dict[str, Any], args: argparse.Namespace, unfit: str) -> None:
     from rich.console import Console
 
-    from pipeline.inspector.terminal import print_images, print_stats, print_step
+    from pipeline.review.terminal import print_images, print_stats, print_step
 
     # Into a pipe the whole table goes out, without colour and without folding at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)

@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 def _once(record: Path, stop: StopRequest) -> int:
     """Under a launcher, whose own status may say nothing: the failure of a node is written down beside the job."""
     from hmsa_core.job import ERROR_FILE, write_first
-    from pipeline.launcher import fault_of, take_part
-    from pipeline.nodes import done_mark
+    from pipeline.jobs.launcher import fault_of, take_part
+    from pipeline.jobs.nodes import done_mark
 
     host = socket.gethostname()
     try:
@@ -60,9 +60,9 @@ def _once(record: Path, stop: StopRequest) -> int:
 
 
 def _always(folder: Path, idle: float | None, stop: StopRequest) -> int:
-    from pipeline.launcher import take_part
-    from pipeline.nodes import open_meetings
-    from pipeline.workspace import Workspace
+    from pipeline.jobs.launcher import take_part
+    from pipeline.jobs.nodes import open_meetings
+    from pipeline.workspace.workspace import Workspace
 
     root = Workspace.find(folder).root
     _LOG.info("%s: waiting for jobs over several nodes", root)

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.cli.stage import prepare_process
-from pipeline.nightly.reaper import nightly_lock
-from pipeline.nightly.registry import Registry
-from pipeline.workspace import Workspace
+from pipeline.night.reaper import nightly_lock
+from pipeline.workspace.registry import Registry
+from pipeline.workspace.workspace import Workspace
 
 _OF_NO_VERSION = {  # one that is given there would be ignored in silence
     "list": "all are listed",
@@ -81,7 +81,7 @@ def _aa(ws: Workspace, runs: int) -> int:
     # One after another with a nightly run, whose GPU and work folders these trainings use.
     with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"), chdir(ws.root):
         prepare_process(ws)
-        from pipeline.nightly.gatekeeper import aa_file, measure_aa
+        from pipeline.night.gatekeeper import aa_file, measure_aa
 
         found = measure_aa(ws, runs)
     values = ", ".join(f"{100 * value:.2f}" for value in found["mean_iou"])

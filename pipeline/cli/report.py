@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the tables."""
     from hmsa_core.io.atomic import write_text  # they take longer than `--help` may
-    from pipeline.render import esc
     from pipeline.report.build import page
-    from pipeline.results import over
+    from pipeline.report.render import esc
+    from pipeline.report.results import over
 
     found: dict[str, Workspace] = {}
     for folder in args.over:

@@ -58,8 +58,8 @@ def _port(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Serve, or export."""
     # Imported here: the server's packages take longer than `--help` may.
-    from pipeline.inspector.precision import calibration_policy
-    from pipeline.inspector.session import Session, image_root, policy_target
+    from pipeline.review.precision import calibration_policy
+    from pipeline.review.session import Session, image_root, policy_target
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images = args.images if args.images is not None else image_root(args.store)
@@ -84,12 +84,12 @@ def run(args: argparse.Namespace) -> int:
     for note in session.notes:
         sys.stderr.write(f"note: {note}\n")
     if args.export is not None:
-        from pipeline.inspector.export import export_page
+        from pipeline.page.export import export_page
 
         export_page(session, args.export, limit=args.limit, sort=args.sort, threshold=args.threshold)
         return 0
     with needs_extra("ui"):
-        from pipeline.inspector.server import ServeOptions, serve
+        from pipeline.page.server import ServeOptions, serve
 
     serve(session, ServeOptions(args.host, args.port, args.token, tuple(args.host_name), args.checkpoint, args.open))
     return 0

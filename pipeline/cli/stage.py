@@ -18,8 +18,8 @@ from typing import TextIO
 
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.process import die_with_parent, is_orphan
-from pipeline.stages import STAGES
-from pipeline.workspace import Workspace
+from pipeline.workspace.table import STAGES
+from pipeline.workspace.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if "DVC_STAGE" in os.environ and is_orphan():  # it died while this interpreter started: no signal will come
         raise InterruptedRunError("dvc, which started this stage, is gone", hint="run `dvc repro` again")
     if args.summary:
-        from pipeline.results import summary_text
+        from pipeline.report.results import summary_text
 
         sys.stdout.write(summary_text(Workspace.find(args.workspace)))
         return 0
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     with ws.lock(args.name), chdir(ws.root):  # as under dvc: files in params.yaml are relative to the workspace
         prepare_process(ws)
         if args.engine:
-            from pipeline.params import EngineConfig
+            from pipeline.workspace.params import EngineConfig
 
             ws.params = ws.params.model_copy(update={"runtime": EngineConfig(engine=args.engine)})
         from pipeline.stages.runner import run_stage

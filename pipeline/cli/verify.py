@@ -66,7 +66,7 @@ def _certificate(args: argparse.Namespace) -> int:
     """Recompute a certificate from its draws and the store; what is wrong is a StoreError of one line."""
     from hmsa_core.io.remote import local_folder
     from hmsa_core.labels.thresholds.certificate import Certificate
-    from pipeline.inspector.view import StoreView
+    from pipeline.review.view import StoreView
 
     store = args.store
     if store is None:

@@ -20,17 +20,17 @@ from hmsa_core.io.locks import probe_locks
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.models.options import ModelOptions
-from pipeline.devices import visible_devices
-from pipeline.disk import disk_need
 from pipeline.doctor import dvc as doctor_dvc
 from pipeline.doctor.dvc import Finding
-from pipeline.machine import memory_gib, reinstall, torch_pair, torch_works, versions
-from pipeline.named_files import mend_of_root, missing_files
-from pipeline.nightly import history
-from pipeline.nightly.gatekeeper import looks, measured_aa
-from pipeline.nightly.registry import Registry, damage, version_damage
-from pipeline.stages.support import labelling_teacher
-from pipeline.workspace import Workspace
+from pipeline.jobs.devices import visible_devices
+from pipeline.jobs.machine import memory_gib, reinstall, torch_pair, torch_works, versions
+from pipeline.jobs.support import labelling_teacher
+from pipeline.night import history
+from pipeline.night.gatekeeper import looks, measured_aa
+from pipeline.stages.disk import disk_need
+from pipeline.workspace.named_files import mend_of_root, missing_files
+from pipeline.workspace.registry import Registry, damage, version_damage
+from pipeline.workspace.workspace import Workspace
 
 _SHM = Path("/dev/shm")  # noqa: S108 - what torch's loader processes use
 _PASSES_AHEAD = 4  # that each loader process keeps ready (`prefetch_factor` of hmsa_core/training/data.py)

@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from hmsa_core.io.errors import ConfigError, one_line
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from hmsa_core.data.index import Index, Sample, read_quarantine
 from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
-from pipeline.advice import advise
-from pipeline.render import esc
+from pipeline.jobs.measure import judged_curves
+from pipeline.jobs.support import speed_file
 from pipeline.report import quality, sections
+from pipeline.report.advice import advise
 from pipeline.report.baseline import colour_position_baseline
-from pipeline.report.pictures import Strip, choose, strips
-from pipeline.results import diet, json_of
-from pipeline.stages import STAGES
-from pipeline.stages.precision import judged_curves
-from pipeline.stages.training import speed_file
-from pipeline.workspace import Workspace
+from pipeline.report.render import esc
+from pipeline.report.results import diet, json_of
+from pipeline.report.strips import Strip, choose, strips
+from pipeline.workspace.table import STAGES
+from pipeline.workspace.workspace import Workspace
 
 _MODELS = ("pretrain", "teacher", "student", "control")
 _BASELINE_SIDE, _BASELINE_IMAGES = 256, 200  # the baseline looks at single pixels: smaller images tell the same

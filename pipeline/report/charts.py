@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
-from pipeline.counts import row_shares
-from pipeline.render import Name, Raw, esc, points
+from pipeline.report.render import Name, Raw, esc, points
+from pipeline.workspace.counts import row_shares
 
 _CELL, _MARGIN = 13, 78  # pixels of the matrix: side of a cell, room for names
 _FAINT = 0.005  # smaller shares are not drawn: for 65 classes that saves thousands of empty cells

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from hmsa_core.io.atomic import read_json
 from hmsa_core.metrics import by_category, by_city
 from hmsa_core.taxonomy import ClassTable
-from pipeline.counts import row_shares
-from pipeline.render import Raw, Share, Table, number
 from pipeline.report.charts import card, confusion_matrix, reliability
+from pipeline.report.render import Raw, Share, Table, number
+from pipeline.workspace.counts import row_shares
 
 _MODELS = ("teacher", "student", "control", "incumbent", "champion")
 _MANY = 30  # classes: from here on one matrix fills the page's width

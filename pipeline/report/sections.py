@@ -12,13 +12,13 @@ from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import PROMISES
 from hmsa_core.taxonomy import ClassTable
-from pipeline import results
-from pipeline.advice import Advice
-from pipeline.advice import tables as tables_of_advice
-from pipeline.render import Name, Raw, Share, Status, Table, esc, number, points
+from pipeline.report import results
+from pipeline.report.advice import Advice
+from pipeline.report.advice import tables as tables_of_advice
 from pipeline.report.charts import curve_grid
-from pipeline.report.pictures import Strip
 from pipeline.report.quality import Quality
+from pipeline.report.render import Name, Raw, Share, Status, Table, esc, number, points
+from pipeline.report.strips import Strip
 
 _WORDS = {"pretrain": "pretraining", "teacher": "teacher", "student": "student", "control": "control"}
 

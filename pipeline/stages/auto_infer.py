@@ -11,9 +11,9 @@ from hmsa_core.inference.teachers.sources import lineage_of
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import ConfidenceCode, StoreStatistics
 from hmsa_core.labels.store.writer import publish_store
-from pipeline import plots
-from pipeline.stages.support import infer_store, labelling_teacher, left_out, role_index, warn, write_metrics
-from pipeline.workspace import Workspace
+from pipeline.jobs.support import infer_store, labelling_teacher, left_out, role_index, warn, write_metrics
+from pipeline.report import plots
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "auto-infer"
 # Bytes a pixel of label and code as PNG: 0.6 on CamVid and the demo's scenes; three times, since DVC parts the

@@ -15,11 +15,11 @@ from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import StoreStatistics, ThresholdPolicy, calibrate
 from hmsa_core.labels.thresholds.calibration import choose_policy, save_table
-from pipeline import plots
-from pipeline.stages import precision
-from pipeline.stages.precision import PAIRS, Precision
-from pipeline.stages.support import labelling_teacher, record_skip, role_index, warn, write_metrics
-from pipeline.workspace import JUDGED_CURVES, Workspace
+from pipeline.jobs import measure
+from pipeline.jobs.measure import PAIRS, Precision
+from pipeline.jobs.support import labelling_teacher, record_skip, role_index, warn, write_metrics
+from pipeline.report import plots
+from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
 
 STAGE = "calibrate"
 OUT = "calibration"
@@ -27,18 +27,18 @@ OUT = "calibration"
 
 def disk_estimate(ws: Workspace) -> int:
     """Bytes of the calibration images' labels (at most one byte per pixel) and of the curves."""
-    pixels = sum(s.height * s.width for s in precision.fine_samples(ws, "calibrate"))
+    pixels = sum(s.height * s.width for s in measure.fine_samples(ws, "calibrate"))
     return pixels + (32 << 20)
 
 
 def run(ws: Workspace) -> None:
     """Measure and publish calibration/."""
-    samples = precision.fine_samples(ws, "calibrate")
+    samples = measure.fine_samples(ws, "calibrate")
     if not samples:
         _record_skip(ws)
         return
-    judgement = precision.judge(ws, samples, {"teacher": labelling_teacher(ws)})
-    found = precision.measure(ws, STAGE, "calibrate", "calibrate", judgement.names)
+    judgement = measure.judge(ws, samples, {"teacher": labelling_teacher(ws)})
+    found = measure.measure(ws, STAGE, "calibrate", "calibrate", judgement.names)
     _, table, policy = calibrate(found.judged, config=ws.params.calibrate)
     with new_tree(ws.path(OUT)) as out:
         found.curves.save(out / "curves.json")
@@ -51,7 +51,7 @@ def run(ws: Workspace) -> None:
         policy.save(out / "policy.json")
         choose_policy(found.judged, ws.params.calibrate.model_copy(update={"rule": "teach"})).save(out / "teach.json")
     write_metrics(ws, STAGE, _figures(ws, found, policy) | {"left_out": len({k.name for k in judgement.leaks})})
-    precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.judged, title="Calibration images")
+    plots.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.judged, title="Calibration images")
     best, target = float(policy.evidence.get("ceiling", 1.0)), ws.params.calibrate.target
     if best < target:
         warn(
@@ -66,7 +66,7 @@ def run(ws: Workspace) -> None:
 
 
 def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[str, Any]:
-    kept = precision.kept_figures(found.judged, policy, ws.params.calibrate)
+    kept = measure.kept_figures(found.judged, policy, ws.params.calibrate)
     codes = policy.codes()
     return {
         "images": len(found.judged.images),
@@ -76,7 +76,7 @@ def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[s
         "precision": kept["precision"],
         "coverage": kept["coverage"],
         "class_mean_coverage": kept["class_mean_coverage"],
-        "thresholds": {e.name: precision.edge_of(int(codes[c])) for c, e in enumerate(policy.entries)},
+        "thresholds": {e.name: measure.edge_of(int(codes[c])) for c, e in enumerate(policy.entries)},
         "status": {e.name: e.status for e in policy.entries},
     }
 

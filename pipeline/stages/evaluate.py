@@ -18,14 +18,13 @@ from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
 from hmsa_core.leaks import Judgement
-from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, iou_of
-from pipeline import plots
-from pipeline.counts import read_counts
-from pipeline.nightly import gate
-from pipeline.nightly.registry import Registry, knows_other_classes
-from pipeline.stages import precision
-from pipeline.stages.support import evaluate_model, role_index, warn, weights_of, write_metrics
-from pipeline.workspace import JUDGED_CURVES, Workspace
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, gate, iou_of
+from pipeline.jobs import measure
+from pipeline.jobs.support import evaluate_model, role_index, warn, weights_of, write_metrics
+from pipeline.report import plots
+from pipeline.workspace.counts import read_counts
+from pipeline.workspace.registry import Registry, knows_other_classes
+from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
 
 STAGE = "evaluate"
 OUT = "evaluation"
@@ -67,11 +66,11 @@ def disk_estimate(ws: Workspace) -> int:
 def run(ws: Workspace) -> None:
     """Judge and publish evaluation/."""
     models, champion = _models(ws)
-    samples = precision.fine_samples(ws, "report")
+    samples = measure.fine_samples(ws, "report")
     if not samples:
         _record_unverified(ws, models)
         return
-    judgement = precision.judge(ws, samples, models)
+    judgement = measure.judge(ws, samples, models)
     index, config = role_index(ws, "report"), ws.params.evaluate
     options: dict[str, Any] = {"settings": config.settings, "runtime": config.runtime, "details": config.details}
     folders = {
@@ -81,14 +80,14 @@ def run(ws: Workspace) -> None:
         name: {s.name: Scores.load(folder / f"{s.name}.npz") for s in config.settings}
         for name, folder in folders.items()
     }
-    found = precision.measure(ws, STAGE, "kept", "report", judgement.names)
-    policy = precision.chosen_policy(ws, found.store)
-    kept = precision.kept_figures(found.judged, policy, ws.params.calibrate) | {"region": "all"}
+    found = measure.measure(ws, STAGE, "kept", "report", judgement.names)
+    policy = measure.chosen_policy(ws, found.store)
+    kept = measure.kept_figures(found.judged, policy, ws.params.calibrate) | {"region": "all"}
     if found.judged is not found.curves:
         kept["region"] = ws.params.calibrate.region
-        kept["all_pixels"] = precision.kept_figures(found.curves, policy, ws.params.calibrate)
+        kept["all_pixels"] = measure.kept_figures(found.curves, policy, ws.params.calibrate)
     classes = found.curves.classes.classes
-    kept["sampled"] = precision.in_sampled_crops(ws, found.store, "report", judgement.names)
+    kept["sampled"] = measure.in_sampled_crops(ws, found.store, "report", judgement.names)
     verdict = _verdict(ws, models, champion, results, judgement, classes)
 
     with new_tree(ws.path(OUT)) as out:

@@ -18,7 +18,7 @@ from hmsa_core.config import SamplingConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
 from hmsa_core.data.layouts import list_files
-from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.io.trees import publish_tree
@@ -26,12 +26,13 @@ from hmsa_core.leaks import find_leaks, possible_leaks
 from hmsa_core.lineage import learned
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
-from pipeline import keys, plots
-from pipeline.named_files import mend_of_root
-from pipeline.params import Params
-from pipeline.stages import VERSIONS
-from pipeline.stages.support import INDEX, warn, write_metrics
-from pipeline.workspace import Workspace
+from pipeline.jobs.support import INDEX, warn, write_metrics
+from pipeline.report import plots
+from pipeline.workspace import keys
+from pipeline.workspace.named_files import mend_of_root
+from pipeline.workspace.params import Params
+from pipeline.workspace.table import VERSIONS
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "prepare"
 _LOG = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
         ("calibrate.overrides", list(params.calibrate.overrides)),
         ("pseudo_label.merge.rules", [name for rule in rules for name in (rule.human, rule.teacher)]),
         ("evaluate.gate.class_allowances", list(gate.class_allowances)),
-        ("evaluate.gate.veto_recall", list(gate.own_veto)),
+        ("evaluate.gate.veto_recall", list(gate.named_veto)),
     ):
         for name in names:
             if name.lower() not in known:

@@ -32,12 +32,14 @@ from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.shift import shift_report
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
-from pipeline import keys, plots
-from pipeline.counts import read_pairs
-from pipeline.stages import VERSIONS, precision
-from pipeline.stages.precision import PAIRS
-from pipeline.stages.support import check_classes, provenance, role_index, warn, write_metrics
-from pipeline.workspace import Workspace
+from pipeline.jobs import measure
+from pipeline.jobs.measure import PAIRS
+from pipeline.jobs.support import check_classes, provenance, role_index, warn, write_metrics
+from pipeline.report import plots
+from pipeline.workspace import keys
+from pipeline.workspace.counts import read_pairs
+from pipeline.workspace.table import VERSIONS
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "pseudo-label"
 _LOG = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def disk_estimate(ws: Workspace) -> int:
 def run(ws: Workspace) -> None:
     """Write and publish labels/final and labels/shift.json."""
     raw = LabelStore.open(ws.path("labels/raw"), strict=True)
-    policy = precision.chosen_policy(ws, raw)
+    policy = measure.chosen_policy(ws, raw)
     curves = curves_of(ws, raw)
     recipe = make_recipe(ws, raw, policy, curves)
     material = {"version": VERSIONS[STAGE], "recipe": recipe.key(raw)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.jobs.support import write_metrics
 from pipeline.report.build import build
-from pipeline.stages.support import write_metrics
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "report"
 

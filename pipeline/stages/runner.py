@@ -19,11 +19,12 @@ from hmsa_core.io.atomic import is_temp
 from hmsa_core.io.errors import ConfigError, NoSpaceError, one_line
 from hmsa_core.io.remote import is_url
 from hmsa_core.labels.review import ReviewFile
-from pipeline.named_files import check_named_files
-from pipeline.nightly.registry import Registry
-from pipeline.stages import STAGES, Stage, module_of, row_of
+from pipeline.stages import module_of
 from pipeline.stages.time_left import seconds_left
-from pipeline.workspace import Workspace
+from pipeline.workspace.named_files import check_named_files
+from pipeline.workspace.registry import Registry
+from pipeline.workspace.table import STAGES, Stage, row_of
+from pipeline.workspace.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)
 _REVIEW = "labels/raw.review.jsonl"

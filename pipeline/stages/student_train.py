@@ -19,17 +19,10 @@ from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable
-from pipeline.nightly.registry import Registry
+from pipeline.jobs.support import fine_data, labelling_teacher, publish_checkpoint, record_skip, role_index, train_model
 from pipeline.stages import training
-from pipeline.stages.support import (
-    fine_data,
-    labelling_teacher,
-    publish_checkpoint,
-    record_skip,
-    role_index,
-    train_model,
-)
-from pipeline.workspace import Workspace
+from pipeline.workspace.registry import Registry
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "student-train"
 _FEW = 0.01  # labelled share of the pixels below which the auto-labelled part of an epoch is worth a warning

@@ -6,10 +6,10 @@ import logging
 
 from hmsa_core.data.index import Index
 from hmsa_core.io.errors import ConfigError
-from pipeline import plots
+from pipeline.jobs.support import fine_data, publish_checkpoint, record_skip, train_model, write_metrics
+from pipeline.report import plots
 from pipeline.stages import training
-from pipeline.stages.support import fine_data, publish_checkpoint, record_skip, train_model, write_metrics
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "teacher-pretrain"
 _LOG = logging.getLogger(__name__)

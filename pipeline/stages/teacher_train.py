@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.jobs.support import fine_data, publish_checkpoint, train_model
 from pipeline.stages import training
-from pipeline.stages.support import fine_data, publish_checkpoint, train_model
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "teacher-train"
 

@@ -13,9 +13,9 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.io import atomic
 from hmsa_core.models.options import ModelOptions
 from hmsa_core.spec import EvaluationSetting
-from pipeline.stages import STAGES, section_of, training
-from pipeline.stages.support import INDEX
-from pipeline.workspace import Workspace
+from pipeline.jobs.support import INDEX, speed_file
+from pipeline.workspace.table import STAGES, section_of
+from pipeline.workspace.workspace import Workspace
 
 _BACKWARD = 3  # passes that a training pass costs: forward, and twice that backward
 _LEARN_FROM = {"teacher-pretrain": "pretrain", "teacher-train": "learn", "student-train": "learn"}
@@ -43,7 +43,7 @@ def _times(ws: Workspace, stage: str) -> Path:
 
 def _seconds(ws: Workspace, stage: str) -> float:
     """Of the stage's last run; of a training that went on after a stop, what its log tells of the whole."""
-    seconds, speeds = float(atomic.read_json(_times(ws, stage))["seconds"]), training.speed_file(ws, stage)
+    seconds, speeds = float(atomic.read_json(_times(ws, stage))["seconds"]), speed_file(ws, stage)
     if stage not in _LEARN_FROM or not speeds.exists():
         return seconds
     crops = _crops(len(_images(ws, _LEARN_FROM[stage])), getattr(ws.params, section_of(stage)))

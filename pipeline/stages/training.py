@@ -14,9 +14,9 @@ from hmsa_core.config import TrainConfig
 from hmsa_core.io import atomic
 from hmsa_core.models import read_meta
 from hmsa_core.runtime.progress import read_log
-from pipeline import plots
-from pipeline.stages.support import write_metrics
-from pipeline.workspace import Workspace
+from pipeline.jobs.support import speed_file, write_metrics
+from pipeline.report import plots
+from pipeline.workspace.workspace import Workspace
 
 Log = list[dict[str, Any]]
 # Of a log line "train"; everything else in it is a part of the loss.
@@ -59,11 +59,6 @@ def report(ws: Workspace, stage: str, runs: Mapping[str, Path]) -> None:
         below={name: curve for name, curve in scores.items() if curve[0]},
         y_below="mIoU on calibration images",
     )
-
-
-def speed_file(ws: Workspace, stage: str) -> Path:
-    """Images a second, waiting and memory of the stage's trainings, by run."""
-    return ws.path(f"work/times/{stage}-training.json")
 
 
 def _speed(log: Log) -> dict[str, float] | None:

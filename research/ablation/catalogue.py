@@ -8,7 +8,7 @@ from typing import Any
 
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.spec import EvaluationSetting
-from pipeline.params import Params
+from pipeline.workspace.params import Params
 from research.ablation.plan import Ablation, Labels, Row, Training
 
 __all__ = ["NAMES", "camvid_variant", "make_ablation", "named_variant", "setting"]

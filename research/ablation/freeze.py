@@ -11,8 +11,8 @@ from typing import Any
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
-from pipeline.params import Params
-from pipeline.provenance import describe_run
+from pipeline.jobs.provenance import describe_run
+from pipeline.workspace.params import Params
 from research.ablation.intervals import FIRST_CONFIRMING
 from research.ablation.plan import Ablation
 from research.ablation.recipe import Scale, recipe_digest

@@ -21,11 +21,12 @@ from hmsa_core.io.errors import ConfigError, HmsaError
 from hmsa_core.io.process import run_child
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import EvaluationSetting
-from pipeline import keys, launcher
-from pipeline.nodes import Meeting
-from pipeline.stages import precision, student_train
-from pipeline.stages.support import evaluate_model, fine_data, labelling_teacher, role_index, train_model
-from pipeline.workspace import Workspace
+from pipeline.jobs import launcher, measure
+from pipeline.jobs.nodes import Meeting
+from pipeline.jobs.support import evaluate_model, fine_data, labelling_teacher, role_index, train_model
+from pipeline.stages import student_train
+from pipeline.workspace import keys
+from pipeline.workspace.workspace import Workspace
 from research.ablation.labels import WORK, MadeLabels
 from research.ablation.plan import Training
 
@@ -107,10 +108,10 @@ def evaluate(
     ws: Workspace, name: str, checkpoint: Path, settings: Sequence[EvaluationSetting], runtime: RuntimeConfig
 ) -> Evaluated:
     """Score a checkpoint on the report images that it did not learn from, under the settings of several rows."""
-    samples = precision.fine_samples(ws, "report")
+    samples = measure.fine_samples(ws, "report")
     if not samples:
         raise ConfigError("no image has the role `report`: nothing can be compared", hint="see data.roles")
-    names = precision.judge(ws, samples, {name: checkpoint}).names
+    names = measure.judge(ws, samples, {name: checkpoint}).names
     began = time.monotonic()
     with ws.lock("evaluate"):
         job, index = f"ablation-{name}", role_index(ws, "report")
@@ -149,5 +150,5 @@ def count_macs(
 
 def _image_size(ws: Workspace) -> tuple[int, int]:
     """The most frequent (height, width) of the report images."""
-    sizes = Counter((s.height, s.width) for s in precision.fine_samples(ws, "report"))
+    sizes = Counter((s.height, s.width) for s in measure.fine_samples(ws, "report"))
     return sizes.most_common(1)[0][0]

@@ -21,11 +21,11 @@ from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_thres
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable
-from pipeline import keys
-from pipeline.params import MEASURED_POLICIES
+from pipeline.jobs.support import provenance, role_index
 from pipeline.stages import pseudo_label
-from pipeline.stages.support import provenance, role_index
-from pipeline.workspace import Workspace
+from pipeline.workspace import keys
+from pipeline.workspace.params import MEASURED_POLICIES
+from pipeline.workspace.workspace import Workspace
 from research.ablation.plan import Labels
 
 __all__ = ["WORK", "MadeLabels", "make_labels", "threshold_that_ignores"]

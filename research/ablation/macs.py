@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa_core.config import ModelConfig, Scales, Section, Size
 from hmsa_core.io.atomic import write_json
-from hmsa_core.models.layers import scaled_size
+from hmsa_core.models.layers.blocks import scaled_size
 from hmsa_core.models.model import MultiScaleModel, build_empty
 from hmsa_core.models.options import ModelOptions
 

@@ -13,9 +13,9 @@ from typing import Any
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError
 from hmsa_core.io.process import CHAIN_GRACE_S, run_child
-from pipeline.init import GENERATED, InitRequest, generate_data, init_workspace
-from pipeline.params import Params
-from pipeline.workspace import Workspace
+from pipeline.workspace.init import GENERATED, InitRequest, generate_data, init_workspace
+from pipeline.workspace.params import Params
+from pipeline.workspace.workspace import Workspace
 from research.ablation.plan import Ablation
 
 __all__ = ["check_ready", "make_camvid_workspace", "run_stages"]
@@ -79,8 +79,8 @@ def make_camvid_workspace(
         data: CamVid's folder.
         settings: values of params.yaml that are not the profile's, by dotted key.
     """
-    from pipeline.nightly.parameters import set_keys
-    from pipeline.strict_yaml import read_yaml
+    from pipeline.night.parameters import set_keys
+    from pipeline.workspace.strict_yaml import read_yaml
     from research.ablation.catalogue import camvid_variant, named_variant
 
     changes = settings or {}

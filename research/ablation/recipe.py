@@ -11,7 +11,7 @@ from hmsa_core.config import PseudoConfig, RuntimeConfig, TrainConfig, key_mater
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.spec import EvaluationSetting
-from pipeline.params import Params
+from pipeline.workspace.params import Params
 from research.ablation.plan import Ablation, Training
 
 __all__ = ["Scale", "how_run", "recipe_digest", "train_config"]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.io import atomic
-from pipeline.provenance import describe_run
-from pipeline.stages.support import publish_checkpoint
-from pipeline.workspace import Workspace
+from pipeline.jobs.provenance import describe_run
+from pipeline.jobs.support import publish_checkpoint
+from pipeline.workspace.workspace import Workspace
 from research.ablation import freeze, jobs
 from research.ablation.intervals import TRAININGS, Counts, kind_of, load_counts, summarise
 from research.ablation.labels import WORK, make_labels

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from hmsa_core import models
-from hmsa_core.inference.predictor import Predictor, label_image
+from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.models import export
 from research.bench.bench_infer import make_image, make_model
 

@@ -37,7 +37,7 @@ from hmsa_core.data.checks import Checked, Task
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.layouts import Found, Scan
 from hmsa_core.data.near import near_duplicates
-from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.tables import Rows
 from hmsa_core.io import sealed
 from hmsa_core.io.engine import Engine
@@ -169,8 +169,8 @@ def store(folder: Path, rows: int) -> dict[str, float]:
 
 def start(folder: Path, rows: int) -> dict[str, float]:
     """Open the store for the page: answers to `api/store` and `api/stats`, then to another threshold."""
-    from pipeline.inspector.session import Session
-    from pipeline.inspector.stats import store_stats
+    from pipeline.review.session import Session
+    from pipeline.review.stats import store_stats
 
     begun, processor = time.perf_counter(), time.process_time()
     session = Session(folder / "raw")

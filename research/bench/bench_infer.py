@@ -31,10 +31,10 @@ import torch
 
 from hmsa_core import models
 from hmsa_core.data.decode import read_image
-from hmsa_core.inference.predictor import Predictor, Tiler, label_image
+from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image
 from hmsa_core.labels import ConfidenceCode
-from pipeline.stages import precision
-from pipeline.workspace import Workspace
+from pipeline.jobs import measure
+from pipeline.workspace.workspace import Workspace
 from research.bench import roofline
 from research.bench.memory import status_kib
 from research.bench.reference.infer_plain import label_image as plain
@@ -165,7 +165,7 @@ def with_teacher(ws: Workspace, limit: int) -> dict[str, float]:
     ways = [Predictor(model, "cpu", each) for each in ("fp32", "bf16")]
     if ways[1].precision != "bf16":
         raise SystemExit("this processor has no bf16 units: nothing to compare")
-    samples = precision.fine_samples(ws, "report")
+    samples = measure.fine_samples(ws, "report")
     chosen = samples[:: max(1, len(samples) // limit)][:limit]
     images = [read_image(ws.roots["target"] / sample.image) for sample in chosen]
     found = [agreement(*(way.open(one).label(config.scales, config.flip) for way in ways)) for one in images]

@@ -30,12 +30,12 @@ import torch
 from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models import build
-from hmsa_core.models.batch_norm import synchronise
+from hmsa_core.models.layers.batch_norm import synchronise
 from hmsa_core.runtime.memory import peak_memory_mb
 from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.training.data import PassBatch, Timeline
 from hmsa_core.training.trainer import Trainer
-from pipeline.launcher import KEEP_HEAP
+from pipeline.jobs.launcher import KEEP_HEAP
 from research.bench import roofline
 
 CLASSES = 19

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hmsa_core.models.layers import scaled_size
+from hmsa_core.models.layers.blocks import scaled_size
 from hmsa_core.models.model import MultiScaleModel, build_empty
 from hmsa_core.models.options import make_options
 

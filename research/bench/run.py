@@ -16,7 +16,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from pipeline.provenance import describe_run
+from pipeline.jobs.provenance import describe_run
 from research import results
 from research.bench.goals import TABLE
 from research.figures import TABLES, Made, figures, replace

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.io import atomic
-from pipeline.init import render_dvc_yaml
-from pipeline.settings import profile_text
-from pipeline.workspace import Workspace
+from pipeline.workspace.init import render_dvc_yaml
+from pipeline.workspace.settings import profile_text
+from pipeline.workspace.workspace import Workspace
 from research.ablation import jobs, run
 from research.ablation.intervals import Counts
 from research.ablation.jobs import Evaluated, Trained

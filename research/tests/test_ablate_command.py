@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.errors import ConfigError
-from pipeline import init
-from pipeline.workspace import Workspace
+from pipeline.workspace import init
+from pipeline.workspace.workspace import Workspace
 from research.ablate import main
 from research.ablation.catalogue import make_ablation
 from research.ablation.prepare import make_camvid_workspace

@@ -9,7 +9,7 @@ import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 from research.ablation import run
 from research.ablation.catalogue import make_ablation
 from research.ablation.freeze import read_freeze, write_freeze

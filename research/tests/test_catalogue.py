@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.params import Params
+from pipeline.workspace.params import Params
 from research.ablation.catalogue import NAMES, make_ablation
 from research.ablation.plan import Labels, Training
 from research.ablation.recipe import Scale, recipe_digest, train_config

@@ -12,18 +12,13 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 
-# The layers of the core, lowest first. A part imports its own layer and those below it.
-LAYERS = (
-    {"hmsa_core", "hmsa_core.io"},
-    {"hmsa_core.taxonomy"},
-    # The names of trunks that settings know are those of the files in models/trunks; nothing of torch is loaded.
-    {f"hmsa_core.{part}" for part in ("config", "models", "losses", "labels", "data", "metrics")},
-    {"hmsa_core.leaks", "hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
-    {"hmsa_core.inference"},
-    {"hmsa_core.training"},
-    {"hmsa_core.job"},
-)
-SERVER = ("pipeline.inspector.server", "pipeline.inspector.export")
+# Each package's folders, lowest first, as docs/design.md lists them. A module belongs to the longest name that it begins
+# with and imports its own folder and those before it.
+LAYERS = {
+    line.split()[0]: line.split()[1:]
+    for line in (REPO / "docs" / "design.md").read_text("utf-8").split("<!-- layers -->\n```\n")[1].split("```")[0].splitlines()
+}
+SERVER = ("pipeline.page.server", "pipeline.page.export")
 FOREIGN_TO_CORE = {"dvc", "prefect", "fastapi", "uvicorn", "starlette", "pipeline", "research", "examples"}
 
 
@@ -55,25 +50,45 @@ def _at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
             yield from _at_run_time(node)
 
 
-def _part(module: str) -> str:
-    """`hmsa_core.labels.store.reader` -> `hmsa_core.labels`."""
-    return ".".join(module.split(".")[:2])
-
-
 def _layer(module: str) -> int:
-    return next(i for i, parts in enumerate(LAYERS) if _part(module) in parts)
+    package, _, rest = module.partition(".")
+    hits = [i for i, part in enumerate(LAYERS[package]) if f"{rest}.".startswith(f"{part}.")]
+    assert hits, f"{module} lies in no folder of docs/design.md"
+    return max(hits, key=lambda i: len(LAYERS[package][i]))
 
 
-# The public API, `hmsa_core/__init__.py`, stands above all layers and loads its names when they are asked for.
+def _is_module(name: str) -> bool:
+    path = REPO.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+# The public API, `hmsa_core/__init__.py`, stands above all layers and loads its names when they are asked for. Imports
+# inside functions and those for type checkers count like all others.
 @pytest.mark.parametrize(
-    "path", [p for p in _sources("hmsa_core") if p.parent.name != "hmsa_core" or p.stem != "__init__"], ids=_module
+    "path",
+    [p for package in LAYERS for p in _sources(package) if p.parent.name != package],
+    ids=_module,
 )
-def test_the_core_knows_nothing_of_the_pipeline_and_imports_downwards_only(path: Path) -> None:
-    here = _layer(_module(path))
+def test_a_folder_imports_only_folders_that_are_listed_before_it(path: Path) -> None:
+    module = _module(path)
+    package = module.split(".")[0]
+    for name in _imports(path):
+        if name.startswith(f"{package}.") and _is_module(name):
+            assert _layer(name) <= _layer(module), f"{path}: must not import {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", _sources("hmsa_core"), ids=_module)
+def test_the_core_knows_nothing_of_the_pipeline(path: Path) -> None:
     for name in _imports(path):
         assert name.split(".")[0] not in FOREIGN_TO_CORE, f"{path}: imports {name}"
-        if name.startswith("hmsa_core.") and (REPO / "hmsa_core" / name.split(".")[1]).exists():
-            assert _layer(name) <= here, f"{path}: must not import {name}, which is above it"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_no_module_lies_loose_and_no_folder_is_missing_in_the_list(package: str) -> None:
+    loose = {p.stem for p in (REPO / package).glob("*.py")} - {"__init__"}
+    folders = {p.parent.name for p in (REPO / package).glob("*/__init__.py")}
+    assert folders | loose == {part.split(".")[0] for part in LAYERS[package]}
+    assert not (package == "pipeline" and loose)
 
 
 def _cycles(packages: tuple[str, ...]) -> list[str]:
@@ -125,12 +140,12 @@ def test_the_command_line_starts_without_torch_numpy_or_pydantic() -> None:
 def test_a_stage_takes_its_lock_before_anything_heavy_is_imported() -> None:
     loaded = _loaded("import pipeline.cli.stage")
     assert not loaded & {"torch", "numpy", "pydantic", "pyarrow", "cv2", "yaml"}
-    assert not _loaded("from pipeline import params; params.Params.of_profile('tiny')") & {"torch", "cv2", "pyarrow"}
+    assert not _loaded("from pipeline.workspace import params; params.Params.of_profile('tiny')") & {"torch", "cv2", "pyarrow"}
 
 
 def test_no_stage_and_no_params_module_loads_torch() -> None:
     names = [_module(p) for p in sorted((REPO / "pipeline" / "stages").glob("*.py"))]
-    loaded = _loaded("import " + ", ".join([*names, "pipeline.params", "pipeline.init", "pipeline.launcher", *SERVER]))
+    loaded = _loaded("import " + ", ".join([*names, "pipeline.workspace.params", "pipeline.workspace.init", "pipeline.jobs.launcher", *SERVER]))
     assert not loaded & {"torch", "torchvision"}
 
 
@@ -144,8 +159,9 @@ def test_every_subcommand_module_exists_and_starts_without_torch() -> None:
 
 
 def test_every_row_of_the_table_of_stages_has_a_module_a_section_and_a_version() -> None:
-    from pipeline.params import Params, VersionsConfig
-    from pipeline.stages import TABLE, module_of
+    from pipeline.stages import module_of
+    from pipeline.workspace.params import Params, VersionsConfig
+    from pipeline.workspace.table import TABLE
 
     for row in TABLE:
         assert {"run", "disk_estimate"} <= set(dir(module_of(row.name)))

@@ -12,9 +12,9 @@ STAMPS = {"st_mtime", "st_mtime_ns", "st_ctime", "st_ctime_ns", "st_atime", "get
 MAY_READ = {
     "hmsa_core/runtime/progress.py": "lines of the log carry their time, for people",
     "pipeline/stages/runner.py": "whether files came while `prepare` ran, which then runs once more",
-    "pipeline/nightly/morning.py": "the page says when its night began, for people",
-    "pipeline/nightly/reaper.py": "which nights were missed; what the one that runs makes does not depend on it",
-    "pipeline/nightly/history.py": "figures of a night carry their time in MLflow, for people",
+    "pipeline/night/morning.py": "the page says when its night began, for people",
+    "pipeline/night/reaper.py": "which nights were missed; what the one that runs makes does not depend on it",
+    "pipeline/night/history.py": "figures of a night carry their time in MLflow, for people",
     "pipeline/doctor/dvc.py": "whether a process is younger than the lock that names its number; whether `--fix` removes it",
     "hmsa_core/io/remote.py": "which object of the cache goes first; one that goes too early is fetched again",
     "hmsa_core/io/records.py": "whether the page has read the newest file; its inode tells, whatever the time",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages import STAGES
+from pipeline.workspace.table import STAGES
 from tools.render import rendered
 
 REPO = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ MAY_WRITE = {
     "hmsa_core/io/remote.py": "links, in a folder that is renamed into its place as a whole",
     "examples/streets/files.py": "a folder that is renamed into its place as a whole",
     "pipeline/doctor/dvc.py": "asks for DVC's kernel lock and changes nothing",
-    "pipeline/nightly/services.py": "what the server and the worker say",
+    "pipeline/night/services.py": "what the server and the worker say",
 }
 # Names of buffers, and of files of `open_atomic`.
 IN_MEMORY = {"buffer", "data", "stream", "self._stream", "file", "out"}

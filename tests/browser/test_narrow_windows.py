@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from pipeline.render import swatch
+from pipeline.report.render import swatch
 from tests.support.browser_page import Page
 
 OVERLAPS = """

@@ -14,7 +14,7 @@ from hmsa_core.labels import LabelStore
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.calibration import load_table
 from hmsa_core.training.data import _Labels
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 from research.ablation.labels import make_labels
 from research.ablation.plan import Labels
 from research.figures import figures

@@ -10,7 +10,7 @@ import pytest
 
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
-from pipeline.stages import STAGES, TABLE
+from pipeline.workspace.table import STAGES, TABLE
 from tests.support.chain import REPO, Whole, change_param, dvc, lock_file, run
 
 pytestmark = pytest.mark.chain

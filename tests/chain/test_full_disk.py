@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages import STAGES
+from pipeline.workspace.table import STAGES
 from tests.support.blows import assert_all_gone, receipts, steps
 from tests.support.chain import Whole, environment, run
 from tests.support.planted import Plan, planted

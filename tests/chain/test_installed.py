@@ -51,10 +51,10 @@ def test_a_wheel_that_lacks_a_file_or_holds_another_is_refused(installed: Path, 
     whole = next(installed.parent.parent.glob("dist/*.whl"))
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / whole.name, "w") as target:
         for name in source.namelist():
-            if name != "pipeline/templates/gitignore":
+            if name != "pipeline/workspace/templates/gitignore":
                 target.writestr(name, source.read(name))
         target.writestr("tests/test_api.py", "")
-    told = ["pipeline/templates/gitignore: missing", "tests/test_api.py: is not part of the package"]
+    told = ["pipeline/workspace/templates/gitignore: missing", "tests/test_api.py: is not part of the package"]
     assert release.check_wheel(tmp_path / whole.name) == told
 
 

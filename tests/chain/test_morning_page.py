@@ -13,15 +13,15 @@ from hmsa_core.io import atomic
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.thresholds.curves import Curves
-from pipeline.nightly import morning, morning_page
-from pipeline.nightly.discover import discover
-from pipeline.nightly.figures import expected_loss
-from pipeline.nightly.gatekeeper import apply_verdict
-from pipeline.nightly.morning import Tonight
-from pipeline.nightly.parameters import parameters_of_night
-from pipeline.render import number, points
-from pipeline.stages.precision import chosen_policy, judged_curves, kept_figures
-from pipeline.workspace import Workspace
+from pipeline.jobs.measure import chosen_policy, judged_curves, kept_figures
+from pipeline.night import morning, morning_page
+from pipeline.night.discover import discover
+from pipeline.night.figures import expected_loss
+from pipeline.night.gatekeeper import apply_verdict
+from pipeline.night.morning import Tonight
+from pipeline.night.parameters import parameters_of_night
+from pipeline.report.render import number, points
+from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.chromium import chromium
 

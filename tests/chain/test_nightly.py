@@ -23,8 +23,8 @@ import yaml
 
 from hmsa_core.io import atomic
 from hmsa_core.labels import LabelStore
-from pipeline.nightly.reaper import BEGINS_S, nightly_lock
-from pipeline.nightly.services import Services
+from pipeline.night.reaper import BEGINS_S, nightly_lock
+from pipeline.night.services import Services
 from tests.support.chain import REPO, Whole, environment
 from tests.support.nightly import (
     SLOWLY,
@@ -152,7 +152,7 @@ def _notify(folder: Path, address: str) -> None:
         f"print(B(name='ops', url={address!r}, json_data={{'text': '{{{{subject}}}}: {{{{body}}}}'}}).save('ops'))"
     )
     block = command(sys.executable, "-c", make, cwd=folder).stdout.split()[-1]
-    example = (REPO / "pipeline/templates/notify.yaml").read_text()
+    example = (REPO / "pipeline/workspace/templates/notify.yaml").read_text()
     (folder / "notify.yaml").write_text(example.replace("00000000-0000-0000-0000-000000000000", block))
     command(sys.executable, "-m", "prefect", "automation", "create", "--from-file", "notify.yaml", cwd=folder)
 
@@ -225,7 +225,7 @@ def test_orchestrate_twice_and_with_a_taken_port(workspace: Path, monkeypatch: p
         assert "server started" in up(workspace, port)
         assert "server runs already" in up(workspace, port)
     finally:
-        command(sys.executable, "-m", "pipeline.nightly.services", "down", "--workspace", str(workspace), cwd=workspace)
+        command(sys.executable, "-m", "pipeline.cli.services", "down", "--workspace", str(workspace), cwd=workspace)
     wait_for("all processes of the workspace end", lambda: not processes_of(workspace), 20)
     assert not (workspace / "prefect.toml").exists()
 
@@ -246,7 +246,7 @@ def test_a_second_workspace_uses_the_server_that_is_there_and_says_what_it_takes
     assert f"it was for {other} and is for {served} now" in up(served, Services(served).port)
 
 
-REAP = "from pathlib import Path; from pipeline.nightly.reaper import reap; print(reap(Path.cwd(), pending=True))"
+REAP = "from pathlib import Path; from pipeline.night.reaper import reap; print(reap(Path.cwd(), pending=True))"
 
 
 def test_a_run_that_has_begun_but_has_no_lock_yet_is_not_taken_for_dead(served: Path) -> None:

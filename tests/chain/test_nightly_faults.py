@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.labels import LabelStore
-from pipeline.nightly.services import Services
+from pipeline.night.services import Services
 from tests.support.chain import environment
 from tests.support.nightly import (
     SLOWLY,
@@ -142,7 +142,7 @@ def test_a_night_whose_flow_died_is_crashed_at_once_and_one_whose_server_is_sile
 
 
 def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undisturbed: Path) -> None:
-    call = f"from pipeline.nightly.flow import auto_label; auto_label(params={SLOWLY!r}, stages=['auto-infer'], promote=False)"
+    call = f"from pipeline.night.flow import auto_label; auto_label(params={SLOWLY!r}, stages=['auto-infer'], promote=False)"
     work = orchestrated / "work" / "auto-infer"
     known = receipts_of(work)
     with (orchestrated.parent / "said.txt").open("wb") as said:

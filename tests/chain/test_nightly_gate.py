@@ -13,9 +13,9 @@ import pytest
 from hmsa_core.io import atomic
 from hmsa_core.labels import LabelStore
 from hmsa_core.models import read_meta
-from pipeline.nightly.gatekeeper import apply_verdict, recipe_digest
-from pipeline.nightly.registry import Registry
-from pipeline.workspace import Workspace
+from pipeline.night.gatekeeper import apply_verdict, recipe_digest
+from pipeline.workspace.registry import Registry
+from pipeline.workspace.workspace import Workspace
 from tests.support.chain import environment, run
 from tests.support.nightly import artifacts_of, finish, start
 from tests.support.waiting import wait_for

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.labels import LabelStore
-from pipeline.stages import STAGES
+from pipeline.workspace.table import STAGES
 from tests.support.chain import Whole, change_param, dvc, lock_file, run
 from tests.support.inotify import Watch
 

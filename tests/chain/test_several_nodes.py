@@ -30,7 +30,7 @@ import logging, sys
 from hmsa_core.io.errors import HmsaError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.spec import load_spec
-from pipeline import launcher
+from pipeline.jobs import launcher
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 try:
     launcher.run_job(load_spec(sys.argv[1]), stop=StopRequest().install())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.inference import infer
+from hmsa_core.inference.folder import infer
 from hmsa_core.io.atomic import read_json
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, job_context, save_model

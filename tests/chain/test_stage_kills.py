@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages import STAGES
+from pipeline.workspace.table import STAGES
 from tests.support.blows import GONE_WITHIN_S, assert_all_gone, hit_all, kill_all, receipts, running, stage_pid, steps
 from tests.support.chain import Whole, change_param, dvc, lock_file, set_params
 from tests.support.planted import Plan

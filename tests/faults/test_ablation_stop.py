@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from hmsa_core.io.errors import InterruptedRunError
 from research.ablation.prepare import run_stages
 from pipeline.cli.stage import prepare_process
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 ws = Workspace(Path(sys.argv[1]))
 ws.__dict__["params"] = SimpleNamespace(profile="of its own")
 prepare_process(ws)

@@ -24,7 +24,7 @@ from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done
 from hmsa_core.labels.store.writer import publish_store, write_manifest
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy, from_threshold
 from hmsa_core.models.checkpoint import read_meta, write_checkpoint
-from pipeline.nightly.registry import Registry
+from pipeline.workspace.registry import Registry
 from tests.support.faults import every_exit, every_fault
 from tests.support.label_maps import maps, toy_classes
 from tests.support.training import NO_MODEL, folder_bytes

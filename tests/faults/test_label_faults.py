@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hmsa_core.inference import infer, labelling
+from hmsa_core.inference.folder import infer, labelling
 from hmsa_core.inference.teachers import teacher
 from hmsa_core.io import atomic
-from pipeline import launcher
 from pipeline.cli.main import main
+from pipeline.jobs import launcher
 from tests.support.faults import exit_at, faulty
 from tests.support.inference import job_context, noise_image, save_model
 from tests.support.training import folder_bytes

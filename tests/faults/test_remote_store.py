@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from hmsa_core.inference import label
-from hmsa_core.inference.labelling import label_images
-from hmsa_core.inference.options import teacher_options
+from hmsa_core.inference.folder.labelling import label_images
+from hmsa_core.inference.folder.options import teacher_options
 from hmsa_core.io import remote
 from hmsa_core.io.errors import ConfigError, InputError, LockedError
 from hmsa_core.labels import LabelStore
@@ -197,7 +197,7 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(
     told: list[str] = []
 
     def run(spec, stop):
-        from hmsa_core.inference import infer
+        from hmsa_core.inference.folder import infer
         from tests.support.inference import job_context
 
         (remote.beside(URL) / "4.png").readlink().unlink()  # dropped from the cache

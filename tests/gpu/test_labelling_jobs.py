@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from hmsa_core import models
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.inference import infer
-from hmsa_core.inference.predictor import Predictor, Tiler
+from hmsa_core.inference.folder import infer
+from hmsa_core.inference.network.predictor import Predictor, Tiler
 from hmsa_core.inference.teachers.teacher import NetworkTeacher
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.process import StopRequest

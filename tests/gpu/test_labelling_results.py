@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hmsa_core import models
-from hmsa_core.inference import on_gpu, prepared
-from hmsa_core.inference.predictor import Predictor, Tiler, label_image, normalised, normalising_table
+from hmsa_core.inference.network import on_gpu, prepared
+from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image, normalised, normalising_table
 from tests.support.inference import noise_image, small_model
 
 SCALES = (0.5, 1.0, 2.0)

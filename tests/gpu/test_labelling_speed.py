@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hmsa_core import models
-from hmsa_core.inference.predictor import Predictor, Tiler
+from hmsa_core.inference.network.predictor import Predictor, Tiler
 from tests.support.inference import noise_image
 
 SCALES = (0.5, 1.0, 2.0)

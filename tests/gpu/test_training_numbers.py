@@ -19,7 +19,7 @@ from hmsa_core.data.transforms import normalise_batch
 from hmsa_core.io.process import StopRequest
 from hmsa_core.losses import cross_entropy, jaccard, rmi_loss
 from hmsa_core.models import build
-from hmsa_core.models.layers import resize
+from hmsa_core.models.layers.blocks import resize
 from hmsa_core.runtime.memory import is_out_of_memory
 from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.training import run as train

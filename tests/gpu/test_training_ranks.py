@@ -19,7 +19,7 @@ from hmsa_core.config import LossConfig
 from hmsa_core.io.atomic import read_json
 from hmsa_core.losses import training_loss
 from hmsa_core.models import MultiScaleModel, build
-from hmsa_core.models.batch_norm import SyncedBatchNorm, synchronise
+from hmsa_core.models.layers.batch_norm import SyncedBatchNorm, synchronise
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import TrainSpec, save_spec
 from hmsa_core.training.parallel import DdpReplicas

@@ -25,15 +25,15 @@ from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.merge import MergeRules
-from hmsa_core.labels.spec import CalibrateConfig, MergeConfig, PairRule
 from hmsa_core.labels.thresholds.calibration import choose_policy
 from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.settings import CalibrateConfig, MergeConfig, PairRule
 from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.taxonomy import IGNORE, cityscapes
 from hmsa_core.training.state import StateStore
-from pipeline.inspector.audit import Audit, AuditFile
-from pipeline.inspector.stats import parse_cuts
-from pipeline.inspector.view import StoreView
+from pipeline.review.audit import Audit, AuditFile
+from pipeline.review.stats import parse_cuts
+from pipeline.review.view import StoreView
 from tests.support.label_maps import coarse_of, maps, toy_classes
 from tests.support.label_worlds import world
 from tests.support.training import sample

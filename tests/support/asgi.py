@@ -14,8 +14,8 @@ from urllib.parse import unquote_to_bytes, urlencode
 import cv2
 import numpy as np
 
-from pipeline.inspector.server import Guard, make_app
-from pipeline.inspector.session import Session
+from pipeline.page.server import Guard, make_app
+from pipeline.review.session import Session
 
 Headers = dict[str, str] | list[tuple[str, str]]
 

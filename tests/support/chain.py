@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.nightly.parameters import set_keys
-from pipeline.strict_yaml import read_yaml
+from pipeline.night.parameters import set_keys
+from pipeline.workspace.strict_yaml import read_yaml
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

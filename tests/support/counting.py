@@ -22,7 +22,7 @@ from torch.library import Library
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hmsa_core.inference import on_gpu, prepared
+from hmsa_core.inference.network import on_gpu, prepared
 
 _aten = torch.ops.aten
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "_reshape_alias"}

@@ -12,8 +12,9 @@ from torch import nn
 
 from hmsa_core import models
 from hmsa_core.config import InferConfig, RuntimeConfig
-from hmsa_core.inference import evaluation, infer
-from hmsa_core.inference.predictor import Predictor
+from hmsa_core.inference.evaluation import job as evaluation
+from hmsa_core.inference.folder import infer
+from hmsa_core.inference.network.predictor import Predictor
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.runtime.ranks import JobContext, Ranks
@@ -119,6 +120,6 @@ class StopAfter(StopRequest):
 
 
 def run_job_here(_ws: Any, spec: JobSpec) -> None:
-    """In place of `pipeline.stages.support.run_job`: the job runs in this process."""
+    """In place of `pipeline.jobs.support.run_job`: the job runs in this process."""
     kinds: dict[type, Any] = {InferSpec: infer, EvaluateSpec: evaluation, TrainSpec: training}
     kinds[type(spec)].run(spec, job_context(spec.work))

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from hmsa_core.io import atomic
-from pipeline.nightly.services import Services
+from pipeline.night.services import Services
 from tests.support.chain import environment
 from tests.support.waiting import wait_for
 
@@ -52,8 +52,8 @@ def free_port() -> int:
 
 
 def _services(folder: Path, *arguments: str, check: bool = True) -> str:
-    """What `pipeline.nightly.services` said of a workspace."""
-    program = (sys.executable, "-m", "pipeline.nightly.services")
+    """What `pipeline.cli.services` said of a workspace."""
+    program = (sys.executable, "-m", "pipeline.cli.services")
     done = command(*program, *arguments, "--workspace", str(folder), cwd=folder, check=check)
     return done.stdout + done.stderr
 

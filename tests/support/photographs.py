@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.init import InitRequest, init_workspace
-from pipeline.workspace import Workspace
+from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 
 

@@ -79,7 +79,7 @@ def test_another_trunk_is_one_file(packages: Path, tmp_path: Path) -> None:
 
 def test_another_stage_is_one_file_and_a_row(packages: Path, tmp_path: Path) -> None:
     copy, files = _apply(packages, tmp_path, "Another stage")
-    assert files == ["pipeline/stages/gallery.py", "pipeline/stages/__init__.py"]
+    assert files == ["pipeline/stages/gallery.py", "pipeline/workspace/table.py"]
     _run(copy, "from pipeline.cli.main import main; assert main(['init', 'ws', '--profile', 'tiny', '--no-data']) == 0")
     assert "cmd: exec autolabel stage gallery" in (copy / "ws/dvc.yaml").read_text()
     assert re.search(
@@ -106,7 +106,7 @@ def test_another_threshold_rule_is_one_file(packages: Path, tmp_path: Path) -> N
     assert files == ["hmsa_core/labels/thresholds/rules/best_f1.py"]
     out = _run(
         copy,
-        "from hmsa_core.labels.spec import CalibrateConfig\n"
+        "from hmsa_core.labels.thresholds.settings import CalibrateConfig\n"
         "from hmsa_core.labels.thresholds.rules import find_rule, rule_names\n"
         "config = CalibrateConfig(rule='best_f1')\n"
         "print(rule_names(), find_rule(config.rule).__module__)",

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hmsa_core.data.transforms import MEAN, STD
-from hmsa_core.inference.predictor import Engine, ImagePass, normalised, normalising_table
-from hmsa_core.inference.prepared import effective_precision
+from hmsa_core.config import MEAN, STD
+from hmsa_core.inference.network.predictor import Engine, ImagePass, normalised, normalising_table
+from hmsa_core.inference.network.prepared import effective_precision
 from hmsa_core.inference.teachers.sources import Source, onnx_metadata
 from hmsa_core.io.errors import CheckpointError, ConfigError, needs_extra, one_line
-from hmsa_core.models.layers import resize
+from hmsa_core.models.layers.blocks import resize
 from hmsa_core.runtime.memory import is_out_of_memory
 from hmsa_core.runtime.ranks import DTYPES
 

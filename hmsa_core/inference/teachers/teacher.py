@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.config import InferConfig
-from hmsa_core.inference.predictor import Engine, Float32, Labelled, Predictor, Tiler, UInt8, load_predictor
+from hmsa_core.inference.network.predictor import Engine, Float32, Labelled, Predictor, Tiler, UInt8, load_predictor
 from hmsa_core.inference.teachers.classes import ClassMap, class_map
 from hmsa_core.inference.teachers.networks import HuggingFaceNetwork, Network, OnnxNetwork
 from hmsa_core.inference.teachers.scores import check_files, read_scores

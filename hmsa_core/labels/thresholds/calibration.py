@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
-from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
 from hmsa_core.labels.thresholds.cuts import Cut, figures
 from hmsa_core.labels.thresholds.policy import PROMISES, WITHHELD, ClassPolicy, ThresholdPolicy
 from hmsa_core.labels.thresholds.rules import find_rule
+from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from hmsa_core.taxonomy import ClassTable
 
 FORMAT, VERSION = "hmsa-calibration-table", 1

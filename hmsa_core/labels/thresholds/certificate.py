@@ -43,7 +43,7 @@ _FORECASTS = {"more_draws", "more_pixels", "aim"}  # no results: their last digi
 
 
 class Labels(Protocol):
-    """What is asked of a store; `pipeline.inspector.view.StoreView` is one."""
+    """What is asked of a store; `pipeline.review.view.StoreView` is one."""
 
     classes: ClassTable
     digest: str

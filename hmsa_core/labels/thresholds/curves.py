@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, StoreError
-from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.sidecar import cumulative
+from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from hmsa_core.metrics.boundary import boundary_band
 from hmsa_core.taxonomy import IGNORE, ClassTable
 

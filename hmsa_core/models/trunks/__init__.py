@@ -13,21 +13,18 @@ torch is not loaded. It builds a trunk in a function `build`. `deeplabv3.py` is 
 
 from __future__ import annotations
 
-import ast
-import re
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from hmsa_core.io.errors import ConfigError, did_you_mean
+from hmsa_core.config import trunk_family, trunk_fault
+from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Trunk", "Widths", "make_trunk", "trunk_fault"]
+__all__ = ["Trunk", "Widths", "make_trunk"]
 
 
 @dataclass(frozen=True)
@@ -60,43 +57,12 @@ class Trunk(Protocol):
         ...
 
 
-def trunk_fault(name: str) -> str:
-    """Say why a trunk's name is unknown; empty for a known one. No trunk file is imported."""
-    if _family(name):
-        return ""
-    known = [*(name for names, _ in _declared().values() for name in names), "timm:NAME"]
-    return f"unknown trunk {name!r}: " + did_you_mean(name, known, f"choose one of {', '.join(known)}")
-
-
 def make_trunk(name: str, *, drop_path: float = 0.0) -> Trunk:
     """Build a trunk by name with fresh weights. ConfigError: an unknown name, or no stochastic depth in its family."""
     if fault := trunk_fault(name):
         raise ConfigError(fault)
-    build = import_module(f"{__name__}.{_family(name)}").build
+    build = import_module(f"{__name__}.{trunk_family(name)}").build
     options = {"drop_path": drop_path} if drop_path else {}
     if options and "drop_path" not in signature(build).parameters:
         raise ConfigError(f"drop_path is not offered for the trunk {name}")
     return cast("Trunk", build(name, **options))
-
-
-def _family(name: str) -> str:
-    for family, (names, pattern) in _declared().items():
-        if name in names or (pattern and re.fullmatch(pattern, name)):
-            return family
-    return ""
-
-
-@cache
-def _declared() -> dict[str, tuple[tuple[str, ...], str]]:
-    """NAMES and PATTERN of each trunk file, by the file's stem."""
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        literals = {
-            node.targets[0].id: ast.literal_eval(node.value)
-            for node in ast.parse(path.read_text("utf-8")).body
-            if isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id in ("NAMES", "PATTERN")
-        }
-        found[path.stem] = (tuple(literals["NAMES"]), str(literals.get("PATTERN", "")))
-    return found

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hmsa_core.models.batch_norm import Norm, Steps, Stepwise, recomputed, steps_of
-from hmsa_core.models.layers import BN_MOMENTUM, LastNorm, conv, conv_bn, resize
+from hmsa_core.models.layers.batch_norm import Norm, Steps, Stepwise, recomputed, steps_of
+from hmsa_core.models.layers.blocks import BN_MOMENTUM, LastNorm, conv, conv_bn, resize
 from hmsa_core.models.trunks import Widths
 
 NAMES = ("hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro")

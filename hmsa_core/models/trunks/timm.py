@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hmsa_core.config import MEAN, STD
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
-from hmsa_core.models.layers import conv_bn
+from hmsa_core.models.layers.blocks import conv_bn
 from hmsa_core.models.trunks import Widths
 
 NAMES = ()
@@ -27,7 +28,6 @@ _WIDTH = 48  # channels of each projected map
 _FINEST = 4  # stride; finer maps are not used
 _BLOCKS = 4  # of a vision transformer, evenly spaced, the last one included
 _PROBE = (97, 131)  # pixels, no multiple of any stride
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that a model of ours is given
 
 
 def build(name: str, *, drop_path: float = 0.0) -> TimmTrunk:
@@ -57,8 +57,8 @@ class TimmTrunk(nn.Module):
         # The model learned from images of another mean and standard deviation. Plain numbers: buffers would be empty
         # where a checkpoint is loaded.
         self._change = (
-            [std / other for std, other in zip(_STD, own.std, strict=True)],
-            [(mean - offset) / std for mean, offset, std in zip(_MEAN, own.mean, own.std, strict=True)],
+            [std / other for std, other in zip(STD, own.std, strict=True)],
+            [(mean - offset) / std for mean, offset, std in zip(MEAN, own.mean, own.std, strict=True)],
         )
         self.multiple = 1 if self._has_plain_sizes() else max(self.strides)
         if self.multiple > 1:

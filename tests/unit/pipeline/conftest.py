@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import init
 from pipeline.cli.main import main
+from pipeline.workspace import init
 
 Said = Callable[..., "pytest.CaptureResult[str]"]
 

@@ -18,13 +18,13 @@ from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
 from hmsa_core.labels.thresholds.policy import ClassPolicy
-from pipeline import advice
-from pipeline.advice import Case, Situation, distance, expected, measured_cases
+from pipeline.jobs.support import weights_of
+from pipeline.report import advice
+from pipeline.report.advice import Case, Situation, distance, expected, measured_cases
 from pipeline.report.build import gather, render
-from pipeline.results import diet
+from pipeline.report.results import diet
 from pipeline.stages import prepare
-from pipeline.stages.support import weights_of
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.checkpoints import checkpoint
 from tests.support.photographs import photographs, work_over

@@ -21,10 +21,10 @@ from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.labels.thresholds.certificate import Certificate, certificate_path
 from hmsa_core.labels.thresholds.policy import from_threshold
-from pipeline.certify import CertificateFile, begin
 from pipeline.cli.main import main
-from pipeline.inspector.session import Session
-from pipeline.inspector.view import StoreView
+from pipeline.review.certify import CertificateFile, begin
+from pipeline.review.session import Session
+from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes, make_scenes
 
 CLASSES = ("road", "sky", "vegetation", "wall")

@@ -11,12 +11,13 @@ import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import NoSpaceError
-from pipeline import disk, machine
-from pipeline.disk import RESERVE, disk_need
 from pipeline.doctor import checks as doctor
-from pipeline.stages import STAGES, module_of, prepare
+from pipeline.jobs import machine
+from pipeline.stages import disk, module_of, prepare
+from pipeline.stages.disk import RESERVE, disk_need
 from pipeline.stages.runner import check_space
-from pipeline.workspace import Workspace
+from pipeline.workspace.table import STAGES
+from pipeline.workspace.workspace import Workspace
 from research.tests.ablations import bare_workspace
 from tests.support.photographs import photograph, photographs, work_over
 

@@ -9,10 +9,10 @@ import pytest
 from hmsa_core.io import records
 from hmsa_core.io.errors import IntegrityError
 from pipeline.cli.main import main
-from pipeline.nightly import history
-from pipeline.nightly.gatekeeper import count_look
-from pipeline.nightly.registry import Registry
-from pipeline.workspace import Workspace
+from pipeline.night import history
+from pipeline.night.gatekeeper import count_look
+from pipeline.workspace.registry import Registry
+from pipeline.workspace.workspace import Workspace
 
 
 @pytest.mark.parametrize("torn", ['{"torn": ', '{"other": 1}', "[1]", "\0\0\0"])

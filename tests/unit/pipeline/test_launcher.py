@@ -18,8 +18,8 @@ from hmsa_core.io import errors
 from hmsa_core.io.locks import FileLock, device_lock_path
 from hmsa_core.io.process import StopRequest
 from hmsa_core.spec import FineData, InferSpec, Selection, TrainSpec
-from pipeline import devices, launcher
-from pipeline.nodes import Meeting
+from pipeline.jobs import devices, launcher
+from pipeline.jobs.nodes import Meeting
 
 RECORD = (
     "import json,sys,pathlib; w = pathlib.Path({work!r}); (w/'error.json').write_text({record!r}); sys.exit({status})"

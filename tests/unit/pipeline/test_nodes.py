@@ -18,9 +18,9 @@ import yaml
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.io.errors import ConfigError, LockedError
 from hmsa_core.io.process import JOB_GRACE_S
-from pipeline import launcher, nodes
 from pipeline.cli.main import COMMANDS
-from pipeline.nodes import Meeting
+from pipeline.jobs import launcher, nodes
+from pipeline.jobs.nodes import Meeting
 
 REPO = Path(__file__).resolve().parents[3]
 

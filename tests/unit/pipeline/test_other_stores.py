@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.init import InitRequest, init_workspace
-from pipeline.nightly.parameters import parameters_of_night
+from pipeline.night.parameters import parameters_of_night
 from pipeline.stages.student_train import pseudo_data
-from pipeline.workspace import Workspace
+from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.training import write_data, write_store
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.params import Params
-from pipeline.settings import profile_text
-from pipeline.strict_yaml import read_yaml
+from pipeline.workspace.params import Params
+from pipeline.workspace.settings import profile_text
+from pipeline.workspace.strict_yaml import read_yaml
 
 
 @pytest.fixture

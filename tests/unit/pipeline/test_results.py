@@ -11,10 +11,10 @@ import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
-from pipeline.provenance import commit_of
-from pipeline.render import Name, Share, Status, Table
-from pipeline.results import class_rows, class_table, differences, iou_by_class, means, summary_text
-from pipeline.workspace import Workspace
+from pipeline.jobs.provenance import commit_of
+from pipeline.report.render import Name, Share, Status, Table
+from pipeline.report.results import class_rows, class_table, differences, iou_by_class, means, summary_text
+from pipeline.workspace.workspace import Workspace
 
 MARKUP = "<script>alert(1)</script>"
 

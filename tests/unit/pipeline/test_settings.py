@@ -11,12 +11,12 @@ import pytest
 from pydantic import BaseModel
 
 from hmsa_core.config import Section
-from hmsa_core.data.spec import OnlyFor
-from pipeline import params as params_module
-from pipeline.params import PROFILES, Params, profile_file
-from pipeline.settings import annotated, differences, origins, other_settings, profile_text
-from pipeline.stages import Stage
-from pipeline.strict_yaml import Document, read_yaml
+from hmsa_core.data.source import OnlyFor
+from pipeline.workspace import params as params_module
+from pipeline.workspace.params import PROFILES, Params, profile_file
+from pipeline.workspace.settings import annotated, differences, origins, other_settings, profile_text
+from pipeline.workspace.strict_yaml import Document, read_yaml
+from pipeline.workspace.table import Stage
 from tests.conftest import REPO
 
 

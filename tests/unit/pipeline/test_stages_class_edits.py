@@ -21,9 +21,10 @@ from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.lineage import learned
 from hmsa_core.spec import InferSpec
 from pipeline.cli.main import main
+from pipeline.jobs import support
 from pipeline.report import sections
-from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
-from pipeline.workspace import Workspace
+from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train
+from pipeline.workspace.workspace import Workspace
 from tests.support.inference import CPU, run_job_here, small_model
 from tests.support.photographs import edited, photograph, photographs, work_over
 

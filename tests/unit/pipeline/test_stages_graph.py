@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.init import render_dvc_yaml
-from pipeline.stages import STAGES
+from pipeline.workspace.init import render_dvc_yaml
+from pipeline.workspace.table import STAGES
 
 GRAPH = yaml.safe_load(render_dvc_yaml(has_pretrain=True))["stages"]
 ALL = set(STAGES)
@@ -79,7 +79,7 @@ def test_a_change_re_runs_exactly_the_stages_of_the_golden_table(changed: str) -
 
 
 def test_every_section_of_the_params_is_watched_by_some_stage() -> None:
-    from pipeline.params import Params
+    from pipeline.workspace.params import Params
 
     watched = {p.split(".")[0] for s in GRAPH.values() for p in s["params"]}
     assert set(Params.model_fields) - {"profile", "runtime"} == watched, "who runs the units changes no byte"

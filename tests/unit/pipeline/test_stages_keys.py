@@ -8,8 +8,8 @@ import pytest
 
 from hmsa_core.config import InferConfig, TrainConfig, key_material
 from hmsa_core.io.atomic import read_json
-from pipeline.keys import open_work, work_key
-from pipeline.params import Params
+from pipeline.workspace.keys import open_work, work_key
+from pipeline.workspace.params import Params
 from tests.conftest import REPO
 
 

@@ -8,7 +8,8 @@ from hmsa_core import models
 from hmsa_core.data.index import Index
 from hmsa_core.labels import LabelStore
 from pipeline.cli.main import main
-from pipeline.stages import auto_infer, prepare, pseudo_label, support
+from pipeline.jobs import support
+from pipeline.stages import auto_infer, prepare, pseudo_label
 from tests.support.inference import run_job_here, small_model
 from tests.support.photographs import photographs, work_over
 

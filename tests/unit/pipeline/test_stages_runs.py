@@ -26,14 +26,15 @@ from hmsa_core.lineage import Lineage
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import plain
 from pipeline.cli import stage as stage_cli
-from pipeline.named_files import check_named_files
+from pipeline.jobs import support
+from pipeline.jobs.measure import chosen_policy
+from pipeline.jobs.support import infer_store
 from pipeline.report.build import gather, render
-from pipeline.results import over, summary_text
-from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, support, teacher_pretrain
-from pipeline.stages.precision import chosen_policy
-from pipeline.stages.support import infer_store
+from pipeline.report.results import over, summary_text
+from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, teacher_pretrain
 from pipeline.stages.time_left import megapixels, seconds_left
-from pipeline.workspace import Workspace
+from pipeline.workspace.named_files import check_named_files
+from pipeline.workspace.workspace import Workspace
 from tests.support.label_maps import maps, write_store
 from tests.support.photographs import edited, photograph, photographs, work_over
 

@@ -14,6 +14,7 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.lineage import Lineage, learned
+from pipeline.jobs import support
 from pipeline.stages import (
     auto_infer,
     calibrate,
@@ -22,10 +23,9 @@ from pipeline.stages import (
     pseudo_label,
     report,
     student_train,
-    support,
     teacher_pretrain,
 )
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 from tests.support.inference import run_job_here, small_model
 from tests.support.photographs import photographs, work_over
 from tests.support.teachers import nearest_colour, table

@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from hmsa_core.io.errors import ConfigError, InputError, InterruptedRunError, LockedError
-from pipeline import init
 from pipeline.cli import stage as stage_cli
-from pipeline.init import InitRequest, init_workspace
-from pipeline.stages import STAGES
-from pipeline.workspace import Workspace
+from pipeline.workspace import init
+from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.table import STAGES
+from pipeline.workspace.workspace import Workspace
 from tests.support.waiting import assert_left_at_once, leave
 
 REPO = Path(__file__).resolve().parents[3]
@@ -359,7 +359,7 @@ HEARD_IN_A_LINE = """
 import logging, os, signal, sys
 from hmsa_core.io.errors import InterruptedRunError
 from pipeline.cli.stage import prepare_process
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 
 class Stopped:
     def __str__(self):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hmsa_core.labels.spec import CalibrateConfig
     from hmsa_core.labels.thresholds.curves import Curves
     from hmsa_core.labels.thresholds.cuts import Choice
+    from hmsa_core.labels.thresholds.settings import CalibrateConfig
 
 __all__ = ["find_rule", "rule_names"]
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.cuts import Choice, Cut, marginal_ends, marginal_precision, number, share
 from hmsa_core.labels.thresholds.intervals import lower_bound, simulated_search, spread_of_errors
 from hmsa_core.labels.thresholds.policy import WITHHELD, Status
+from hmsa_core.labels.thresholds.settings import CalibrateConfig
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.calibration import isotonic
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.cuts import Choice, Cut, number
 from hmsa_core.labels.thresholds.intervals import effective_blocks
 from hmsa_core.labels.thresholds.policy import WITHHELD
+from hmsa_core.labels.thresholds.settings import CalibrateConfig
 
 Floats = NDArray[np.float64]
 _PRIOR_BLOCKS = 3.0  # blocks' worth of evidence that the group has in a class's curve

@@ -14,8 +14,8 @@ from PIL import Image
 from hmsa_core.data.decode import REASONS, read_image
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.data.prepare import build
-from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.inference import infer
+from hmsa_core.data.source import RolesSpec, SourceSpec
+from hmsa_core.inference.folder import infer
 from hmsa_core.io.errors import DecodeError
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, job_context, save_model

@@ -18,7 +18,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.data.plan import EpochPlan
 from hmsa_core.data.prepare import build
 from hmsa_core.data.sampling import Centroids
-from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.training.data import Timeline
 

@@ -14,7 +14,7 @@ from hmsa_core import taxonomy
 from hmsa_core.data.decode import read_label, read_label_ids
 from hmsa_core.data.layouts import cv_split, scan
 from hmsa_core.data.roles import assign_roles
-from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError, LayoutError
 from tests.support.training import class_file
 

@@ -11,9 +11,9 @@ import pytest
 
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
-from hmsa_core.inference import evaluation
-from hmsa_core.inference.evaluation import Labelled, Scorer
-from hmsa_core.inference.predictor import Predictor, Tiler, label_image
+from hmsa_core.inference.evaluation import job as evaluation
+from hmsa_core.inference.evaluation.job import Labelled, Scorer
+from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of

@@ -21,8 +21,8 @@ from hmsa_core import models
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
-from hmsa_core.inference import infer
-from hmsa_core.inference.predictor import Predictor, label_image
+from hmsa_core.inference.folder import infer
+from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.inference.teachers import teacher
 from hmsa_core.inference.teachers.teacher import NetworkTeacher
 from hmsa_core.io.atomic import read_json, sha256_file
@@ -376,7 +376,7 @@ def test_a_checkpoint_with_another_number_of_classes_is_refused(data, tmp_path):
 
 
 def test_the_precision_that_was_really_used_is_recorded(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("hmsa_core.inference.prepared.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("hmsa_core.inference.network.prepared.cpu_has_bf16", lambda: False)
     runtime = RuntimeConfig(device="cpu", precision="bf16")
     spec = infer_spec(data, tmp_path, data / "model", runtime=runtime)
     infer.run(spec, dataclasses.replace(job_context(tmp_path), runtime=runtime))

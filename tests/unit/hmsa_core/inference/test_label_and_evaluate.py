@@ -10,9 +10,10 @@ from pathlib import Path
 import cv2
 import pytest
 
-from hmsa_core.inference import Predictor, evaluate, infer, label, label_image
-from hmsa_core.inference.labelling import LabelledCounts, _run_here, label_images
-from hmsa_core.inference.options import teacher_options
+from hmsa_core.inference import Predictor, evaluate, label, label_image
+from hmsa_core.inference.folder import infer
+from hmsa_core.inference.folder.labelling import LabelledCounts, _run_here, label_images
+from hmsa_core.inference.folder.options import teacher_options
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.labels import LabelStore

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hmsa_core import models
-from hmsa_core.inference import on_gpu, prepared
-from hmsa_core.inference.predictor import Predictor, Tiler, normalised, normalising_table
+from hmsa_core.inference.network import on_gpu, prepared
+from hmsa_core.inference.network.predictor import Predictor, Tiler, normalised, normalising_table
 from hmsa_core.models import model as model_module
 from tests.support.counting import Counting, fake_gpu, fused_operators
 from tests.support.inference import noise_image, small_model

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.inference.predict import contact_sheet, picture, write_pictures
-from hmsa_core.inference.predictor import Predictor, Tiler
+from hmsa_core.inference.network.predict import contact_sheet, picture, write_pictures
+from hmsa_core.inference.network.predictor import Predictor, Tiler
 from hmsa_core.taxonomy import plain
 from tests.support.inference import noise_image, small_model
 from tests.support.training import class_table

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa_core.inference.predictor import Predictor, Tiler, label_image, windows
+from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image, windows
 from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError, TrainingError
 from tests.support.inference import noise_image, sizes_run, small_model
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from hmsa_core import models
-from hmsa_core.inference import prepared
-from hmsa_core.inference.predictor import Predictor, label_image
+from hmsa_core.inference.network import prepared
+from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.io.errors import HmsaError
 from tests.support.inference import noise_image, small_model
 

@@ -18,14 +18,14 @@ from torch.nn.functional import avg_pool2d, conv2d
 from hmsa_core.config import InferConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
-from hmsa_core.inference import infer
-from hmsa_core.inference.labelling import label
+from hmsa_core.inference.folder import infer
+from hmsa_core.inference.folder.labelling import label
 from hmsa_core.inference.teachers.sources import digest_of, lineage_of
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore
 from hmsa_core.models.fusion import Level, fuse
-from hmsa_core.models.layers import resize
+from hmsa_core.models.layers.blocks import resize
 from hmsa_core.runtime.ranks import Ranks
 from tests.support.inference import StopAfter, infer_spec, job_context, noise_image, save_model
 from tests.support.ranks import on_ranks

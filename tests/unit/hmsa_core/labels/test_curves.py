@@ -8,8 +8,8 @@ import pytest
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode
-from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.thresholds.curves import COUNTS, CalibrationImage, Curves
+from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 

@@ -23,8 +23,8 @@ from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.importing import find_files, import_folder
 from hmsa_core.labels.merge import MergeRules
 from hmsa_core.labels.review import UNTOUCHED
-from hmsa_core.labels.spec import MergeConfig
 from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.labels.thresholds.settings import MergeConfig
 from hmsa_core.metrics import ConfusionMatrix, iou_of
 from hmsa_core.taxonomy import cityscapes, from_file, mapillary
 from tests.support.faults import every_exit, every_fault

@@ -620,7 +620,7 @@ def test_cvats_auto_annotation_gives_the_masks_of_the_checkpoints_label(tmp_path
     from cvat_sdk.auto_annotation.driver import _DetectionFunctionContextImpl
     from cvat_sdk.masks import decode_mask
 
-    from hmsa_core.inference.cvat_function import create
+    from hmsa_core.inference.folder.cvat_function import create
     from tests.support.inference import save_model
 
     function = create(str(save_model(tmp_path / "model")), device="cpu")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from hmsa_core.labels.spec import CalibrateConfig, MergeConfig, PairRule
+from hmsa_core.labels.thresholds.settings import CalibrateConfig, MergeConfig, PairRule
 
 
 @pytest.mark.parametrize("value", [0.5, "0.93", "withheld", 0, "0", "0.9995"])

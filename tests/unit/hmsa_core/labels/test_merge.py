@@ -8,9 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels.merge import HUMAN, IGNORED, TEACHER, MergeRules, corrected_precision, measure_rules, merge_labels
-from hmsa_core.labels.spec import MergeConfig, PairRule
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
 from hmsa_core.labels.thresholds.intervals import lower_bound
+from hmsa_core.labels.thresholds.settings import MergeConfig, PairRule
 from tests.support.cases import CASES
 from tests.support.label_maps import toy_classes
 

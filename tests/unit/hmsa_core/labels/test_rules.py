@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import calibrate
-from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.thresholds import rules
 from hmsa_core.labels.thresholds.calibration import calibration_table
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.rules.teach import shrunken_table
+from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from hmsa_core.taxonomy import IGNORE
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.thresholds.calibration import choose_policy
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from hmsa_core.labels.thresholds.shift import compare, reweight, shift_report
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world

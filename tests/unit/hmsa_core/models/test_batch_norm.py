@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as TorchFunction
 
 from hmsa_core.models import MultiScaleModel, build
-from hmsa_core.models.batch_norm import Norm, normalise, synchronise
+from hmsa_core.models.layers.batch_norm import Norm, normalise, synchronise
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.training.parallel import DdpReplicas, Replicas
 from tests.support.ranks import on_ranks

@@ -236,7 +236,7 @@ def test_without_onnxruntime_one_line_says_what_to_install(checkpoint: Path, out
 @pytest.mark.parametrize("kind", ["hierarchical", "average"])
 @pytest.mark.parametrize("scale", [0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
 def test_sizes_in_the_graph_are_those_of_our_own_passes(kind: str, scale: float) -> None:
-    from hmsa_core.models.layers import scaled_size
+    from hmsa_core.models.layers.blocks import scaled_size
 
     step = export._fraction(scale)
     differ = [n for n in range(34, 5000) if export._scaled(n, step, kind) != scaled_size((n, n), scale, kind)[0]]

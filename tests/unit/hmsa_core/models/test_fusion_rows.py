@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa_core.inference.predictor import decide
+from hmsa_core.inference.network.predictor import decide
 from hmsa_core.models import rows as rows_module
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
-from hmsa_core.models.layers import resize, scaled_size
+from hmsa_core.models.layers.blocks import resize, scaled_size
 from hmsa_core.models.passes import ScalePass
 from hmsa_core.models.rows import whole
 

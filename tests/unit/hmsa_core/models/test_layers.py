@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hmsa_core.models.layers import resize
+from hmsa_core.models.layers.blocks import resize
 
 SIDE = st.integers(1, 23)
 LAYOUT = st.sampled_from([torch.contiguous_format, torch.channels_last])

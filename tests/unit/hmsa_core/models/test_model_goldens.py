@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.models.layers import resize, scaled_size
+from hmsa_core.models.layers.blocks import resize, scaled_size
 from hmsa_core.models.model import MultiScaleModel, Prediction, ScaleOutput, as_kind
 from tests.reference import golden
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models import MultiScaleModel, as_kind, build
 from hmsa_core.models import rows as rows_module
-from hmsa_core.models.layers import LastNorm, resize, scaled_size
+from hmsa_core.models.layers.blocks import LastNorm, resize, scaled_size
 
 KINDS = ("hierarchical", "explicit", "average", "max", "single")
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.models.batch_norm import Steps
+from hmsa_core.models.layers.batch_norm import Steps
 from hmsa_core.models.model import MultiScaleModel, ScaleOutput, build, build_empty
 from hmsa_core.models.options import KINDS, make_options
 from tests.reference import golden

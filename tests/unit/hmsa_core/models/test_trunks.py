@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 
 from hmsa_core import models
-from hmsa_core.config import ModelConfig
+from hmsa_core.config import ModelConfig, declared_trunks
 from hmsa_core.data.transforms import normalise
-from hmsa_core.inference.predictor import Predictor, label_image
+from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.io.errors import CheckpointError, ConfigError
 from hmsa_core.models import trunks
 from hmsa_core.models.options import KINDS
@@ -216,7 +216,7 @@ def test_activation_checkpointing_is_refused_where_it_does_not_exist() -> None:
         models.build("single", trunk=DEEPLAB, activation_checkpointing=True)
 
 
-NAMES = [name for names, _ in trunks._declared().values() for name in names]
+NAMES = [name for names, _ in declared_trunks().values() for name in names]
 
 
 @pytest.mark.parametrize("name", NAMES)

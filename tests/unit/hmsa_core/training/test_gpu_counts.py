@@ -16,7 +16,7 @@ from torch import Tensor
 from hmsa_core.config import TrainConfig
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models import MultiScaleModel
-from hmsa_core.models.batch_norm import synchronise
+from hmsa_core.models.layers.batch_norm import synchronise
 from hmsa_core.models.model import build_empty
 from hmsa_core.models.options import make_options
 from hmsa_core.runtime.ranks import Ranks

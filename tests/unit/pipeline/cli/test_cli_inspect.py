@@ -17,7 +17,7 @@ from hmsa_core.labels.store.sidecar import StoreStatistics
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
-from pipeline.inspector.session import Session
+from pipeline.review.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.inference import infer
-from hmsa_core.inference.predictor import Predictor, label_image
+from hmsa_core.inference.folder import infer
+from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.io import sealed
 from hmsa_core.io.locks import FileLock
 from hmsa_core.labels import LabelStore
 from hmsa_core.models import read_meta
 from hmsa_core.taxonomy import cityscapes
-from pipeline import launcher
 from pipeline.cli.main import main
+from pipeline.jobs import launcher
 from tests.support.inference import job_context, noise_image, save_model, small_model
 from tests.support.teachers import colour_network, table
 from tests.support.waiting import assert_left_at_once, leave

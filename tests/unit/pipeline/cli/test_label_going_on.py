@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.inference import infer
+from hmsa_core.inference.folder import infer
 from hmsa_core.io.errors import InterruptedRunError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.spec import InferSpec, save_spec
-from pipeline import launcher
 from pipeline.cli.inference_options import _THREADS
 from pipeline.cli.main import main
+from pipeline.jobs import launcher
 from tests.support.inference import job_context, noise_image, save_model
 from tests.support.training import folder_bytes
 

@@ -65,7 +65,7 @@ import pkgutil, sys
 from pathlib import Path
 import hmsa_core
 for module in pkgutil.walk_packages(hmsa_core.__path__, "hmsa_core."):
-    if module.name != "hmsa_core.inference.cvat_function":  # which only CVAT's own command imports
+    if module.name != "hmsa_core.inference.folder.cvat_function":  # which only CVAT's own command imports
         __import__(module.name)
 from hmsa_core.inference import label
 label(sys.argv[1], sys.argv[2], sys.argv[3])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hmsa_core.io import atomic
 from pipeline.doctor import checks as doctor
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 from tests.conftest import REPO
 
 

@@ -16,9 +16,10 @@ from types import SimpleNamespace
 import pytest
 
 from hmsa_core.io import atomic
-from pipeline import disk, machine
 from pipeline.doctor import checks as doctor
-from pipeline.workspace import Workspace
+from pipeline.jobs import machine
+from pipeline.stages import disk
+from pipeline.workspace.workspace import Workspace
 from tests.conftest import REPO
 from tests.support.chain import set_params
 from tests.support.findings import broken, found, states

@@ -15,7 +15,7 @@ import pytest
 from pipeline.cli.main import main
 from pipeline.doctor import dvc as doctor_dvc
 from pipeline.doctor.dvc import Finding
-from pipeline.workspace import Workspace
+from pipeline.workspace.workspace import Workspace
 from tests.support.findings import found, states
 
 

@@ -14,8 +14,8 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.labels.review import ReviewFile
 from pipeline.cli.main import main
 from pipeline.doctor import checks as doctor
-from pipeline.nightly.registry import Registry, Version
-from pipeline.workspace import Workspace
+from pipeline.workspace.registry import Registry, Version
+from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.checkpoints import checkpoint
 from tests.support.findings import broken, found, states

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from hmsa_core.data.index import Index
-from pipeline.init import InitRequest, init_workspace
-from pipeline.report.pictures import choose, strips
-from pipeline.workspace import Workspace
+from pipeline.report.strips import choose, strips
+from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.inference import save_model
 from tests.support.training import write_data, write_store

@@ -1,0 +1,1 @@
+"""Scoring a network on images with labels."""

@@ -1,0 +1,348 @@
+"""Score checkpoints on a folder of images and a folder of labels: what `autolabel evaluate` prints.
+
+Labels are read before a network is: a value that is no class at the last of a thousand pictures costs no night.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.data.checks import perceptual_hash
+from hmsa_core.data.decode import holds_train_ids, read_image
+from hmsa_core.data.index import Sample
+from hmsa_core.data.layouts import load_classes
+from hmsa_core.inference.evaluation.job import Labelled, Scorer, SettingScores, summarise
+from hmsa_core.inference.evaluation.scored_files import (
+    Ids,
+    LabelledFile,
+    LabelReader,
+    blocks_of,
+    check_labels,
+    in_order_of,
+    label_reader,
+    pairs_of,
+)
+from hmsa_core.inference.folder.infer import read_ahead
+from hmsa_core.inference.folder.options import RunOptions, run_options
+from hmsa_core.inference.network.predict import open_tiler
+from hmsa_core.inference.network.predictor import Tiler
+from hmsa_core.io.atomic import digest, sha256_file
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.labels.exporting import city_of
+from hmsa_core.leaks import find_leaks
+from hmsa_core.lineage import Lineage, lineage_of_checkpoint
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, by_category, by_city, finite
+from hmsa_core.runtime.progress import Progress
+from hmsa_core.spec import EvaluationSetting
+from hmsa_core.taxonomy import ClassTable
+
+_NEAR_BITS = 2  # of 64, as evaluate.max_distance of the profiles
+Tell = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
+_FIGURES = ("mean_iou", "iou", "images", "pixel_accuracy", "scales", "flip", "mode", "long_edge", "score_at")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is scored, and how."""
+
+    images: Path
+    labels: Path
+    classes: str  # a class file, or cityscapes, mapillary_v1.2, mapillary_v2.0
+    ids: Ids = "auto"  # what labels hold
+    skip_unlabelled: bool = False
+    mode: Literal["model", "single", "average", "max"] = "model"
+    long_edge: int | None = None  # pixels; images are brought to it
+    score_at: Literal["original", "resized"] = "original"
+    block_length: int = 3  # neighbours by number that intervals draw together
+    details: bool = False
+
+
+class _Scored(NamedTuple):
+    """One checkpoint's counts, and its figures as they are printed."""
+
+    scores: SettingScores
+    figures: dict[str, Any]
+
+
+def evaluate(
+    checkpoint: str | Path,
+    images: str | Path,
+    labels: str | Path,
+    classes: str | Path,
+    *,
+    baseline: str | Path | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
+    runtime: RuntimeConfig | None = None,
+    **asked: Any,
+) -> dict[str, Any]:
+    """Score a checkpoint on a folder of images and a folder of labels of the same stems.
+
+        scores = evaluate("models/student", "images", "labels", "classes.json")
+        scores["mean_iou"], scores["iou"]["road"], scores["interval"]
+
+    Args:
+        checkpoint: a checkpoint folder or a file in it.
+        images, labels: folders; labels hold ids of the class file, trainIds or colours (`ids`).
+        classes: a class file, or cityscapes, mapillary_v1.2, mapillary_v2.0.
+        baseline: a second checkpoint; "baseline" and "difference" with its interval are in the result.
+        scales, flip: None = each checkpoint's own.
+        runtime: threads, device, precision; None = one thread, fp32.
+        asked: further fields of `Asked`.
+
+    Returns:
+        The JSON of `autolabel evaluate --json`: mean_iou, iou by class name, images, interval, learned, ...
+
+    Raises:
+        HmsaError: its kind says whose fault it is.
+    """
+    runtime = runtime or RuntimeConfig(precision="fp32")
+    runs = [run_options(one, scales, flip, runtime) for one in (checkpoint, baseline) if one is not None]
+    return evaluate_runs(runs, Asked(Path(images), Path(labels), str(classes), **asked))
+
+
+def evaluate_runs(runs: Sequence[RunOptions], asked: Asked, tell: Tell = _LOG.warning) -> dict[str, Any]:
+    """Score a checkpoint, and a second one as its baseline. `tell` gets a line for each thing that may mislead."""
+    files = _pairs(asked, tell)
+    given = load_classes(Path(), asked.classes)
+    if asked.ids == "train":
+        given = given.of_train_ids()
+    if asked.ids == "colours" and not Path(asked.classes).is_file():
+        raise ConfigError(f"--ids colours is for class files; label maps of {asked.classes} hold ids")
+    classes = _as_trained(given, runs[0], asked, files, tell)
+    for baseline in runs[1:]:
+        _check_baseline(classes, runs[0], baseline, asked, tell)
+    reader = label_reader(classes, colours=asked.ids == "colours")
+    _note(tell, *check_labels(files, given, reader, asked.ids))
+    blocks = blocks_of([file.name for file in files], asked.block_length)
+    _tell_blocks(blocks, asked.block_length, tell)
+    settings = [_setting(asked, run) for run in runs]
+    opened = [(open_tiler(run.checkpoint, run.runtime), _lineage_of(run)) for run in runs]  # before one is scored
+    scored = [
+        _score(run, *tools, setting, files, blocks, classes, reader, asked.details)
+        for run, tools, setting in zip(runs, opened, settings, strict=True)
+    ]
+    for run, one in zip(runs, scored, strict=True):
+        _tell_learned(one.figures["learned"], run, len(files), tell)
+    _note(tell, *_one_sided(scored, classes))
+    result = scored[0].figures
+    for one in scored[1:]:
+        ours, theirs = (np.stack(each.scores.confusions) for each in (scored[0], one))
+        difference = bootstrap_difference(ours, theirs, scored[0].scores.blocks)
+        result = {**result, "baseline": one.figures, "difference": difference.to_json(classes.classes)}
+    return result
+
+
+def _note(tell: Tell, *notes: str) -> None:
+    for note in notes:
+        tell(f"note: {note}")
+
+
+def _pairs(asked: Asked, tell: Tell) -> list[LabelledFile]:
+    files, unlabelled = pairs_of(asked.images, asked.labels, train_ids=asked.ids == "train")
+    if unlabelled:
+        count = len(files) + len(unlabelled)
+        told = f"{len(unlabelled)} of {count} images have no label of the same stem, the first is {unlabelled[0]}"
+        if not asked.skip_unlabelled:
+            raise InputError(
+                told,
+                hint="images and labels are paired by file name without its ending; --skip-unlabelled leaves them out",
+            )
+        _note(tell, f"{told}: left out")
+    return files
+
+
+def _tell_blocks(blocks: list[str], length: int, tell: Tell) -> None:
+    count, sequences = len(set(blocks)), len({block.rpartition("/")[0] for block in blocks})
+    if count == 1:
+        _note(tell, "all images are neighbours, one block: no interval; --block-length 1 draws each alone")
+    elif count == len(blocks) and length > 1:
+        tell(
+            "note: no two names look like neighbours of a sequence, each image is drawn alone: intervals are too "
+            "narrow where some show the same place"
+        )
+    elif sequences == 1:
+        tell(
+            f"note: {count} blocks of {length} neighbours, by their names all of one sequence: if that is one drive, "
+            "the interval says nothing of other places"
+        )
+
+
+def _tell_learned(learned: dict[str, Any], options: RunOptions, images: int, tell: Tell) -> None:
+    if learned["images"]:
+        tell(
+            f"warning: {options.checkpoint} has learned from {learned['images']} of these {images} images "
+            f"({learned['first']}): its figures are not those of unseen images"
+        )
+    for gap in learned["unknown"]:
+        tell(f"note: {options.checkpoint}: what it learned from is not known in full: {gap}")
+
+
+def _as_trained(
+    classes: ClassTable, run: RunOptions, asked: Asked, files: Sequence[LabelledFile], tell: Tell
+) -> ClassTable:
+    """The classes in the checkpoint's order; those that have other names there are taken by their number."""
+    own, names = _names_of(run, classes, asked.classes), [name.lower() for name in classes.classes]
+    if own == names:
+        return classes
+    in_their_order = asked.ids == "train" or any(holds_train_ids(file.label) for file in files)
+    if sorted(own) == sorted(names) and len(set(own)) == len(own) and not in_their_order:
+        _note(tell, f"{asked.classes}: its classes are taken by name, {run.checkpoint} has another order")
+        return in_order_of(classes, own)
+    _tell_other_names(own, names, run, asked.classes, tell)
+    return classes
+
+
+def _check_baseline(classes: ClassTable, run: RunOptions, baseline: RunOptions, asked: Asked, tell: Tell) -> None:
+    """The counts of both go by the first one's order."""
+    own, names = _names_of(baseline, classes, asked.classes), [name.lower() for name in classes.classes]
+    if own != names:
+        _tell_other_names(own, names, baseline, str(run.checkpoint), tell)
+
+
+def _names_of(options: RunOptions, classes: ClassTable, given: str) -> list[str]:
+    """A checkpoint's class names in lower case; those that were given where it has none."""
+    count = options.meta["num_classes"]
+    if classes.num_classes != count:
+        raise ConfigError(
+            f"{given} has {classes.num_classes} classes, {options.checkpoint} was trained for {count}",
+            hint="give the class file of the data set that the checkpoint was trained for",
+        )
+    table = options.meta.get("class_table")
+    return [row["name"].lower() for row in table["classes"]] if table else [name.lower() for name in classes.classes]
+
+
+def _tell_other_names(own: Sequence[str], asked: Sequence[str], options: RunOptions, given: str, tell: Tell) -> None:
+    """Some names differ and no other: by number. A name with another number: neither by name nor by number."""
+    first = next(i for i, (a, b) in enumerate(zip(own, asked, strict=True)) if a != b)
+    message = f"{given}: class {first} is {asked[first]!r}, in {options.checkpoint} it is {own[first]!r}"
+    moved = next((name for i, name in enumerate(asked) if name in own and own[i] != name), None)
+    if moved is not None:
+        raise ConfigError(
+            f"{message}, and {moved!r} has another number: they cannot be compared by number",
+            hint=f"the names of {options.checkpoint} in their order: {', '.join(own)}",
+        )
+    _note(tell, f"{message}; classes are compared by their number")
+
+
+def _setting(asked: Asked, run: RunOptions) -> EvaluationSetting:
+    return EvaluationSetting(
+        name="evaluate",
+        scales=run.scales,
+        flip=run.flip,
+        mode=asked.mode,
+        long_edge=asked.long_edge,
+        score_at=asked.score_at,
+    )
+
+
+def _lineage_of(options: RunOptions) -> Lineage:
+    """What the weights learned from: a damaged list shows before another checkpoint was scored."""
+    try:
+        return lineage_of_checkpoint(options.checkpoint)
+    except IntegrityError as error:  # a checkpoint that was copied without its list can still be scored
+        return Lineage(unknown=(error.message,))
+
+
+def _score(
+    run: RunOptions,
+    tiler: Tiler,
+    lineage: Lineage,
+    setting: EvaluationSetting,
+    files: Sequence[LabelledFile],
+    blocks: Sequence[str],
+    classes: ClassTable,
+    read_label: LabelReader,
+    details: bool,
+) -> _Scored:
+    """Run a checkpoint on all files and count; a picture that it has learned from is counted too."""
+    scorer = Scorer(tiler, [setting], classes.num_classes, details=details)
+    block_of = dict(zip([f.name for f in files], blocks, strict=True))
+    judged: list[Sample] = []
+
+    def read(file: LabelledFile) -> Labelled:
+        image = read_image(file.image)
+        judged.append(_sample(file, perceptual_hash(image)))
+        return Labelled(file.name, image, read_label(file.label), block_of[file.name], city_of(file.name))
+
+    with Progress(len(files), what="evaluate") as progress:
+        for item in read_ahead(files, read):
+            scorer.add(item)
+            progress.update()
+    scores = scorer.scores[setting.name]
+    summary = summarise(scores, setting, classes)
+    counts = np.sum(scores.confusions, axis=0)
+    interval = bootstrap_iou(np.stack(scores.confusions), scores.blocks)
+    figures = {
+        **{key: summary[key] for key in _FIGURES},
+        "interval": interval.to_json(classes.classes),
+        "category_iou": by_category(counts, classes),
+        # The same set of pictures and labels has the same digest wherever it lies.
+        "judged": digest(sorted([s.image_sha256, s.label_sha256] for s in judged)),
+        "checkpoint": run.meta["weights_sha256"],
+        "precision": tiler.predictor.precision,
+        "learned": _learned(judged, lineage),
+    }
+    if details:
+        figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order
+    return _Scored(scores, figures)
+
+
+def _one_sided(scored: Sequence[_Scored], classes: ClassTable) -> list[str]:
+    """In words: classes that no label shows and a checkpoint predicts; they score 0 and are in its mean."""
+    counts = [np.sum(one.scores.confusions, axis=0) for one in scored]
+    told = []
+    for c, name in enumerate(classes.classes):
+        predicted = [int(each[:, c].sum()) for each in counts]
+        if not counts[0][c].sum() and any(predicted):
+            how = " and ".join(f"{n} pixels" for n in predicted)
+            where = "the mean" if all(predicted) else "the mean of the one that predicts it, not in the difference"
+            told.append(f"{name} is in no label and predicted at {how}: its IoU of 0 is in {where}")
+    return told
+
+
+def _sample(file: LabelledFile, phash: str) -> Sample:
+    return Sample(
+        name=file.name,
+        image=str(file.image),
+        label=str(file.label),
+        coarse="",
+        kind="fine",
+        split="",
+        role="report",
+        city="",
+        sequence="",
+        frame=-1,
+        block="",
+        height=0,
+        width=0,
+        image_sha256=sha256_file(file.image),
+        label_sha256=sha256_file(file.label),
+        coarse_sha256="",
+        phash=phash,
+    )
+
+
+def _learned(judged: Sequence[Sample], lineage: Lineage) -> dict[str, Any]:
+    """Pictures that the weights come from: the same file or a near copy. Neighbours in time are not looked for."""
+    leaks = find_leaks(judged, lineage, model="", max_gap=0, max_distance=_NEAR_BITS)
+    first = f"{leaks[0].name} is {leaks[0].learned}: {leaks[0].why}" if leaks else None
+    return {"images": len(leaks), "first": first, "unknown": list(lineage.unknown)}
+
+
+def _details(scores: SettingScores, summary: dict[str, Any], counts: Any) -> dict[str, Any]:
+    diagram = scores.reliability.diagram()
+    return {
+        **{key: summary[key] for key in ("boundary", "band", "ece", "weights") if key in summary},
+        "reliability": {k: [finite(v) for v in diagram[k].tolist()] for k in ("confidence", "accuracy", "pixels")},
+        "cities": by_city(np.stack(scores.confusions), scores.cities),
+        "confusion": counts.tolist(),
+    }

@@ -1,0 +1,98 @@
+"""How a checkpoint is run on images of one's own: what is not asked for is what the checkpoint says. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.config import LARGEST_SCALE, RuntimeConfig, scales_fault
+from hmsa_core.inference.teachers.classes import class_map, own_classes
+from hmsa_core.inference.teachers.sources import Spec, only_checkpoint, parse, resolved
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.remote import local_folder
+from hmsa_core.models import read_meta
+from hmsa_core.models.checkpoint import check_class_count, check_labels
+from hmsa_core.taxonomy import ClassTable
+
+MAX_SKIPPED = 0.05  # share of the images that may be damaged or changed (at least one may) before a run fails
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a checkpoint is run."""
+
+    checkpoint: Path
+    meta: dict[str, Any]  # the checkpoint's JSON
+    scales: tuple[float, ...]
+    flip: bool
+    runtime: RuntimeConfig
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """How a teacher labels images."""
+
+    teacher: tuple[str, ...]
+    class_table: dict[str, Any] | None  # JSON; None = a checkpoint without class names
+    num_classes: int
+    scales: tuple[float, ...]
+    flip: bool
+    runtime: RuntimeConfig
+
+
+def teacher_options(
+    teacher: Spec, classes: ClassTable | None, scales: Sequence[float] | None, flip: bool | None, runtime: RuntimeConfig
+) -> TeacherOptions:
+    """Fill in what is not asked for: a checkpoint alone says how it is run, others run at scale 1, not mirrored.
+
+    Raises:
+        HmsaError: files that are not there, classes that do not fit, unusable scales, in one line.
+    """
+    alone = only_checkpoint(teacher)
+    if alone is not None:
+        if classes is not None:
+            raise ConfigError("--classes is for teachers of other tools: a checkpoint has its own classes")
+        run = run_options(alone, scales, flip, runtime)
+        meta, own = run.meta, (str(run.checkpoint.resolve()),)
+        return TeacherOptions(own, meta.get("class_table"), meta["num_classes"], run.scales, run.flip, runtime)
+    sources = parse(teacher)
+    for source in sources:
+        _ = source.files  # whether they are there
+    classes = classes or own_classes(sources)
+    check_class_count(classes.num_classes)
+    for source in sources:
+        class_map(source, classes)
+    texts = resolved(sources, Path.resolve)
+    asked = _checked(scales or (1.0,))
+    return TeacherOptions(texts, classes.to_json(), classes.num_classes, asked, bool(flip), runtime)
+
+
+def run_options(
+    checkpoint: str | Path, scales: Sequence[float] | None, flip: bool | None, runtime: RuntimeConfig
+) -> RunOptions:
+    """Fill in what the checkpoint says about itself.
+
+    Raises:
+        CheckpointError: there is no usable checkpoint. ConfigError: unusable scales.
+    """
+    path = local_folder(checkpoint)
+    meta = read_meta(path)
+    check_labels(meta, path)
+    inference = meta.get("inference") or {}
+    usual = (1.0,) if meta["kind"] == "single" else (0.5, 1.0, 2.0)
+    asked = _checked(scales if scales is not None else inference.get("scales") or usual)
+    flipped = flip if flip is not None else bool(inference.get("flip", True))
+    return RunOptions(path if path.is_dir() else path.parent, meta, asked, flipped, runtime)
+
+
+def _checked(scales: Sequence[float]) -> tuple[float, ...]:
+    asked = tuple(float(scale) for scale in scales)
+    if scales_fault(asked, LARGEST_SCALE):
+        shown = ",".join(f"{s:g}" for s in asked)
+        raise ConfigError(
+            f"--scales {shown}: give different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1",
+            hint="for example --scales 0.5,1,2",
+        )
+    return asked

@@ -1,0 +1,328 @@
+"""Precision of a teacher on images with fine labels: one inference into a store, then counts on stored codes.
+
+`calibrate` measures on the calibration images and chooses thresholds; `evaluate` measures what they do on the
+report images. Both run in the precision of `auto-infer`, because they use its settings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.config import TrainConfig
+from hmsa_core.data.decode import read_label
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.plan import CropRequest, EpochPlan
+from hmsa_core.data.sampling import Centroids, find_centroids
+from hmsa_core.data.transforms import Dice, JointAugment
+from hmsa_core.inference.teachers.sources import Spec, lineage_of
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
+from hmsa_core.labels.thresholds.cuts import figures, smallest_global_code
+from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.labels.thresholds.settings import CalibrateConfig
+from hmsa_core.leaks import Judgement, judge_only_unseen
+from hmsa_core.taxonomy import IGNORE
+from pipeline.jobs.support import infer_store, labelling_teacher, role_index, warn
+from pipeline.workspace.params import MEASURED_POLICIES
+from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
+
+UInt8 = NDArray[np.uint8]
+Labelled = tuple[Sample, UInt8, UInt8]  # sample, kept label (255 = left out), truth
+_PER_IMAGE = 4  # crops an image, so that one epoch's luck does not matter
+PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on the calibration images
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Curves of one teacher on one role's images, and the store they were counted on.
+
+    `judged` are those of the pixels that `calibrate.region` names; `curves` are those of all pixels.
+    """
+
+    store: LabelStore
+    curves: Curves
+    judged: Curves
+
+
+def fine_samples(ws: Workspace, role: str) -> list[Sample]:
+    """Images of a role that have fine labels."""
+    return list(Index.load(role_index(ws, role)).select(kinds=("fine",)))
+
+
+def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Spec]) -> Judgement:
+    """Leave out what a judged model learned from (`evaluate.max_leaked`, `max_gap`, `max_distance`)."""
+    config = ws.params.evaluate
+    return judge_only_unseen(
+        samples,
+        {name: lineage_of(model) for name, model in models.items()},
+        max_leaked=config.max_leaked,
+        max_gap=config.max_gap,
+        max_distance=config.max_distance,
+        known=Index.load(ws.path("data/index/target.parquet")).samples,
+    )
+
+
+def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ...]) -> Precision:
+    """Let `labelling_teacher` label the named images of a role; count right and wrong pixels by class and code.
+
+    Raises:
+        ConfigError: thresholds shall be measured outside of coarse labels, and no calibration image has any.
+    """
+    index_path = role_index(ws, role)
+    folder = infer_store(ws, stage, job, ws.params.auto_infer, labelling_teacher(ws), index_path, names)
+    store = LabelStore.open(folder, strict=True)
+    index = Index.load(index_path)
+    config, root = ws.params.calibrate, ws.roots[index.root]
+    pairs = _pairs(store, index, root, names)
+    curves = Curves.measure(pairs, store.classes, config=config, lineage=store.lineage)
+    if config.region == "all":
+        return Precision(store, curves, curves)
+    if not any(sample.coarse for sample in index.select(names=names)):
+        wrong = f"calibrate.region is {config.region}, but no image of role {role} has a coarse label"
+        if role == "calibrate":
+            raise ConfigError(wrong, hint="set calibrate.region to all")
+        warn(stage, f"{wrong}: all of their pixels are judged")
+        return Precision(store, curves, curves)
+    outside = outside_coarse(_pairs(store, index, root, names))
+    return Precision(store, curves, Curves.measure(outside, store.classes, config=config, lineage=store.lineage))
+
+
+def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:
+    for sample in index.select(names=names):
+        if sample.name not in store:
+            continue  # its bytes changed since `prepare`: listed as skipped in the store's manifest
+        label, code = store.read(sample.name)
+        truth = read_label(root / sample.label, index.classes, sha256=sample.label_sha256)
+        human = None
+        if sample.coarse:
+            human = read_label(root / sample.coarse, index.classes, sha256=sample.coarse_sha256)
+        yield CalibrationImage(sample.name, sample.block, label, code, truth, human)
+
+
+def policy_file(ws: Workspace) -> Path | None:
+    """The file that `pseudo_label.threshold` names, there or not; None where it is a number."""
+    threshold = ws.params.pseudo_label.threshold
+    if isinstance(threshold, float | int):
+        return None
+    return ws.resolve(MEASURED_POLICIES.get(threshold, threshold))
+
+
+def chosen_policy(ws: Workspace, made: LabelStore | Curves) -> ThresholdPolicy:
+    """The policy that `pseudo_label.threshold` names, refused where it was made for another teacher."""
+    threshold, path = ws.params.pseudo_label.threshold, policy_file(ws)
+    if path is None:
+        return from_threshold(float(threshold), made.classes)
+    if not path.is_file():
+        hint = (
+            "run calibrate first"
+            if ws.params.pseudo_label.is_measured
+            else "correct pseudo_label.threshold in params.yaml"
+        )
+        raise ConfigError(f"pseudo_label.threshold is {threshold}: {path} is not there", hint=hint)
+    policy = ThresholdPolicy.load(path)
+    where = str(made.path) if isinstance(made, LabelStore) else "the calibration's labels"
+    policy.check(made.lineage, made.classes, where)
+    return policy.on(made.digest) if isinstance(made, LabelStore) else policy
+
+
+def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict[str, dict[str, Any]]]:
+    """The policy that makes the training labels, and each class's figures on the calibration images at its cuts.
+
+    A policy of plain numbers gets the measured table of what confidences are worth. Without calibration images there
+    are no figures.
+    """
+    policy = chosen_policy(ws, store)
+    measured = ws.path("calibration/policy.json")
+    if not measured.is_file():
+        return policy, {}
+    if ws.params.pseudo_label.threshold == "policy":
+        return policy, {entry.name: entry.evidence for entry in policy.entries}
+    curves = Curves.load(judged_curves(ws, "calibration"))
+    if policy.table is None:
+        policy.table = ThresholdPolicy.load(measured).table
+    return policy, kept_figures(curves, policy, ws.params.calibrate)["classes"]
+
+
+def judged_curves(ws: Workspace, folder: str) -> Path:
+    """Curves of the pixels that were judged: a file of their own where `calibrate.region` leaves some out."""
+    judged = ws.path(f"{folder}/{JUDGED_CURVES}")
+    return judged if judged.exists() else ws.path(f"{folder}/curves.json")
+
+
+def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfig) -> dict[str, Any]:
+    """What a policy keeps on the images of the curves: per class, all pixels together, and the class means."""
+    codes = policy.codes()
+    asked = (config.confidence, config.marginal_share)
+    rows = {e.name: figures(curves, c, int(codes[c]), *asked) for c, e in enumerate(policy.entries)}
+    for entry in policy.entries:
+        rows[entry.name]["status"] = entry.status
+    total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)
+    picked = [(c, int(code)) for c, code in enumerate(codes) if code < NUM_CODES]
+    kept = sum(int(total[c, code]) for c, code in picked)
+    right = sum(int(correct[c, code]) for c, code in picked)
+    precisions = [row["precision"] for row in rows.values() if row["precision"] is not None]
+    return {
+        "classes": rows,
+        "precision": right / kept if kept else None,
+        "coverage": kept / int(total[:, 0].sum()) if total[:, 0].any() else None,
+        "class_mean_precision": float(np.mean(precisions)) if precisions else None,
+        "class_mean_coverage": float(np.mean([row["coverage"] for row in rows.values()])),
+        "worst_precision": min(precisions, default=None),
+        "beside": beside_global(curves, policy),
+    }
+
+
+def in_sampled_crops(ws: Workspace, store: LabelStore, role: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Precision of kept pixels as the student's sampler would show them, beside plain pixels (`sampled_precision`)."""
+    index, policy = Index.load(role_index(ws, role)), chosen_policy(ws, store)
+    by_name, root = index.by_name(), ws.roots[index.root]
+
+    def images() -> Iterator[Labelled]:
+        for found in _pairs(store, index, root, names):
+            yield by_name[found.name], policy.apply(found.label, found.code), found.truth
+
+    least = ws.params.pseudo_label.min_component
+    return sampled_precision(images, store.classes.classes, ws.params.student_train, least)
+
+
+def beside_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
+    """The policy beside one threshold for all classes, on the classes whose thresholds were measured or estimated.
+
+    The rival is the smallest threshold that is as precise in its worst class *on these very images*. So it is chosen
+    with knowledge that the policy does not have. The paper takes 0.9.
+    """
+    codes = policy.codes()
+    classes = [c for c, e in enumerate(policy.entries) if e.status in ("measured", "estimate") and codes[c] < NUM_CODES]
+    total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)
+    classes = [c for c in classes if total[c, int(codes[c])]]
+    if not classes:
+        return {"classes": [], "rows": []}
+
+    def row(name: str, chosen: Mapping[int, int]) -> dict[str, Any]:
+        precision = {c: float(correct[c, k] / total[c, k]) if total[c, k] else 1.0 for c, k in chosen.items()}
+        worst = min(precision, key=lambda c: precision[c])
+        coverage = float(np.mean([total[c, k] / total[c, 0] for c, k in chosen.items()]))
+        return {
+            "name": name,
+            "worst_class": policy.entries[worst].name,
+            "worst_precision": precision[worst],
+            "class_mean_coverage": coverage,
+        }
+
+    rows = [row("policy", {c: int(codes[c]) for c in classes})]
+    one = smallest_global_code(curves, rows[0]["worst_precision"], classes)
+    if one < NUM_CODES:
+        name = f"smallest global as precise ({ConfidenceCode().threshold(one)})"
+        rows.append(row(name, dict.fromkeys(classes, one)))
+    rows.append(row("global 0.9", dict.fromkeys(classes, int(from_threshold(0.9, curves.classes).codes()[0]))))
+    return {"classes": [policy.entries[c].name for c in classes], "rows": rows}
+
+
+def edge_of(code: int) -> float | None:
+    """Threshold of a code as a number; None for a withheld class (DVC's metrics want numbers)."""
+    return None if code >= NUM_CODES else float(ConfidenceCode().threshold(code))
+
+
+# -- Sampled pixels ----------------------------------------------------------------------------------
+# Class-uniform sampling shows a rare class far more often than it occurs, and with it the teacher's errors about it:
+# the crops that are drawn for a class lie where the *teacher* says that the class is. So kept pixels are counted as
+# often as an epoch of the student shows them (the same plan, scales and crops), on images with truth that the teacher
+# never saw.
+
+
+def sampled_precision(
+    images: Callable[[], Iterator[Labelled]], classes: tuple[str, ...], config: TrainConfig, min_component: int = 0
+) -> dict[str, Any]:
+    """Precision of kept pixels in the crops of one epoch of auto-labelled images, and of all kept pixels.
+
+    Args:
+        images: gives the images anew at each call (they are read twice, one at a time).
+        classes: names, index = trainId.
+        config: the student's sampling, crop, scales and seed.
+        min_component: pixels; a smaller connected piece gives no centroid.
+
+    Returns:
+        {"crops", "precision", "plain_precision", "classes": {name: {"crops", "precision", "plain_precision",
+        "share", "plain_share"}}}; shares are of the kept pixels, None where nothing is kept.
+    """
+    count, sampling = len(classes), config.sampling
+    parts, samples, plain = [], [], np.zeros((2, count), np.int64)
+    for sample, kept, truth in images():
+        found = find_centroids(kept, count, sampling.tile, min_pixels=sampling.min_pixels, min_component=min_component)
+        parts.append((sample.name, found))
+        samples.append(sample)
+        plain += _count(kept, truth, count)
+    drawn, chosen = np.zeros((2, count), np.int64), np.zeros(count, np.int64)
+    if samples:
+        plan = EpochPlan(
+            (),
+            Centroids(),
+            num_classes=count,
+            seed=config.seed,
+            epochs=1,
+            epoch_samples=_PER_IMAGE * len(samples),
+            sampling=sampling,
+            pseudo=samples,
+            pseudo_centroids=Centroids.collect(parts),
+            pseudo_config=config.pseudo.model_copy(update={"share": 1.0, "fine_only_epochs": 0}),
+        )
+        drawn, chosen = _drawn(images, plan, config, count)
+    return {
+        "crops": _PER_IMAGE * len(samples),
+        **_ratios(drawn.sum(axis=1), plain.sum(axis=1)),
+        "classes": {
+            name: {
+                "crops": int(chosen[c]),
+                **_ratios(drawn[:, c], plain[:, c]),
+                "share": _ratio(drawn[0, c], drawn[0].sum()),
+                "plain_share": _ratio(plain[0, c], plain[0].sum()),
+            }
+            for c, name in enumerate(classes)
+        },
+    }
+
+
+def _drawn(
+    images: Callable[[], Iterator[Labelled]], plan: EpochPlan, config: TrainConfig, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Kept and right pixels by class in all crops, (2, C), and how many crops were drawn for each class, (C,)."""
+    by_image: dict[str, list[CropRequest]] = defaultdict(list)
+    for crop in plan.crops(0):
+        by_image[crop.sample.name].append(crop)
+    # Colour and blur change no label; with them off the same dice give the same crops.
+    look = config.augment.model_copy(update={"colour": 0.0, "blur": 0.0})
+    augment = JointAugment(config.crop, look, None, config.long_edge)
+    drawn, chosen = np.zeros((2, count), np.int64), np.zeros(count, np.int64)
+    for sample, kept, truth in images():
+        empty = np.zeros((*kept.shape, 3), np.uint8)
+        for crop in by_image[sample.name]:
+            centre = (crop.x, crop.y) if crop.x >= 0 else None
+            ours, theirs = (augment(empty, label, centre, Dice(crop.seed))[1] for label in (kept, truth))
+            drawn += _count(ours, theirs, count)
+            if crop.class_id >= 0:
+                chosen[crop.class_id] += 1
+    return drawn, chosen
+
+
+def _count(kept: UInt8, truth: UInt8, count: int) -> NDArray[np.int64]:
+    """Kept pixels of each class whose truth is known, and those of them that are right, (2, C)."""
+    known = (kept != IGNORE) & (truth != IGNORE)
+    right = known & (kept == truth)
+    return np.stack([np.bincount(kept[mask], minlength=count)[:count] for mask in (known, right)]).astype(np.int64)
+
+
+def _ratios(drawn: NDArray[np.int64], plain: NDArray[np.int64]) -> dict[str, float | None]:
+    return {"precision": _ratio(drawn[1], drawn[0]), "plain_precision": _ratio(plain[1], plain[0])}
+
+
+def _ratio(part: np.int64, whole: np.int64) -> float | None:
+    return float(part / whole) if whole else None

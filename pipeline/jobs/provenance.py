@@ -1,0 +1,65 @@
+"""Where and with what a figure was made: machine, versions, commit. No host name, no path, no clock."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.jobs import machine
+from pipeline.jobs.devices import CPUINFO, gpu_list
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def describe_run(files: Sequence[str] = ()) -> dict[str, Any]:
+    """Machine, versions and commit; `files` are those whose uncommitted changes matter."""
+    return {"machine": describe_machine(), "versions": versions(), **commit_of(REPOSITORY, files)}
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide numbers."""
+    wanted = ("torch", "torchvision", "numpy", "opencv-python-headless")
+    installed = machine.versions()
+    return {"python": platform.python_version()} | {name: installed[name] for name in wanted}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor with its family (its bits and speed go with that, its name may say less), cores and GPUs by name."""
+    told = _first_processor()
+    processor = told.get("model name") or platform.processor() or platform.machine()
+    family = {k: told[k] for k in ("cpu family", "model") if k in told}
+    return {"processor": processor, "family": family, "cores": os.cpu_count(), "gpus": gpu_list("name")}
+
+
+def _first_processor() -> dict[str, str]:
+    """What the kernel says of it; nothing where it says nothing."""
+    try:
+        text = CPUINFO.read_text("utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = [line.partition(":") for line in text.split("\n\n")[0].splitlines()]
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def commit_of(root: Path, files: Sequence[str] = ()) -> dict[str, Any]:
+    """{"commit": hash or None where there is no git, "uncommitted": the given files that differ from it}."""
+    if shutil.which("git") is None:
+        return {"commit": None, "uncommitted": []}
+    head = _git(root, "rev-parse", "HEAD")
+    # An installed package may lie in a folder that another project's git ignores: its commit says nothing of ours.
+    if head is None or _git(root, "ls-files", "--error-unmatch", "pipeline/__init__.py") is None:
+        return {"commit": None, "uncommitted": []}
+    changed = _git(root, "status", "--porcelain", "--", *files) if files else ""
+    return {"commit": head.strip(), "uncommitted": sorted(line[3:] for line in (changed or "").splitlines())}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # A caller's hook sets GIT_DIR and friends: they would point at another repository.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    done = subprocess.run(["git", *arguments], cwd=root, env=env, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,359 @@
+"""Training, labelling and scoring as jobs in keyed work folders: what a key holds, what of it is done, publishing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import __version__
+from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig, key_material
+from hmsa_core.data.decode import holds_train_ids
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse, resolved
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
+from hmsa_core.io.trees import new_tree, publish_tree
+from hmsa_core.labels.store.format import listed_files, read_manifest
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.models import read_meta
+from hmsa_core.spec import (
+    EvaluateSpec,
+    EvaluationSetting,
+    FineData,
+    InferSpec,
+    JobSpec,
+    PseudoData,
+    Selection,
+    TrainSpec,
+    ValidationData,
+)
+from hmsa_core.taxonomy import ClassTable
+from pipeline.jobs import launcher
+from pipeline.workspace import keys
+from pipeline.workspace.table import VERSIONS
+from pipeline.workspace.workspace import Workspace
+
+INDEX = "data/index"
+_LOG = logging.getLogger(__name__)
+
+
+def role_index(ws: Workspace, role: str) -> Path:
+    """Index of the target images of one role; a file of its own, so that DVC re-runs only what reads it."""
+    return ws.path(f"{INDEX}/{role}.parquet")
+
+
+def fine_data(ws: Workspace, name: str = "learn") -> FineData:
+    """The images that learn from fine labels: "learn" of the target's, or "pretrain"."""
+    centroids = ws.path(f"{INDEX}/centroids-{'target' if name == 'learn' else name}.parquet")
+    return FineData(
+        selection=Selection(index=role_index(ws, name), roles=("learn",), kinds=("fine",)), centroids=centroids
+    )
+
+
+def weights_of(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint's weights, from its JSON."""
+    return str(read_meta(checkpoint)["weights_sha256"])
+
+
+def labelling_teacher(ws: Workspace) -> tuple[str, ...]:
+    """Who labels, for `auto-infer` and for all that is measured of its labels: `auto_infer.teacher`, else the teacher.
+
+    Students start from, and are judged against, the workspace's own teacher in any case.
+    """
+    chosen = ws.params.auto_infer.teacher
+    return (str(ws.teacher()),) if chosen is None else resolved(chosen, ws.resolve)
+
+
+def samples_digest(samples: Sequence[Sample]) -> str:
+    """Digest of which images and labels a list holds, in order; the name of a label file says how it is read."""
+    forms = [[part for part in ("label", "coarse") if holds_train_ids(getattr(s, part))] for s in samples]
+    return atomic.digest(
+        [
+            [s.name, s.image_sha256, s.label_sha256, s.coarse_sha256, *form]
+            for s, form in zip(samples, forms, strict=True)
+        ]
+    )
+
+
+def run_job(ws: Workspace, spec: JobSpec) -> None:
+    """Run a job; a stop request is its to answer meanwhile."""
+    with ws.job():
+        launcher.run_job(spec, stop=ws.stop)
+
+
+def provenance(stage: str) -> dict[str, Any]:
+    """What every result records besides its inputs."""
+    return {"stage": stage, "code_version": f"{__version__}, {stage} {VERSIONS[stage]}"}
+
+
+def train_model(
+    ws: Workspace,
+    stage: str,
+    job: str,
+    config: TrainConfig,
+    fine: FineData,
+    *,
+    pseudo: tuple[PseudoData, ...] = (),
+    init_from: Path | None = None,
+    teacher: tuple[str, ...] | None = None,
+    validate_every: int = 0,
+) -> Path:
+    """Train (or go on training, or find trained) and return the folder of the progress with `model/` in it.
+
+    The key holds the config, the learning images with their labels, the start weights and the labels of the
+    auto-labelled half, all by content. `teacher` made those labels, where `init_from` did not.
+    """
+    index = Index.load(fine.selection.index)
+    learning = index.select(roles=fine.selection.roles, kinds=fine.selection.kinds)
+    material = {
+        "version": VERSIONS[stage],
+        "config": key_material(config),
+        "classes": index.classes.digest(),
+        "fine": samples_digest(learning),
+        "centroids": atomic.sha256_file(fine.centroids),
+        "init_from": weights_of(init_from) if init_from else None,
+        "pseudo": [_pseudo_digest(part) for part in pseudo],
+        **_trunk_file(config, init_from),
+    }
+    work = keys.open_work(ws.work(stage), job, material)
+    if not _is_trained(work / "model"):
+        # `control` and the like are ours: the job gets the training part alone.
+        plain = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
+        run_job(
+            ws,
+            TrainSpec(
+                work=work,
+                roots=ws.roots,
+                stage=stage,
+                config=plain,
+                fine=fine,
+                pseudo=pseudo,
+                init_from=init_from,
+                teacher=teacher,
+                tracking=ws.path("work"),
+                validation=_validation(ws, validate_every),
+                lineage=provenance(stage) | {"job": job},
+            ),
+        )
+    return work
+
+
+def _validation(ws: Workspace, every: int) -> ValidationData | None:
+    """Scores in the log at ends of epochs, on the images that calibration keeps out of every training."""
+    if not every:
+        return None
+    chosen = Selection(index=role_index(ws, "calibrate"), roles=("calibrate",), kinds=("fine",))
+    return ValidationData(selection=chosen, every_epochs=every)
+
+
+def _trunk_file(config: TrainConfig, init_from: Path | None) -> dict[str, str]:
+    """A file of trunk weights by content, where training starts from it; packages and commits stay what they are."""
+    source = Path(config.model.trunk_file or "").expanduser()
+    return {"trunk_weights": atomic.sha256_file(source)} if init_from is None and source.is_file() else {}
+
+
+def _pseudo_digest(pseudo: PseudoData) -> dict[str, str | float]:
+    store, centroids = str(read_manifest(pseudo.store)["digest"]), atomic.sha256_file(pseudo.centroids)
+    return {"store": store, "centroids": centroids, "weight": pseudo.weight}
+
+
+def _is_trained(model: Path) -> bool:
+    if not (model / "model.json").exists():
+        return False
+    if atomic.sha256_file(model / "model.safetensors") != weights_of(model):
+        raise IntegrityError(
+            f"{model / 'model.safetensors'}: changed since it was written",
+            hint=f"delete {model.parent} and run the stage again",
+        )
+    return True
+
+
+def fusion(checkpoint: Path) -> dict[str, str]:
+    """The kind `average` or `max`, for keys: the weights' digest is that of a single-scale model and cannot tell it."""
+    kind = str(read_meta(checkpoint)["kind"])
+    return {"kind": kind} if kind in ("average", "max") else {}
+
+
+def check_classes(ws: Workspace, what: str, held: ClassTable, wanted: ClassTable) -> None:
+    """ConfigError for a teacher, or labels of one, whose class names are not those of the fine labels."""
+    if held.classes == wanted.classes:
+        return
+    names = (", ".join(table.classes[:6]) + (", ..." if table.num_classes > 6 else "") for table in (held, wanted))
+    raise ConfigError(
+        f"{what}: knows the classes {next(names)}; the fine labels have {next(names)}",
+        hint=(
+            "undo the edit of the class file, or return to a teacher of these classes (`autolabel models rollback`)"
+            if ws.is_promoted()
+            else "the teacher is older than the last edit of the class file: `dvc repro` trains it anew"
+        ),
+    )
+
+
+def evaluate_model(
+    ws: Workspace,
+    stage: str,
+    job: str,
+    checkpoint: Path,
+    index: Path,
+    names: tuple[str, ...],
+    settings: tuple[EvaluationSetting, ...],
+    runtime: RuntimeConfig,
+    *,
+    details: bool = False,
+) -> Path:
+    """Confusion counts of a checkpoint, one `<setting>.npz` each, in the folder returned."""
+    listed = Index.load(index)
+    chosen = listed.select(names=names)
+    material = {
+        "version": VERSIONS[stage],
+        "weights": weights_of(checkpoint),
+        "images": samples_digest(chosen),
+        "settings": [key_material(s) for s in settings],
+        "runtime": key_material(runtime),
+        "details": details,
+        "classes": listed.classes.digest(),
+        "groups": atomic.digest([[s.name, s.block, s.city] for s in chosen]),  # intervals and tables go by them
+        **fusion(checkpoint),
+    }
+    work = keys.open_work(ws.work(stage), job, material)
+    if not (work / "summary.json").exists():
+        run_job(
+            ws,
+            EvaluateSpec(
+                work=work,
+                roots=ws.roots,
+                checkpoint=checkpoint,
+                settings=settings,
+                runtime=runtime,
+                selection=Selection(index=index, names=names),
+                details=details,
+                lineage=provenance(stage),
+            ),
+        )
+    return work
+
+
+def infer_store(
+    ws: Workspace, stage: str, job: str, config: InferConfig, teacher: Spec, index: Path, names: tuple[str, ...]
+) -> Path:
+    """Label images into a raw store below `work/`, only those that it lacks; return the store's folder.
+
+    Which images are wanted is not in the key: new ones are appended to the store of the same teacher, classes and
+    settings. A store that holds images no longer wanted (or changed ones) is left, and another one begun.
+    """
+    listed = Index.load(index)
+    wanted = {s.name: s.image_sha256 for s in listed.select(names=names)}
+    sources, alone = parse(teacher), only_checkpoint(teacher)
+    classes = listed.classes if alone is None else _classes_of(alone, listed)
+    check_classes(ws, f"{alone}", classes, listed.classes)
+    # `teacher` of the stage's settings is ours: the key holds its digest, the job gets it beside its settings.
+    plain = InferConfig.model_validate(config.model_dump(include=set(InferConfig.model_fields)))
+    material = {
+        "version": VERSIONS[stage],
+        "config": key_material(plain),
+        "teacher": digest_of(sources),
+        "classes": classes.digest(),
+        **({} if alone is None else fusion(alone)),
+    }
+    work = keys.open_work(ws.work(stage), job, material)
+    held = _images_of(work / "store") | _planned(work / "plan.json")
+    if any(wanted.get(name) != sha for name, sha in held.items()):
+        work = keys.open_work(ws.work(stage), job, material | _begun(ws.work(stage), job, material, wanted))
+        held = _images_of(work / "store")
+    if held != wanted or not _is_whole(work / "store") or left_out(work / "store"):
+        run_job(
+            ws,
+            InferSpec(
+                work=work,
+                roots=ws.roots,
+                config=plain,
+                teacher=tuple(str(source) for source in sources),
+                selection=Selection(index=index, names=names),
+                lineage=provenance(stage),
+                engine=ws.params.runtime.engine,
+            ),
+        )
+    return work / "store"
+
+
+def _classes_of(checkpoint: Path, index: Index) -> ClassTable:
+    """Classes that a checkpoint's labels get: its own, or the index's where it has none (imported weights)."""
+    table = read_meta(checkpoint).get("class_table")
+    return ClassTable.from_json(table) if table else index.classes
+
+
+def _begun(folder: Path, job: str, material: dict[str, Any], wanted: dict[str, str]) -> dict[str, str]:
+    """What tells a store from the others of the same teacher and settings: the images that it began with.
+
+    The newest that holds only what is wanted goes on growing; without one, a store of its own begins.
+    """
+    taken = []
+    for key in reversed(keys.used(folder, job)):
+        described = atomic.read_json(folder / key / "key.json")
+        same = {name: value for name, value in described.items() if name not in ("job", "images")} == material
+        if same and "images" in described:
+            held = _images_of(folder / key / "store") | _planned(folder / key / "plan.json")
+            if all(wanted.get(name) == sha for name, sha in held.items()):
+                return {"images": str(described["images"])}
+            taken.append(described["images"])
+    images = atomic.digest(sorted(wanted.items()))
+    while images in taken:  # it began with these, and has grown since
+        images = atomic.digest(images)
+    return {"images": images}
+
+
+def _images_of(store: Path) -> dict[str, str]:
+    """Images that a finished store accounts for: labelled, or left out with a reason."""
+    if not (store / "manifest.json").exists():
+        return {}
+    return LabelStore(store, read_manifest(store)).pictures()
+
+
+def left_out(store: Path) -> dict[str, str]:
+    """{name: reason} of images that a finished store could not label; the job looks whether they were restored."""
+    if not (store / "manifest.json").exists():
+        return {}
+    return {str(row["name"]): str(row["reason"]) for s in read_manifest(store)["shards"] for row in s["skipped"]}
+
+
+def _planned(plan: Path) -> dict[str, str]:
+    if not plan.exists():
+        return {}
+    shards = atomic.read_json(plan).get("shards", [])
+    return {n: h for s in shards for n, h in zip(s["names"], s["image_sha256s"], strict=True)}
+
+
+def _is_whole(store: Path) -> bool:
+    """Whether all files of a finished store are there (their digests are checked when they are read)."""
+    try:
+        return all((store / file).exists() for file in listed_files(read_manifest(store)))
+    except StoreError:
+        return False
+
+
+def record_skip(ws: Workspace, place: str, reason: str) -> None:
+    """Write why an output holds nothing, into its folder: skipped.json."""
+    with new_tree(ws.path(place)) as out:
+        atomic.write_json(out / "skipped.json", {"reason": reason})
+
+
+def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:
+    """Hard-link a checkpoint folder into the place of an output."""
+    publish_tree(model, ws.path(target), last=("model.json",))
+
+
+def speed_file(ws: Workspace, stage: str) -> Path:
+    """Images a second, waiting and memory of the stage's trainings, by run."""
+    return ws.path(f"work/times/{stage}-training.json")
+
+
+def warn(stage: str, text: str) -> None:
+    """Say what a person should know now, with the stage's name in front."""
+    _LOG.warning("%s: %s", stage, text)
+
+
+def write_metrics(ws: Workspace, stage: str, values: Mapping[str, Any]) -> None:
+    """Write metrics/<stage>.json: what `dvc metrics show` and `diff` read. No times: they differ every run."""
+    atomic.write_json(ws.path(f"metrics/{stage}.json"), dict(values))

@@ -1,0 +1,60 @@
+"""What arrived since the last index: new images by content, copies of known ones, near-copies named.
+
+Nothing is decided here: `prepare` indexes and quarantines. This is what the morning page calls "arrived".
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.data.checks import perceptual_hash
+from hmsa_core.data.decode import read_image
+from hmsa_core.data.index import Index, read_quarantine
+from hmsa_core.data.layouts import scan
+from hmsa_core.data.near import hash_values, nearest
+from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.errors import DecodeError, IntegrityError
+from hmsa_core.io.remote import fetched
+from pipeline.workspace.workspace import Workspace
+
+_NAMED = 20  # examples kept of each kind
+
+
+def discover(ws: Workspace) -> dict[str, Any]:
+    """Compare the target data set's folder with the index of the last run.
+
+    Returns:
+        {"arrived", "copies", "near", "gone": counts; "first": bool; "sentence": str; "examples": {"arrived":
+        [[name, path]], "copies" and "near": [[name, known name, path]], "gone": [name]}}; paths as in the index.
+    """
+    source = ws.source("target")
+    found = {f.name: f.image for f in scan(source).found}
+    index, quarantine = ws.path("data/index/target.parquet"), ws.path("data/index/quarantine.parquet")
+    known = Index.load(index).samples if index.exists() else ()
+    names, by_content = {s.name for s in known}, {s.image_sha256: s.name for s in known}
+    refused = {row.name for row in read_quarantine(quarantine)} if quarantine.exists() else set()
+    new = sorted(set(found) - names - refused)
+    copies, hashes = [], {}
+    for name in new if known else ():  # on the first night everything is new: to hash it here is work done twice
+        with suppress(DecodeError, IntegrityError, OSError):  # `prepare` will tell the reason
+            file = fetched(Path(source.root) / found[name])
+            if twin := by_content.get(sha256_file(file)):
+                copies.append([name, twin, found[name]])
+            else:
+                hashes[name] = perceptual_hash(read_image(file))
+    like = nearest(
+        hash_values(hashes.values()), hash_values(s.phash for s in known), ws.params.data.target.near_duplicate_bits
+    )
+    near = [[name, known[i].name, found[name]] for name, (i, _) in zip(hashes, like, strict=True) if i >= 0]
+    arrived, gone = [[name, found[name]] for name in new], sorted(names - set(found))
+    lists: dict[str, list[Any]] = {"arrived": arrived, "copies": copies, "near": near, "gone": gone}
+    if known:
+        told = f"{len(new)} new images ({len(copies)} copies, {len(near)} near-copies of known ones)"
+        told += f", {len(gone)} gone" if gone else ""
+    else:
+        told = f"first run: {len(new)} images in the target folder"
+    examples = {key: rows[:_NAMED] for key, rows in lists.items()}
+    counts = {key: len(rows) for key, rows in lists.items()}
+    return {**counts, "first": not known, "examples": examples, "sentence": told}

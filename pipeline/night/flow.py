@@ -1,0 +1,230 @@
+"""The Prefect flow `auto-label`: one task a DVC stage, then the gate, the registry and the morning page.
+
+DVC decides what has to run; Prefect shows it, retries what is worth a retry, and schedules. There are no
+Prefect concurrency limits here: after a full kill their slots stay taken. One run at a time is a kernel
+lock on the workspace and the worker's own `--limit 1`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import get_run_context
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL
+
+from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, one_line
+from hmsa_core.io.process import die_with_parent
+from pipeline.night import discover, history, morning, morning_page
+from pipeline.night.gatekeeper import apply_verdict
+from pipeline.night.morning import Tonight
+from pipeline.night.parameters import parameters_of_night
+from pipeline.night.reaper import nightly_lock, reap
+from pipeline.night.runner import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
+from pipeline.stages.disk import check_machine
+from pipeline.workspace.table import STAGES
+from pipeline.workspace.workspace import Workspace
+
+_ENGINE = "prefect/engine.py"  # the program of a run that a worker has started
+
+
+@flow(name="auto-label", description="Label new images, retrain the student, judge it, write the morning page.")
+def auto_label(
+    workspace: str | None = None,
+    threshold: float | str | None = None,
+    target_precision: float | None = None,
+    promote: bool = True,
+    params: dict[str, Any] | None = None,
+    stages: list[str] | None = None,
+) -> str:
+    """Run a night.
+
+    Args:
+        workspace: folder with dvc.yaml; default: AUTO_LABEL_ROOT, else the current folder.
+        threshold: `pseudo_label.threshold` for this run ("policy", "teach", a number, or a policy file).
+        target_precision: `calibrate.target` for this run.
+        promote: let an accepted student teach from tomorrow on.
+        params: any other dotted key of params.yaml for this run, e.g. {"student_train.epochs": 4}.
+        stages: only these stages (names of dvc.yaml), in the chain's order; default: all.
+
+    Returns:
+        The verdict in a sentence.
+    """
+    # The worker may be killed; this process and all below it must not outlive it.
+    die_with_parent(signal.SIGTERM)
+    ws = Workspace.find(workspace or os.environ.get("AUTO_LABEL_ROOT") or None)
+    own = {"pseudo_label.threshold": threshold, "calibrate.target": target_precision}
+    told = {"workspace": workspace, "stages": stages, "promote": None if promote else False}
+    changes = {**(params or {}), **{key: value for key, value in own.items() if value is not None}}
+    arguments = {name: value for name, value in told.items() if value is not None}
+    lock = nightly_lock(ws.root)
+    try:
+        lock.acquire()
+    except LockedError as error:
+        if _ENGINE not in lock.owner():  # another night writes its own page
+            _publish_failure(ws, Tonight({}, {}, changes, failed=error.message, arguments=arguments), error)
+        raise
+    try:
+        _settle_dead_runs(ws)
+        return _night(ws, stages, changes, arguments)
+    except ServerGoneError as error:
+        _leave(error)
+        raise
+    finally:
+        lock.release()
+
+
+def _settle_dead_runs(ws: Workspace) -> None:
+    try:
+        for line in reap(ws.root, keep=_run_id()):
+            get_run_logger().warning(line)
+    except (httpx.HTTPError, PrefectException) as error:  # what became of other runs must not cost this one
+        get_run_logger().warning("runs that were left behind are not settled: %s", one_line(error))
+
+
+def _leave(error: ServerGoneError) -> None:
+    """End this process if it is the run's own: Prefect would tell a server that is gone, and wait for minutes."""
+    if str(_run_id()) == os.environ.get("PREFECT__FLOW_RUN_ID"):
+        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arguments: dict[str, Any]) -> str:
+    arrived: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    tonight = Tonight(arrived, {}, changes, seconds, arguments=arguments)
+    try:
+        chosen = _chosen(stages)
+        with parameters_of_night(ws.root, changes):
+            _ = ws.params  # the page is about these, also when it is written after the block
+            history.check_readable(ws)
+            unchanged = dvc_unchanged(ws.root)
+            check_machine_task(ws, [] if unchanged else chosen)
+            arrived |= discover_task(ws)
+            for stage in chosen:
+                took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
+                seconds |= {stage: took} if took else {}
+            if "evaluate" in chosen:
+                tonight = replace(tonight, verdict=gate_task(ws, promote=arguments.get("promote", True)))
+    except (HmsaError, OSError) as error:
+        tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
+        _publish_failure(ws, replace(tonight, failed=_why(error), tail=tail), error)
+        raise
+    return publish_task(ws, tonight)
+
+
+def _why(error: HmsaError | OSError) -> str:
+    return error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
+
+
+def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError | OSError) -> None:
+    """A page for the night that ended early, too; what hinders the page must not hide why the night failed."""
+    if isinstance(error, ServerGoneError):
+        write_page(ws, tonight)  # there is nobody to send artifacts to
+        return
+    try:
+        publish_task(ws, tonight)
+    except (HmsaError, OSError, httpx.HTTPError, PrefectException):
+        get_run_logger().exception("no morning page")
+
+
+def _chosen(stages: list[str] | None) -> list[str]:
+    unknown = [s for s in stages or [] if s not in STAGES]
+    if unknown:
+        raise ConfigError(f"unknown stage {unknown[0]!r}; the stages are: {', '.join(STAGES)}")
+    return [stage for stage in STAGES if stage in (stages or STAGES)]
+
+
+def _run_id() -> Any:
+    context = get_run_context()
+    flow_run = getattr(context, "flow_run", None)
+    return None if flow_run is None else flow_run.id
+
+
+@task(name="check-machine", task_run_name="check-machine", cache_policy=NO_CACHE)
+def check_machine_task(ws: Workspace, stages: list[str]) -> None:
+    """Refuse to start on a machine or disk that cannot finish these stages."""
+    for line in check_machine(ws, stages):
+        get_run_logger().info(line)
+
+
+@task(name="discover", task_run_name="discover", cache_policy=NO_CACHE)
+def discover_task(ws: Workspace) -> dict[str, Any]:
+    """Find images that the last index does not know, by content."""
+    found = discover.discover(ws)
+    get_run_logger().info(found["sentence"])
+    return found
+
+
+def _worth_a_retry(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, StageFailedError):
+        return error.is_worth_a_retry
+    return not isinstance(error, HmsaError)  # our own errors say what to do; trying again is not among it
+
+
+@task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=1, retry_condition_fn=_worth_a_retry)
+def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
+    """Run one stage under DVC; the task bears the stage's name. Seconds; 0 when DVC found nothing to do."""
+    log = get_run_logger()
+    if skip:
+        log.info("%s: unchanged, nothing to do", stage)
+        return 0.0
+    ran = False
+
+    def say(line: str) -> None:
+        nonlocal ran
+        ran = ran or line.startswith("Running stage")
+        log.info(line)
+
+    seconds = run_stage(stage, ws.root, say=say, alive=ServerWatch(PREFECT_API_URL.value()).alive)
+    return seconds if ran else 0.0
+
+
+def dvc_unchanged(root: Path) -> bool:
+    """Whether DVC has nothing to do in the whole workspace (one call instead of one a stage)."""
+    done = subprocess.run([*DVC, "status", "--json"], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return False
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return bool(lines) and json.loads(lines[-1]) == {}
+
+
+@task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
+def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
+    """Promote an accepted student, or say why not."""
+    verdict = apply_verdict(ws, promote=promote)
+    get_run_logger().info(verdict.get("sentence", "no verdict"))
+    return verdict
+
+
+def write_page(ws: Workspace, tonight: Tonight) -> tuple[dict[str, Any], Path]:
+    """Write the morning page; return its content and its path."""
+    page = morning.collect(ws, tonight)
+    return page, morning_page.write(ws, page)
+
+
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
+def publish_task(ws: Workspace, tonight: Tonight) -> str:
+    """Write the morning page and Prefect's artifacts."""
+    page, path = write_page(ws, tonight)
+    create_markdown_artifact(key="auto-label-morning", markdown=morning.as_markdown(page, path))
+    for key, (description, rows) in morning.tables(page).items():
+        create_table_artifact(key=key, table=rows, description=description)
+    if hindered := history.track_night(ws, page, path):
+        get_run_logger().warning(hindered)
+    get_run_logger().info("morning page: %s", path)
+    return str(page["sentence"])

@@ -1,0 +1,282 @@
+"""After `evaluate`: judge the student with all that earlier nights spent, and let it teach or say why not.
+
+models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line, a look each; the
+                              first line of each set of images has their "names"
+models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}: the student's recipe with other seeds
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmsa_core import __version__
+from hmsa_core.config import key_material
+from hmsa_core.data.index import Index
+from hmsa_core.io import atomic, records
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
+from hmsa_core.labels.store.format import read_manifest
+from hmsa_core.metrics import gate, iou_of
+from pipeline.jobs import measure
+from pipeline.jobs.support import (
+    evaluate_model,
+    fine_data,
+    labelling_teacher,
+    role_index,
+    samples_digest,
+    train_model,
+    weights_of,
+)
+from pipeline.stages import training
+from pipeline.stages.runner import check_space
+from pipeline.stages.student_train import check_teacher, pseudo_data, start_of
+from pipeline.workspace.counts import read_counts
+from pipeline.workspace.registry import Registry, knows_other_classes
+from pipeline.workspace.workspace import Workspace
+
+_LOG = logging.getLogger(__name__)
+_LOOKS = "models/registry/looks.jsonl"
+
+
+# -- A/A trainings -----------------------------------------------------------------------------------
+
+
+def aa_file(ws: Workspace) -> Path:
+    """Where the results of A/A trainings are kept."""
+    return ws.path("models/registry/aa.json")
+
+
+def measured_aa(ws: Workspace) -> dict[str, Any]:
+    """What `autolabel models aa` wrote; {} before it ran.
+
+    Raises:
+        IntegrityError: the file is torn, or its figures are no shares.
+    """
+    path = aa_file(ws)
+    if not path.exists():
+        return {}
+    hint = "`autolabel models aa` measures it anew"
+    try:
+        found = atomic.read_json(path)
+    except HmsaError as error:
+        raise IntegrityError(error.message, hint=hint) from error
+    figures = found.get("mean_iou")
+    if not isinstance(figures, list) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in figures):
+        raise IntegrityError(f"{path}: mean_iou is {figures!r}, expected a list of shares between 0 and 1", hint=hint)
+    return found
+
+
+def recipe_digest(ws: Workspace) -> str:
+    """Digest of what A/A trainings have in common: the student's settings but its seed, and the main setting."""
+    config = key_material(ws.params.student_train)
+    config.pop("seed")
+    if ws.params.student_train.init != "teacher":  # no key has it: a training's holds the start weights instead
+        config["init"] = ws.params.student_train.init
+    return atomic.digest({"student_train": config, "setting": ws.params.evaluate.settings[0].model_dump(mode="json")})
+
+
+def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
+    """Train the student's recipe `runs` times (seeds seed, seed + 1, ...), evaluate each run, write aa.json.
+
+    Finished trainings and evaluations are found again. The first run is the student that is there already. The
+    caller holds the locks of student-train and evaluate.
+
+    Returns:
+        What was written: {"mean_iou": [...], "sd": standard deviation, "recipe", "runs": [...], "lineage": {...}}.
+
+    Raises:
+        ConfigError: fewer than two runs. InputError: no labels to learn from, or no image to judge on.
+    """
+    if runs < 2:
+        raise ConfigError(f"{runs} A/A training says nothing about a spread: at least 2 are needed")
+    if not ws.path("labels/final/manifest.json").exists():
+        raise InputError(f"{ws.path('labels/final')}: no auto-labels yet", hint="run `dvc repro` first")
+    check_teacher(ws.path("labels/final"), labelling_teacher(ws))
+    check_space(ws, "models aa", training.disk_estimate(ws.params.student_train, models=runs))
+    samples = measure.fine_samples(ws, "report")
+    if not samples:
+        raise InputError("no image has the role `report`: A/A trainings cannot be judged", hint="see data.roles")
+    seeds = [ws.params.student_train.seed + i for i in range(runs)]
+    models = {f"aa-{seed}": _train(ws, seed, i, runs) for i, seed in enumerate(seeds)}
+    names = measure.judge(ws, samples, models).names
+    scores = [_mean_iou(ws, name, model, names) for name, model in models.items()]
+    record = {
+        "mean_iou": scores,
+        "sd": float(np.std(scores, ddof=1)),
+        "recipe": recipe_digest(ws),
+        "runs": [
+            {"seed": seed, "weights_sha256": weights_of(model), "mean_iou": score}
+            for seed, model, score in zip(seeds, models.values(), scores, strict=True)
+        ],
+        "lineage": {
+            "student_train": ws.params.student_train.model_dump(mode="json"),
+            "setting": ws.params.evaluate.settings[0].model_dump(mode="json"),
+            "teacher": weights_of(ws.teacher()),
+            "labels": str(read_manifest(ws.path("labels/final"))["digest"]),
+            "report_images": samples_digest([s for s in samples if s.name in set(names)]),
+            "images": len(names),
+            "code_version": __version__,
+        },
+    }
+    atomic.write_json(aa_file(ws), record)
+    return record
+
+
+def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
+    """The student of this seed, as student-train makes it."""
+    _LOG.info("A/A training %d of %d: seed %d", number + 1, runs, seed)
+    config = ws.params.student_train.model_copy(update={"seed": seed})
+    teacher, by = ws.teacher(), labelling_teacher(ws)
+    pseudo = pseudo_data(ws)
+    fine = fine_data(ws)
+    # The job's name is part of the key: under the student's own name the student's training is found.
+    job, start = "student" if number == 0 else f"aa-{seed}", start_of(ws, teacher)
+    run = train_model(ws, "student-train", job, config, fine, pseudo=pseudo, init_from=start, teacher=by)
+    return run / "model"
+
+
+def _mean_iou(ws: Workspace, name: str, model: Path, names: tuple[str, ...]) -> float:
+    config = ws.params.evaluate
+    main = config.settings[0]
+    folder = evaluate_model(ws, "evaluate", name, model, role_index(ws, "report"), names, (main,), config.runtime)
+    (confusions,) = read_counts(folder / f"{main.name}.npz", "confusions")
+    return float(np.nanmean(iou_of(confusions.sum(axis=0))))
+
+
+# -- looks at the report images ----------------------------------------------------------------------
+
+
+def looks(ws: Workspace) -> list[dict[str, Any]]:
+    """All looks at report sets so far, oldest first."""
+    return records.read(ws.path(_LOOKS), "a look at a report set", ("candidate", "images"))
+
+
+def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
+    """Number of this look at these report images, which is recorded; a candidate looks once at the same images.
+
+    A set that shares an image with this one counts, too: one image more a night must not start the count anew.
+    """
+    report, seen = atomic.digest(list(images)), looks(ws)
+    sets = {str(line["images"]): set(line["names"]) for line in seen if "names" in line}
+    overlap = {digest for digest, names in sets.items() if not names.isdisjoint(images)} | {report}
+    taken = [(line["candidate"], line["images"]) for line in seen if line["images"] in overlap]
+    if (candidate, report) not in taken:
+        names = {} if report in sets else {"names": list(images)}
+        records.append(ws.path(_LOOKS), {"candidate": candidate, "images": report, **names})
+        taken.append((candidate, report))
+    return taken.index((candidate, report)) + 1
+
+
+# -- the verdict of a night --------------------------------------------------------------------------
+
+
+def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> dict[str, Any]:
+    """Judge the student; register and promote it when it was accepted.
+
+    Args:
+        ws: the workspace.
+        promote: False reports what would have happened.
+        by: who decides, for the history.
+
+    Returns:
+        The verdict with `promoted` (version name, or null) and `decision` in words.
+
+    Raises:
+        IntegrityError: evaluation/ belongs to another student or teacher than the workspace has now.
+    """
+    verdict, registry = _judge_tonight(ws), Registry(ws.root)
+    verdict["promoted"] = None
+    kept = f"kept {registry.current()}"
+    if not verdict.get("promote"):
+        return verdict | {"decision": f"{kept}: {'; '.join(verdict.get('reasons', []))}"}
+    if not promote:
+        return verdict | {"decision": f"{kept}: promotion is switched off for this run"}
+    limit, rounds = ws.params.student_train.max_rounds, registry.rounds(ws.path("models/student"))
+    if limit is not None and rounds >= limit:
+        told = f"the student is good, but is round {rounds} of auto-labels, and student_train.max_rounds is {limit}"
+        return verdict | {"decision": f"{kept}: {told}: the last round does not teach"}
+    metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
+    version = registry.register(ws.path("models/student"), metrics=metrics, verdict=verdict)
+    if registry.current().endswith(f"/{version.name}"):
+        return verdict | {"decision": f"{version.name} teaches already"}
+    if withdrawn := registry.withdrawn(version.name):
+        why = f" ({withdrawn['reason']})" if withdrawn["reason"] else ""
+        told = f"{kept}: {version.name} was rolled back by {withdrawn['by'] or 'somebody'}{why}; "
+        return verdict | {"decision": f"{told}`autolabel models promote {version.name}` takes it back"}
+    registry.promote(version, by=by, reason=str(verdict.get("sentence", "")))
+    return verdict | {"promoted": version.name, "decision": f"promoted {version.name}"}
+
+
+def _judge_tonight(ws: Workspace) -> dict[str, Any]:
+    """The gate's verdict on models/student against whoever teaches, with looks and A/A trainings counted."""
+    stored = atomic.read_json(ws.path("evaluation/verdict.json"))
+    weights = weights_of(ws.path("models/student"))
+    _check_models(ws, stored, weights)
+    if "gain" not in stored:
+        return stored  # there is no report set (profile paper-final)
+    incumbent = "incumbent" if ws.path("evaluation/confusions-incumbent.npz").exists() else "teacher"
+    new, blocks = _judged(ws, "student")
+    champion, unscored = _champion(ws)
+    aa = measured_aa(ws)
+    verdict = gate.judge(
+        new,
+        _judged(ws, incumbent)[0],
+        blocks,
+        Index.load(ws.path("data/index/target.parquet")).classes.classes,
+        ws.params.evaluate.gate,
+        looks=count_look(ws, weights, new.images),
+        champion=champion,
+        aa_mean_iou=aa.get("mean_iou", []),
+        unknown=stored["unknown_lineage"],
+        seed=ws.params.evaluate.seed,
+    )
+    if unscored:
+        verdict |= {"promote": False, "reasons": [*verdict["reasons"], unscored]}
+    return verdict | {"candidate_weights_sha256": weights, "notes": [*verdict["notes"], *_aa_note(ws, aa)]}
+
+
+def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
+    """The student may have been trained anew since `evaluate`, and somebody may have promoted or rolled back."""
+    path, against = ws.path("evaluation/verdict.json"), stored.get("incumbent_weights_sha256")
+    hint = "run `dvc repro evaluate`"
+    if stored.get("candidate_weights_sha256") != student:
+        raise IntegrityError(f"{path}: judged other weights than models/student holds", hint=hint)
+    if against is not None and weights_of(ws.teacher()) not in (against, student):
+        raise IntegrityError(f"{path}: judged against another teacher than the one that teaches now", hint=hint)
+
+
+def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
+    """How `evaluate` scored the pinned reference, under the name that people type; or why there is no score."""
+    champion, metrics = Registry(ws.root).champion(), ws.path("evaluation/metrics.json")
+    if champion is None or not metrics.exists():
+        return None, ""
+    wanted = weights_of(champion.path)
+    for name, row in atomic.read_json(metrics)["models"].items():
+        if row["weights_sha256"] == wanted:
+            return replace(_judged(ws, name)[0], name=champion.name), ""
+    if knows_other_classes(champion.path, Index.load(ws.path("data/index/target.parquet")).classes):
+        told = "has other classes and cannot be scored: `autolabel models pin VERSION` names another, "
+        told += "`rm models/registry/champion.json` none until the next promotion"
+    else:
+        told = "has not been scored on these images: `dvc repro --force --single-item evaluate`"
+    return None, f"the pinned reference {champion.name} {told}"
+
+
+def _aa_note(ws: Workspace, aa: dict[str, Any]) -> list[str]:
+    if ws.params.evaluate.gate.seed_sd is not None or aa.get("recipe") in (None, recipe_digest(ws)):
+        return []
+    return [
+        "the seed variance comes from A/A trainings of another recipe (student_train or the main setting of "
+        "evaluate is not what it was): measure it again with `autolabel models aa`"
+    ]
+
+
+def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
+    names, blocks, confusions = read_counts(
+        ws.path(f"evaluation/confusions-{model}.npz"), "names", "blocks", "confusions"
+    )
+    return gate.Judged(model, confusions, tuple(names.tolist())), tuple(blocks.tolist())

@@ -1,0 +1,154 @@
+"""What is kept of a night: a line in work/nightly/history.jsonl, which the next page reads, and a run in MLflow."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import __version__
+from hmsa_core.io import atomic, records
+from hmsa_core.io.errors import HmsaError, IntegrityError
+from hmsa_core.runtime.tracking import Mlflow
+from pipeline.jobs.measure import policy_file
+from pipeline.night.gatekeeper import looks, measured_aa
+from pipeline.night.services import REPO
+from pipeline.workspace.registry import Registry, damage
+from pipeline.workspace.workspace import Workspace
+
+HISTORY = "work/nightly/history.jsonl"
+NIGHTS = 30
+_NAMED = 4  # changed parameters that are written out
+
+
+def nights(ws: Workspace) -> list[dict[str, Any]]:
+    """All nights so far, oldest first."""
+    return records.read(ws.path(HISTORY), "a night", ("night",))
+
+
+def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Append tonight; return the last NIGHTS nights."""
+    before = nights(ws)
+    records.append(ws.path(HISTORY), line)
+    return [*before, dict(line)][-NIGHTS:]
+
+
+def check_readable(ws: Workspace) -> None:
+    """Refuse a history, A/A figures or a reference that cannot be read.
+
+    The gate or the morning page would fail on them hours later. A/A figures are those of trainings of one recipe.
+
+    Raises:
+        IntegrityError: names the file and the line.
+    """
+    nights(ws)
+    registry = Registry(ws.root)
+    registry.history()
+    champion = registry.champion()
+    if champion is not None and (wrong := damage(champion.path)):
+        mend = "`autolabel models register` of the same weights mends it, `autolabel models pin` names another"
+        raise IntegrityError(f"the pinned reference {champion.name}: {wrong}", hint=mend)
+    looks(ws)
+    measured_aa(ws)
+
+
+def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a night was made with: images, parameters, code, teacher; compared with the night before.
+
+    Without an index its images are those of the night before: DVC removes the index before `prepare` runs.
+    """
+    index, summary = ws.path("data/index/target.parquet"), ws.path("data/index/summary.json")
+    before = (nights(ws) or [{}])[-1].get("night", {})
+    return {
+        "data": atomic.sha256_file(index)[:12] if index.exists() else before.get("data", ""),
+        "roles": atomic.read_json(summary)["target"]["by_role"] if summary.exists() else before.get("roles", {}),
+        "params": _flat(ws.params.model_dump(mode="json")),
+        "code": _code(),
+        "teacher": Registry(ws.root).current(),
+        "overrides": dict(overrides),
+    }
+
+
+def differs(ws: Workspace, night: Mapping[str, Any]) -> list[str]:
+    """What differs from the night before, one sentence each."""
+    before = nights(ws)
+    if not before:
+        return ["this is the first night"]
+    old = before[-1]["night"]
+    found = [*_data(old, night), *_params(old.get("params"), night["params"])]
+    for key, what in (("code", "program"), ("teacher", "teacher")):
+        if old.get(key) != night[key]:
+            found.append(f"{what}: {old.get(key) or 'none'} → {night[key]}")
+    if night["overrides"]:
+        given = ", ".join(f"{key} = {json.dumps(value)}" for key, value in night["overrides"].items())
+        found.append(f"for this run only: {given}")
+    return found or ["nothing differs from last night: images, parameters, program and teacher are the same"]
+
+
+def _data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    if old.get("data") == new["data"]:
+        return []
+    before, now = old.get("roles") or {}, new["roles"]
+    counts = [
+        f"{role} {before.get(role, 0)} → {now.get(role, 0)}"
+        for role in sorted({*before, *now})
+        if before.get(role, 0) != now.get(role, 0)
+    ]
+    return [f"images: {', '.join(counts) or 'the same number, other content'}"]
+
+
+def _params(old: Any, new: Mapping[str, Any]) -> list[str]:
+    if not isinstance(old, dict):  # a night whose params.yaml could not be read
+        return []
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    told = [f"{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}" for key in changed[:_NAMED]]
+    return told + ([f"and {len(changed) - _NAMED} more parameters"] if len(changed) > _NAMED else [])
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; lists and empty sections stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _code() -> str:
+    """Version, and the commit where the program runs from a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    except OSError:  # no git on the PATH: which commit is unknown, as outside of a checkout
+        return __version__
+    commit = done.stdout.strip()
+    return f"{__version__} ({commit})" if done.returncode == 0 and commit else __version__
+
+
+def track_night(ws: Workspace, page: Mapping[str, Any], path: Path) -> str:
+    """Keep a night in MLflow, beside the trainings, where `student_train.runtime.tracking` names mlflow.
+
+    Args:
+        ws: the workspace.
+        page: content of the morning page; its last line holds tonight's figures.
+        path: the page itself.
+
+    Returns:
+        What hindered it, in a line; "" where nothing did, or where nobody asked for it.
+    """
+    try:
+        if "mlflow" not in ws.params.student_train.runtime.trackers:
+            return ""
+        key = secrets.token_hex(8)
+        run = Mlflow(ws.path("work"), f"night-{key[:8]}", key)
+        figures = (page.get("lines") or [{}])[-1]
+        policy = policy_file(ws)
+        run.keep({"page": path} | ({"policy": policy} if policy and policy.is_file() else {}), figures)
+        run.tell({"event": "night", "time": time.time(), **figures})
+        run.tell({"event": "finished", "time": time.time()})
+    except HmsaError as error:
+        return f"the night is not in MLflow: {error.message}"
+    return ""

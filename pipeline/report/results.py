@@ -1,0 +1,282 @@
+"""The results of a workspace, gathered once as tables. `render` shows them in terminal, report and a night's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.io.atomic import read_json
+from hmsa_core.io.errors import InputError
+from hmsa_core.labels import ThresholdPolicy
+from pipeline.report.render import Name, Share, Status, Table, number
+from pipeline.workspace.counts import fine_pixels
+from pipeline.workspace.workspace import Workspace
+
+Row = dict[str, object]  # name of a column -> its cell
+_ORDER = {"teacher": 0, "student": 1, "control": 2}
+
+
+def json_of(ws: Workspace, relative: str) -> dict[str, Any]:
+    """A JSON file of the workspace; {} when it does not exist."""
+    path = ws.path(relative)
+    return read_json(path) if path.exists() else {}
+
+
+def _figure(found: Mapping[str, Any], sign: str = "") -> list[object]:
+    """Cells "points", "95 % interval" and "blocks" of a bootstrapped figure."""
+    ends = Share(found["value"], found["low"], found["high"], 2, sign)
+    return [Share(found["value"], digits=2, sign=sign), ends.interval, found["blocks"]]
+
+
+def means(metrics: Mapping[str, Any]) -> Table:
+    """Mean IoU of every judged model under every setting."""
+    rows = [
+        [name, setting, *_figure(found)]
+        for name, model in metrics["models"].items()
+        for setting, found in model["settings"].items()
+    ]
+    return Table(["mean IoU", "setting", "points", "95 % interval", "blocks"], rows)
+
+
+def differences(metrics: Mapping[str, Any]) -> Table:
+    """Differences of mean IoU between models, paired on the same blocks."""
+    rows = []
+    for name, found in metrics["differences"].items():
+        sure = None not in (found["low"], found["high"]) and (found["low"] > 0 or found["high"] < 0)
+        rows.append([name, *_figure(found, "+"), "yes" if sure else "no"])
+    head = f"difference ({metrics['main_setting']} where none is named)"
+    return Table([head, "points", "95 % interval", "blocks", "excludes zero"], rows)
+
+
+def iou_by_class(metrics: Mapping[str, Any], names: Sequence[object]) -> Table:
+    """IoU of each class under the main setting (of the teacher under every one), and the mean in the last row.
+
+    Args:
+        metrics: evaluation/metrics.json.
+        names: the classes as they are shown, in order.
+    """
+    main = metrics["main_setting"]
+    columns = [
+        (f"{model} · {setting}", found)
+        for model, judged in metrics["models"].items()
+        for setting, found in judged["settings"].items()
+        if setting == main or model == "teacher"
+    ]
+    columns.sort(key=lambda c: _ORDER.get(c[0].split(" ")[0], 3))
+    rows: list[list[object]] = [
+        [name, *(Share(*(found["classes"].get(str(name)) or [None])[:3]) for _, found in columns)] for name in names
+    ]
+    rows.append(["mean", *(Share(found["value"], found["low"], found["high"]) for _, found in columns)])
+    return Table(["class", *(name for name, _ in columns)], rows, last_is_sum=True)
+
+
+def verdict_lines(verdict: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
+    """The gate's verdict: sentence, reasons that the sentence does not give, notes."""
+    sentence = verdict.get("sentence", "")
+    return sentence, [r for r in verdict.get("reasons", []) if r != sentence], list(verdict.get("notes", []))
+
+
+def how_run(setting: Mapping[str, Any]) -> str:
+    """Scales and flip of a setting, as `{0.5, 1, 2} + flip`, and every option that is not the default."""
+    told = f"{{{', '.join(f'{scale:g}' for scale in setting['scales'])}}}{' + flip' if setting['flip'] else ''}"
+    if setting.get("mode", "model") != "model":
+        told += f", fused by {setting['mode']}"
+    if setting.get("long_edge"):
+        told += f", long edge {setting['long_edge']}"
+    return told if setting.get("score_at", "original") == "original" else f"{told}, scored at that size"
+
+
+def class_rows(
+    names: Sequence[object],
+    *,
+    measured: Mapping[str, Mapping[str, Any]] | None = None,
+    report: Mapping[str, Mapping[str, Any]] | None = None,
+    labels: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Row]:
+    """Everything that is known of each class's threshold; a column without its source holds dashes.
+
+    Args:
+        names: the classes as they are shown, in order.
+        measured: status, threshold and figures on the calibration images by class.
+        report: status, threshold and figures on the report images by class (`kept` of metrics.json).
+        labels: status, threshold and counts of the training labels by class (`classes` of statistics.json).
+    """
+    known = [source or {} for source in (measured, report, labels)]
+    return [_class_row(name, *(source.get(str(name), {}) for source in known)) for name in names]
+
+
+def _class_row(name: object, measured: Mapping[str, Any], report: Mapping[str, Any], labels: Mapping[str, Any]) -> Row:
+    decided = measured or report or labels
+    threshold = decided.get("threshold")
+    ends = Share(report.get("precision"), report.get("lower"), report.get("upper"))
+    row: Row = {
+        "class": name,
+        "status": Status(decided.get("status", "")),
+        "threshold": threshold or "–",
+        # Without a threshold the counts are of no pixel.
+        "blocks": number(measured.get("effective_blocks") if threshold else None, 0),
+        "pieces": number(measured.get("components") if threshold else None, 0),
+        "report 95 %": ends.interval if report.get("upper") is not None else "–",
+        "report blocks": number(report.get("blocks"), 0),
+    }
+    for key, source, column, digits in _FIGURES:
+        row[key] = Share({"": measured, "report ": report, "labels ": labels}[source].get(column), digits=digits)
+    for column in ("teacher_gave", "passed", "from_teacher", "from_human", "both", "final"):
+        row[column.replace("_", " ")] = f"{labels[column]:,}" if column in labels else "–"
+    return row
+
+
+# column, its source, key of the source, digits
+_FIGURES = (
+    ("precision", "", "precision", 2),
+    ("lower bound", "", "lower", 2),
+    ("marginal", "", "marginal", 1),
+    ("coverage", "", "coverage", 1),
+    ("void", "", "void", 1),
+    ("report precision", "report ", "precision", 2),
+    ("report coverage", "report ", "coverage", 1),
+    ("report void", "report ", "void", 2),
+    ("labels coverage", "labels ", "coverage", 1),
+)
+
+
+def class_table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
+    """Chosen columns of `class_rows`, as {column: heading}."""
+    return Table(list(columns.values()), [[row[key] for key in columns] for row in rows])
+
+
+def diet(ws: Workspace, colours: Sequence[Sequence[int]] | None = None) -> Table:
+    """What a student learns from: thresholds of both policies, and the share of each class in each source of labels.
+
+    An empty table before `pseudo-label`. With the classes' colours their names carry them.
+    """
+    made = {row["name"]: row for row in json_of(ws, "labels/final/statistics.json").get("classes", [])}
+    if not made:
+        return Table([], [])
+    human = {name: row["from_human"] + row["both"] for name, row in made.items()}
+    sources = [fine_pixels(ws), human, {name: row["from_teacher"] for name, row in made.items()}]
+    totals = [sum(of.values()) for of in sources]
+    cuts = [_thresholds(ws.path(f"calibration/{name}.json")) for name in ("policy", "teach")]
+    head = ["class", "promise", "teach", "fine labels %", "polygons, corrections %", "teacher's labels %"]
+    rows: list[list[object]] = []
+    for c, name in enumerate(made):
+        shares = [
+            Share(of.get(name, 0) / total if total else None, digits=2)
+            for of, total in zip(sources, totals, strict=True)
+        ]
+        rows.append([Name(name, colours[c]) if colours else name, *(of.get(name, "–") for of in cuts), *shares])
+    rows.append(["pixels", "", "", *(f"{total:,}" for total in totals)])
+    return Table(head, rows, last_is_sum=True)
+
+
+def _thresholds(path: Path) -> dict[str, str]:
+    """{class: its threshold in words}; {} without the policy file."""
+    entries = ThresholdPolicy.load(path).entries if path.exists() else ()
+    return {entry.name: entry.threshold or "withheld" for entry in entries}
+
+
+def beside(kept: Mapping[str, Any]) -> Table | None:
+    """The policy beside one threshold for all classes; None where no class has a measured or estimated threshold."""
+    found = kept["beside"]
+    if not found["classes"]:
+        return None
+    rows = [
+        [r["name"], Share(r["worst_precision"], digits=2), r["worst_class"], Share(r["class_mean_coverage"])]
+        for r in found["rows"]
+    ]
+    return Table(["threshold", "worst precision %", "of class", "class-mean coverage %"], rows)
+
+
+def region(kept: Mapping[str, Any]) -> str:
+    """Which pixels were judged, for a title: "" where it is all of them."""
+    return "" if kept.get("region", "all") == "all" else ", outside of human polygons"
+
+
+_TERMINAL = {
+    "class": "class",
+    "status": "status",
+    "threshold": "threshold",
+    "report precision": "precision %",
+    "report 95 %": "95 % of precision",
+    "report blocks": "blocks",
+    "report coverage": "coverage %",
+}
+
+
+def summary_text(ws: Workspace) -> str:
+    """`autolabel stage --summary`: mean IoU of every model, kept precision and coverage of each class, the verdict.
+
+    Raises:
+        InputError: `evaluate` has not run yet.
+    """
+    metrics = json_of(ws, "evaluation/metrics.json")
+    if not metrics:
+        raise InputError(f"{ws.path('evaluation/metrics.json')}: not there", hint="run `dvc repro` first")
+    if "unverified" in metrics:
+        return f"{metrics['unverified']}\n"
+    kept = metrics["kept"]
+    rows = class_rows([*metrics["classes"], "all pixels", "mean of classes"], report=kept["classes"] | _totals(kept))
+    sentence, reasons, notes = verdict_lines(json_of(ws, "evaluation/verdict.json"))
+    parts = [
+        f"{ws.root}: {metrics['judgement']['judged']} report images\n",
+        means(metrics).text(),
+        differences(metrics).text(),
+        f"pixels kept by threshold {kept['threshold']} on the report images{region(kept)}\n"
+        + class_table(rows, _TERMINAL).text(),
+    ]
+    if "all_pixels" in kept:
+        everywhere = kept["all_pixels"]
+        shown = " and ".join(f"{Share(everywhere[k])} % {k}" for k in ("precision", "coverage"))
+        parts.append(f"all pixels, inside of polygons too: {shown}\n" + _beside_text(everywhere, " (all pixels)"))
+    parts += [
+        _beside_text(kept, region(kept)),
+        "\n".join([sentence, *(f"Why: {reason}" for reason in reasons), *notes]) + "\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _totals(kept: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: kept[f"{prefix}{key}"] for key in ("precision", "coverage")}
+        for name, prefix in (("all pixels", ""), ("mean of classes", "class_mean_"))
+    }
+
+
+def _beside_text(kept: Mapping[str, Any], where: str) -> str:
+    table = beside(kept)
+    if table is None:
+        return ""
+    return f"one threshold for all instead, on {', '.join(kept['beside']['classes'])}{where}\n{table.text()}"
+
+
+def over(workspaces: Mapping[str, Workspace]) -> list[Table]:
+    """Figures, gates and thresholds of many workspaces; dashes for what is not there."""
+    head = ["workspace", "images", "labelled", "kept %", "right %", "teacher", "student", "control", "gain", "its 95 %"]
+    thresholds = {name: _thresholds(ws.path("calibration/policy.json")) for name, ws in workspaces.items()}
+    classes = dict.fromkeys(c for of in thresholds.values() for c in of)
+    rows = [[c, *(of.get(c, "–") for of in thresholds.values())] for c in classes]
+    return [
+        Table([*head, "gate"], [_summary(name, ws) for name, ws in workspaces.items()]),
+        Table(["threshold", *workspaces], rows),
+    ]
+
+
+def _summary(name: str, ws: Workspace) -> list[object]:
+    metrics, labels = json_of(ws, "evaluation/metrics.json"), json_of(ws, "labels/final/statistics.json")
+    judged, kept = metrics.get("models", {}), metrics.get("kept", {})
+    main, gains = metrics.get("main_setting"), metrics.get("differences", {})
+    gain = gains.get("student - control") or gains.get("student - teacher") or {}
+    means = [judged.get(model, {}).get("settings", {}).get(main, {}).get("value") for model in _ORDER]
+    images = json_of(ws, "data/index/summary.json").get("target", {}).get("images", "–")
+    return [
+        name,
+        images,
+        labels.get("images", "–"),
+        Share(labels.get("labelled_share")),
+        Share(kept.get("precision"), digits=2),
+        *map(Share, means),
+        Share(gain.get("value"), sign="+"),
+        Share(gain.get("value"), gain.get("low"), gain.get("high"), sign="+").interval or "–",
+        json_of(ws, "evaluation/verdict.json").get("sentence", "–"),
+    ]

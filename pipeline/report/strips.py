@@ -1,0 +1,129 @@
+"""Pictures of the report: image, human coarse label, pseudo label, confidence, weight of each scale."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.inference.teachers.sources import only_checkpoint
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import HmsaError, NoSpaceError
+from hmsa_core.io.process import die_with_parent
+from hmsa_core.io.remote import fetched
+from hmsa_core.labels import ConfidenceCode, LabelStore
+from pipeline.jobs.support import labelling_teacher, weights_of
+from pipeline.report.render import Raw, data_uri, esc
+from pipeline.workspace.workspace import Workspace
+
+UInt8 = NDArray[np.uint8]
+_WIDTH = 400  # pixels of a picture on the page
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One image and everything drawn of it, as (caption, PNG or JPEG data address)."""
+
+    name: str
+    pictures: list[tuple[str, str]]
+
+    def html(self) -> Raw:
+        """The row of pictures."""
+        cells = "".join(
+            f"<figure><img src='{uri}' alt='{esc(caption)} of {esc(self.name)}'><figcaption>{esc(caption)}</figcaption>"
+            "</figure>"
+            for caption, uri in self.pictures
+        )
+        return Raw(f"<div class='card'><h3>{esc(self.name)}</h3><div class='strip'>{cells}</div></div>")
+
+
+def choose(ws: Workspace, count: int) -> list[Sample]:
+    """Images of the raw store spread over cities: every k-th of the sorted names, so the choice is no choice."""
+    index = Index.load(ws.path("data/index/target.parquet"))
+    store = LabelStore.open(ws.path("labels/raw"))
+    known = [s for s in index.samples if s.name in store]
+    if not known or not count:
+        return []
+    step = max(1, len(known) // count)
+    return known[step // 2 :: step][:count]
+
+
+def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
+    """Draw the chosen images; scale weights come from one `predict` job of the checkpoint that labelled them."""
+    if not samples:
+        return []
+    index = Index.load(ws.path("data/index/target.parquet"))
+    root, palette = ws.roots[index.root], index.classes.palette()
+    raw, final = LabelStore.open(ws.path("labels/raw")), LabelStore.open(ws.path("labels/final"))
+    checkpoint = only_checkpoint(labelling_teacher(ws))  # others have no weights of scales
+    weights = _weights(ws, checkpoint, [root / s.image for s in samples]) if checkpoint else None
+    edges = np.array([float(e) for e in ConfidenceCode().edges])
+    drawn = []
+    for number, sample in enumerate(samples):
+        label, code = raw.read(sample.name)
+        pictures = [("image", _uri(read_image(root / sample.image), Image.Resampling.LANCZOS, "JPEG"))]
+        labels = {"pseudo label, every pixel": label}
+        if sample.coarse:
+            labels = {"human, coarse": read_label(root / sample.coarse, index.classes)} | labels
+        if sample.name in final:
+            labels["training label (merged, thresholded; black = ignored)"] = final.read(sample.name)[0]
+        pictures += [(text, _uri(palette[ids], Image.Resampling.NEAREST)) for text, ids in labels.items()]
+        confidence = np.rint(edges[code] * 255).astype(np.uint8)
+        pictures.append(("confidence (white = 1)", _uri(confidence, Image.Resampling.BILINEAR)))
+        drawings = weights.glob(f"{number}_weight_*x.png") if weights else ()
+        for path in sorted(drawings, key=_scale_of):
+            weight = _uri(np.asarray(Image.open(path)), Image.Resampling.BILINEAR)
+            pictures.append((f"weight of {_scale_of(path):g}x (white = 1)", weight))
+        drawn.append(Strip(sample.name, pictures))
+    return drawn
+
+
+def _scale_of(path: Path) -> float:
+    return float(path.stem.rsplit("_", 1)[1].removesuffix("x"))
+
+
+def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
+    """Folder that holds `N_weight_*x.png` of the N-th image (cached by content): two images may share a name."""
+    config = ws.params.auto_infer
+    weights = weights_of(checkpoint)
+    images = [fetched(image) for image in images]
+    key = atomic.digest([weights, list(config.scales), config.flip, [atomic.sha256_file(p) for p in images]])[:16]
+    folder = ws.path(f"work/report/{key}/by-number")
+    done = folder / "done.json"
+    if done.exists():
+        return folder
+    numbered = [folder / f"images/{number}{image.suffix}" for number, image in enumerate(images)]
+    for image, link in zip(images, numbered, strict=True):
+        atomic.publish_file(image, link)
+    command = [sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, numbered)]
+    command += ["--checkpoint", str(checkpoint), "--out", str(folder)]
+    command += ["--scales", ",".join(f"{s:g}" for s in config.scales)]
+    leave = partial(die_with_parent, signal.SIGKILL, parent=os.getpid())
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=leave)
+    if ended.returncode == NoSpaceError.exit_code:
+        raise NoSpaceError("no space left on device while drawing the scale weights", hint="free space, run again")
+    if ended.returncode:
+        told = " ".join(ended.stderr.strip().splitlines()[-2:])
+        raise HmsaError(f"drawing the scale weights failed: {told}")
+    atomic.write_json(done, {"images": len(images)})
+    return folder
+
+
+def _uri(picture: UInt8, resample: Image.Resampling, kind: str = "PNG") -> str:
+    """A picture of the page's width as a data address; enlarged without smoothing, so that a pixel stays a pixel."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    height = max(1, round(image.height * _WIDTH / image.width))
+    image = image.resize((_WIDTH, height), Image.Resampling.NEAREST if image.width < _WIDTH else resample)
+    image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
+    return data_uri(buffer.getvalue(), f"image/{kind.lower()}")

@@ -1,0 +1,1 @@
+"""Looking at labels: statistics, precision, answers of people, certificates."""

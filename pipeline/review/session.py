@@ -1,0 +1,312 @@
+"""What one `autolabel serve` works on: stores, policies, review file, audit, and the answers the page needs."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError
+from hmsa_core.io.records import saving
+from hmsa_core.labels.diff import other_pictures
+from hmsa_core.labels.review import ReviewFile, labels_id, marked_store
+from hmsa_core.labels.store.codes import ConfidenceCode
+from hmsa_core.labels.store.format import binding
+from hmsa_core.labels.thresholds.certificate import Certificate
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
+from pipeline.review.audit import Audit, AuditFile, audit_path
+from pipeline.review.certify import CertificateFile, begin
+from pipeline.review.pictures import safe_colours
+from pipeline.review.precision import NO_EVIDENCE, AnyPath, PrecisionSources, find_curves, load_policy, workspace_around
+from pipeline.review.stats import Cuts, parse_cuts, to_policy
+from pipeline.review.view import StoreView
+
+DEFAULT_THRESHOLD = "0.9"  # the paper's
+
+
+class Session:
+    """One store, optionally a second one and policies to compare with.
+
+    Args:
+        store: folder of the label store.
+        policy: policy file that the page starts with.
+        images: root of the photographs (and human labels).
+        other: second store for compare; must have the same classes.
+        other_policy: second policy for compare.
+        save_to: where "Save policy" writes, never over `policy`; default: `STORE.policy.json`, or -2 behind the name.
+        reviewer: name that marks carry.
+        curves: calibration counts behind the policy; default: those beside the policy, if they are there.
+        evidence: measured policy that tells how right kept pixels are where `policy` is None; its cuts are not used.
+    """
+
+    def __init__(
+        self,
+        store: AnyPath,
+        *,
+        policy: AnyPath | None = None,
+        images: AnyPath | None = None,
+        other: AnyPath | None = None,
+        other_policy: AnyPath | None = None,
+        save_to: AnyPath | None = None,
+        reviewer: str = "",
+        curves: AnyPath | None = None,
+        evidence: AnyPath | None = None,
+    ) -> None:
+        self.view = StoreView(store, images=images)
+        self.other = None if other is None else StoreView(other, images=images)
+        if self.other is not None and self.other.classes != self.view.classes:
+            raise ConfigError(f"{other} and {store} have different classes and cannot be compared")
+        of_both = [] if self.other is None else other_pictures(self.view.image_digests(), self.other.image_digests())
+        self._other_pictures = frozenset(of_both)
+        self.policies: dict[str, ThresholdPolicy] = {}
+        self.policy_names: dict[str, str] = {}
+        for key, path, view in (("policy", policy, self.view), ("policy-b", other_policy, self.other or self.view)):
+            if path is not None:
+                self.policies[key], self.policy_names[key] = load_policy(path, view), Path(path).name
+        self.evidence = None if policy is not None or evidence is None else load_policy(evidence, self.view)
+        self.calibrated = find_curves(self.view, policy if policy is not None else evidence, curves)
+        folder = self.view.path.resolve()
+        if save_to is not None and policy is not None and Path(save_to).resolve() == Path(policy).resolve():
+            # A measured policy is an output of `calibrate`: DVC may share its bytes with the cache.
+            raise ConfigError(
+                f"{save_to}: would overwrite the policy it starts from",
+                hint="leave --save-policy out, or give it the name of a new file",
+            )
+        beside = folder.with_name(f"{folder.name}.policy.json")
+        self.save_path = Path(save_to) if save_to is not None else _not_over(beside, policy)
+        self.reviewer = reviewer
+        store, labels = marked_store(folder, self.view.kind), labels_id(self.view.lineage)
+        self.review = ReviewFile(store, self.view.image_digests, labels)
+        self.audits = AuditFile(audit_path(folder), self.view)
+        self.certificates = CertificateFile(self.view)
+        self._start_policy = policy if policy is not None else evidence
+        self._write = threading.Lock()
+
+    @property
+    def version(self) -> str:
+        """Which labels are served: a part of the addresses of what browsers keep."""
+        return self.view.digest[:16] + ("" if self.other is None else f"-{self.other.digest[:16]}")
+
+    def side(self, side: str) -> StoreView:
+        """Store "a" or "b"."""
+        if side == "a":
+            return self.view
+        if side == "b" and self.other is not None:
+            return self.other
+        raise InputError(f"side {side!r}: expected a{' or b' if self.other else ''}")
+
+    def image(self, name: str, side: str = "a") -> StoreView:
+        """The store that holds an image; an unknown name is an InputError."""
+        view = self.side(side)
+        if name not in view:
+            raise InputError(f"no image named {name!r} in this store")
+        if view is self.other and name in self._other_pictures:
+            raise InputError(f"{view.path}: {name!r} is another picture there and cannot be compared")
+        return view
+
+    @property
+    def notes(self) -> list[str]:
+        """What cannot be compared with the second store."""
+        if self.other is None or not self._other_pictures:
+            return []
+        count, first = len(self._other_pictures), min(self._other_pictures)
+        return [
+            f"{self.other.path}: {count} images are other pictures of the same name and cannot be compared "
+            f"(the first: {first})"
+        ]
+
+    def cuts(self, threshold: str | None = None, pins: list[str] | None = None) -> Cuts:
+        """Read thresholds as URLs, the API and the page write them; a class without one gets its start value."""
+        if self.view.kind != "raw":
+            if threshold is not None or pins:
+                raise ConfigError(
+                    f"{self.view.path}: this store is already thresholded; it shows what is in it",
+                    hint="leave the threshold out, or open the raw store",
+                )
+            count = self.view.classes.num_classes
+            return Cuts(np.zeros(count, np.int64), ("as stored",) * count, "0.00")
+        start = "policy" if "policy" in self.policies else DEFAULT_THRESHOLD
+        return parse_cuts(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
+
+    def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
+        """What is known about precision now."""
+        audit, (certificate, _) = self.audits.current, self.certificates.usable()
+        answers = audit.answers() if audit else ()
+        audited = audit.audited(self.view.classes.num_classes) if audit else ()
+        certified = {} if certificate is None else certificate.certified()
+        known, calibrated = policy or self.policies.get("policy") or self.evidence, self.calibrated
+        if self.view.kind != "raw":  # what people drew has code 0, and calibration is of what the teacher said
+            known, calibrated = None, NO_EVIDENCE
+        return PrecisionSources(self.view.totals, known, calibrated, answers, audited, certified)
+
+    def describe(self) -> dict[str, Any]:
+        """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
+        view, sources, policy = self.view, self.sources(), self._policy_json("policy")
+        classes = view.classes
+        order = np.argsort(-view.totals.sum(axis=1), kind="stable")
+        safe = np.zeros((classes.num_classes, 3), int)
+        safe[order] = safe_colours(classes.num_classes)  # frequent classes get the colours farthest apart
+        table = sources.table
+        start = ConfidenceCode().code_for(DEFAULT_THRESHOLD) if view.kind == "raw" else 0
+        return {
+            "name": view.name,
+            "path": str(view.path),
+            "kind": view.kind,
+            "digest": view.digest,
+            "version": self.version,
+            "teacher": _text(view.lineage.get("teacher")),
+            "images": len(view.statistics),
+            "classes": [
+                {"name": n, "colour": list(c), "group": g}
+                for n, c, g in zip(classes.classes, classes.colours, classes.groups, strict=True)
+            ],
+            "safeColours": safe.tolist(),
+            "edges": list(ConfidenceCode().edges),
+            "startCode": start,
+            "start": start if policy is None else "policy",
+            "cities": [c for c in view.statistics.city_names() if c],
+            "problems": [*view.problems, *self.notes],
+            "hasPictures": view.pictures.root is not None,
+            "hasConflicts": view.has_human,
+            "canWeigh": False,
+            "precision": None if table is None else {"table": table.round(6).tolist()},
+            "policy": policy,
+            "policyB": self._policy_json("policy-b"),
+            "other": None if self.other is None else _totals_json(self.other),
+            **_totals_json(view),
+        }
+
+    def _policy_json(self, key: str) -> dict[str, Any] | None:
+        policy = self.policies.get(key)
+        if policy is None or self.view.kind != "raw":  # thresholds would hide what people drew: it has code 0
+            return None
+        return {
+            "name": self.policy_names[key],
+            "codes": policy.codes().tolist(),
+            "statuses": [entry.status for entry in policy.entries],
+            "target": policy.evidence.get("target", policy.settings.get("target")),
+        }
+
+    def image_details(self, name: str) -> dict[str, Any]:
+        """What is known of one image."""
+        view = self.image(name)
+        row = view.info(name)
+        return {
+            "name": name,
+            **{key: row[key] for key in ("city", "width", "height")},
+            "picture": view.pictures.has_picture(name),
+            "human": view.pictures.has_picture(name, "coarse_path"),
+            "reviews": [self.review.shown(mark) for mark in self.review.of(name)],
+        }
+
+    def save_policy(self, cuts: Cuts) -> tuple[Path, str]:
+        """Write the cuts as a policy file that training reads; returns path and digest."""
+        if self.view.kind != "raw":
+            raise ConfigError("a thresholded store has no policy to save")
+        policy = to_policy(cuts, self.view.classes, self.policies.get("policy"))
+        if policy.binding is None:
+            policy.binding = binding(self.view.lineage)  # chosen on these labels, so for this teacher alone
+        audit = self.audits.current
+        if audit is not None and audit.answers():
+            policy.evidence["audit"] = {
+                "file": self.audits.path.name,
+                "id": audit.id,
+                "overall": audit.overall(),
+                "classes": audit.results(),
+            }
+        with self._write, saving(self.save_path, otherwise="start again with --save-policy F"):
+            return self.save_path, policy.save(self.save_path)
+
+    def draw_audit(self, cuts: Cuts, *, per_class: int, seed: int, classes: list[str]) -> Audit:
+        """Draw and keep a new audit."""
+        wanted = [self.view.classes.index(name) for name in classes]
+        return self.audits.start(Audit.draw(self.view, cuts, per_class=per_class, seed=seed, classes=wanted))
+
+    def begin_certificate(self, *, target: float, budget: int, seed: int, classes: list[str]) -> dict[str, Any]:
+        """Begin a certificate, or go on with the one of the same plan."""
+        policy = None if self._start_policy is None else Path(self._start_policy)
+        asked: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "classes": classes}
+        return self._shown(
+            self.certificates.start(begin(self.view, delta=0.05, policy=policy, who=self.reviewer, **asked))
+        )
+
+    def answer_certificate(self, plan: str, number: int, answer: str) -> dict[str, Any]:
+        """Record an answer; the certificate with the answers of everybody."""
+        return self._shown(self.certificates.answer(plan, number, answer))
+
+    def certificate(self) -> dict[str, Any]:
+        """The certificate as the page shows it under "current", and why one that is there is void."""
+        found, why = self.certificates.usable()
+        return {"current": None if found is None else self._shown(found), "void": why}
+
+    def _shown(self, certificate: Certificate) -> dict[str, Any]:
+        ids = [row["class"] for row in certificate.classes]
+        lows = [[band["low"] for band in row["bands"]] for row in certificate.classes]
+        return {
+            "kind": "certificate",
+            "id": certificate.plan_digest,
+            "file": str(self.certificates.path),
+            **{key: certificate.value[key] for key in ("target", "delta", "budget")},
+            "items": [
+                {
+                    **{key: draw[key] for key in ("x", "y", "code")},
+                    "name": draw["image"],
+                    "class": ids[draw["class"]],
+                    "low": lows[draw["class"]][draw["band"]],
+                    "verdict": draw["answer"],
+                }
+                for draw in certificate.draws
+            ],
+            "results": [
+                {"class": c, "drawn": row["draws"], **row}
+                for c, row in zip(ids, certificate.results().values(), strict=True)
+            ],
+            "wrong": certificate.expected_wrong(self.view, limit=5),
+            "pays": certificate.pays(self.view, self.cuts().codes),
+            "overall": None,
+        }
+
+
+def _totals_json(view: StoreView) -> dict[str, Any]:
+    totals = view.totals.reshape(-1).tolist()
+    return {"name": view.name, "kind": view.kind, "pixels": int(view.pixels.sum()), "totals": totals}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) and value != "unknown" else ""
+
+
+def image_root(store: AnyPath) -> Path | None:
+    """Root of the target data set of the workspace around `store`; None outside of one or without the folder."""
+    ws = workspace_around(store)
+    try:
+        root = None if ws is None else ws.roots.get("target")
+    except HmsaError:  # its parameters are broken: then pictures need --images
+        return None
+    return root if root is not None and root.is_dir() else None
+
+
+def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path | None:
+    """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one."""
+    ws = workspace_around(store)
+    return None if ws is None else _not_over(ws.path(f"policies/{Path(store).resolve().name}.json"), start)
+
+
+def _not_over(target: Path, start: AnyPath | None) -> Path:
+    """`target`, or the first free of NAME-2.json, NAME-3.json, ... where it is the policy that is started from.
+
+    The page goes on from a saved policy as from a measured one: it is still there to go back to.
+    """
+    if start is None or target.resolve() != Path(start).resolve():
+        return target
+    return next(p for n in itertools.count(2) if not (p := target.with_name(f"{target.stem}-{n}.json")).exists())
+
+
+def policy_setting(store: AnyPath, policy: Path) -> str:
+    """What `pseudo_label.threshold` is set to for a saved policy: its path from the workspace, if it lies in one."""
+    path, ws = policy.resolve(), workspace_around(store)
+    inside = ws is not None and path.is_relative_to(ws.root.resolve())
+    return path.relative_to(ws.root.resolve()).as_posix() if ws and inside else str(path)

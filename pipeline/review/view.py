@@ -1,0 +1,235 @@
+"""One label store as the inspector sees it: statistics, maps of an image, its picture and human label."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.io.errors import HmsaError, InputError
+from hmsa_core.io.records import stamp_of
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.store.format import MANIFEST, FileRecord, encode, read_manifest, read_table
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.labels.store.sidecar import StoreStatistics
+from hmsa_core.taxonomy import IGNORE
+from pipeline.review.pictures import Pictures
+
+UInt8 = NDArray[np.uint8]
+_OPEN_SHARDS = 4  # a thread
+_MINI_WIDTH, _MINI_HEIGHT = 176, 704  # pixels of a thumbnail's label map
+# Edges at which the spread of confidence is sampled: enough to order images, few enough to read at once.
+DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
+
+
+class StaleError(HmsaError):
+    """The labels on the disk, or those that are asked for, are no longer those that were opened."""
+
+
+class StoreView:
+    """A store opened for looking at: thread-safe, constant memory.
+
+    Args:
+        path: folder of the store.
+        images: root that `image_path` and `coarse_path` of the store are relative to, or None.
+
+    Raises:
+        StoreError: no store there, or its manifest is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self.statistics = StoreStatistics(self.path, self.manifest)
+        self.classes, self.kind = self.statistics.classes, str(self.manifest["kind"])
+        self.lineage: dict[str, Any] = self.manifest["lineage"]
+        self.digest = str(self.manifest["digest"])
+        self._stamp = stamp_of(self.path / MANIFEST)
+        self.pictures = Pictures(
+            images, self.info, self.classes, lambda: list(self.statistics.images["image_path"].to_pylist())
+        )
+        self._local = threading.local()
+        self._lock = threading.RLock()
+        self._kept: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()
+
+    @cached_property
+    def _store(self) -> LabelStore:
+        # Opened when first needed: it looks at every shard, which figures from the sidecar do not need.
+        with self._lock:
+            store = LabelStore(self.path, self.manifest)
+            store.look()
+            return store
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the store's files, as far as sizes and footers tell."""
+        return [str(problem) for problem in self._store.problems]
+
+    @property
+    def name(self) -> str:
+        """Name of the store's folder."""
+        return self.path.resolve().name
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all images in order."""
+        return self.statistics.names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._positions
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.statistics.names)}
+
+    def position(self, name: str) -> int:
+        """Number of an image; an unknown name is an InputError."""
+        if name not in self._positions:
+            raise InputError(f"no image named {name!r} in this store")
+        return self._positions[name]
+
+    def info(self, name: str) -> dict[str, Any]:
+        """City, paths and size of an image."""
+        row = self.position(name)
+        with self._lock:
+            table = self.statistics.images
+        return {n: table[n][row].as_py() for n in ("city", "image_path", "coarse_path", "height", "width")}
+
+    def image_digests(self) -> dict[str, str]:
+        """SHA-256 of each image's file."""
+        with self._lock:
+            return LabelStore(self.path, self.manifest).pictures()
+
+    def is_served(self, name: str) -> bool:
+        """Whether the image's shard passed the checks at opening."""
+        return self._store.is_served(name)
+
+    # --- counts -------------------------------------------------------------------------------------
+
+    def kept(self, codes: NDArray[np.integer] | int) -> NDArray[np.int64]:
+        """Kept pixels, int64 (N, C), under one code per class; the last few answers are remembered."""
+        wanted = np.broadcast_to(np.asarray(codes, np.int64), (self.classes.num_classes,))
+        key = wanted.tobytes()
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = self.statistics.kept(wanted)
+                if len(self._kept) > 4:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """Pixels of each image and class whatever their confidence, int64 (N, C)."""
+        with self._lock:
+            return self.statistics.kept(0)
+
+    @cached_property
+    def totals(self) -> NDArray[np.int64]:
+        """Pixels of each class and code over the whole store, int64 (C, 256)."""
+        with self._lock:
+            return self.statistics.totals()
+
+    @cached_property
+    def pixels(self) -> NDArray[np.int64]:
+        """Pixels of each image, ignored ones included, int64 (N,)."""
+        with self._lock:
+            return self.statistics.pixels
+
+    @cached_property
+    def doubt(self) -> NDArray[np.float32]:
+        """Sum of (1 - confidence) of each image and class, float32 (N, C), by trapezoids over DOUBT_EDGES."""
+        grid = [0.0, *(float(edge) for edge in DOUBT_EDGES), 1.0]
+        with self._lock:
+            above = [self.predicted, *(self.statistics.kept(ConfidenceCode().code_for(e)) for e in DOUBT_EDGES)]
+        sure = np.zeros(self.predicted.shape, np.float64)
+        for i, width in enumerate(np.diff(grid)):
+            sure += width * (above[i] + (above[i + 1] if i + 1 < len(above) else 0)) / 2
+        return np.asarray(self.predicted - sure, np.float32)
+
+    @cached_property
+    def has_human(self) -> bool:
+        """Whether human labels were known when the store was written."""
+        with self._lock:
+            return bool(self.statistics.pairs()[:-1].sum())
+
+    def conflict(self, codes: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Kept pixels of each image and class that contradict the human label, int64 (N, C)."""
+        counts = np.zeros((len(self.statistics), self.classes.num_classes), np.int64)
+        if not self.has_human:
+            return counts
+        need = np.full(256, NUM_CODES, np.int64)
+        need[: len(codes)] = codes
+        first = 0
+        for shard in self.manifest["shards"]:
+            record = FileRecord(**shard["sidecar"])
+            table = read_table(self.path / record.file, record, ["row", "class", "human", "code", "pixels"])
+            row, ids, human, code, pixels = (table[i].to_numpy() for i in range(5))
+            hit = (human != IGNORE) & (ids != IGNORE) & (human != ids) & (code >= need[ids])
+            np.add.at(counts, (first + row[hit].astype(np.int64), ids[hit]), pixels[hit])
+            first += shard["rows"]
+        return counts
+
+    def check_current(self) -> None:
+        """Refuse to mix labels: some files of a store that was replaced are still open, others are those of now.
+
+        Raises:
+            StaleError: the store was made anew, or is being made anew.
+        """
+        stamp = stamp_of(self.path / MANIFEST)
+        if stamp == self._stamp:
+            return
+        if stamp is not None and str(read_manifest(self.path)["digest"]) == self.digest:
+            self._stamp = stamp
+            return
+        raise StaleError(
+            f"{self.path}: made anew since this server opened it",
+            hint="start `autolabel serve` again and load the page",
+        )
+
+    # --- maps and pictures --------------------------------------------------------------------------
+
+    def _reader(self, name: str) -> LabelStore:
+        # Open Parquet files are not for several threads at once: each thread has a copy with its own. It holds few
+        # of them open, because the footers of hundreds of shards are what would make the server grow.
+        local = self._local
+        if not hasattr(local, "store"):
+            local.store, local.shards = copy.copy(self._store), set()
+        if name in self:
+            shard = self._store.shard_of(name)
+            if shard not in local.shards and len(local.shards) >= _OPEN_SHARDS:
+                local.store.close()
+                local.shards.clear()
+            local.shards.add(shard)
+        return local.store  # type: ignore[no-any-return]  # thread-local attributes are Any
+
+    def read(self, name: str) -> tuple[UInt8, UInt8]:
+        """Label and confidence code of an image (uint8 HxW each); damage is a StoreError."""
+        self.check_current()
+        return self._reader(name).read(name)
+
+    def plane_png(self, name: str, plane: str) -> bytes:
+        """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""
+        if plane == "human":
+            return encode(self.pictures.human(name), "label", "png")
+        planes = ("label", "confidence")
+        if plane not in planes:
+            raise InputError(f"plane {plane!r}: expected label, confidence or human")
+        return encode(dict(zip(planes, self.read(name), strict=True))[plane], plane, "png")
+
+    def mini_png(self, name: str) -> bytes:
+        """Label above code, every k-th pixel, as one grey PNG: the thumbnail that follows the slider."""
+        label, code = self.read(name)
+        height, width = label.shape
+        step = max(1, -(-width // _MINI_WIDTH), -(-height // _MINI_HEIGHT))
+        # From the middle of the first step, or of an image that is smaller than one: something is always left.
+        y, x = min(step, height) // 2, min(step, width) // 2
+        small = [np.ascontiguousarray(plane[y::step, x::step]) for plane in (label, code)]
+        return encode(np.concatenate(small), "label", "png")

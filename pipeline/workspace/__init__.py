@@ -1,0 +1,1 @@
+"""A workspace: its folder, settings, stages, keys and registered models."""

@@ -1,0 +1,77 @@
+"""Counts of `prepare`, of evaluate jobs and of `calibrate`, read from their files."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.data.index import Index
+from hmsa_core.data.sampling import CLASS, PIXELS, Centroids
+from hmsa_core.io.errors import IntegrityError, one_line
+from hmsa_core.labels.store.codes import NUM_CODES
+from pipeline.workspace.workspace import Workspace
+
+Counts = NDArray[np.int64]
+
+
+def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Each row over its sum, float64 of the same shape; zeros where the sum is zero."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.zeros(counts.shape)
+    np.divide(counts, totals, out=shares, where=totals > 0)
+    return shares
+
+
+def fine_pixels(ws: Workspace) -> dict[str, int]:
+    """{class: its pixels in the fine labels that are learned from}; {} before `prepare`.
+
+    A class with fewer pixels in a tile than `sampling.min_pixels` is not counted there.
+    """
+    learn, centroids = (ws.path(f"data/index/{name}.parquet") for name in ("learn", "centroids-target"))
+    if not (learn.exists() and centroids.exists()):
+        return {}
+    index = Index.load(learn)
+    found = Centroids.load(centroids).of([s.name for s in index.select(kinds=("fine",))]).values
+    counted = np.bincount(found[:, CLASS], weights=found[:, PIXELS], minlength=index.classes.num_classes)
+    return dict(zip(index.classes.classes, (int(n) for n in counted), strict=True))
+
+
+def read_counts(path: Path, *wanted: str) -> tuple[NDArray[Any], ...]:
+    """Arrays of an evaluate job's file (`<setting>.npz`, published as evaluation/confusions-MODEL.npz), by name.
+
+    Raises:
+        IntegrityError: it is missing or damaged; the hint says what makes it anew.
+    """
+    place = "it" if path.name.startswith("confusions-") else f"the folder {path.parent}"
+    return _arrays(path, wanted, f"delete {place}, then `dvc repro --force --single-item evaluate`")
+
+
+def read_pairs(path: Path, num_classes: int) -> NDArray[np.int64]:
+    """Pixels of (human class, class, code) on calibration images, the last human class is "none": int64 (C+1, C, 256).
+
+    Raises:
+        IntegrityError: the file is damaged, or counted for another number of classes.
+    """
+    mend = "delete it, then `dvc repro --force --single-item calibrate`; without it coarse labels correct no precision"
+    (found,) = _arrays(path, ("pairs",), mend)
+    expected = (num_classes + 1, num_classes, NUM_CODES)
+    if found.shape != expected or found.dtype.kind not in "iu":
+        said = f"{found.dtype.name} {found.shape}, expected whole numbers {expected}"
+        raise IntegrityError(f"{path}: holds no counts of these classes ({said})", hint=mend)
+    return np.asarray(found, np.int64)
+
+
+def _arrays(path: Path, wanted: tuple[str, ...], mend: str) -> tuple[NDArray[Any], ...]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = [file.read(f"{name}.npy") for name in wanted]  # whole: numpy alone reads past a wrong checksum
+        return tuple(np.lib.format.read_array(io.BytesIO(member), allow_pickle=False) for member in members)
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        told = f"{path}: the counts of pixels in it cannot be read ({one_line(error)})"
+        raise IntegrityError(told, hint=mend) from error

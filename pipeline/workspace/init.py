@@ -1,0 +1,273 @@
+"""Make a workspace: params.yaml of a profile, dvc.yaml, git and DVC set up, demo data generated."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, InputError, one_line
+from pipeline.workspace.params import PROFILES, Params
+from pipeline.workspace.registry import TEACHER_STAGE
+from pipeline.workspace.settings import profile_text
+from pipeline.workspace.strict_yaml import read_yaml
+from pipeline.workspace.table import PRETRAIN_ROOT, TABLE
+
+GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
+CAMVID_ENV = "AUTOLABEL_CAMVID"
+_HERE = Path(__file__).resolve().parent
+_LOG = logging.getLogger(__name__)
+_UNFINISHED = ".autolabel-init"  # there while a workspace is being made: a killed `init` can be repeated
+_DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage = true\n"
+_IDENTITY = ("-c", "user.name=autolabel", "-c", "user.email=autolabel@localhost", "-c", "commit.gpgsign=false")
+
+
+@dataclass(frozen=True)
+class InitRequest:
+    """What `autolabel init` was asked for."""
+
+    folder: Path
+    profile: str
+    data: Path | None = None  # root of the target data set (tiny, demo: a folder made by `demo-data`)
+    pretrain_data: Path | None = None
+    make_data: bool = True
+    deterministic: bool = False  # settings of the runtime do not depend on this machine
+
+
+def init_workspace(request: InitRequest) -> bool:
+    """Make the workspace; False when it was already there (then nothing is changed).
+
+    After a kill, `init` continues: only what is missing is written, for people may have worked there since.
+
+    Raises:
+        ConfigError: unknown profile. InputError: the folder holds other things, or the data are not there.
+    """
+    if request.profile not in PROFILES:
+        raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
+    folder = request.folder.resolve()
+    roots: dict[str, str] = {}
+    is_finished = _is_finished(folder, request.profile)
+    if is_finished or (folder / "params.yaml").exists():
+        _check_same_roots(request, folder)
+    else:
+        roots = _data_roots(request, folder)
+    if is_finished:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _UNFINISHED).exists():
+        atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
+    _write_files(folder, request, roots)
+    _set_up_version_control(folder)
+    own = Params.of_profile(request.profile).data.target.root  # params.yaml may name other data by now
+    if request.profile in GENERATED and request.make_data and _root_in(folder, "target") == own:
+        generate_data(folder / "data" / "demo", request.profile)
+    (folder / _UNFINISHED).unlink()
+    return True
+
+
+def generate_data(out: Path, profile: str, *, workers: int = 2) -> None:
+    """Generate a profile's street scenes in the folder `out` with the checkout's generator, `examples/streets`.
+
+    Raises:
+        ConfigError: the package was installed without a checkout; the generator is no part of it.
+    """
+    checkout = _HERE.parents[1]
+    if not (checkout / "examples" / "streets").is_dir():
+        raise ConfigError(
+            f"profile {profile}: the street generator is not part of the installed package",
+            hint="install from a clone of the repository (`make setup`), or give your own images with --data",
+        )
+    if str(checkout) not in sys.path:
+        sys.path.append(str(checkout))
+    streets = importlib.import_module("examples.streets")
+    streets.generate(streets.default_spec(profile), out, workers)
+
+
+def render_dvc_yaml(*, has_pretrain: bool) -> str:
+    """dvc.yaml of a workspace from the table of stages; a pretraining root is a dependency only where there is one."""
+    lines = [*_template("dvc-head.txt").splitlines(), "stages:"]
+    for row in TABLE:
+        deps = [dep for dep in row.deps if has_pretrain or dep != PRETRAIN_ROOT]
+        lines += [f"  {row.name}:", f"    desc: {row.description}", f"    cmd: exec autolabel stage {row.name}"]
+        for key, values in (
+            ("deps", deps),
+            ("params", row.watched),
+            ("outs", row.outs),
+            ("metrics", [f"{row.metrics}: {{cache: false}}"]),
+            ("plots", row.plots),
+        ):
+            lines += [f"    {key}:", *(f"      - {value}" for value in values)] if values else []
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _template(name: str) -> str:
+    return _HERE.joinpath("templates", name).read_text("utf-8")
+
+
+def _is_finished(folder: Path, profile: str) -> bool:
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file, not a folder")
+    names = {p.name for p in folder.iterdir()} - {".git"}  # a fresh repository is as good as an empty folder
+    if _UNFINISHED in names:
+        _check_same_profile(folder, profile)
+        return False
+    if not names:
+        return False
+    if {"params.yaml", "dvc.yaml"} <= names:
+        there = read_yaml(folder / "params.yaml").values.get("profile")
+        if there == profile:
+            return True
+        raise InputError(f"{folder}: is already a workspace of profile {there}", hint="choose another folder")
+    raise InputError(
+        f"{folder}: holds other things ({', '.join(sorted(names)[:3])}...) and is not a workspace",
+        hint="choose an empty or a new folder",
+    )
+
+
+def _check_same_profile(folder: Path, profile: str) -> None:
+    """An unfinished workspace keeps its first profile: files of two profiles do not fit together."""
+    begun = one_line((folder / _UNFINISHED).read_text("utf-8", errors="replace"))
+    if begun != profile:
+        there = f"of profile {begun}, not {profile}" if begun else "that names no profile"
+        mend = f"--profile {begun} goes on with it; or choose another folder" if begun else "choose another folder"
+        raise InputError(f"{folder}: holds an unfinished workspace {there}", hint=mend)
+
+
+def _check_same_roots(request: InitRequest, folder: Path) -> None:
+    """A path that is given again must be the one in use: it would be ignored in silence."""
+    if request.data is None and request.pretrain_data is None:
+        return
+    for name, root in _data_roots(request, folder).items():
+        used = _root_in(folder, name)
+        if used is None or (folder / str(used)).resolve() != (folder / root).resolve():
+            raise InputError(
+                f"{folder}: is a workspace already, its data.{name}.root is {used}, not {root}",
+                hint=f"change data.{name}.root in its params.yaml, or choose another folder",
+            )
+
+
+def _root_in(folder: Path, name: str) -> object:
+    """data.NAME.root as params.yaml has it; None where it has none."""
+    here: object = read_yaml(folder / "params.yaml").values
+    for key in ("data", name, "root"):
+        here = here.get(key) if isinstance(here, dict) else None
+    return here
+
+
+def _data_roots(request: InitRequest, folder: Path) -> dict[str, str]:
+    """Values for data.target.root and data.pretrain.root where they differ from the profile's own."""
+    roots: dict[str, str] = {}
+    if request.profile in GENERATED and request.data is not None:
+        base = _existing(request.data)
+        roots = {"target": str(base / "cityscapes"), "pretrain": str(base / "mapillary")}
+        if lacking := next((Path(root).name for root in roots.values() if not Path(root).is_dir()), None):
+            raise InputError(
+                f"{base}: no folder {lacking}; profile {request.profile} takes what `autolabel demo-data` made",
+                hint="for your own images: --no-data, then set data.target in params.yaml (docs/own-data.md)",
+            )
+    elif request.profile == "camvid":
+        roots["target"] = _camvid_root(request, folder)
+    elif request.data is not None:
+        roots["target"] = str(_existing(request.data))
+    if request.pretrain_data is not None:
+        if request.profile == "camvid":
+            raise ConfigError("profile camvid has no pretraining set: --pretrain-data does not apply")
+        roots["pretrain"] = str(_existing(request.pretrain_data))
+    return roots
+
+
+def _existing(path: Path) -> Path:
+    where = path.expanduser().resolve()
+    if not where.is_dir():
+        raise InputError(f"{where}: data folder not found")
+    return where
+
+
+def _camvid_root(request: InitRequest, folder: Path) -> str:
+    given = request.data or (Path(os.environ[CAMVID_ENV]) if os.environ.get(CAMVID_ENV) else None)
+    if given is not None:
+        return str(_existing(given))
+    default = (_HERE.parents[1] / ".." / "shared" / "camvid").resolve()
+    if not (default / "splits.json").is_file():
+        raise InputError(f"{default}: CamVid is not there", hint=f"give its folder: --data PATH, or {CAMVID_ENV}=PATH")
+    # Relative, so that checkout and data can move together.
+    return os.path.relpath(default, folder)
+
+
+def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> None:
+    """Write each file that is not there yet; one that is there is whole, and may be somebody's work by now."""
+    profile, data = request.profile, {name: {"root": root} for name, root in roots.items()}
+    files = {
+        "params.yaml": profile_text(profile, data, deterministic=request.deterministic),
+        "dvc.yaml": render_dvc_yaml(has_pretrain=Params.of_profile(profile).data.pretrain is not None),
+        ".gitignore": _template("gitignore"),
+        ".dvcignore": _template("dvcignore"),
+        "README.md": _template("README.md").replace("@PROFILE", profile),
+        "policies/README.md": _template("policies.md"),
+        # `autolabel serve` appends to it. Its first line says nothing: DVC warns about an empty file all the time.
+        "labels/raw.review.jsonl": '{"id": "0", "name": "", "withdraws": ""}\n',
+        "models/current.json": json.dumps({"teacher": TEACHER_STAGE}, indent=1) + "\n",
+    }
+    for name, text in files.items():
+        if not (folder / name).exists():
+            atomic.write_text(folder / name, text)
+
+
+def _set_up_version_control(folder: Path) -> None:
+    if shutil.which("git") is None:
+        _LOG.warning("git is not installed: the workspace works, but `dvc metrics diff` and `dvc exp` need it")
+    own_git = shutil.which("git") is not None and not _in_git_tree(folder)
+    if own_git and not (folder / ".git").exists():
+        _run(["git", "init", "-q", "-b", "main"], folder)
+    _set_up_dvc(folder)
+    if own_git and not _git(folder, "rev-parse", "-q", "--verify", "HEAD"):
+        _run(["git", "add", "-A"], folder)
+        _run(["git", *_IDENTITY, "commit", "-q", "--no-verify", "-m", "Workspace"], folder)
+
+
+def _set_up_dvc(folder: Path) -> None:
+    if importlib.util.find_spec("dvc") is None:
+        _LOG.warning("DVC is not installed: run the stages one by one with `autolabel stage NAME`")
+        return
+    own_git, config = (folder / ".git").exists(), folder / ".dvc" / "config"
+    if config.exists() or (not own_git and any((parent / ".dvc").is_dir() for parent in folder.parents)):
+        return
+    options = [] if own_git else ["--subdir"] if _git(folder, "rev-parse") else ["--no-scm"]
+    shutil.rmtree(folder / ".dvc", ignore_errors=True)
+    _run([sys.executable, "-m", "dvc", "init", "-q", *options], folder)
+    atomic.write_text(config, _DVC_CONFIG + ("    no_scm = true\n" if "--no-scm" in options else ""))
+
+
+def _in_git_tree(folder: Path) -> bool:
+    """Whether the folder belongs to a surrounding repository (one that git ignores does not)."""
+    if (folder / ".git").exists():
+        return False  # it is a repository of its own
+    return _git(folder, "rev-parse", "--is-inside-work-tree") and not _git(folder, "check-ignore", "-q", str(folder))
+
+
+def _git(folder: Path, *arguments: str) -> bool:
+    return shutil.which("git") is not None and _ended(["git", *arguments], folder).returncode == 0
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = _ended(command, folder)
+    if done.returncode != 0:
+        said = one_line(done.stderr or done.stdout)[-300:]
+        raise InputError(f"{folder}: `{' '.join(command[:3])}` failed: {said}")
+
+
+def _ended(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    # A caller's hook sets GIT_DIR and friends: they would point our commands at its repository.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)

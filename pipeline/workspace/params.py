@@ -1,0 +1,423 @@
+"""params.yaml as typed sections: one section per stage, one line of explanation for every mistake.
+
+Read by the pipeline only; a job of `hmsa_core` gets its part as a spec file. No torch is imported here.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, Strict, ValidationError, create_model, field_validator, model_validator
+
+from hmsa_core.config import (
+    Count,
+    GateConfig,
+    InferConfig,
+    NotInKey,
+    PositiveInt,
+    RuntimeConfig,
+    Section,
+    Share,
+    Teacher,
+    TrainConfig,
+    knob,
+)
+from hmsa_core.data.source import RolesSpec, SourceSpec
+from hmsa_core.io.engine import Kind
+from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
+from hmsa_core.labels.store.codes import ConfidenceCode
+from hmsa_core.labels.thresholds.settings import CalibrateConfig, MergeConfig
+from hmsa_core.spec import EvaluationSetting
+from pipeline.workspace.strict_yaml import Document, read_yaml
+from pipeline.workspace.table import TABLE, Stage
+
+Profile = Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"]
+PROFILES: tuple[str, ...] = typing.get_args(Profile)
+Workers = Annotated[int, Field(ge=1), NotInKey]
+Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
+# What pseudo_label.threshold may name -> the file that calibrate makes.
+MEASURED_POLICIES = {"policy": "calibration/policy.json", "teach": "calibration/teach.json"}
+Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
+
+
+class DataConfig(Section):
+    """Where the data lie and which image does what."""
+
+    target: SourceSpec = Field(description="the data set whose classes are learned and labelled")
+    pretrain: SourceSpec | None = knob(
+        None, "the data set for pretraining; null = none, teacher-train starts from scratch"
+    )
+    roles: RolesSpec = knob(RolesSpec(), "who may use which image (camvid brings its own roles)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_roots(cls, value: Any) -> Any:
+        """Indexes and checkpoints know the roots by these names: they are not for a user to choose."""
+        if not isinstance(value, dict):
+            return value
+        named = {
+            name: {**source, "name": name}
+            for name, source in value.items()
+            if name in ("target", "pretrain") and isinstance(source, dict) and "name" not in source
+        }
+        return {**value, **named}
+
+    @model_validator(mode="after")
+    def _names_are_kept(self) -> DataConfig:
+        for name, source in (("target", self.target), ("pretrain", self.pretrain)):
+            if source is not None and source.root.startswith("~"):
+                raise ValueError(f"expected {name}.root as a path written out, found {source.root}: DVC expands no ~")
+            if source is not None and source.name != name:
+                raise ValueError(f"{name}.name must be {name} (leave the key out)")
+        return self
+
+
+class EngineConfig(Section):
+    """Who runs the work units of prepare, auto-infer and pseudo-label. No result depends on it."""
+
+    engine: Annotated[Kind, NotInKey] = knob(
+        "local",
+        "local (processes of this machine) or ray (docs/scaling.md), for prepare, calibrate, auto-infer and"
+        " pseudo-label",
+    )
+
+
+class PrepareConfig(Section):
+    """Indexing and checking; `data` describes the checks of each data set."""
+
+    workers: Workers = knob(2, "processes")
+
+
+class PretrainConfig(TrainConfig):
+    """Training on the pretraining set: a single scale, no attention."""
+
+    init_from: Start = knob(
+        None, "checkpoint folder (`autolabel import-checkpoint`) to start from; null = from scratch"
+    )
+
+
+class TeacherConfig(TrainConfig):
+    """Training on the target set's fine labels, from the pretraining checkpoint where there is one."""
+
+    validate_every: Annotated[Count, NotInKey] = knob(
+        0, "epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
+    )
+    init_from: Start = knob(
+        None, "another checkpoint folder to start from; null = models/pretrain, or from scratch without one"
+    )
+
+
+class OtherStore(Section):
+    """Auto-labels of another workspace."""
+
+    store: str = Field(description="its thresholded store (labels/final), relative to this workspace")
+    weight: float = knob(1.0, "how often its images are taken: 1 = as own ones", gt=0.0, allow_inf_nan=False)
+
+
+class StudentConfig(TrainConfig):
+    """Training on fine and auto-labelled images."""
+
+    init: Annotated[str, NotInKey] = knob(
+        "teacher", "teacher (paper), pretrained (from model.trunk_weights, any trunk), or a checkpoint folder"
+    )
+    validate_every: Annotated[Count, NotInKey] = knob(
+        0, "epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
+    )
+    max_rounds: Annotated[PositiveInt | None, NotInKey] = knob(
+        2, "students in a row that learn from each other's auto-labels: the last one does not teach; null = no limit"
+    )
+    control: Annotated[bool, NotInKey] = knob(
+        True, "also train models/control/: same start, same steps, fine labels only"
+    )
+    stores: Annotated[tuple[OtherStore, ...], Strict(False), NotInKey] = knob(
+        (),
+        "auto-labels of other workspaces to learn from beside the own ones: a list of {store: folder of"
+        " their labels/final, weight: how often its images are taken, the own ones have 1}",
+    )
+
+    @model_validator(mode="after")
+    def _control_takes_as_many_steps(self) -> Self:
+        if self.control and self.sampling.empty_classes == "released":
+            raise ValueError(
+                "sampling.empty_classes: released shortens the epochs of student and control by different amounts: "
+                "write redistribute, or control: false"
+            )
+        return self
+
+
+class AutoInferConfig(InferConfig):
+    """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""
+
+    teacher: Annotated[Teacher | None, NotInKey] = knob(
+        None,
+        "who labels, also for calibrate and evaluate: checkpoint folder, onnx:FILE, hf:FOLDER,"
+        " scores:FOLDER or a list of these; null = the workspace's teacher",
+    )
+
+
+class PseudoLabelConfig(Section):
+    """From raw labels to training labels."""
+
+    threshold: float | str = knob(
+        "policy",
+        "policy (what calibrate promises), teach (what a student gains from), a number on the code grid,"
+        " or a policy file",
+    )
+    merge: MergeConfig = MergeConfig()
+    min_component: Count = knob(0, "pixels; a smaller connected piece of a class gives no centroid to sample at")
+    workers: Workers = knob(2, "processes")
+
+    @property
+    def own_policy(self) -> str | None:
+        """The policy file that `threshold` names, if it is not one of calibrate's."""
+        return self.threshold if isinstance(self.threshold, str) and not self.is_measured else None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `threshold` is a policy that calibrate makes."""
+        return self.threshold in MEASURED_POLICIES
+
+    @field_validator("threshold")
+    @classmethod
+    def _is_known(cls, value: float | str) -> float | str:
+        if isinstance(value, str):
+            if value in MEASURED_POLICIES or value.endswith(".json"):
+                return value
+            raise ValueError('"policy", "teach", a number from 0 to 0.99999, or the path of a policy file (*.json)')
+        if not 0.0 <= value < 1.0:
+            raise ValueError('a number from 0 to 0.99999, "policy", "teach", or the path of a policy file (*.json)')
+        below, above = ConfidenceCode().neighbours(value)
+        if below != above:  # else pseudo-label refuses it, after hours of training
+            near = " or ".join(edge for edge in (below, above) if edge is not None)
+            raise ValueError(f"a number on the grid of the confidence code, such as its neighbours {near}")
+        return value
+
+
+class EvaluateConfig(Section):
+    """Who is judged, on what, and when a student is good enough."""
+
+    max_leaked: Share = knob(0.05, "share of judged images that may be in a model's lineage before the stage fails")
+    max_gap: Count = knob(0, "frames; a judged image this close to a learned one in its sequence counts as learned")
+    max_distance: int = knob(2, "bits of 64; perceptual hashes this close count as the same image", ge=0, le=16)
+    settings: Settings = knob(
+        (
+            EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
+            EvaluationSetting(name="single", scales=(1.0,), flip=False),
+        ),
+        "how each model is run; the first one is the main one",
+    )
+    details: bool = knob(True, "also boundary IoU, reliability and the weight of each scale per class")
+    confidence: float = knob(0.95, "of the intervals", gt=0.5, lt=1.0)
+    draws: int = knob(2000, "bootstrap draws of blocks", ge=200)
+    seed: Count = knob(0, "of the bootstrap")
+    runtime: RuntimeConfig = RuntimeConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _one_main_setting(self) -> EvaluateConfig:
+        names = [s.name for s in self.settings]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected settings of different names, found {twice[0]!r} more than once")
+        return self
+
+
+class ReportConfig(Section):
+    """The report page."""
+
+    title: str = knob("Auto-labelling report", "of the page")
+    pictures: Count = knob(6, "images shown with label, confidence and scale weights")
+
+
+if TYPE_CHECKING:
+    VersionsConfig = Section
+else:
+    VersionsConfig = create_model(
+        "VersionsConfig",
+        __base__=Section,
+        __doc__="Code version of each stage (`pipeline.stages.VERSIONS`), where DVC can see it.",
+        **{row.section: (PositiveInt, Field(description="code version")) for row in TABLE},
+    )
+
+
+class _Params(Section):
+    """A workspace's params.yaml: one section per stage (what each is about: `pipeline.stages.TABLE`)."""
+
+    profile: Profile = Field(description="which profile this file came from; `autolabel demo-data` and the tests ask")
+    versions: VersionsConfig = Field(
+        description="code version of each stage; raising one re-runs that stage and the next ones"
+    )
+    runtime: EngineConfig = knob(EngineConfig(), "who does the work; no result depends on it")
+    data: DataConfig = Field(description="where the data lie, and who may use which image")
+    prepare: PrepareConfig
+    teacher_pretrain: PretrainConfig
+    teacher_train: TeacherConfig
+    calibrate: CalibrateConfig
+    auto_infer: AutoInferConfig
+    pseudo_label: PseudoLabelConfig
+    student_train: StudentConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
+
+    @model_validator(mode="after")
+    def _versions_are_ours(self) -> Self:
+        for row in TABLE:
+            theirs = getattr(self.versions, row.section)
+            if theirs != row.version:
+                raise ValueError(
+                    f"versions.{row.section} is {theirs}, this program's {row.name} has code version {row.version}: "
+                    f"write {row.version} to accept it (the stage and those after it run again)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_are_for_the_pixels_they_cut(self) -> Self:
+        labels = self.pseudo_label
+        outside = self.calibrate.region == "outside_coarse" and not labels.merge.use_coarse
+        if outside and labels.threshold in ("policy", "teach"):
+            raise ValueError(
+                "calibrate.region is outside_coarse, but pseudo_label.merge.use_coarse is false: thresholds of the "
+                "pixels that people left out would cut all pixels: write calibrate.region: all"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read and check a params.yaml; ConfigError with one line for the first mistake."""
+        return cls.parse(read_yaml(path))
+
+    @classmethod
+    def of_profile(cls, name: str, data: Mapping[str, Any] | None = None) -> Self:
+        """Settings of a profile: its file laid over the defaults of the code.
+
+        Args:
+            name: one of `PROFILES`.
+            data: replaces what the profile says in section `data`, {"target": {"root": PATH}}.
+        """
+        overlay = read_yaml(profile_file(name))
+        versions = {row.section: row.version for row in TABLE}
+        values = overlay.values | {"data": over(overlay.values["data"], data or {})}
+        added: dict[str, Any] = {row.section: {} for row in TABLE if row.section not in values}
+        return cls.parse(replace(overlay, values={"profile": name, "versions": versions} | added | values))
+
+    @classmethod
+    def parse(cls, document: Document) -> Self:
+        """Check the values of a document that was read."""
+        try:
+            return cls.model_validate(document.values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, document, cls)) from None
+
+
+def _section_from(row: Stage) -> type[Section]:
+    """The section of a stage that brings its settings in its row."""
+    fields: dict[str, Any] = {
+        name: (type(default), Field(default, description=told)) for name, (default, told) in row.settings.items()
+    }
+    return create_model(f"{row.section}_settings", __base__=Section, __doc__=row.description, **fields)
+
+
+if TYPE_CHECKING:
+    Params = _Params
+else:
+    Params = create_model(
+        "Params",
+        __base__=_Params,
+        __doc__=_Params.__doc__,
+        **{row.section: (_section_from(row), ...) for row in TABLE if row.section not in _Params.model_fields},
+    )
+
+
+def profile_file(name: str) -> Path:
+    """The overlay of a profile."""
+    return Path(__file__).with_name("profiles") / f"{name}.yaml"
+
+
+def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `changes` in their place, section by section; an empty mapping empties its section."""
+    merged = dict(values)
+    for name, value in changes.items():
+        old = values.get(name)
+        if value and isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = over(old, value)
+        merged[name] = value
+    return merged
+
+
+def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:
+    """The first mistake as one line: place, key, what was expected, what is there, nearest valid key."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    if first["type"] == "missing":
+        # A misspelt key is missing under its right name too: what is there says more than what is not.
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), first)
+    key, owner = _resolve(model, first["loc"], document.values)
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    place, told = f"{document.where(key)}: {document.dotted(key) or '(file)'}", _expected(first)
+    named = re.match(r"[a-z_]+(\.[a-z_]+)+", told)
+    if first["type"] == "extra_forbidden":
+        known = f"the keys here are: {', '.join(sorted(owner.model_fields))}"
+        told = f"unknown key; {did_you_mean(str(key[-1]), owner.model_fields, known)}"
+    elif first["type"] == "missing":
+        told = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
+    elif not key and named:  # a check over several sections names its key itself
+        place = document.where(tuple(named[0].split(".")))
+    elif not isinstance(first["input"], Mapping | BaseModel) and ", found " not in told:
+        text = repr(first["input"])
+        told += f", found {text if len(text) <= 60 else text[:57] + '...'}"
+    return one_line(f"{place}: {told}{more}")
+
+
+def _resolve(
+    model: type[BaseModel], loc: tuple[int | str, ...], values: object
+) -> tuple[tuple[int | str, ...], type[BaseModel]]:
+    """Drop the parts of a location that name a branch of a union; find the section the key belongs to."""
+    key: list[int | str] = []
+    owner = model
+    here: object = values
+    for i, part in enumerate(loc):
+        last = i == len(loc) - 1
+        if isinstance(here, dict):
+            if part not in here and not (last and (part in owner.model_fields)):
+                continue
+            section = _section_of(owner, str(part))
+            here = here.get(part)
+            key.append(part)
+            if section is not None and not last:
+                owner = section
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+            key.append(part)
+    return tuple(key), owner
+
+
+def _section_of(owner: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = owner.model_fields.get(name)
+    return None if field is None else next(iter(_models_in(field.annotation)), None)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, Annotated):
+        return [m for a in typing.get_args(annotation) for m in _models_in(a)]
+    return []
+
+
+def _expected(fault: Mapping[str, Any]) -> str:
+    text = str(fault["msg"])
+    for old, new in (
+        ("Input should be a valid tuple", "expected a list"),
+        ("Input should be a valid ", "expected a "),
+        ("Input should be ", "expected "),
+        ("Tuple should have at least 1 item after validation, not 0", "expected a list of at least one value"),
+        ("Value error, ", "expected " if fault["loc"] and fault["loc"][-1] == "threshold" else ""),
+        ("String should match pattern", "expected text that matches"),
+    ):
+        text = text.replace(old, new)
+    return text.replace("a integer", "an integer")

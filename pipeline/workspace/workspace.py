@@ -1,0 +1,120 @@
+"""A workspace: a folder with params.yaml, dvc.yaml, models/current.json and all outputs of the stages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.io.process import StopRequest
+from hmsa_core.io.remote import is_url, local_path, local_tree
+
+if TYPE_CHECKING:
+    from hmsa_core.data.source import SourceSpec
+    from pipeline.workspace.params import Params
+
+_MARKS = ("params.yaml", "dvc.yaml")
+JUDGED_CURVES = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
+PARAMS_VARIABLE = "AUTOLABEL_PARAMS"  # names the file of a night that is read in place of params.yaml
+PARAMS_OF_NIGHT = "work/nightly/params.yaml"  # that file
+
+
+class Workspace:
+    """Paths and parameters of one workspace.
+
+    Light on purpose: parameters are read (and their packages imported) on first use, so that a stage can
+    take its lock before anything heavy happens.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).resolve()
+        self.stop = StopRequest()  # `autolabel stage` installs it as the handler of SIGTERM and SIGINT
+        self.job_running = False
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """While a job runs a stop request is the job's to answer; what comes after its last look at it ends us.
+
+        Raises:
+            InterruptedRunError: a stop was asked for, and the job came to its end all the same.
+        """
+        self.job_running = True
+        try:
+            yield
+        finally:
+            self.job_running = False
+        if self.stop.is_set():
+            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
+
+    @classmethod
+    def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
+        """The workspace that `start` (default: the current folder) is, or lies in."""
+        here = Path(start) if start is not None else Path.cwd()
+        hint = "make one with `autolabel init DIR --profile tiny`"
+        if not here.resolve().is_dir():  # mistyped: the workspace around it is not meant
+            raise ConfigError(f"{here}: no such folder", hint=hint)
+        for folder in (here.resolve(), *here.resolve().parents):
+            if all((folder / mark).is_file() for mark in _MARKS):
+                return cls(folder)
+        raise ConfigError(f"{here}: not a workspace (no {' and '.join(_MARKS)} here or above)", hint=hint)
+
+    def path(self, relative: str) -> Path:
+        """Absolute path of something in the workspace."""
+        return self.root / relative
+
+    @cached_property
+    def params(self) -> Params:
+        """The checked params.yaml, or what a night of this workspace has in its place (`nightly.parameters`)."""
+        from pipeline.workspace.params import Params
+
+        of_night, named = self.path(PARAMS_OF_NIGHT), os.environ.get(PARAMS_VARIABLE)
+        is_ours = named is not None and Path(named).resolve() == of_night.resolve()
+        return Params.load(of_night if is_ours else self.path("params.yaml"))
+
+    @property
+    def roots(self) -> dict[str, Path]:
+        """Named roots that image paths in indexes and stores are relative to."""
+        data = self.params.data
+        sources = {"target": data.target, "pretrain": data.pretrain}
+        return {name: self.resolve(source.root) for name, source in sources.items() if source is not None}
+
+    def source(self, name: str) -> SourceSpec:
+        """The data set that a named root holds, with the root's place on this machine."""
+        source: SourceSpec = getattr(self.params.data, name)
+        return source.model_copy(update={"root": str(self.roots[name])})
+
+    def resolve(self, path: str | os.PathLike[str], *, anew: bool = False) -> Path:
+        """A path as params.yaml writes it: absolute, or relative to the workspace; an address as a tree of links.
+
+        Args:
+            path: a path or an address.
+            anew: list an address again; else its objects count as they were when it was listed last.
+        """
+        if is_url(path):
+            return local_tree(str(path), anew=anew)
+        return (self.root / local_path(path).expanduser()).resolve()
+
+    def work(self, stage: str) -> Path:
+        """Folder of a stage's resumable progress (keys below it: `pipeline.workspace.keys.open_work`)."""
+        return self.root / "work" / stage
+
+    def lock(self, stage: str) -> FileLock:
+        """The kernel lock that makes a stage's run the only one in this workspace."""
+        return FileLock(self.root / "work" / "locks" / f"{stage}.lock", what=f"stage {stage} of {self.root}")
+
+    def teacher(self) -> Path:
+        """Checkpoint folder of the model that teaches: what models/current.json names."""
+        from pipeline.workspace.registry import Registry
+
+        return Registry(self.root).teacher()
+
+    def is_promoted(self) -> bool:
+        """Whether the teacher is a registered model and not this workspace's own teacher-train."""
+        from pipeline.workspace.registry import TEACHER_STAGE, Registry
+
+        return Registry(self.root).current() != TEACHER_STAGE

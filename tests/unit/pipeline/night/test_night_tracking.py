@@ -1,0 +1,71 @@
+"""A night in MLflow, read back with its own client."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.night.history import track_night
+from pipeline.workspace.workspace import Workspace
+from tests.conftest import REPO
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+LINE = {
+    "kind": "kept",
+    "gain": 0.012,
+    "kept": 0.61,
+    "images": 40,
+    "promoted": False,
+    "coverage": {"road": 0.9, "car": 0.4},
+}
+
+
+@pytest.fixture
+def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(REPO / "dvc.yaml", tmp_path / "dvc.yaml")
+    head, student, rest = re.split(r"(?m)^(?=student_train:|evaluate:)", (REPO / "params.yaml").read_text("utf-8"))
+    student = re.sub(r"(?m)^( +tracking:) none", r"\1 [mlflow]", student)
+    text = re.sub(r"(?m)^(  threshold:) \S+", r"\1 policies/ours.json", head) + student + rest
+    (tmp_path / "params.yaml").write_text(text, "utf-8")
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies/ours.json").write_text('{"policy": "ours"}')
+    (tmp_path / "morning.html").write_text("<p>kept</p>")
+    return Workspace(tmp_path)
+
+
+def test_a_night_is_a_run_with_its_figures_its_policy_and_its_page(ws: Workspace, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    assert track_night(ws, {"lines": [{"gain": 9.0}, LINE]}, tmp_path / "morning.html") == ""
+    client = MlflowClient((tmp_path / "work/mlruns").as_uri())
+    experiment = client.get_experiment_by_name("auto-label")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    expected = {"gain": 0.012, "kept": 0.61, "images": 40.0, "coverage/road": 0.9, "coverage/car": 0.4}
+    assert run.data.metrics == {f"night/{name}": value for name, value in expected.items()}
+    kept = {name: client.download_artifacts(run.info.run_id, name) for name in ("page", "policy", "figures.json")}
+    assert Path(kept["page"], "morning.html").read_text() == "<p>kept</p>"
+    assert Path(kept["policy"], "ours.json").read_text() == '{"policy": "ours"}'
+    assert json.loads(Path(kept["figures.json"]).read_text()) == LINE
+
+
+def test_a_server_that_is_not_there_is_a_warning_of_one_line(
+    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    told = track_night(ws, {"lines": [LINE]}, tmp_path / "morning.html")
+    assert told.startswith("the night is not in MLflow: MLflow at http://127.0.0.1:9: ")
+    assert "\n" not in told
+
+
+def test_nobody_who_did_not_ask_gets_a_run(ws: Workspace, tmp_path: Path) -> None:
+    shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
+    assert track_night(Workspace(tmp_path), {"lines": [LINE]}, tmp_path / "morning.html") == ""
+    assert not (tmp_path / "work").exists()

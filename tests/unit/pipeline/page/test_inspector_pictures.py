@@ -1,0 +1,144 @@
+"""Which photographs the page finds below `--images`, whatever their shape, and which it must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hmsa_core.labels import LabelStoreWriter
+from pipeline.cli.main import main
+from pipeline.review.session import Session
+from tests.support.asgi import Reply, client_of
+from tests.support.label_scenes import LINEAGE
+
+SECRET = b"\x89PNG\r\n\x1a\nthe secret"
+
+
+def make_store(folder: Path, *paths: str, size: tuple[int, int] = (16, 8), coarse: str = "") -> Path:
+    """A store whose images lie at `paths`, named a, b, ...; `size` is (width, height)."""
+    label = np.arange(size[0] * size[1]).reshape(size[1], size[0]).astype(np.uint8) % 19
+    with LabelStoreWriter(folder / "raw", LINEAGE) as writer:
+        for name, path in zip("abc", paths, strict=False):
+            writer.add(name, label, np.full(label.shape, 0.95, np.float32), image_path=path, coarse_path=coarse)
+    return folder / "raw"
+
+
+def make_picture(path: Path, size: tuple[int, int] = (16, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((size[1], size[0], 3), 90, np.uint8))
+
+
+def ask(session: Session, what: str, name: str = "a") -> Reply:
+    with client_of(session) as client:
+        return client.get(f"/api/{what}", name=name)
+
+
+def export(store: Path, images: object, target: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Export the page; what it said on standard error."""
+    capsys.readouterr()
+    assert main(["serve", str(store), "--images", str(images), "--export", str(target), "--threshold", "0.9"]) == 0
+    return capsys.readouterr().err
+
+
+def test_the_folder_that_was_labelled_and_its_parent_are_both_taken(tmp_path: Path, monkeypatch, capsys) -> None:
+    store = make_store(tmp_path, "photos/x.png", "photos/cam/y.png")
+    make_picture(tmp_path / "photos/x.png")
+    make_picture(tmp_path / "photos/cam/y.png")
+    monkeypatch.chdir(tmp_path)
+    assert export(store, ".", Path("from-parent"), capsys) == ""
+    said = export(store, "photos", Path("from-folder"), capsys)
+    assert (
+        said == f"note: {store}: its paths begin one folder above photos ('photos/x.png'); nothing else there is read\n"
+    )
+    monkeypatch.chdir(tmp_path / "photos")
+    export(store, ".", tmp_path / "from-inside", capsys)
+    for page in ("from-parent", "from-folder", "from-inside"):
+        assert len(list((tmp_path / page / "pictures").iterdir())) == 2
+
+
+def test_a_folder_without_any_photograph_of_the_store_is_told_with_the_one_to_give(tmp_path: Path, capsys) -> None:
+    store = make_store(tmp_path, "photos/x.png", "photos/y.png")
+    (tmp_path / "else").mkdir()
+    said = export(store, tmp_path / "else", tmp_path / "page", capsys)
+    assert said.count("\n") == 1
+    assert f"0 of its 2 photographs are below {tmp_path / 'else'}" in said
+    assert "give --images the folder that holds 'photos/x.png'" in said
+    assert "it names none" in export(make_store(tmp_path / "none", ""), tmp_path, tmp_path / "page-2", capsys)
+    odd = export(make_store(tmp_path / "odd", "x\nerror: \x1b[2J.png"), tmp_path, tmp_path / "page-3", capsys)
+    assert (odd.count("\n"), "\x1b" in odd) == (1, False), "control characters write no line of their own"
+
+
+def test_paths_that_begin_in_the_folder_are_never_followed_from_its_parent(tmp_path: Path) -> None:
+    store = make_store(tmp_path, "x.png", "photos/y.png")
+    make_picture(tmp_path / "photos/x.png")
+    make_picture(tmp_path / "photos/y.png")
+    session = Session(store, images=tmp_path / "photos")
+    assert session.view.pictures.note == ""
+    assert [ask(session, "picture", name).status for name in "ab"] == [200, 404]
+
+
+OUTSIDE = "beside.png other/secret.png photos/../beside.png photos/link.png photos/out/secret.png photos-2/secret.png"
+
+
+@pytest.mark.parametrize("path", OUTSIDE.split())
+def test_nothing_outside_of_the_given_folder_is_read_though_paths_begin_above_it(tmp_path: Path, path: str) -> None:
+    make_picture(tmp_path / "photos/x.png")
+    for secret in ("beside.png", "other/secret.png", "photos-2/secret.png"):
+        (tmp_path / secret).parent.mkdir(exist_ok=True)
+        (tmp_path / secret).write_bytes(SECRET)
+    (tmp_path / "photos/link.png").symlink_to(tmp_path / "beside.png")
+    (tmp_path / "photos/out").symlink_to(tmp_path / "other")
+    store = make_store(tmp_path, "photos/x.png", path, coarse="other/secret.png")
+    session = Session(store, images=tmp_path / "photos")
+    assert ask(session, "picture").status == 200
+    assert ask(session, "image").json()["human"] is False
+    for what in ("picture", "thumb"):
+        reply = ask(session, what, "b")
+        assert reply.status == 409
+        assert b"the secret" not in reply.body
+    alone = Session(make_store(tmp_path / "alone", path), images=tmp_path / "photos")
+    assert "0 of its 1" in alone.view.pictures.note
+    assert b"the secret" not in ask(alone, "picture").body
+
+
+@pytest.mark.parametrize("path", ["photos/" + "x" * 300, "photos/x\0y", "photos/circle/x.png"])
+def test_a_path_that_cannot_be_one_does_not_keep_the_page_from_starting(tmp_path: Path, path: str) -> None:
+    make_picture(tmp_path / "photos/x.png")
+    (tmp_path / "photos/circle").symlink_to(tmp_path / "photos/circle")
+    for others in ((), ("photos/x.png",)):
+        folder = tmp_path / str(len(others))
+        session = Session(make_store(folder, path, *others), images=tmp_path / "photos")
+        assert ask(session, "picture").status in (404, 409, 500)
+        assert "message" in ask(session, "picture").json()
+
+
+@pytest.mark.parametrize("size", [(4000, 8), (300, 1), (1, 300), (8, 4000), (1, 1), (3, 2), (1, 40000)])
+def test_an_image_of_any_shape_has_its_thumbnails_and_can_be_exported(
+    tmp_path: Path, size: tuple[int, int], capsys
+) -> None:
+    store = make_store(tmp_path, "photos/x.png", size=size)
+    make_picture(tmp_path / "photos/x.png", size)
+    session = Session(store, images=tmp_path)
+    mini = ask(session, "mini").picture()
+    label, code = session.view.read("a")
+    assert mini.shape[0] % 2 == 0
+    assert mini.shape[1] <= 176
+    assert mini.shape[0] // 2 <= 704
+    top, bottom = np.split(mini, 2)
+    assert set(np.unique(top)) <= set(np.unique(label))
+    assert set(np.unique(bottom)) == set(np.unique(code))
+    thumb = ask(session, "thumb").picture()
+    assert thumb.shape[0] <= 4 * 288
+    assert max(thumb.shape[:2]) >= 288
+    export(store, tmp_path, tmp_path / "page", capsys)
+    assert len(list((tmp_path / "page/thumbs").iterdir())) == 1
+
+
+def test_a_usual_thumbnail_samples_the_middle_of_each_step(tmp_path: Path) -> None:
+    session = Session(make_store(tmp_path, "", size=(704, 352)))
+    mini = ask(session, "mini").picture()
+    label, code = session.view.read("a")
+    assert np.array_equal(mini, np.concatenate([label[2::4, 2::4], code[2::4, 2::4]]))
