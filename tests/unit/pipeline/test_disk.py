@@ -12,7 +12,6 @@ import pytest
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import NoSpaceError
 from pipeline.doctor import checks as doctor
-from pipeline.jobs import machine
 from pipeline.stages import disk, module_of, prepare
 from pipeline.stages.disk import RESERVE, disk_need
 from pipeline.stages.runner import check_space
@@ -69,7 +68,7 @@ def test_a_stage_that_the_night_allowed_has_its_room_however_much_the_others_too
     free = need.total + RESERVE
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=free))
     assert disk_need(ws).fits
-    machine.check_machine(ws)
+    disk.check_machine(ws)
     prepare.run(ws)
     raw = ws.path("labels/raw/shard-0.parquet")
     raw.parent.mkdir(parents=True)
@@ -79,11 +78,11 @@ def test_a_stage_that_the_night_allowed_has_its_room_however_much_the_others_too
         free -= size
     free = disk_need(ws).least + RESERVE - 1
     with pytest.raises(NoSpaceError, match="GiB are needed"):
-        machine.check_machine(ws)
+        disk.check_machine(ws)
     (found,) = [f for f in doctor.examine(ws.root, deep=False) if f.name == "disk"]
     assert found.state == "broken"
-    machine.check_machine(ws, [])  # a night that finds nothing to do
-    machine.check_machine(ws, [s for s in STAGES if s != "student-train"])
+    disk.check_machine(ws, [])  # a night that finds nothing to do
+    disk.check_machine(ws, [s for s in STAGES if s != "student-train"])
 
 
 def test_after_a_first_run_the_largest_stage_must_have_room_and_the_sum_is_told(
@@ -95,12 +94,12 @@ def test_after_a_first_run_the_largest_stage_must_have_room_and_the_sum_is_told(
     assert need.least == max(need.parts.values()) < need.total
     free = need.least + RESERVE
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=free))
-    assert "it may have to stop on the way" in machine.check_machine(ws)[0]
+    assert "it may have to stop on the way" in disk.check_machine(ws)[0]
     (found,) = [f for f in doctor.examine(ws.root, deep=False) if f.name == "disk"]
     assert found.state == "warning"
     free -= 1
     with pytest.raises(NoSpaceError, match="GiB are needed"):
-        machine.check_machine(ws)
+        disk.check_machine(ws)
 
 
 def test_the_disk_of_dvcs_cache_is_asked_too(ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +111,7 @@ def test_the_disk_of_dvcs_cache_is_asked_too(ws: Workspace, tmp_path: Path, monk
     free = {cache: need.least, ws.root: 1 << 50}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free[path.resolve()]))
     with pytest.raises(NoSpaceError, match=r"/cache: at least .* GiB are needed"):
-        machine.check_machine(ws)
+        disk.check_machine(ws)
     with pytest.raises(NoSpaceError, match=r"evaluate needs about .* in .*/cache, "):
         check_space(ws, "evaluate", need.least)
 
@@ -150,7 +149,7 @@ def test_what_cannot_be_known_is_said_and_the_rest_is_counted_by_the_last_index_
     assert need.parts["student-train"] == whole.parts["student-train"] > 0
     (found,) = [f for f in doctor.examine(ws.root, deep=False) if f.name == "disk"]
     assert (found.state, need.unknown in found.text) == ("warning", True)
-    assert need.unknown in machine.check_machine(ws)[0]
+    assert need.unknown in disk.check_machine(ws)[0]
     root.with_name("away").rename(root)
     prepare.run(ws)
     whole = disk_need(ws)
