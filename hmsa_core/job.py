@@ -98,13 +98,13 @@ def run_spec(spec: JobSpec) -> None:
             with Watchdog(runtime.lost_minutes, spec.work / ERROR_FILE, lambda error: _fail(error, spec)) as watchdog:
                 run.run(spec, replace(context, beat=watchdog.beat))
         elif isinstance(spec, InferSpec):
-            from hmsa_core.inference.folder import infer
+            from hmsa_core.inference.folder import infer_job
 
-            infer.run(spec, context)
+            infer_job.run(spec, context)
         else:
-            from hmsa_core.inference.evaluation import job as evaluation
+            from hmsa_core.inference.evaluation import evaluate_job
 
-            evaluation.run(spec, context)
+            evaluate_job.run(spec, context)
         ranks.barrier()
         ranks.stop()
 

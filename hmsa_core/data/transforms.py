@@ -145,6 +145,17 @@ def _resize_image(image: UInt8, size: Size) -> UInt8:
     return np.asarray(cv2.resize(image, size[::-1], interpolation=how), np.uint8)
 
 
+def to_long_edge(image: UInt8, edge: int) -> UInt8:
+    """Bring the longer side to `edge` pixels as training does: averaging down, cubic up; sizes cut to integers."""
+    height, width = image.shape[:2]
+    if max(height, width) == edge:
+        return image
+    factor = edge / max(height, width)
+    size = (max(1, int(width * factor + 1e-9)), max(1, int(height * factor + 1e-9)))
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
+
+
 def resize_label(label: UInt8, size: Size) -> UInt8:
     """Resize a label map, or HxWxK maps, to (height, width) by the nearest pixel centre: values are only copied."""
     if label.shape[:2] == size:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hmsa_core.inference.evaluation.scoring import evaluate
-    from hmsa_core.inference.folder.labelling import label
+    from hmsa_core.inference.evaluation.evaluate_folder import evaluate
+    from hmsa_core.inference.folder.label_folder import label
     from hmsa_core.inference.network.predictor import Predictor, label_image
 
 __all__ = ["Predictor", "evaluate", "label", "label_image"]
 
 _HOMES = {
     "Predictor": "network.predictor",
-    "evaluate": "evaluation.scoring",
-    "label": "folder.labelling",
+    "evaluate": "evaluation.evaluate_folder",
+    "label": "folder.label_folder",
     "label_image": "network.predictor",
 }
 

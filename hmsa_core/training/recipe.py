@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core.config import OptimiserConfig, TrainConfig
-from hmsa_core.inference.network.prepared import cpu_has_bf16, fast_precision
+from hmsa_core.inference.network.optimised import cpu_has_bf16, fast_precision
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.losses import is_softmax, training_loss

@@ -23,8 +23,7 @@ from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.layouts import PACKAGED
 from hmsa_core.data.source import RolesSpec, SourceSpec
-from hmsa_core.data.transforms import normalise
-from hmsa_core.inference.evaluation.job import to_long_edge
+from hmsa_core.data.transforms import normalise, to_long_edge
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest

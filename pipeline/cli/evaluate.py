@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
     threads = pin_threads(args)
     runs = [read_options(args, path, threads) for path in (args.checkpoint, args.baseline) if path is not None]
-    from hmsa_core.inference.evaluation.scoring import Asked, evaluate_runs
+    from hmsa_core.inference.evaluation.evaluate_folder import Asked, evaluate_runs
     from pipeline.jobs.provenance import describe_run
 
     # Before the night's work: a folder that cannot be written, and the sources that are loaded now.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hmsa_core.inference.folder.options import RunOptions
+    from hmsa_core.inference.teachers.run_options import RunOptions
 
 MIN_AGREEMENT = 0.999  # share of pixels with our own label, below which nothing is written
 _MOST = 40  # images that are looked at, evenly spaced
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     threads = pin_threads(args)
     from hmsa_core.config import RuntimeConfig
-    from hmsa_core.inference.folder.options import run_options
+    from hmsa_core.inference.teachers.run_options import run_options
 
     options = run_options(args.checkpoint, args.scales, False, RuntimeConfig(threads=threads, precision="fp32"))
     from hmsa_core import models
@@ -137,7 +137,7 @@ def _images_of(folder: Path) -> list[NDArray[np.uint8]]:
 
 def _labelled(images: Path, labels: Path, meta: dict[str, Any]) -> list[_Picture]:
     from hmsa_core.data.decode import read_image
-    from hmsa_core.inference.evaluation.scored_files import label_reader, pairs_of
+    from hmsa_core.inference.evaluation.labelled_files import label_reader, pairs_of
     from hmsa_core.taxonomy import ClassTable
 
     if not meta.get("class_table"):

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.inference.folder.labelling import is_free
+from hmsa_core.inference.folder.label_folder import is_free
 from hmsa_core.io.errors import ConfigError, InputError
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hmsa_core.config import RuntimeConfig
-    from hmsa_core.inference.folder.options import RunOptions
+    from hmsa_core.inference.teachers.run_options import RunOptions
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ENGINE = "who runs the processes: this machine, or Ray (docs/scaling.md; default: local)"
@@ -67,7 +67,7 @@ def read_options(args: argparse.Namespace, checkpoint: str | Path, threads: int)
     Raises:
         CheckpointError: there is no usable checkpoint. ConfigError: unusable scales.
     """
-    from hmsa_core.inference.folder.options import run_options
+    from hmsa_core.inference.teachers.run_options import run_options
 
     return run_options(checkpoint, args.scales, args.flip, runtime_of(args, threads=threads))
 

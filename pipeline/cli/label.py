@@ -21,7 +21,7 @@ from hmsa_core.io.errors import ConfigError
 from pipeline.cli.inference_options import ENGINE, add_options, pin_threads, runtime_of, tell
 
 if TYPE_CHECKING:
-    from hmsa_core.inference.folder.options import TeacherOptions
+    from hmsa_core.inference.teachers.run_options import TeacherOptions
     from hmsa_core.inference.teachers.sources import Source
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ranks < 1 or (args.images_per_shard is not None and args.images_per_shard < 1):
         raise ConfigError("--images-per-shard and --ranks must be at least 1")
     threads = _pin_threads(args)
-    from hmsa_core.inference.folder.labelling import label_images
+    from hmsa_core.inference.folder.label_folder import label_images
     from hmsa_core.io.process import StopRequest
     from hmsa_core.io.remote import is_url, local_path
     from pipeline.jobs.launcher import run_job
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace, threads: int) -> TeacherOptions:
     from hmsa_core.data.layouts import load_classes
-    from hmsa_core.inference.folder.options import teacher_options
+    from hmsa_core.inference.teachers.run_options import teacher_options
 
     classes = load_classes(Path(), args.classes) if args.classes else None
     runtime = runtime_of(args, threads=threads, ranks=args.ranks)

@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out {args.out}: is a file", hint="give a folder for the pictures")
     options = read_options(args, args.checkpoint, pin_threads(args))
     from hmsa_core.data.decode import read_image
-    from hmsa_core.inference.network.predict import open_tiler, picture, write_pictures
+    from hmsa_core.inference.network.pictures import picture, write_pictures
+    from hmsa_core.inference.network.predictor import open_tiler
     from hmsa_core.taxonomy import ClassTable, plain
 
     tiler = open_tiler(options.checkpoint, options.runtime)

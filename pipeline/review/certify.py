@@ -28,7 +28,7 @@ from pipeline.review.precision import calibration_policy, load_policy
 from pipeline.review.view import StoreView
 
 if TYPE_CHECKING:
-    from hmsa_core.inference.evaluation.scored_files import Ids
+    from hmsa_core.inference.evaluation.labelled_files import Ids
 
 UInt8 = NDArray[np.uint8]
 _LOOKED_AT = 12  # label maps that tell which numbers they hold
@@ -60,7 +60,7 @@ class TrueLabels:
     """
 
     def __init__(self, folder: Path, view: StoreView, ids: Ids = "auto") -> None:
-        from hmsa_core.inference.evaluation.scored_files import alike, label_reader
+        from hmsa_core.inference.evaluation.labelled_files import alike, label_reader
 
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder", hint="give the folder of label maps NAME.png")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.inference.folder import infer
+from hmsa_core.inference.folder import infer_job
 from hmsa_core.io.atomic import read_json
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, job_context, save_model
@@ -50,10 +50,10 @@ def test_five_thousand_images_cost_no_more_memory_than_one_thousand(
         data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
         path.write_bytes(data)
     seen: list[tuple[float, int]] = []
-    monkeypatch.setattr(infer.Pipeline, "run", _counting(seen, infer.Pipeline.run))
+    monkeypatch.setattr(infer_job.Pipeline, "run", _counting(seen, infer_job.Pipeline.run))
     spec = infer_spec(tmp_path, tmp_path / "work", save_model(tmp_path / "model"), scales=(1.0,), images_per_shard=100)
     begin = time.monotonic()
-    infer.run(spec, job_context(spec.work))
+    infer_job.run(spec, job_context(spec.work))
     seconds = time.monotonic() - begin
 
     assert len(seen) == IMAGES

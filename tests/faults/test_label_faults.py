@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hmsa_core.inference.folder import infer, labelling
+from hmsa_core.inference.folder import infer_job, label_folder
 from hmsa_core.inference.teachers import teacher
 from hmsa_core.io import atomic
 from pipeline.cli.main import main
@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(autouse=True)
 def quick_and_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(launcher, "run_job", lambda spec, *, stop: infer.run(spec, job_context(spec.work, stop=stop)))
+    monkeypatch.setattr(launcher, "run_job", lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop)))
     load, loaded = teacher.load_predictor, []
 
     def once(*args: object) -> object:
@@ -108,8 +108,8 @@ def _operations(action: Callable[[], int]) -> tuple[int, int]:
     """How many there are in an undisturbed run, and how many of them before the store is published."""
     before: list[int] = []
     with faulty(NEVER, None) as ops, pytest.MonkeyPatch.context() as patch:
-        publish = labelling.publish_store
-        patch.setattr(labelling, "publish_store", lambda *args: (before.append(ops.count), publish(*args)))
+        publish = label_folder.publish_store
+        patch.setattr(label_folder, "publish_store", lambda *args: (before.append(ops.count), publish(*args)))
         assert action() == 0
     return ops.count, before[0]
 

@@ -21,8 +21,8 @@ from PIL import Image
 from hmsa_core.data import prepare
 from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.inference import label
-from hmsa_core.inference.folder.labelling import LabelledCounts, label_images
-from hmsa_core.inference.folder.options import teacher_options
+from hmsa_core.inference.folder.label_folder import LabelledCounts, label_images
+from hmsa_core.inference.teachers.run_options import teacher_options
 from hmsa_core.io import engine, remote
 from hmsa_core.io.engine import HERE, Engine
 from hmsa_core.io.errors import ConfigError, InputError

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from hmsa_core.inference import label
-from hmsa_core.inference.folder.labelling import label_images
-from hmsa_core.inference.folder.options import teacher_options
+from hmsa_core.inference.folder.label_folder import label_images
+from hmsa_core.inference.teachers.run_options import teacher_options
 from hmsa_core.io import remote
 from hmsa_core.io.errors import ConfigError, InputError, LockedError
 from hmsa_core.labels import LabelStore
@@ -197,13 +197,13 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(
     told: list[str] = []
 
     def run(spec, stop):
-        from hmsa_core.inference.folder import infer
+        from hmsa_core.inference.folder import infer_job
         from tests.support.inference import job_context
 
         (remote.beside(URL) / "4.png").readlink().unlink()  # dropped from the cache
         Image.fromarray(noise_image(50, 24, 32)).save(tmp_path / "4.png")
         served.put("lab", "images/4.png", (tmp_path / "4.png").read_bytes())
-        infer.run(spec, job_context(spec.work, stop=stop))
+        infer_job.run(spec, job_context(spec.work, stop=stop))
 
     options = teacher_options(own / "model", None, (1.0,), False, CPU)
     counts = label_images(URL, OUT, options, images_per_shard=2, tell=told.append, run=run)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from hmsa_core import models
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.inference.folder import infer
+from hmsa_core.inference.folder import infer_job
 from hmsa_core.inference.network.predictor import Predictor, Tiler
 from hmsa_core.inference.teachers.teacher import NetworkTeacher
 from hmsa_core.io.atomic import read_json
@@ -45,7 +45,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def label(data: Path, work: Path, ranks: Ranks, **changes) -> dict[str, Any]:
     spec = infer_spec(data, work, data / "model", runtime=GPU, **changes)
-    return infer.run(spec, JobContext.of(work, ranks, GPU, StopRequest()))
+    return infer_job.run(spec, JobContext.of(work, ranks, GPU, StopRequest()))
 
 
 def one_of_two(rank: int, data: Path, work: Path, port: int, lost: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hmsa_core import models
-from hmsa_core.inference.network import on_gpu, prepared
+from hmsa_core.inference.network import on_gpu, optimised
 from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image, normalised, normalising_table
 from tests.support.inference import noise_image, small_model
 
@@ -74,7 +74,7 @@ def test_cudnn_has_the_fused_operators(dtype):
 def test_a_fused_network_computes_what_the_folded_one_does():
     model, images = small_model().to("cuda"), torch.randn(2, 3, 128, 192, device="cuda")
     with torch.no_grad():
-        prepared._fold(model, images[:1])
+        optimised._fold(model, images[:1])
         fused = copy.deepcopy(model).to(memory_format=torch.channels_last)
         on_gpu.fuse(fused, images[:1])
         expected, found = model.forward_scale(images), fused.forward_scale(images)

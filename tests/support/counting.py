@@ -22,7 +22,7 @@ from torch.library import Library
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hmsa_core.inference.network import on_gpu, prepared
+from hmsa_core.inference.network import on_gpu, optimised
 
 _aten = torch.ops.aten
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "_reshape_alias"}
@@ -133,9 +133,9 @@ def ranks_that_are_not_there(ranks: int) -> Iterator[None]:
 def fake_gpu() -> Iterator[pytest.MonkeyPatch]:
     """A device "cuda" whose tensors have no data, for the prepared network; checks that read numbers are left out."""
     with pytest.MonkeyPatch.context() as patch, fused_operators(), FakeTensorMode(allow_non_fake_inputs=True):
-        patch.setattr(prepared, "_check_same", lambda *_a, **_k: None)
+        patch.setattr(optimised, "_check_same", lambda *_a, **_k: None)
         patch.setattr(on_gpu, "can_fuse", lambda *_: True)
-        patch.setattr(prepared, "_fused", _fused)
+        patch.setattr(optimised, "_fused", _fused)
         patch.setattr(nn.Module, "to", _to)
         patch.setattr(torch.cuda, "Event", Mock)
         yield patch

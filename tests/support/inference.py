@@ -12,8 +12,8 @@ from torch import nn
 
 from hmsa_core import models
 from hmsa_core.config import InferConfig, RuntimeConfig
-from hmsa_core.inference.evaluation import job as evaluation
-from hmsa_core.inference.folder import infer
+from hmsa_core.inference.evaluation import evaluate_job
+from hmsa_core.inference.folder import infer_job
 from hmsa_core.inference.network.predictor import Predictor
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models.model import MultiScaleModel
@@ -121,5 +121,5 @@ class StopAfter(StopRequest):
 
 def run_job_here(_ws: Any, spec: JobSpec) -> None:
     """In place of `pipeline.jobs.support.run_job`: the job runs in this process."""
-    kinds: dict[type, Any] = {InferSpec: infer, EvaluateSpec: evaluation, TrainSpec: training}
+    kinds: dict[type, Any] = {InferSpec: infer_job, EvaluateSpec: evaluate_job, TrainSpec: training}
     kinds[type(spec)].run(spec, job_context(spec.work))

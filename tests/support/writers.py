@@ -11,7 +11,7 @@ from pathlib import Path
 import s3fs  # noqa: F401 - imported before the fork
 
 from hmsa_core.inference import label
-from hmsa_core.inference.folder import infer, labelling  # noqa: F401
+from hmsa_core.inference.folder import infer_job, label_folder  # noqa: F401
 from tests.support.inference import CPU
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.inference.folder.options import run_options
-from hmsa_core.inference.network.predict import open_tiler
+from hmsa_core.inference.network.predictor import open_tiler
+from hmsa_core.inference.teachers.run_options import run_options
 from hmsa_core.io.errors import ConfigError, needs_extra
 from hmsa_core.labels.exchange.cvat import pieces
 from hmsa_core.taxonomy import IGNORE, ClassTable, plain

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmsa_core import models
-from hmsa_core.config import MEAN, STD
+from hmsa_core.config import MEAN, STD, RuntimeConfig
 from hmsa_core.data.transforms import resize_label
 from hmsa_core.inference.network import on_gpu
-from hmsa_core.inference.network.prepared import effective_precision, prepare, run_scale
+from hmsa_core.inference.network.optimised import effective_precision, prepare, run_scale
 from hmsa_core.io.errors import CheckpointError, HmsaError, InputError, TrainingError
 from hmsa_core.models.checkpoint import check_class_count
 from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.models.passes import ScalePass, resolve_kind
 from hmsa_core.models.rows import Size, block_rows
 from hmsa_core.runtime.memory import is_out_of_memory, release_memory
-from hmsa_core.runtime.ranks import DTYPES, JobContext
+from hmsa_core.runtime.ranks import DTYPES, JobContext, start_ranks
 
 _LOG = logging.getLogger(__name__)
 WHOLE_PIXELS = 1 << 22  # larger images are tiled; Cityscapes has 2.1, Mapillary at long edge 2177 about 3.6 million
@@ -56,6 +56,12 @@ def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     # Trials of algorithms would choose others on each rank, and take long where sizes differ.
     torch.backends.cudnn.benchmark = False
     return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
+
+
+def open_tiler(checkpoint: Path, runtime: RuntimeConfig) -> Tiler:
+    """Load a checkpoint for work outside of a job: one process, the device and precision of `runtime`."""
+    ranks = start_ranks(runtime, {})
+    return Tiler(load_predictor(checkpoint, JobContext(checkpoint, ranks, runtime)))
 
 
 def label_image(

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hmsa_core.config import MEAN, STD
+from hmsa_core.inference.network.optimised import effective_precision
 from hmsa_core.inference.network.predictor import Engine, ImagePass, normalised, normalising_table
-from hmsa_core.inference.network.prepared import effective_precision
 from hmsa_core.inference.teachers.sources import Source, onnx_metadata
 from hmsa_core.io.errors import CheckpointError, ConfigError, needs_extra, one_line
 from hmsa_core.models.layers.blocks import resize

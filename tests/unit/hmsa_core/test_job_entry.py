@@ -152,8 +152,8 @@ def test_without_room_for_a_record_the_error_is_still_told(
 def test_each_kind_of_job_reaches_its_own_module(
     tmp_path: Path, quiet_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hmsa_core.inference.evaluation.job as evaluate
-    import hmsa_core.inference.folder.infer as infer
+    import hmsa_core.inference.evaluation.evaluate_job as evaluate
+    import hmsa_core.inference.folder.infer_job as infer
 
     called = []
     for module in (infer, evaluate):

@@ -15,7 +15,7 @@ from hmsa_core.data.decode import REASONS, read_image
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.data.prepare import build
 from hmsa_core.data.source import RolesSpec, SourceSpec
-from hmsa_core.inference.folder import infer
+from hmsa_core.inference.folder import infer_job
 from hmsa_core.io.errors import DecodeError
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, job_context, save_model
@@ -141,11 +141,11 @@ def test_a_labelling_job_labels_what_can_be_read_and_names_the_rest(tmp_path, mo
         except DecodeError as error:
             expected[sample.name] = error.reason
     Index.write(tmp_path / "toy.parquet", wrong, index.classes, index.root)
-    monkeypatch.setattr(infer, "MAX_SKIPPED", 1.0)  # else the run ends when a twentieth is bad
+    monkeypatch.setattr(infer_job, "MAX_SKIPPED", 1.0)  # else the run ends when a twentieth is bad
     spec = infer_spec(
         tmp_path, tmp_path / "work", save_model(tmp_path / "model"), scales=(1.0,), flip=False, images_per_shard=16
     )
-    summary = infer.run(spec, job_context(tmp_path / "work"))
+    summary = infer_job.run(spec, job_context(tmp_path / "work"))
     store = LabelStore.open(tmp_path / "work/store", strict=True)
     labelled = {name: store.read(name)[0].shape for name in store.names()}
     skipped = {row["name"]: row["reason"].split(":")[0] for row in summary["skipped"]}

@@ -11,8 +11,8 @@ import pytest
 
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
-from hmsa_core.inference.evaluation import job as evaluation
-from hmsa_core.inference.evaluation.job import Labelled, Scorer
+from hmsa_core.inference.evaluation import evaluate_job
+from hmsa_core.inference.evaluation.evaluate_job import Labelled, Scorer
 from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(data: Path, work: Path, *settings, ranks=None, stop=None, **changes):
     spec = evaluate_spec(data, work, data / "model", settings, **changes)
-    return evaluation.run(spec, job_context(work, ranks, stop))
+    return evaluate_job.run(spec, job_context(work, ranks, stop))
 
 
 def truth(data: Path, name: str) -> np.ndarray:
@@ -163,8 +163,8 @@ def test_a_stop_request_ends_it_between_two_images(data, tmp_path):
 
 
 def test_read_ahead_keeps_the_order_and_passes_errors_on():
-    assert list(evaluation.read_ahead(list(range(7)), lambda x: x * x)) == [x * x for x in range(7)]
-    assert list(evaluation.read_ahead([3], str)) == ["3"]
-    assert list(evaluation.read_ahead([], str)) == []
+    assert list(evaluate_job.read_ahead(list(range(7)), lambda x: x * x)) == [x * x for x in range(7)]
+    assert list(evaluate_job.read_ahead([3], str)) == ["3"]
+    assert list(evaluate_job.read_ahead([], str)) == []
     with pytest.raises(ZeroDivisionError):
-        list(evaluation.read_ahead([1, 0], lambda x: 1 // x))
+        list(evaluate_job.read_ahead([1, 0], lambda x: 1 // x))

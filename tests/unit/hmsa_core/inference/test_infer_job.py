@@ -21,7 +21,7 @@ from hmsa_core import models
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
-from hmsa_core.inference.folder import infer
+from hmsa_core.inference.folder import infer_job
 from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.inference.teachers import teacher
 from hmsa_core.inference.teachers.teacher import NetworkTeacher
@@ -70,7 +70,7 @@ def own_work(finished: Path, tmp_path: Path) -> Path:
 
 
 def run(data: Path, work: Path, stop=None, ranks=None, **changes) -> dict[str, Any]:
-    return infer.run(infer_spec(data, work, data / "model", **changes), job_context(work, ranks, stop))
+    return infer_job.run(infer_spec(data, work, data / "model", **changes), job_context(work, ranks, stop))
 
 
 def store_bytes(work: Path) -> dict[str, bytes]:
@@ -197,8 +197,8 @@ def test_each_rank_reads_its_share_of_the_finished_shards_and_a_changed_one_is_f
     flip_a_bit(own_work / "store" / "shard-00001.parquet")  # of the same size
 
     def job(ranks: Ranks) -> None:
-        read, inner = [], infer.shard_done
-        infer.shard_done = lambda store, plan: (read.append(plan.index), inner(store, plan))[1]  # in this fork
+        read, inner = [], infer_job.shard_done
+        infer_job.shard_done = lambda store, plan: (read.append(plan.index), inner(store, plan))[1]  # in this fork
         run(data, own_work, ranks=ranks)
         assert sorted(read) == [ranks.rank, ranks.rank + 2]
 
@@ -338,11 +338,11 @@ def test_damaged_images_of_all_ranks_are_counted_together(own_data, tmp_path):
         (own_data / f"toy/toy_{i:03d}.png").unlink()
 
     def of_its_parity(rank: int):
-        inner = infer.claim_shard
+        inner = infer_job.claim_shard
         return lambda store, plan, **k: inner(store, plan, **k) if plan.index % 2 == rank else None
 
     def job(ranks: Ranks) -> None:
-        infer.claim_shard = of_its_parity(ranks.rank)  # in this fork
+        infer_job.claim_shard = of_its_parity(ranks.rank)  # in this fork
         told = pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1")
         with told if ranks.is_main else nullcontext():
             run(own_data, tmp_path / "work", ranks=ranks)
@@ -372,12 +372,12 @@ def test_a_checkpoint_with_another_number_of_classes_is_refused(data, tmp_path):
     save_model(tmp_path / "model", small_model(classes=6))
     spec = infer_spec(data, tmp_path / "work", tmp_path / "model")
     with pytest.raises(ConfigError, match="6 classes, but the index has 4"):
-        infer.run(spec, job_context(tmp_path / "work"))
+        infer_job.run(spec, job_context(tmp_path / "work"))
 
 
 def test_the_precision_that_was_really_used_is_recorded(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("hmsa_core.inference.network.prepared.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("hmsa_core.inference.network.optimised.cpu_has_bf16", lambda: False)
     runtime = RuntimeConfig(device="cpu", precision="bf16")
     spec = infer_spec(data, tmp_path, data / "model", runtime=runtime)
-    infer.run(spec, dataclasses.replace(job_context(tmp_path), runtime=runtime))
+    infer_job.run(spec, dataclasses.replace(job_context(tmp_path), runtime=runtime))
     assert LabelStore.open(tmp_path / "store").lineage["precision"] == "fp32"

@@ -11,9 +11,9 @@ import cv2
 import pytest
 
 from hmsa_core.inference import Predictor, evaluate, label, label_image
-from hmsa_core.inference.folder import infer
-from hmsa_core.inference.folder.labelling import LabelledCounts, _run_here, label_images
-from hmsa_core.inference.folder.options import teacher_options
+from hmsa_core.inference.folder import infer_job
+from hmsa_core.inference.folder.label_folder import LabelledCounts, _run_here, label_images
+from hmsa_core.inference.teachers.run_options import teacher_options
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.labels import LabelStore
@@ -121,7 +121,7 @@ def test_images_that_earlier_calls_left_out_do_not_end_a_call_for_others(
 ) -> None:
     images, out = Path(shutil.copytree(own / "images", tmp_path / "images")), tmp_path / "store"
     with monkeypatch.context() as patch:
-        patch.setattr(infer, "MAX_SKIPPED", 1.0)
+        patch.setattr(infer_job, "MAX_SKIPPED", 1.0)
         assert replacing(own, out, "images/a/one.png", "images/a/two.png")(images) == LabelledCounts(1, 0, 2)
     assert replacing(own, out)([images / "b/three.png"]) == LabelledCounts(0, 1, 2)
 

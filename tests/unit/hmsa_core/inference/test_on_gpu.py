@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hmsa_core import models
-from hmsa_core.inference.network import on_gpu, prepared
+from hmsa_core.inference.network import on_gpu, optimised
 from hmsa_core.inference.network.predictor import Predictor, Tiler, normalised, normalising_table
 from hmsa_core.models import model as model_module
 from tests.support.counting import Counting, fake_gpu, fused_operators
@@ -29,7 +29,7 @@ def counted() -> Counting:
     with fake_gpu() as patch:
         for owner, name in ((model_module, "_initialise"), (nn.Conv2d, "reset_parameters")):
             patch.setattr(owner, name, lambda _: None)  # there are no values
-        patch.setattr(prepared, "_absorb", lambda convolution, norm: setattr(convolution, "bias", norm.bias))
+        patch.setattr(optimised, "_absorb", lambda convolution, norm: setattr(convolution, "bias", norm.bias))
         model = models.build("hierarchical", trunk="hrnet_w48", num_classes=19).eval()
         tiler = Tiler(Predictor(model, "cuda", "bf16", in_place=True))
         image = np.zeros((*SIZE, 3), np.uint8)
@@ -58,7 +58,7 @@ def test_the_count_sees_a_wait_and_an_upload_that_is_one_too_many():
 
 def folded(model: nn.Module) -> nn.Module:
     with torch.no_grad():
-        prepared._fold(model, torch.randn(1, 3, 128, 128))
+        optimised._fold(model, torch.randn(1, 3, 128, 128))
     return model
 
 

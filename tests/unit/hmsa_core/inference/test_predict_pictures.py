@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.inference.network.predict import contact_sheet, picture, write_pictures
+from hmsa_core.inference.network.pictures import contact_sheet, picture, write_pictures
 from hmsa_core.inference.network.predictor import Predictor, Tiler
 from hmsa_core.taxonomy import plain
 from tests.support.inference import noise_image, small_model

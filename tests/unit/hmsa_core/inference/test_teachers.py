@@ -18,8 +18,8 @@ from torch.nn.functional import avg_pool2d, conv2d
 from hmsa_core.config import InferConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
-from hmsa_core.inference.folder import infer
-from hmsa_core.inference.folder.labelling import label
+from hmsa_core.inference.folder import infer_job
+from hmsa_core.inference.folder.label_folder import label
 from hmsa_core.inference.teachers.sources import digest_of, lineage_of
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError, InterruptedRunError
@@ -53,7 +53,7 @@ def opened(*teacher: str | Path, scales: tuple[float, ...] = (1.0,), flip: bool 
 
 def run(data: Path, work: Path, *teacher: str, ranks: Ranks | None = None, stop=None, **changes) -> None:
     spec = infer_spec(data, work, data / "model", **{"scales": (1.0,), "flip": False} | changes)
-    infer.run(spec.model_copy(update={"teacher": teacher}), job_context(work, ranks, stop))
+    infer_job.run(spec.model_copy(update={"teacher": teacher}), job_context(work, ranks, stop))
 
 
 def job(data: Path, work: Path, *teacher: str, **changes) -> LabelStore:

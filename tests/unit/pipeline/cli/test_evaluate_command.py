@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hmsa_core import models, taxonomy
 from hmsa_core.data.checks import perceptual_hash
-from hmsa_core.inference.evaluation.scored_files import blocks_of, pairs_of
+from hmsa_core.inference.evaluation.labelled_files import blocks_of, pairs_of
 from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.io import atomic
 from hmsa_core.io.atomic import write_json
@@ -88,7 +88,7 @@ def refused(evaluate):
 
 @pytest.fixture
 def nothing_scored(monkeypatch) -> None:
-    monkeypatch.setattr("hmsa_core.inference.evaluation.scoring._score", lambda *_args, **_more: pytest.fail("scored"))
+    monkeypatch.setattr("hmsa_core.inference.evaluation.evaluate_folder._score", lambda *_args, **_more: pytest.fail("scored"))
 
 
 def redraw(own: Path, change) -> None:
@@ -332,7 +332,7 @@ def test_an_image_that_cannot_be_read_or_a_label_without_a_class_is_named_before
     pixels = cv2.imread(str(own / "images/frame2.png"))
     cv2.imwrite(str(own / "images/frame2.png"), np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))
     with monkeypatch.context() as patch:
-        patch.setattr("hmsa_core.inference.evaluation.scoring.open_tiler", lambda *_: pytest.fail("the network was loaded"))
+        patch.setattr("hmsa_core.inference.evaluation.evaluate_folder.open_tiler", lambda *_: pytest.fail("the network was loaded"))
         assert "frame2.png: has transparent pixels" in refused(own)
     cv2.imwrite(str(own / "images/frame2.png"), pixels)
     cv2.imwrite(str(own / "labels/frame2.png"), np.full(SIZES[2], 77, np.uint8))

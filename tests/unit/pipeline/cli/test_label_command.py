@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.inference.folder import infer
+from hmsa_core.inference.folder import infer_job
 from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.io import sealed
 from hmsa_core.io.locks import FileLock
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     """Run the job here instead of in a process of its own (tests/chain does that)."""
-    monkeypatch.setattr(launcher, "run_job", lambda spec, *, stop: infer.run(spec, job_context(spec.work, stop=stop)))
+    monkeypatch.setattr(launcher, "run_job", lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop)))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():

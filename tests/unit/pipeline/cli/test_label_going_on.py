@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.inference.folder import infer
+from hmsa_core.inference.folder import infer_job
 from hmsa_core.io.errors import InterruptedRunError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.labels.store.reader import LabelStore
@@ -46,7 +46,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RuntimeConfig]]:
     def run_job(spec: InferSpec, *, stop: object) -> None:
         found.append(spec.config.runtime)
         save_spec(spec.work / "spec.json", spec)
-        infer.run(spec, job_context(spec.work))
+        infer_job.run(spec, job_context(spec.work))
 
     monkeypatch.setattr(launcher, "run_job", run_job)
     for name in (*_THREADS, "OMP_WAIT_POLICY"):  # the command sets them for its job

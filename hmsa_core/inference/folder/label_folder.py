@@ -22,7 +22,7 @@ from hmsa_core.data import prepare
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.data.layouts import IMAGE_SUFFIXES, list_files, load_classes
 from hmsa_core.data.source import RolesSpec, SourceSpec
-from hmsa_core.inference.folder.options import MAX_SKIPPED, TeacherOptions, teacher_options
+from hmsa_core.inference.teachers.run_options import MAX_SKIPPED, TeacherOptions, teacher_options
 from hmsa_core.inference.teachers.sources import Spec
 from hmsa_core.io.atomic import is_temp, read_json, write_json
 from hmsa_core.io.engine import HERE, Engine, Kind
@@ -222,12 +222,12 @@ def _of_one_root(folder: Path, first: str, *, some: bool) -> Path:
 
 
 def _run_here(spec: InferSpec, stop: StopRequest) -> None:
-    from hmsa_core.inference.folder import infer  # torch, which a caller that runs the job elsewhere does without
+    from hmsa_core.inference.folder import infer_job  # torch, which a caller that runs the job elsewhere does without
     from hmsa_core.runtime.progress import JsonLog
     from hmsa_core.runtime.ranks import JobContext, start_ranks
 
     ranks = start_ranks(spec.config.runtime, {})
-    infer.run(spec, JobContext(spec.work, ranks, spec.config.runtime, stop, JsonLog(spec.work / "log.jsonl")))
+    infer_job.run(spec, JobContext(spec.work, ranks, spec.config.runtime, stop, JsonLog(spec.work / "log.jsonl")))
 
 
 def _index(

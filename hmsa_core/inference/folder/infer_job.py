@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from hmsa_core import __version__
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.inference.folder.options import MAX_SKIPPED
+from hmsa_core.inference.teachers.run_options import MAX_SKIPPED
 from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json

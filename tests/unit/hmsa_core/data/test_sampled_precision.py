@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.config import AugmentConfig, SamplingConfig, TrainConfig
-from pipeline.jobs.measure import sampled_precision
+from hmsa_core.data.sampled_precision import sampled_precision
 from tests.support.training import sample
 
 CLASSES = ("road", "rare")

@@ -18,8 +18,8 @@ from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import holds_train_ids, read_image
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layouts import load_classes
-from hmsa_core.inference.evaluation.job import Labelled, Scorer, SettingScores, summarise
-from hmsa_core.inference.evaluation.scored_files import (
+from hmsa_core.inference.evaluation.evaluate_job import Labelled, Scorer, SettingScores, summarise
+from hmsa_core.inference.evaluation.labelled_files import (
     Ids,
     LabelledFile,
     LabelReader,
@@ -29,10 +29,9 @@ from hmsa_core.inference.evaluation.scored_files import (
     label_reader,
     pairs_of,
 )
-from hmsa_core.inference.folder.infer import read_ahead
-from hmsa_core.inference.folder.options import RunOptions, run_options
-from hmsa_core.inference.network.predict import open_tiler
-from hmsa_core.inference.network.predictor import Tiler
+from hmsa_core.inference.folder.infer_job import read_ahead
+from hmsa_core.inference.network.predictor import Tiler, open_tiler
+from hmsa_core.inference.teachers.run_options import RunOptions, run_options
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.labels.exporting import city_of

@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmsa_core.config import RuntimeConfig
-from hmsa_core.inference.network.predictor import Tiler, load_predictor
+from hmsa_core.inference.network.predictor import Tiler
 from hmsa_core.io.atomic import write_bytes
-from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable
 
 UInt8 = NDArray[np.uint8]
@@ -39,12 +37,6 @@ class Pictured:
     label: UInt8  # HxW trainIds
     confidence: Float32  # HxW in [0, 1]
     weights: dict[float, Float32]  # scale -> HxW; they sum to 1. Empty where the fusion has no weights.
-
-
-def open_tiler(checkpoint: Path, runtime: RuntimeConfig) -> Tiler:
-    """Load a checkpoint for work outside of a job: one process, the device and precision of `runtime`."""
-    ranks = start_ranks(runtime, {})
-    return Tiler(load_predictor(checkpoint, JobContext(checkpoint, ranks, runtime)))
 
 
 def picture(tiler: Tiler, image: UInt8, scales: Sequence[float], flip: bool, *, mode: str = "model") -> Pictured:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.transforms import resize_label
-from hmsa_core.inference.folder.infer import read_ahead
+from hmsa_core.data.transforms import resize_label, to_long_edge
+from hmsa_core.inference.folder.infer_job import read_ahead
 from hmsa_core.inference.network.predictor import Tiler, load_predictor
 from hmsa_core.inference.teachers.teacher import classes_of
 from hmsa_core.io.atomic import write_bytes, write_json
@@ -175,17 +175,6 @@ class Scorer:
         if setting.mode == "model" and self._tiler.predictor.kind in ("hierarchical", "explicit"):
             maps = self._tiler.weights(image, setting.scales, setting.flip)
             out.weights.append(_weight_sums(maps, label, band, classes))
-
-
-def to_long_edge(image: UInt8, edge: int) -> UInt8:
-    """Bring the longer side to `edge` pixels as training does: averaging down, cubic up; sizes cut to integers."""
-    height, width = image.shape[:2]
-    if max(height, width) == edge:
-        return image
-    factor = edge / max(height, width)
-    size = (max(1, int(width * factor + 1e-9)), max(1, int(height * factor + 1e-9)))
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
 
 
 def _weight_sums(
