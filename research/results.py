@@ -1,4 +1,4 @@
-"""Write the tables of the pages in docs and research, and pipeline/gains.json, from research/tables.
+"""Write the tables of the pages in docs and research from research/tables.
 
 python -m research.results                        (write the pages)
 python -m research.results --check                (status 1 where a page is not what the tables give)
@@ -26,7 +26,6 @@ from research.bench.goals import bench_lines, goals_lines, gpu_lines, scaling_li
 from research.claims import CLAIMS, Claim
 from research.collect import WORKSPACES, collect
 from research.figures import CONFIRMING, EXPLORING, TABLES, figures
-from research.gains import gains_text
 from research.markdown import points, span, table
 
 __all__ = ["add_arguments", "made_anew", "main", "run", "verdict"]
@@ -38,7 +37,6 @@ PAGES = (
     "research/bench/README.md",
     *(f"research/notes/{n}.md" for n in ("camvid", "labels", "scales")),
 )
-GAINS = "pipeline/gains.json"
 _BLOCK = re.compile(r"(<!-- figures: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Metrics = dict[str, float | None]
 
@@ -218,10 +216,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write("\n".join(_show(Tables(args.tables), args.show)) + "\n")
         return 0
     stale = 0
-    for name in (*PAGES, GAINS):
+    for name in PAGES:
         path = REPOSITORY / name
-        old = path.read_text("utf-8") if path.exists() else ""
-        new = gains_text(args.tables) if name == GAINS else made_anew(old, args.tables)
+        old = path.read_text("utf-8")
+        new = made_anew(old, args.tables)
         if old != new:
             stale += 1
             sys.stderr.write(f"{name}: {'not up to date' if args.check else 'written'}\n")

@@ -1,9 +1,8 @@
-"""What gain to expect of auto-labels before a night is spent, and which classes people should label.
+"""What calibration shows of the teacher's labels, which classes people should label, and whether to train it longer.
 
 autolabel advise [--workspace DIR] [--json]
 
-Needs `calibrate` (minutes), and neither auto-labels nor a student. It names the measured comparisons that are most like
-the workspace, with their intervals.
+Needs `calibrate` (minutes), and neither auto-labels nor a student.
 """
 
 from __future__ import annotations

@@ -1,17 +1,10 @@
-"""What gain to expect of auto-labels before a night is spent, and which classes people should label.
-
-Some dozen measured comparisons allow no formula. So advice names those that are most like the workspace, with their
-intervals, and says where the evidence ends. `python -m research.results` writes them into `gains.json`.
-"""
+"""What calibration shows of a teacher's labels before a student is trained, and which classes people should label."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,46 +15,13 @@ from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.metrics import finite, iou_of, mean_iou_of
 from pipeline.jobs.measure import chosen_policy, kept_figures
 from pipeline.jobs.support import weights_of
-from pipeline.report.render import Share, Table, points
+from pipeline.report.render import Share, Table
 from pipeline.report.results import json_of
 from pipeline.workspace.counts import fine_pixels
 from pipeline.workspace.workspace import Workspace
 
-_NEAREST = 3
-_FAR = 1.5  # comparisons at a larger distance are not like the workspace
-_TEACHER, _KEPT, _DOUBLINGS = 0.1, 0.25, 2.0  # differences that count as 1: mean IoU, share of pixels, log2 of images
 _CLASSES = 5  # that people should label
 _NAMED = 3  # of them in the sentence
-
-Verdict = Literal["gain", "loss", "open", "unknown"]
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What a workspace and a measured comparison are compared by."""
-
-    labels: str  # threshold or policy
-    beside: bool  # whether most unlabelled images have human polygons
-    teacher: float  # mean IoU in [0, 1]
-    fine: int  # images with fine labels that are learned from
-    unlabelled: int  # images that the teacher labels
-    kept: float  # share in [0, 1] of the pixels that the threshold keeps, without polygons
-
-
-@dataclass(frozen=True)
-class Case(Situation):
-    """A measured comparison: a student with auto-labels minus the same student without them, in mean IoU.
-
-    `beside`: both students have the human polygons.
-    """
-
-    scene: str
-    table: str  # in research/tables
-    gain: float
-    low: float  # 95 % interval
-    high: float
-    seeds: int
-    ceiling: float | None  # what true labels of the same images gain; None = not measured
 
 
 @dataclass(frozen=True)
@@ -77,24 +37,19 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to expect, and on which evidence."""
+    """What calibration shows, in sentences and figures."""
 
-    verdict: Verdict
     sentences: tuple[str, ...]
-    situation: Situation
-    nearest: tuple[Case, ...]
-    limits: tuple[str, ...]  # of the evidence
+    labels: str  # threshold or policy
+    fine: int  # images with fine labels that are learned from
+    unlabelled: int  # images that the teacher labels
+    teacher: float  # mean IoU in [0, 1] on the calibration images
+    kept: float  # share in [0, 1] of the pixels that the threshold keeps, without polygons
     collect: tuple[ClassFacts, ...]  # classes to label by hand, first what may bring most
 
 
-def measured_cases() -> tuple[Case, ...]:
-    """The comparisons that this version was shipped with."""
-    found = json.loads(resources.files("pipeline").joinpath("gains.json").read_text("utf-8"))
-    return tuple(Case(**row) for row in found["cases"])
-
-
 def advise(ws: Workspace) -> Advice:
-    """Compare a workspace with what was measured.
+    """Read what `calibrate` measured.
 
     Raises:
         InputError: `calibrate` has not run, or there was no calibration image.
@@ -105,53 +60,41 @@ def advise(ws: Workspace) -> Advice:
     iou = np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)  # of the classes that these images show
     kept = kept_figures(curves, chosen_policy(ws, curves), ws.params.calibrate)
     learn, unlabelled = (Index.load(ws.path(f"data/index/{role}.parquet")) for role in ("learn", "unlabelled"))
-    coarse = sum(bool(sample.coarse) for sample in unlabelled.samples)
-    situation = Situation(
-        labels=str(ws.params.pseudo_label.threshold),
-        beside=ws.params.pseudo_label.merge.use_coarse and 2 * coarse > len(unlabelled.samples),
-        teacher=finite(mean_iou_of(iou)) or 0.0,
-        fine=len(learn.select(kinds=("fine",))),
-        unlabelled=len(unlabelled.samples),
-        kept=kept["coverage"] or 0.0,
-    )
+    labels, fine = str(ws.params.pseudo_label.threshold), len(learn.select(kinds=("fine",)))
+    teacher, coverage = finite(mean_iou_of(iou)) or 0.0, kept["coverage"] or 0.0
     facts = _classes(ws, names, iou, kept["classes"])
-    cases = [case for case in measured_cases() if case.beside == situation.beside]
-    verdict, near = expected(situation, cases)
     sentences = [
-        f"{situation.fine} images have fine labels, {situation.unlabelled} have none. The teacher makes "
-        f"{Share(situation.teacher)} points of mean IoU on {len(curves.images)} calibration images. Threshold "
-        f"{situation.labels} keeps {Share(situation.kept)} % of their pixels, and {Share(kept['precision'])} % of the "
-        "kept ones are right.",
-        _sentence(situation, verdict, near, len(cases)),
+        f"{fine} images have fine labels, {len(unlabelled.samples)} have none. The teacher makes {Share(teacher)} "
+        f"points of mean IoU on {len(curves.images)} calibration images. Threshold {labels} keeps {Share(coverage)} % "
+        f"of their pixels, and {Share(kept['precision'])} % of the kept ones are right.",
+        *_of_learning(ws),
     ]
-    sentences.extend(_of_learning(ws))
     if facts:
         first = (f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED])
         sentences.append(f"Classes that people should label first: {', '.join(first)}.")
-    scenes = {f"{case.scene} ({case.fine} fine-labelled images, {case.unlabelled} unlabelled ones)" for case in cases}
-    limits = [
-        f"Measured on {'; '.join(sorted(scenes))}. The intervals do not cover how scenes and teachers differ.",
-        "The teacher's mean IoU is that on calibration images here, and that on report images in the comparisons.",
-    ]
     if unseen := [name for name, value in zip(names, iou, strict=True) if np.isnan(value)]:
-        limits.append(f"No calibration image shows {', '.join(unseen)}: nothing is known of how they are labelled.")
-    return Advice(verdict, tuple(sentences), situation, near, tuple(limits), tuple(facts[:_CLASSES]))
+        sentences.append(f"No calibration image shows {', '.join(unseen)}: nothing is known of how they are labelled.")
+    return Advice(tuple(sentences), labels, fine, len(unlabelled.samples), teacher, coverage, tuple(facts[:_CLASSES]))
 
 
 def _of_learning(ws: Workspace) -> list[str]:
-    """What to do first where the last control is better than the teacher that it started from and that labels."""
+    """Whether the teacher was trained to its end: the last control went on from it on fine labels alone."""
     metrics = json_of(ws, "evaluation/metrics.json")
     gain = metrics.get("differences", {}).get("control - teacher")
-    if gain is None or gain["low"] is None or gain["low"] <= 0:  # one block of report images gives no interval
+    if gain is None or gain["low"] is None:  # one block of report images gives no interval
         return []
     if ws.params.student_train.init != "teacher" or ws.params.auto_infer.teacher:
         return []
     if metrics["models"]["teacher"]["weights_sha256"] != weights_of(ws.teacher()):
         return []
     shown = Share(gain["value"], gain["low"], gain["high"], sign="+")
+    found = (
+        f"The last control learned from fine labels alone and is {shown} points [{shown.interval}] over the teacher:"
+    )
+    if gain["low"] <= 0:
+        return [f"{found} more training is not shown to help the teacher."]
     return [
-        f"The last control learned from fine labels alone and is {shown} points [{shown.interval}] over the teacher: "
-        "the teacher is still learning, and its labels hold a student back. Train it longer first "
+        f"{found} the teacher is still learning, and its labels hold a student back. Train it longer first "
         "(teacher_train.epochs)."
     ]
 
@@ -178,75 +121,17 @@ def _curves(ws: Workspace) -> Curves:
     raise InputError(f"{path}: not there", hint="`dvc repro calibrate` makes it")
 
 
-def expected(situation: Situation, cases: Sequence[Case]) -> tuple[Verdict, tuple[Case, ...]]:
-    """What the most alike comparisons say, and these comparisons, nearest first.
-
-    It is a gain or a loss only where all of them exclude zero on that side, and each has at least two seeds.
-    The interval of one seed does not cover how trainings differ.
-    """
-    alike = (case for case in cases if distance(situation, case) <= _FAR)
-    near = tuple(sorted(alike, key=lambda case: (distance(situation, case), case.table, case.labels))[:_NEAREST])
-    if not near:
-        return "unknown", near
-    if min(case.seeds for case in near) >= 2:
-        if min(case.low for case in near) > 0:
-            return "gain", near
-        if max(case.high for case in near) < 0:
-            return "loss", near
-    return "open", near
-
-
-def distance(one: Situation, other: Situation) -> float:
-    """How unlike two situations are: in the teacher, the numbers of images, and the share of pixels that is kept."""
-    pairs = ((one.fine, other.fine), (one.unlabelled, other.unlabelled))
-    images = (math.log2(max(1, a) / max(1, b)) / _DOUBLINGS for a, b in pairs)
-    return math.hypot((one.teacher - other.teacher) / _TEACHER, (one.kept - other.kept) / _KEPT, *images)
-
-
-def _sentence(situation: Situation, verdict: Verdict, near: Sequence[Case], many: int) -> str:
-    what = f"auto-labels {'beside human polygons' if situation.beside else 'alone'}"
-    against = "the polygons alone" if situation.beside else "fine labels alone"
-    if verdict == "unknown":
-        return f"What {what} bring here is not known: none of {many} measured comparisons is like this workspace."
-    head = {"gain": "A gain by {} can be expected", "loss": "A loss by {} must be expected"}
-    ends = " to ".join(points(end, sign="+") for end in (min(c.low for c in near), max(c.high for c in near)))
-    return (
-        f"{head.get(verdict, 'No gain by {} can be promised').format(what)}: in the most alike comparisons with "
-        f"{against} ({len(near)} of {many}), the intervals go from {ends} points of mean IoU."
-    )
-
-
-# -- for the terminal and the report -----------------------------------------------------------------
-
-
-def tables(advice: Advice) -> dict[str, Table]:
-    """{title: table}: the comparisons that are most alike, and the classes to label by hand."""
-    head = ["measured on", "threshold", "teacher", "fine", "unlabelled", "kept %", "gain", "95 %", "ceiling", "seeds"]
-    near: list[list[object]] = []
-    for c in advice.nearest:
-        gain, ceiling = Share(c.gain, c.low, c.high, 1, "+"), Share(c.ceiling, sign="+")
-        teacher = [Share(c.teacher), c.fine, c.unlabelled, Share(c.kept)]
-        near.append([c.scene, c.labels, *teacher, str(gain), gain.interval, ceiling, c.seeds])
+def table(advice: Advice) -> Table:
+    """The classes to label by hand."""
+    head = ["class", "share of fine labels %", "IoU", "of its pixels, kept and right %", "points missing from mean IoU"]
     rows = [
         [one.name, Share(one.fine, digits=2), Share(one.iou), Share(one.shown), Share(one.missing)]
         for one in advice.collect
     ]
-    classes = [
-        "class",
-        "share of fine labels %",
-        "IoU",
-        "of its pixels, kept and right %",
-        "points missing from mean IoU",
-    ]
-    found = {
-        "Measured comparisons that are most alike": Table(head, near),
-        "Classes to label by hand, first what may bring most": Table(classes, rows),
-    }
-    return {title: table for title, table in found.items() if table.rows}
+    return Table(head, rows)
 
 
 def text(advice: Advice) -> str:
     """For the terminal."""
-    shown = [f"{title}\n{table.text()}" for title, table in tables(advice).items()]
-    limits = "".join(f"- {limit}\n" for limit in advice.limits)
-    return "\n".join([*(f"{sentence}\n" for sentence in advice.sentences), *shown, limits])
+    shown = [f"Classes to label by hand, first what may bring most\n{table(advice).text()}"] if advice.collect else []
+    return "\n".join([*(f"{sentence}\n" for sentence in advice.sentences), *shown])

@@ -95,7 +95,7 @@ def render(facts: sections.Facts, drawn: Sequence[Strip], *, title: str, profile
             quality.section(facts.quality, facts.classes.classes),
         ),
         ("thresholds", "Measured thresholds", sections.thresholds(facts)),
-        ("advice", "What to expect of auto-labels", sections.expectation(facts)),
+        ("advice", "Which classes to label by hand", sections.to_label(facts)),
         ("data", "Data", sections.data(facts)),
         ("times", "Time and memory", sections.times(facts)),
         ("lineage", "Lineage", sections.lineage(facts)),

@@ -128,6 +128,4 @@ def plot_curves(path: Path, curves: Curves, *, title: str) -> None:
         used = np.flatnonzero(total[c])
         coverage, precision = total[c, used] / total[c, 0], correct[c, used] / total[c, used]
         series[name] = (coverage.tolist(), precision.tolist())
-    lines(
-        path, series, title=title, x="coverage (kept share of the class's pixels)", y="precision", limits=(0.0, 1.02)
-    )
+    lines(path, series, title=title, x="coverage (kept share of the class's pixels)", y="precision", limits=(0.0, 1.02))

@@ -12,9 +12,7 @@ from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import PROMISES
 from hmsa_core.taxonomy import ClassTable
-from pipeline.report import results
-from pipeline.report.advice import Advice
-from pipeline.report.advice import tables as tables_of_advice
+from pipeline.report import advice, results
 from pipeline.report.charts import curve_grid
 from pipeline.report.quality import Quality
 from pipeline.report.render import Name, Raw, Share, Status, Table, esc, number, points
@@ -36,7 +34,7 @@ class Facts:
     policy: ThresholdPolicy | None
     curves: Curves | None
     diet: Table = field(default_factory=lambda: Table([], []))  # what the student learns from
-    advice: Advice | None = None  # None without calibration images
+    advice: advice.Advice | None = None  # None without calibration images
     quality: dict[str, Quality] = field(default_factory=dict)
     baseline: float | None = None  # mean IoU of colour and position alone
     times: list[dict[str, Any]] = field(default_factory=list)
@@ -245,16 +243,12 @@ def data(facts: Facts) -> Raw:
     )
 
 
-def expectation(facts: Facts) -> Raw:
-    """What `autolabel advise` says."""
-    advice = facts.advice
-    if advice is None:
+def to_label(facts: Facts) -> Raw:
+    """The words of `autolabel advise`."""
+    if facts.advice is None:
         return Raw("<p>No calibration images: nothing can be said.</p>")
-    sentences = "".join(f"<p>{esc(line)}</p>" for line in advice.sentences)
-    shown = "".join(f"<h3>{esc(title)}</h3>{table.html()}" for title, table in tables_of_advice(advice).items())
-    return Raw(
-        f"{sentences}{shown}<ul class='soft'>{''.join(f'<li>{esc(limit)}</li>' for limit in advice.limits)}</ul>"
-    )
+    sentences = "".join(f"<p>{esc(line)}</p>" for line in facts.advice.sentences)
+    return Raw(sentences + advice.table(facts.advice).html())
 
 
 def _diet(facts: Facts) -> str:

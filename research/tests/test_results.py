@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace as replace_of
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from research import results
 from research.claims import CLAIMS, Claim
 from research.collect import collect
 from research.figures import EXPLORING, TABLES, Figure, Made, figures, replace
-from research.gains import gains_text
 from research.results import Tables, made_anew, main, verdict
 from research.tests.ablations import SHA, finished_workspace
 
@@ -111,30 +108,6 @@ def test_the_check_fails_where_a_page_is_not_what_the_tables_give(
 
 def test_the_committed_pages_are_what_the_tables_give() -> None:
     assert main(["--check"]) == 0, "python -m research.results"
-
-
-def test_gains_are_those_of_confirming_seeds_with_the_share_that_is_kept_without_polygons(tmp_path: Path) -> None:
-    def rows(*made: Figure) -> list[Figure]:
-        return [replace_of(figure, table="pays-camvid") for figure in made]
-
-    lines = [MADE.figure("", "teacher", "mean_iou", 0.5, setting="multi")]
-    for row, share in (("teach", 0.8), ("coarse+teach", 0.9)):
-        lines.append(MADE.figure("", row, "labelled_share", share, seed=0))
-    lines += interval("teach - control", "difference", -0.02, -0.03, -0.01)
-    lines += interval("teach - control", "difference", 0.02, 0.01, 0.03, "confirming")
-    lines += interval("truth - control", "difference", 0.05, 0.04, 0.06, "confirming")
-    lines += interval("coarse+teach - coarse", "difference", 0.0, -0.01, 0.01)
-    replace(tmp_path / "pays-camvid.parquet", rows(*lines))
-    alone, beside = json.loads(gains_text(tmp_path))["cases"]
-    assert (alone["labels"], alone["gain"], alone["low"], alone["high"], alone["seeds"]) == (
-        "teach",
-        0.02,
-        0.01,
-        0.03,
-        1,
-    )
-    assert (alone["ceiling"], alone["kept"], alone["teacher"]) == (0.05, 0.8, 0.5)
-    assert (beside["beside"], beside["gain"], beside["kept"], beside["ceiling"]) == (True, 0.0, 0.8, None)
 
 
 def test_each_claim_of_the_page_is_a_difference_of_its_table() -> None:
