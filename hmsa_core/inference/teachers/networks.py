@@ -57,6 +57,7 @@ class Network(Engine):
     ) -> None:
         self.kind, self.device, self.precision = "average", torch.device("cpu"), "fp32"
         self.source, self.size = source, size
+        self._is_bgr = source.table.order == "bgr"
         values = [np.array(given or usual, float) for given, usual in ((mean, MEAN), (std, STD))]
         if any(value.shape != (3,) for value in values) or not (values[1] > 0).all():
             raise ConfigError(f"{source}: mean and std must be three numbers each, std above 0")
@@ -68,6 +69,7 @@ class Network(Engine):
     def open(self, image: NDArray[np.uint8]) -> ImagePass:
         """Begin with one image, uint8 HxWx3 RGB."""
         size = (image.shape[0], image.shape[1])
+        image = np.ascontiguousarray(image[:, :, ::-1]) if self._is_bgr else image
         if self.size is not None and self.size != size:
             smaller = self.size[0] * self.size[1] < image.shape[0] * image.shape[1]
             how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR

@@ -3,6 +3,7 @@
     FOLDER         one of our checkpoints
     onnx:FILE      a network that onnxruntime runs
     hf:FOLDER      a folder of transformers with a network for semantic segmentation
+    FILE.yaml      networks and their use as `autolabel adopt` chose them (`teachers.adopted`)
     scores:FOLDER  probabilities of each image, made elsewhere (`teachers.scores`)
 
 Several of them are an ensemble. What the files do not say, a table (`Table`) does: `FILE.teacher.yaml` or
@@ -13,15 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import yaml
-from pydantic import Field, Strict, ValidationError
-
-from hmsa_core.config import PositiveInt, Section
+from hmsa_core.inference.teachers.tables import Adopted, Table, read_yaml, relative_to
 from hmsa_core.io.atomic import digest, read_json, sha256_file
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, did_you_mean, needs_extra
 from hmsa_core.io.remote import local_folder
@@ -33,38 +31,19 @@ FAMILIES = ("onnx", "hf", "scores")
 _MAP = "?map="
 SCORE_SUFFIXES = (".npz", ".npy", ".png")
 _METHOD = 1  # raised when teachers of other tools are run in another way: labels are then not mixed
-Triple = Annotated[tuple[float, float, float], Strict(False)]
-
-
-class Table(Section):
-    """`teacher.yaml`: what a teacher's files do not say themselves."""
-
-    names: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, description="of its classes, in order")
-    classes: dict[int | str, int | str | None] | None = Field(
-        None, description="its class (name or number) -> ours; classes that are left out, or null, are ignored"
-    )
-    mean: Triple | None = Field(None, description="of RGB values in [0, 1]")
-    std: Triple | None = Field(None, description="of RGB values in [0, 1]")
-    size: Annotated[tuple[PositiveInt, PositiveInt], Strict(False)] | None = Field(
-        None, description="pixels, height x width that images are brought to; null = their own"
-    )
-    multiple: PositiveInt = Field(1, description="pixels; sides of images are rounded to it")
-    output: Literal["logits", "probabilities"] | None = Field(
-        None, description="of a network; null = what the file's metadata says, else logits"
-    )
-    provider: str = Field("CPUExecutionProvider", description="of onnxruntime")
 
 
 @dataclass(frozen=True)
 class Source:
     """One teacher: its family, its path, and the table that is not beside it."""
 
-    family: str  # checkpoint | onnx | hf | scores
+    family: str  # checkpoint | onnx | hf | scores | adopted
     path: Path
     map: Path | None = None
+    given: Table | None = None  # the table itself, in place of a file
 
     def __str__(self) -> str:
-        return str(self.path) if self.family == "checkpoint" else f"{self.family}:{self.path}"
+        return str(self.path) if self.family in ("checkpoint", "adopted") else f"{self.family}:{self.path}"
 
     @property
     def text(self) -> str:
@@ -80,31 +59,52 @@ class Source:
     @cached_property
     def table(self) -> Table:
         """The table beside the files; the defaults where there is none. ConfigError: a mistake in it."""
+        if self.given is not None:
+            return self.given
         path = self.table_path
+        if self.family == "adopted":
+            return Table()
         if not path.is_file():
             if self.map:
                 raise ConfigError(f"{path}: no such file, but it shall be the class table of {self}")
             return Table()
-        try:
-            return Table.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: is no YAML ({error})") from error
-        except ValidationError as error:
-            raise ConfigError(f"{path}: {_fault(error)}") from None
+        return read_yaml(path, Table)
+
+    @cached_property
+    def adopted(self) -> Adopted | None:
+        """What `autolabel adopt` chose, where this is its file. ConfigError: a mistake in it."""
+        return read_yaml(self.path, Adopted) if self.family == "adopted" else None
+
+    @cached_property
+    def members(self) -> tuple[Source, ...]:
+        """The networks of an adopted teacher, their paths taken relative to its file; this one alone for others."""
+        if self.adopted is None:
+            return (self,)
+        return tuple(
+            replace(_one(relative_to(self.path.parent, member.teacher)), given=member.table())
+            for member in self.adopted.members
+        )
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """The files that decide what it computes. InputError: they are not there, or of a form that is refused."""
+        if self.adopted is not None:
+            return (self.path, *(file for member in self.members for file in member.files))
         return _FILES[self.family](self.path)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of its classes in the order of its channels; empty where nothing tells them."""
+        if self.adopted is not None:
+            return self.adopted.classes
         return self.table.names or _NAMES[self.family](self.path)
 
     @cached_property
     def digest(self) -> str:
         """Digest of everything that decides what it computes; of a checkpoint, that of its weights."""
+        if self.adopted is not None:
+            content = self.adopted.model_dump(mode="json", exclude={"members": {"__all__": {"teacher"}}})
+            return digest({"method": _METHOD, "adopted": content, "members": [m.digest for m in self.members]})
         if self.family == "checkpoint":
             weights = str(read_meta(self.path)["weights_sha256"])
             return weights if self.table == Table() else digest({"weights": weights, "table": self._table_json()})
@@ -140,6 +140,8 @@ def _one(text: str) -> Source:
     if colon and family in FAMILIES and rest:
         return Source(family, Path(rest), beside)
     path = local_folder(text)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return Source("adopted", path)
     if colon and not path.exists() and "/" not in family:
         known = f"known: {', '.join(FAMILIES)}, or the path of a checkpoint folder"
         raise ConfigError(
@@ -184,7 +186,7 @@ def lineage_of(teacher: Spec) -> Lineage:
         IntegrityError: the list of a checkpoint is not the one that belongs to it.
     """
     found = Lineage()
-    for source in parse(teacher):
+    for source in (member for one in parse(teacher) for member in one.members):
         if source.family == "checkpoint":
             one = lineage_of_checkpoint(source.path)
         else:
@@ -308,12 +310,3 @@ _NAMES: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "hf": _hf_names,
     "scores": lambda _path: (),
 }
-
-
-def _fault(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("int", "str"))
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(Table.model_fields)
-        return f"unknown key {key!r}: {did_you_mean(key, Table.model_fields, f'known: {known}')}"
-    return f"{key or 'the file'}: {first['msg']}"

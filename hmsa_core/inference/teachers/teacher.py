@@ -15,9 +15,11 @@ import numpy as np
 from hmsa_core.config import InferConfig
 from hmsa_core.inference.network.predictor import Engine, Float32, Labelled, Predictor, Tiler, UInt8, load_predictor
 from hmsa_core.inference.teachers.classes import ClassMap, class_map
+from hmsa_core.inference.teachers.combining import combine
 from hmsa_core.inference.teachers.networks import HuggingFaceNetwork, Network, OnnxNetwork
 from hmsa_core.inference.teachers.scores import check_files, read_scores
 from hmsa_core.inference.teachers.sources import Source, only_checkpoint, parse
+from hmsa_core.inference.teachers.tables import Adopted
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.taxonomy import IGNORE, ClassTable
@@ -153,6 +155,29 @@ class Ensemble(Teacher):
             member.check(names)
 
 
+class AdoptedTeacher(Ensemble):
+    """Networks that `autolabel adopt` chose, each with its scales, combined as the file says."""
+
+    kind = "adopted"
+
+    def __init__(
+        self, source: Source, adopted: Adopted, config: InferConfig, classes: ClassTable, context: JobContext
+    ) -> None:
+        if adopted.classes != classes.classes:
+            raise ConfigError(
+                f"{source}: was made for other classes ({', '.join(adopted.classes[:4])}, ...) than {classes.name}",
+                hint="run `autolabel adopt` with these classes",
+            )
+        settings = [config.model_copy(update={"scales": m.scales, "flip": m.flip}) for m in adopted.members]
+        members = zip(source.members, settings, strict=True)
+        super().__init__([_open(member, setting, classes, context) for member, setting in members])
+        self._adopted = adopted
+
+    def predict(self, name: str, image: UInt8) -> Float32:
+        """Probabilities of our classes."""
+        return combine(self._adopted, [member.predict(name, image) for member in self._members])
+
+
 def _facts(mapping: ClassMap) -> dict[str, Any]:
     source, ours = mapping.source, mapping.classes.classes
     names, files = source.names, source.sha256s
@@ -202,15 +227,25 @@ def classes_of(predictor: Predictor, classes: ClassTable, where: str) -> ClassTa
 
 
 def _open(source: Source, config: InferConfig, classes: ClassTable, context: JobContext) -> Teacher:
+    if source.adopted is not None:
+        return AdoptedTeacher(source, source.adopted, config, classes, context)
     _ = source.files  # whether they are there, before anything is read from them
     mapping = class_map(source, classes)
     if source.family == "scores":
         return ScoresTeacher(mapping)
-    engine: Engine
+    return NetworkTeacher(open_network(source, context, is_single=tuple(config.scales) == (1.0,)), config, mapping)
+
+
+def open_network(source: Source, context: JobContext, *, is_single: bool) -> Engine:
+    """Load the network of a checkpoint, an ONNX file or a folder of transformers.
+
+    Args:
+        source: where it comes from.
+        context: device, threads, precision.
+        is_single: whether scale 1 alone is asked for, all that an ONNX file of one input size can do.
+    """
     if source.family == "checkpoint":
-        engine = load_predictor(source.path, context)
-    elif source.family == "hf":
-        engine = HuggingFaceNetwork(source, context.device, context.runtime.precision)
-    else:
-        engine = OnnxNetwork(source, context.runtime.thread_count, is_single=tuple(config.scales) == (1.0,))
-    return NetworkTeacher(engine, config, mapping)
+        return load_predictor(source.path, context)
+    if source.family == "hf":
+        return HuggingFaceNetwork(source, context.device, context.runtime.precision)
+    return OnnxNetwork(source, context.runtime.thread_count, is_single=is_single)

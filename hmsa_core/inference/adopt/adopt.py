@@ -1,0 +1,324 @@
+"""`autolabel adopt`: how networks of other people are used best on one's images, written as one teacher.
+
+For each network: the map of its classes, how it takes images, its scales; then how all are combined. With labels all of
+that is chosen by mean IoU at drawn pixels, without labels by agreement. The figures of the combination are of blocks of
+images that took no part in fitting it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.inference.adopt import choice
+from hmsa_core.inference.adopt.choice import Mapped
+from hmsa_core.inference.adopt.combination import agreeing_weights, combine
+from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, View, Views, draw, run
+from hmsa_core.inference.network.predictor import Tiler
+from hmsa_core.inference.teachers.combining import average
+from hmsa_core.inference.teachers.scores import read_scores
+from hmsa_core.inference.teachers.sources import Source, Spec, parse
+from hmsa_core.inference.teachers.tables import Adopted, Member, Table
+from hmsa_core.inference.teachers.teacher import open_network
+from hmsa_core.io.errors import ConfigError, HmsaError
+from hmsa_core.metrics import bootstrap_iou
+from hmsa_core.models.checkpoint import read_meta
+from hmsa_core.runtime.ranks import JobContext
+from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+_TRIED = 8  # images on which ways to take an image are compared
+# Ways in which published networks take their images, tried where nothing says it: ImageNet's mean and deviation,
+# [-1, 1], [0, 1], [0, 255], and Caffe's blue-green-red bytes without their mean.
+_INPUTS = (
+    Table(),
+    Table(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    Table(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    Table(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)),
+    Table(mean=(0.485, 0.458, 0.408), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
+)
+# Label sets whose number of classes tells them where a network names none: proposed, and checked by labels.
+_KNOWN_SETS: dict[int, Callable[[], ClassTable]] = {19: cityscapes}
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one member or of the whole on labelled images: mean IoU with its interval, IoU by class, seconds."""
+
+    name: str
+    mean_iou: float | None
+    interval: tuple[float, float] | None
+    iou: dict[str, float | None]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What was chosen, and why.
+
+    `kept` has coverage and precision of the whole at 0.9 and at the least threshold that is 95 % right.
+    """
+
+    adopted: Adopted
+    maps: tuple[tuple[Mapped, ...], ...]
+    rows: tuple[Row, ...]
+    kept: tuple[tuple[float, float, float], ...]  # threshold, coverage, precision
+    certainty: float | None  # that stacking gains on held-out blocks; None = not tried
+    is_by_labels: bool
+    unconfirmed: tuple[str, ...]  # members whose classes nothing names
+
+
+@dataclass
+class _Candidate:
+    """One network while it is looked at."""
+
+    source: Source
+    names: tuple[str, ...]
+    views: Views
+    maps: list[Mapped]
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    @property
+    def targets(self) -> dict[int, int]:
+        return {one.channel: one.target for one in self.maps if one.target is not None}
+
+    @property
+    def chosen(self) -> list[View]:
+        mirrors = (False, True) if self.flip else (False,)
+        return [View(scale, mirrored) for scale in self.scales for mirrored in mirrors]
+
+
+def adopt(
+    teachers: Spec, pictures: Sequence[Picture], classes: ClassTable, context: JobContext, tell: Tell
+) -> Adoption:
+    """Choose how the networks are used.
+
+    Args:
+        teachers: what people write (`teachers.sources`).
+        pictures: some images, with labels or all without.
+        classes: ours.
+        context: device, threads and precision of the networks.
+        tell: gets a line for each step.
+
+    Raises:
+        HmsaError: a network that cannot be used, in one line.
+    """
+    pixels = draw(pictures)
+    is_labelled = bool((pixels.truth != IGNORE).any())
+    found = [_look_at(source, pictures, pixels, classes, context, tell) for source in parse(teachers)]
+    members = [choice.apply(one.views.probabilities(one.chosen), one.targets, classes.num_classes) for one in found]
+    if is_labelled:
+        combination = combine(members, pixels)
+        weights, temperatures = combination.weights, combination.temperatures
+        whole, stacking, certainty = combination.held_out, combination.stacking, combination.certainty
+    else:
+        weights, temperatures = agreeing_weights(members), (1.0,) * len(members)
+        whole, stacking, certainty = average(members, list(weights)), None, None
+    used = [i for i, weight in enumerate(weights) if weight > 0]
+    adopted = Adopted(
+        classes=classes.classes,
+        members=tuple(_member(found[i], classes, weights[i], temperatures[i]) for i in used),
+        stacking=stacking,
+    )
+    seconds = [one.views.time(one.chosen) for one in found]
+    rows = [_row(str(one.source), m, pixels, classes, s) for one, m, s in zip(found, members, seconds, strict=True)]
+    rows.append(_row("all together", whole, pixels, classes, sum(seconds[i] for i in used)))
+    return Adoption(
+        adopted,
+        tuple(tuple(one.maps) for one in found),
+        tuple(rows),
+        _kept(whole, pixels),
+        certainty,
+        is_labelled,
+        tuple(str(one.source) for one in found if not one.names),
+    )
+
+
+def _look_at(
+    source: Source, pictures: Sequence[Picture], pixels: Pixels, classes: ClassTable, context: JobContext, tell: Tell
+) -> _Candidate:
+    """Run one network and choose its map, its input and its scales."""
+    if source.family == "checkpoint":
+        return _own(source, pictures, pixels, classes, context)
+    source = replace(source, given=source.table.model_copy(update={"classes": None}))
+    if source.family == "scores":
+        views = run(pictures, [View(1.0)], lambda one, image, _: _scores(source, one.name, image))
+    else:
+        source = _best_input(source, pictures, classes, context, tell)
+        views = _run_network(source, pictures, _all_views(source, context), context)
+    one = _candidate(source, views, pixels, classes)
+    if source.family != "scores":
+        by_labels = bool((pixels.truth != IGNORE).any())
+        one.scales, one.flip = (
+            choice.choose_views(views, one.targets, pixels, classes.num_classes)
+            if by_labels
+            else choice.agreeing_scales(views)
+        )
+    return one
+
+
+def _own(
+    source: Source, pictures: Sequence[Picture], pixels: Pixels, classes: ClassTable, context: JobContext
+) -> _Candidate:
+    """A checkpoint of this package runs as it says itself: attention was trained for its scales."""
+    meta = read_meta(source.path)
+    inference = meta.get("inference") or {}
+    usual = (1.0,) if meta["kind"] == "single" else (0.5, 1.0, 2.0)
+    scales = tuple(float(scale) for scale in inference.get("scales") or usual)
+    flip = bool(inference.get("flip", True))
+    tiler = Tiler(open_network(source, context, is_single=False))
+    views = run(pictures, [View(1.0)], lambda _one, image, _view: tiler.probabilities(image, scales, flip))
+    found = _candidate(source, views, pixels, classes)
+    # The views that were run stand for all of its scales together.
+    views.scores.update({View(s, m): views.scores[View(1.0)] for s in scales for m in (False, True)})
+    seconds = views.seconds[View(1.0)] / (len(scales) * (1 + flip))
+    views.seconds.update({View(s, m): seconds for s in scales for m in (False, True)})
+    found.scales, found.flip = scales, flip
+    return found
+
+
+def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable) -> _Candidate:
+    """With the map of its classes, by its best single scale."""
+    channels = next(iter(views.scores.values())).shape[1]
+    names = _names(source, channels)
+    tries = [v for v in views.scores if not v.mirrored]
+    counts = [choice.overlap(views.scores[view].astype(np.float32), pixels, classes.num_classes) for view in tries]
+    maps = [choice.map_classes(names, one, classes) for one in counts]
+
+    def score(i: int) -> float:
+        if not counts[i].any():
+            return choice.agreement(views, tries[i].scale)
+        targets = {one.channel: one.target for one in maps[i] if one.target is not None}
+        return choice.mean_iou(choice.apply(views.probabilities([tries[i]]), targets, classes.num_classes), pixels)
+
+    best = max(range(len(tries)), key=score)
+    if all(one.target is None for one in maps[best]):
+        raise ConfigError(
+            f"{source}: none of its {channels} classes is one of {classes.name} by its name",
+            hint="give --labels, so that classes are found by overlap, or `names:` in the table beside it",
+        )
+    return _Candidate(source, names, views, maps[best])
+
+
+def _names(source: Source, channels: int) -> tuple[str, ...]:
+    if source.names:
+        if len(source.names) != channels:
+            raise ConfigError(f"{source}: gives {channels} classes, but has {len(source.names)} names")
+        return source.names
+    return _KNOWN_SETS[channels]().classes if channels in _KNOWN_SETS else ()
+
+
+def _all_views(source: Source, context: JobContext) -> list[View]:
+    """Every scale and its mirror image; scale 1 alone for a network of one input size."""
+    try:
+        open_network(source, context, is_single=False)
+    except ConfigError:
+        return [View(1.0), View(1.0, mirrored=True)]
+    return [View(scale, mirrored) for scale in SCALES for mirrored in (False, True)]
+
+
+def _run_network(source: Source, pictures: Sequence[Picture], views: Sequence[View], context: JobContext) -> Views:
+    is_single = {view.scale for view in views} == {1.0}
+    network = open_network(source, context, is_single=is_single)
+    tiler = Tiler(network, whole_pixels=1 << 62) if network.resizes else Tiler(network)
+
+    def predict(_: Picture, image: UInt8, view: View) -> Float32:
+        given = np.ascontiguousarray(image[:, ::-1]) if view.mirrored else image
+        found = tiler.probabilities(given, (view.scale,), flip=False)
+        return found[:, :, ::-1] if view.mirrored else found
+
+    return run(pictures, views, predict)
+
+
+def _scores(source: Source, name: str, image: UInt8) -> Float32:
+    return read_scores(source, name, source.names or 0, (image.shape[0], image.shape[1]))
+
+
+def _best_input(
+    source: Source, pictures: Sequence[Picture], classes: ClassTable, context: JobContext, tell: Tell
+) -> Source:
+    """The way to take an image that fits best, where neither the files nor the table say it."""
+    if source.family != "onnx" or _says_input(source):
+        return source
+    some = pictures[:: max(1, len(pictures) // _TRIED)]
+    drawn = draw(some)
+    scored: list[tuple[float, Source]] = []
+    for variant in _INPUTS:
+        values = {"mean": variant.mean, "std": variant.std, "order": variant.order}
+        tried = replace(source, given=source.table.model_copy(update=values))
+        try:
+            views = _run_network(tried, some, [View(1.0), View(1.0, mirrored=True)], context)
+            one = _candidate(tried, views, drawn, classes)
+        except HmsaError as error:
+            if not scored and variant is _INPUTS[-1]:
+                raise
+            tell(f"{source}: {error.message}")
+            continue
+        score = choice.agreement(views, 1.0)
+        if (drawn.truth != IGNORE).any():
+            mapped = choice.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
+            score = choice.mean_iou(mapped, drawn)
+        scored.append((score, tried))
+    best = max(scored, key=lambda one: one[0])
+    told = ", ".join(f"{_said(one)} {score:.3f}" for score, one in scored)
+    tell(f"{source}: nothing says how it takes an image; tried {told}; taken: {_said(best[1])}")
+    return best[1]
+
+
+def _says_input(source: Source) -> bool:
+    from hmsa_core.inference.teachers.sources import onnx_metadata
+
+    known = onnx_metadata(source.path)
+    return bool(source.table.mean or source.table.std or known.get("mean") or known.get("std"))
+
+
+def _said(source: Source) -> str:
+    mean, std = source.table.mean, source.table.std
+    if mean is None or std is None:
+        return "ImageNet's mean"
+    low, high = ((value - m) / s for value, m, s in ((0.0, mean[0], std[0]), (1.0, mean[0], std[0])))
+    return f"[{low:.3g}, {high:.3g}] {source.table.order}"
+
+
+def _member(one: _Candidate, classes: ClassTable, weight: float, temperature: float) -> Member:
+    """The member as the file says it; its channels by number, because names may repeat."""
+    table: dict[str, Any] = one.source.table.model_dump(exclude_defaults=True)
+    is_identity = one.source.family == "checkpoint" and one.names == classes.classes
+    if not is_identity:
+        table["classes"] = {channel: classes.classes[target] for channel, target in sorted(one.targets.items())}
+    spec = str(replace(one.source, path=one.source.path.resolve(), given=None, map=None))
+    how = {"teacher": spec, "scales": one.scales, "flip": one.flip, "weight": weight, "temperature": temperature}
+    return Member.model_validate(table | how)
+
+
+def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, seconds: float) -> Row:
+    if not (pixels.truth != IGNORE).any():
+        return Row(name, None, None, {}, seconds)
+    counts = choice.confusions(predicted, pixels)
+    interval = bootstrap_iou(counts, list(pixels.blocks))
+    rows: Mapping[str, Any] = interval.to_json(classes.classes)["classes"]
+    iou = {cls: values[0] for cls, values in rows.items()}
+    ends = (interval.low, interval.high)
+    return Row(name, choice.mean_iou(predicted, pixels), None if np.isnan(ends).any() else ends, iou, seconds)
+
+
+def _kept(predicted: Float32, pixels: Pixels) -> tuple[tuple[float, float, float], ...]:
+    """(threshold, coverage, precision) at 0.9 and at the least threshold of a grid that is 95 % right."""
+    known = pixels.truth != IGNORE
+    if not known.any():
+        return ()
+    best = predicted.max(1)[known]
+    right = predicted.argmax(1)[known] == pixels.truth[known]
+
+    def at(threshold: float) -> tuple[float, float, float]:
+        keep: NDArray[np.bool_] = best >= threshold
+        return threshold, float(keep.mean()), float(right[keep].mean()) if keep.any() else 1.0
+
+    precise = next((row for step in range(100) if (row := at(step / 100))[2] >= 0.95), None)
+    return (at(0.9), *((precise,) if precise else ()))
