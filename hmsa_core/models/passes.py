@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmsa_core.config import check_scales
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.layers.blocks import resize, scaled_size
@@ -50,7 +49,7 @@ class ScalePass:
             kind: "model" = as it was trained. The kinds "single", "average" and "max" fuse its scales another way.
 
         Raises:
-            ConfigError: unusable scales, or a kind whose attention the model does not have.
+            ConfigError: a kind whose attention the model does not have.
         """
         kind = resolve_kind(kind, self._kind)
         return _mean([fuse(kind, levels, self.size) for levels in self._levels(kind, scales, flip)])
@@ -85,7 +84,7 @@ class ScalePass:
 
     def _levels(self, kind: str, scales: Sequence[float], flip: bool) -> list[list[Level[Rows]]]:
         """Levels from the highest scale down, of the images and of their mirror images."""
-        used = [1.0] if kind == "single" else sorted(check_scales(scales), reverse=True)
+        used = [1.0] if kind == "single" else sorted(scales, reverse=True)
         return [self._run_levels(kind, used, mirrored, flip) for mirrored in ((False, True) if flip else (False,))]
 
     def _run_levels(self, kind: str, scales: list[float], mirrored: bool, flip: bool) -> list[Level[Rows]]:

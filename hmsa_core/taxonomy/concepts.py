@@ -74,13 +74,13 @@ def concept_of(name: str) -> str | None:
     """The concept that a class name means, or None for an unknown one.
 
     Only the first of several names counts ("road, route"); capitals, underscores, hyphens, brackets, a closing "-other"
-    and a plural do not matter.
+    or "-merged" and a plural do not matter.
     """
     first = re.split(r"[,;/]", name)[0]
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", first)
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", first)
     words = re.sub(r"[^a-z]+", " ", spaced.lower()).split()
-    if words and words[-1] in ("other", "general", "misc"):
-        words = words[:-1] or words
+    while len(words) > 1 and words[-1] in ("other", "general", "misc", "merged"):
+        words.pop()
     plain, known = " ".join(words), _by_name()
     tries = (plain, plain.removesuffix("s"))
     return next((known[one] for one in tries if one in known), None)

@@ -32,6 +32,11 @@ def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False, mode
     if modes:
         told = "how scales are fused (default: as the model was trained)"
         parser.add_argument("--mode", choices=("model", "single", "average", "max"), default="model", help=told)
+    add_machine(parser)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """How the machine is used: device, precision, threads."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     told = "default: fp32; bf16 falls back to fp32 on a CPU that gains nothing by it"
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=told)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("pipeline.cli.config", "show the settings in effect, or what differs from a profile or others"),
     "stage": ("pipeline.cli.stage", "run one stage of the chain (what dvc.yaml calls)"),
     "join": ("pipeline.cli.join", "make this machine a node of a workspace's jobs over several nodes"),
+    "adopt": ("pipeline.cli.adopt", "find out how public networks label your images best, as one teacher file"),
     "label": ("pipeline.cli.label", "label a folder of images with a checkpoint into a label store"),
     "advise": ("pipeline.cli.advise", "what gain to expect of auto-labels, and which classes to label instead"),
     "inspect": ("pipeline.cli.inspect", "what a threshold keeps, per class and image, from statistics alone"),

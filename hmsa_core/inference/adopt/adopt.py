@@ -9,27 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.data.decode import read_image
+from hmsa_core.data.layouts import IMAGE_SUFFIXES
 from hmsa_core.inference.adopt import choice
 from hmsa_core.inference.adopt.choice import Mapped
 from hmsa_core.inference.adopt.combination import agreeing_weights, combine
 from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, View, Views, draw, run
+from hmsa_core.inference.evaluation.labelled_files import blocks_of, label_reader, pairs_of
 from hmsa_core.inference.network.predictor import Tiler
 from hmsa_core.inference.teachers.combining import average
 from hmsa_core.inference.teachers.scores import read_scores
 from hmsa_core.inference.teachers.sources import Source, Spec, parse
 from hmsa_core.inference.teachers.tables import Adopted, Member, Table
 from hmsa_core.inference.teachers.teacher import open_network
-from hmsa_core.io.errors import ConfigError, HmsaError
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.metrics import bootstrap_iou
 from hmsa_core.models.checkpoint import read_meta
-from hmsa_core.runtime.ranks import JobContext
+from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
+_IMAGES = 40  # at most, for all choices
+_BLOCK = 3  # neighbours that intervals and folds keep together, as `autolabel evaluate` does
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _TRIED = 8  # images on which ways to take an image are compared
 # Ways in which published networks take their images, tried where nothing says it: ImageNet's mean and deviation,
@@ -55,6 +63,7 @@ class Row:
     interval: tuple[float, float] | None
     iou: dict[str, float | None]
     seconds: float
+    how: str  # scales, mirroring, weight
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,14 @@ class _Candidate:
         return [View(scale, mirrored) for scale in self.scales for mirrored in mirrors]
 
 
+def adopt_folder(
+    teachers: Spec, images: Path, labels: Path | None, classes: ClassTable, runtime: RuntimeConfig, tell: Tell
+) -> Adoption:
+    """`adopt` on a folder of images and, perhaps, a folder of their label maps; in this process."""
+    context = JobContext(Path(), start_ranks(runtime, {}), runtime)
+    return adopt(teachers, pictures_of(images, labels, classes), classes, context, tell)
+
+
 def adopt(
     teachers: Spec, pictures: Sequence[Picture], classes: ClassTable, context: JobContext, tell: Tell
 ) -> Adoption:
@@ -127,8 +144,12 @@ def adopt(
         stacking=stacking,
     )
     seconds = [one.views.time(one.chosen) for one in found]
-    rows = [_row(str(one.source), m, pixels, classes, s) for one, m, s in zip(found, members, seconds, strict=True)]
-    rows.append(_row("all together", whole, pixels, classes, sum(seconds[i] for i in used)))
+    rows = [
+        _row(str(one.source), member, pixels, classes, spent, _how(one, weight))
+        for one, member, spent, weight in zip(found, members, seconds, weights, strict=True)
+    ]
+    how = "stacked by class" if stacking else "weighted mean"
+    rows.append(_row("all together", whole, pixels, classes, sum(seconds[i] for i in used), how))
     return Adoption(
         adopted,
         tuple(tuple(one.maps) for one in found),
@@ -138,6 +159,28 @@ def adopt(
         is_labelled,
         tuple(str(one.source) for one in found if not one.names),
     )
+
+
+def pictures_of(images: Path, labels: Path | None, classes: ClassTable) -> list[Picture]:
+    """At most `_IMAGES` images of a folder, evenly spread; with labels those that have one.
+
+    Raises:
+        InputError: no image, no pair, or a label map that holds other values than the classes' ids.
+    """
+    files: list[tuple[str, Path, Path | None]]
+    if labels is None:
+        files = [(path.stem, path, None) for path in sorted(images.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not files:
+            raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder")
+    else:
+        files = [(one.name, one.image, one.label) for one in pairs_of(images, labels)[0]]
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _IMAGES)).round().astype(int))]
+    blocks = blocks_of([name for name, _, _ in chosen], _BLOCK)
+    read = label_reader(classes)
+    return [
+        Picture(Path(name).name, partial(read_image, path), partial(read, label) if label else None, block)
+        for (name, path, label), block in zip(chosen, blocks, strict=True)
+    ]
 
 
 def _look_at(
@@ -297,15 +340,22 @@ def _member(one: _Candidate, classes: ClassTable, weight: float, temperature: fl
     return Member.model_validate(table | how)
 
 
-def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, seconds: float) -> Row:
+def _how(one: _Candidate, weight: float) -> str:
+    if weight == 0:
+        return "left out"
+    scales = ", ".join(f"{scale:g}" for scale in one.scales)
+    return f"{{{scales}}}{' + flip' if one.flip else ''}, weight {weight:g}"
+
+
+def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, seconds: float, how: str) -> Row:
     if not (pixels.truth != IGNORE).any():
-        return Row(name, None, None, {}, seconds)
+        return Row(name, None, None, {}, seconds, how)
     counts = choice.confusions(predicted, pixels)
     interval = bootstrap_iou(counts, list(pixels.blocks))
     rows: Mapping[str, Any] = interval.to_json(classes.classes)["classes"]
     iou = {cls: values[0] for cls, values in rows.items()}
     ends = (interval.low, interval.high)
-    return Row(name, choice.mean_iou(predicted, pixels), None if np.isnan(ends).any() else ends, iou, seconds)
+    return Row(name, choice.mean_iou(predicted, pixels), None if np.isnan(ends).any() else ends, iou, seconds, how)
 
 
 def _kept(predicted: Float32, pixels: Pixels) -> tuple[tuple[float, float, float], ...]:

@@ -60,6 +60,9 @@ def teacher_options(
     sources = parse(teacher)
     for source in sources:
         _ = source.files  # whether they are there
+        if source.adopted is not None and (scales is not None or flip is not None):
+            told = f"{source}: says itself at which scales each network runs"
+            raise ConfigError(told, hint="leave out --scales and --flip")
     classes = classes or own_classes(sources)
     check_class_count(classes.num_classes)
     for source in sources:

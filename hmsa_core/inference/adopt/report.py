@@ -1,0 +1,61 @@
+"""What `autolabel adopt` found: as `teacher.yaml` with its reasons as comments, and as a table of text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from hmsa_core.inference.adopt.adopt import Adoption
+from hmsa_core.inference.adopt.choice import Mapped
+
+
+def to_yaml(found: Adoption, out: Path) -> str:
+    """The text of the file at `out`; members below its folder are named relative to it."""
+    values = found.adopted.model_dump(mode="json", exclude_defaults=True)
+    for member in values["members"]:
+        member["teacher"] = _portable(member["teacher"], out.resolve().parent)
+    how = "by labels" if found.is_by_labels else "by agreement alone, without labels: check the result on some images"
+    lines = ["# A teacher of several networks, made by `autolabel adopt`; chosen " + how + "."]
+    lines += [f"# {line}" for line in table(found)]
+    return "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+
+
+def _portable(spec: str, folder: Path) -> str:
+    family, colon, path = spec.rpartition(":")
+    place = Path(path)
+    return f"{family}{colon}{os.path.relpath(place, folder)}" if place.is_relative_to(folder) else spec
+
+
+def table(found: Adoption) -> list[str]:
+    """A line a member and one for the whole; then the thresholds and what stacking brought."""
+    width = max(len(row.name) for row in found.rows)
+    lines = [f"{'':{width}}  mIoU  interval      seconds/image  use"]
+    for row in found.rows:
+        score = "   -" if row.mean_iou is None else f"{100 * row.mean_iou:4.1f}"
+        ends = "" if row.interval is None else f"[{100 * row.interval[0]:.1f}, {100 * row.interval[1]:.1f}]"
+        lines.append(f"{row.name:{width}}  {score}  {ends:12}  {row.seconds:13.2f}  {row.how}".rstrip())
+    for threshold, coverage, precision in found.kept:
+        lines.append(f"threshold {threshold:g} keeps {coverage:.1%} of the pixels, {precision:.1%} of them right")
+    if found.certainty is not None:
+        used = "used" if found.adopted.stacking else "not used"
+        lines.append(f"stacking by class gains on held-out blocks with a certainty of {found.certainty:.0%}: {used}")
+    return lines
+
+
+def maps(found: Adoption) -> list[str]:
+    """Each network's classes and ours, with the share of labelled pixels that agrees; what is ignored comes last."""
+    lines: list[str] = []
+    for row, one in zip(found.rows, found.maps, strict=False):
+        lines.append(f"{row.name}:")
+        lines += [f"  {_arrow(mapped, found.adopted.classes)}" for mapped in one if mapped.target is not None]
+        left = [mapped.name for mapped in one if mapped.target is None]
+        lines += [f"  ignored: {', '.join(left)}"] if left else []
+    return lines
+
+
+def _arrow(one: Mapped, classes: Sequence[str]) -> str:
+    share = "" if one.share is None else f", {one.share:.0%} of {one.pixels} drawn pixels"
+    return f"{one.name} -> {classes[one.target or 0]} (by {one.why}{share})"

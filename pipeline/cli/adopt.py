@@ -1,0 +1,51 @@
+"""Find out how public networks label your images best, and write one teacher file.
+
+A network is onnx:FILE, hf:FOLDER, scores:FOLDER or a checkpoint folder; several are combined. Its classes are mapped to
+yours by their names. With --labels, some 20 images or more, the map is checked, and input, scales and combination are
+chosen by mean IoU. Without labels they are chosen by agreement, which is weaker. `--teacher FILE` and
+`auto_infer.teacher` take the file. Nothing is trained but the combination.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hmsa_core.io.errors import ConfigError, InputError
+from pipeline.cli.inference_options import add_machine, pin_threads, runtime_of, tell
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `autolabel adopt`."""
+    add = parser.add_argument
+    add("teacher", nargs="+", metavar="SPEC", help="onnx:FILE, hf:FOLDER, scores:FOLDER or a checkpoint folder")
+    add("--images", required=True, type=Path, metavar="DIR", help="images like those that shall be labelled")
+    add("--labels", type=Path, metavar="DIR", help="label maps of some of them, of the same names")
+    add("--classes", required=True, metavar="FILE", help="a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0")
+    add("--out", type=Path, default=Path("teacher.yaml"), metavar="FILE", help="default: teacher.yaml")
+    add("--yes", action="store_true", help="write classes that labels alone name: you have looked at the table")
+    add_machine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Choose, print the evidence, write the file."""
+    if args.out.suffix not in (".yaml", ".yml"):
+        raise InputError(f"--out {args.out}: must end in .yaml, by which --teacher knows such a file")
+    threads = pin_threads(args)
+    from hmsa_core.data.layouts import load_classes
+    from hmsa_core.inference.adopt.adopt import adopt_folder
+    from hmsa_core.inference.adopt.report import maps, table, to_yaml
+    from hmsa_core.io.atomic import write_text
+
+    classes = load_classes(Path(), args.classes)
+    found = adopt_folder(args.teacher, args.images, args.labels, classes, runtime_of(args, threads=threads), tell)
+    sys.stdout.write("\n".join([*maps(found), "", *table(found)]) + "\n")
+    if found.unconfirmed and not args.yes:
+        raise ConfigError(
+            f"{found.unconfirmed[0]}: nothing names its classes; they were found by overlap with labels alone",
+            hint="look at the map above; then repeat the command with --yes",
+        )
+    write_text(args.out, to_yaml(found, args.out))
+    sys.stdout.write(f"{args.out}: use it with `autolabel label --teacher {args.out}`, or as auto_infer.teacher\n")
+    return 0

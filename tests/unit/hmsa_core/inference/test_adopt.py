@@ -1,0 +1,210 @@
+"""How public networks are used best: classes by name and label, input, scales, combination; written as one teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.inference.adopt.adopt import Adoption, adopt_folder
+from hmsa_core.inference.adopt.report import to_yaml
+from hmsa_core.inference.teachers.combining import average, cool, stack
+from hmsa_core.inference.teachers.sources import lineage_of, parse
+from hmsa_core.inference.teachers.tables import Stacking
+from hmsa_core.inference.teachers.teacher import open_teacher
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.taxonomy import ClassTable, cityscapes
+from hmsa_core.taxonomy.concepts import propose
+from tests.support.teachers import colour_network, nearest_colour
+from tests.support.training import CLASSES, class_table, picture
+
+TABLE = class_table()
+RUNTIME = RuntimeConfig(precision="fp32", threads=1)
+ENGLISH = ("Sky, cloud", "automobile", "dog", "house", "street")
+TO_OURS = {"Sky, cloud": "sky", "automobile": "car", "house": "building", "street": "road"}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures of two drives, with label maps."""
+    root = tmp_path_factory.mktemp("adopt")
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    for i in range(8):
+        image, label = picture(i, len(CLASSES), (96, 128))
+        name = f"drive{i // 4}_{10 * i:04d}.png"
+        Image.fromarray(image).save(root / "images" / name)
+        Image.fromarray(label).save(root / "labels" / name)
+    return root
+
+
+def _adopt(root: Path, *specs: str, labels: bool = True, classes: ClassTable = TABLE) -> tuple[Adoption, list[str]]:
+    said: list[str] = []
+    found = adopt_folder(specs, root / "images", root / "labels" if labels else None, classes, RUNTIME, said.append)
+    return found, said
+
+
+def _targets(found: Adoption, member: int = 0) -> dict[str, str | None]:
+    ours = found.adopted.classes
+    return {one.name: None if one.target is None else ours[one.target] for one in found.maps[member]}
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "agreement"])
+def test_other_names_and_a_normalisation_that_nothing_tells_are_found(
+    photographs: Path, tmp_path: Path, labels: bool
+) -> None:
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    found, said = _adopt(photographs, f"onnx:{network}", labels=labels)
+    wanted = {name: TO_OURS.get(name) for name in ENGLISH}
+    assert _targets(found) == wanted
+    assert any("nothing says how it takes an image" in line for line in said)
+    assert found.is_by_labels == labels
+    if labels:
+        assert found.rows[-1].mean_iou > 0.8
+
+
+def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(photographs: Path, tmp_path: Path) -> None:
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={})
+    found, _ = _adopt(photographs, f"onnx:{network}")
+    assert found.unconfirmed == (f"onnx:{network}",)
+    assert {one.channel: one.why for one in found.maps[0] if one.target is not None} == dict.fromkeys(
+        (0, 1, 3, 4), "labels"
+    )
+
+
+def test_without_names_and_labels_one_line_says_what_to_give(photographs: Path, tmp_path: Path) -> None:
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={})
+    with pytest.raises(ConfigError, match="none of its 5 classes") as caught:
+        _adopt(photographs, f"onnx:{network}", labels=False)
+    assert "--labels" in (caught.value.hint or "")
+
+
+def test_a_name_that_the_labels_contradict_is_overruled_and_said(photographs: Path, tmp_path: Path) -> None:
+    swapped = ("street", "automobile", "dog", "house", "Sky, cloud")  # sky and road have each other's name
+    centres = {"Sky, cloud": "road", "street": "sky", "automobile": "car", "house": "building"}
+    network = colour_network(tmp_path / "net.onnx", names=swapped, ours=centres, metadata={"classes": list(swapped)})
+    found, _ = _adopt(photographs, f"onnx:{network}")
+    why = {one.name: one.why for one in found.maps[0]}
+    assert (why["street"], why["Sky, cloud"]) == ("labels against the name",) * 2
+    assert _targets(found)["street"] == "sky"
+
+
+def test_the_written_file_is_a_teacher_that_labels_as_it_was_measured(photographs: Path, tmp_path: Path) -> None:
+    good = colour_network(tmp_path / "good.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    rng = np.random.default_rng(0)
+    poor = nearest_colour(tmp_path / "poor.onnx", CLASSES, rng.random((len(CLASSES), 3)), metadata={"classes": CLASSES})
+    found, _ = _adopt(photographs, f"onnx:{good}", f"onnx:{poor}")
+    out = tmp_path / "teacher.yaml"
+    out.write_text(to_yaml(found, out))
+    assert yaml.safe_load(out.read_text())["members"][0]["teacher"] == "onnx:good.onnx"  # may be moved together
+    context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
+    teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
+    image, label = picture(3, len(CLASSES), (96, 128))
+    predicted, _ = teacher.label("x", image)
+    known = label != 255
+    assert (predicted[known] == label[known]).mean() > 0.9
+    assert "onnx" in lineage_of(str(out)).unknown[0]
+
+
+def test_an_edit_of_the_file_or_of_a_network_makes_another_teacher(photographs: Path, tmp_path: Path) -> None:
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    found, _ = _adopt(photographs, f"onnx:{network}")
+    out = tmp_path / "teacher.yaml"
+    out.write_text(to_yaml(found, out))
+    (before,) = parse(str(out))
+    out.write_text(out.read_text() + "# a comment\n")
+    (commented,) = parse(str(out))
+    assert commented.digest == before.digest
+    out.write_text(out.read_text().replace("temperature:", "weight: 2.0\n  temperature:"))
+    (edited,) = parse(str(out))
+    assert edited.digest != before.digest
+    colour_network(network, names=ENGLISH, ours=TO_OURS, softmax=True, metadata={"classes": list(ENGLISH)})
+    (other,) = parse(str(out))
+    assert other.digest != edited.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("members: []\nclasses: [a, b]", "members"),
+        ("classes: [a, b]\nmembers:\n- {teacher: x, scale: [1]}", "scale"),
+        (
+            "classes: [a, b]\nmembers:\n- {teacher: x}\nstacking: {weights: [[1.0]], bias: [0.0, 0.0]}",
+            "1 rows of 2 weights",
+        ),
+        ("classes: [a, b\n", "is no YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(tmp_path: Path, text: str, wrong: str) -> None:
+    path = tmp_path / "teacher.yaml"
+    path.write_text(text)
+    (source,) = parse(str(path))
+    with pytest.raises(ConfigError, match=wrong) as caught:
+        _ = source.adopted
+    assert "\n" not in caught.value.message
+
+
+def test_nineteen_names_of_cityscapes_become_the_eleven_of_camvid() -> None:
+    camvid = (
+        "Sky",
+        "Building",
+        "Pole",
+        "Road",
+        "Pavement",
+        "Tree",
+        "SignSymbol",
+        "Fence",
+        "Car",
+        "Pedestrian",
+        "Bicyclist",
+    )
+    found = {cityscapes().classes[i]: camvid[j] for i, j in propose(cityscapes().classes, camvid).items()}
+    assert len(found) == 19
+    assert (found["terrain"], found["train"], found["wall"]) == ("Tree", "Car", "Building")
+    assert (found["rider"], found["bicycle"], found["traffic light"]) == ("Bicyclist", "Bicyclist", "SignSymbol")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("road, route", "road"),
+        ("tree-merged", "vegetation"),
+        ("building-other-merged", "building"),
+        ("Lane_Marking", "road"),
+        ("n/a", None),
+        ("Traffic Sign (Front)", "traffic sign"),
+        ("SUVPickupTruck", "car"),
+        ("Column_Pole", "pole"),
+        ("bird", None),
+    ],
+)
+def test_names_of_the_fields_label_sets(name: str, target: str | None) -> None:
+    classes = cityscapes().classes
+    found = propose([name], classes)
+    assert (classes[found[0]] if found else None) == target
+
+
+probabilities = st.integers(2, 5).flatmap(
+    lambda c: st.lists(st.lists(st.floats(0.01, 1.0), min_size=c, max_size=c), min_size=1, max_size=4)
+)
+
+
+@given(probabilities, st.floats(0.3, 3.0))
+def test_combinations_are_probabilities_and_keep_the_order_of_one_member(
+    rows: list[list[float]], temperature: float
+) -> None:
+    one = np.array(rows, np.float32).T
+    one /= one.sum(0)
+    cooled = cool(one, temperature)
+    assert np.allclose(cooled.sum(0), 1, atol=1e-4)
+    assert (cooled.argmax(0) == one.argmax(0)).mean() > 0.99 or np.ptp(one) < 1e-5
+    same = stack([one, one], Stacking(weights=((0.5,) * len(one),) * 2, bias=(0.0,) * len(one)))
+    assert np.allclose(same, one, atol=1e-3)
+    assert np.allclose(average([one, one], [1.0, 3.0]), one, atol=1e-5)

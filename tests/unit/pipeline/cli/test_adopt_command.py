@@ -1,0 +1,66 @@
+"""`autolabel adopt` prints its evidence and writes a file that `autolabel label` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hmsa_core.labels import LabelStore
+from pipeline.cli.main import main
+from tests.support.teachers import colour_network
+from tests.support.training import CLASSES, class_file, picture
+
+NAMES = ("cloud", "automobile", "dog", "house", "street")
+OURS = {"cloud": "sky", "automobile": "car", "house": "building", "street": "road"}
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four pictures with labels and a class file; the current folder."""
+    for i in range(4):
+        image, label = picture(i, len(CLASSES), (64, 96))
+        for folder, pixels in (("images", image), ("labels", label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"drive_{i}.png")
+    class_file(tmp_path, CLASSES)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+ADOPT = [
+    "adopt",
+    "onnx:net.onnx",
+    "--images",
+    "images",
+    "--labels",
+    "labels",
+    "--classes",
+    "classes.json",
+    "--threads",
+    "1",
+]
+
+
+def test_the_written_file_labels_a_folder(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colour_network(given / "net.onnx", names=NAMES, ours=OURS)
+    assert main(ADOPT) == 0
+    said = capsys.readouterr().out
+    assert "automobile -> car (by name" in said
+    assert "ignored: dog" in said
+    assert main(["label", "--teacher", "teacher.yaml", "--images", "images", "--out", "store", "--threads", "1"]) == 0
+    assert LabelStore.open("store").classes.classes == CLASSES
+    assert main(["label", "--teacher", "teacher.yaml", "--scales", "1", "--images", "images", "--out", "other"]) == 2
+    assert "says itself at which scales" in capsys.readouterr().err
+
+
+def test_classes_that_labels_alone_name_are_written_after_a_look(
+    given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colour_network(given / "net.onnx", names=NAMES, ours=OURS, metadata={})
+    assert main(ADOPT) == 2
+    assert "repeat the command with --yes" in capsys.readouterr().err
+    assert not (given / "teacher.yaml").exists()
+    assert main([*ADOPT, "--yes"]) == 0
+    assert (given / "teacher.yaml").exists()
