@@ -121,7 +121,7 @@ camvid-table: setup  ## CamVid: control, coarse, auto, merged; both variants of 
 	$(PY) -m research.ablate camvid-table --prepare --workspace workspaces/camvid-drive_shift --variant drive_shift \
 	  --data $(abspath $(CAMVID)) $(ABLATE)
 
-results: setup  ## the tables of docs/results.md from research/tables
+results: setup  ## the tables of research/notes and docs from research/tables
 	$(PY) -m research.results
 
 lint: setup  ## ruff

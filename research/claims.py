@@ -1,4 +1,4 @@
-"""The claims of docs/results.md: what the paper says, and what our own texts rest on, each a difference of two rows."""
+"""The claims of research/notes: what the paper says, and what our own texts rest on, each a difference of two rows."""
 
 from __future__ import annotations
 

@@ -32,10 +32,9 @@ __all__ = ["add_arguments", "made_anew", "main", "run", "verdict"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = (
-    "docs/results.md",
     "docs/scaling.md",
     "research/bench/README.md",
-    *(f"research/notes/{n}.md" for n in ("camvid", "labels", "scales")),
+    *(f"research/notes/{n}.md" for n in ("camvid", "labels", "scales", "scratch")),
 )
 _BLOCK = re.compile(r"(<!-- figures: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Metrics = dict[str, float | None]
