@@ -22,21 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hmsa_core.config import TrainConfig, key_material
+from hmsa_core.config import TrainConfig
 from hmsa_core.data.dataset import CropDataset, init_worker
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.plan import EpochPlan
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.inference.teachers.sources import digest_of, lineage_of
-from hmsa_core.io.atomic import digest, sha256_file
+from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import ConfigError, HmsaError, TrainingError
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.finalise import TABLE
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.calibration import load_table
 from hmsa_core.lineage import Lineage, learned
-from hmsa_core.models import read_meta
-from hmsa_core.models.pretrained import weights_file
+from hmsa_core.result_keys import train_material
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import PseudoData, TrainSpec
 from hmsa_core.taxonomy import ClassTable
@@ -148,7 +147,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         plan,
         dataset,
         lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), parts),
-        key=_key(spec, fine, parts, index.classes, ranks.norm_ranks),
+        key=_key(spec, fine, index.classes, ranks.norm_ranks),
         stores=[{"digest": p.store.digest, "images": len(p.samples), "weight": p.weight} for p in parts],
     )
 
@@ -214,23 +213,10 @@ def _lineage(spec: TrainSpec, own: Lineage, parts: Sequence[_Pseudo]) -> Lineage
     return own
 
 
-def _key(
-    spec: TrainSpec, fine: Sequence[Sample], parts: Sequence[_Pseudo], classes: ClassTable, norm_ranks: int
-) -> str:
-    material: dict[str, Any] = {
-        "config": key_material(spec.config),
-        "classes": classes.digest(),
-        "fine": [(s.name, s.image_sha256, s.label_sha256) for s in fine],
-        "centroids": sha256_file(spec.fine.centroids),
-        "init": read_meta(spec.init_from)["weights_sha256"] if spec.init_from else None,
-    }
+def _key(spec: TrainSpec, fine: Sequence[Sample], classes: ClassTable, norm_ranks: int) -> str:
+    material = train_material(spec, classes, fine)
     if norm_ranks > 1:
         material["norm_ranks"] = norm_ranks  # other statistics are another training
-    if spec.init_from is None and spec.config.model.trunk_weights != "none":
-        material["trunk_weights"] = sha256_file(weights_file(spec.config.model.trunk_weights, spec.config.model.trunk))
-    if parts:
-        stores = zip(parts, spec.pseudo, strict=True)
-        material["pseudo"] = [[p.store.digest, sha256_file(given.centroids), p.weight] for p, given in stores]
     return digest(material)
 
 

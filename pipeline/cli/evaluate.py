@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
     threads = pin_threads(args)
     runs = [read_options(args, path, threads) for path in (args.checkpoint, args.baseline) if path is not None]
-    from hmsa_core.inference.evaluation.evaluate_folder import Asked, evaluate_runs
+    from hmsa_core.inference.evaluation.evaluate_folder import Folders, evaluate_runs
     from pipeline.jobs.provenance import describe_run
 
     # Before the night's work: a folder that cannot be written, and the sources that are loaded now.
     if args.plots is not None:
         args.plots.mkdir(parents=True, exist_ok=True)
     made = {"command": args.command_line, **describe_run(("hmsa_core", "pipeline"))} if args.json else {}
-    asked = Asked(
+    folders = Folders(
         args.images,
         args.labels,
         args.classes,
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         block_length=args.block_length,
         details=bool(args.details or args.plots),
     )
-    result = evaluate_runs(runs, asked, tell=tell)
+    result = evaluate_runs(runs, folders, tell=tell)
     if args.json:
         answer = {"format": ANSWER, "version": 1, **result, "made": made}
         sys.stdout.write(json.dumps(answer, indent=1, allow_nan=False) + "\n")

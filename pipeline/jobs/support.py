@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hmsa_core import __version__
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig, key_material
-from hmsa_core.data.decode import holds_train_ids
-from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.index import Index
 from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse, resolved
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
@@ -18,6 +17,7 @@ from hmsa_core.io.trees import new_tree, publish_tree
 from hmsa_core.labels.store.format import listed_files, read_manifest
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.models import read_meta
+from hmsa_core.result_keys import evaluate_material, infer_material, train_material
 from hmsa_core.spec import (
     EvaluateSpec,
     EvaluationSetting,
@@ -66,17 +66,6 @@ def labelling_teacher(ws: Workspace) -> tuple[str, ...]:
     return (str(ws.teacher()),) if chosen is None else resolved(chosen, ws.resolve)
 
 
-def samples_digest(samples: Sequence[Sample]) -> str:
-    """Digest of which images and labels a list holds, in order; the name of a label file says how it is read."""
-    forms = [[part for part in ("label", "coarse") if holds_train_ids(getattr(s, part))] for s in samples]
-    return atomic.digest(
-        [
-            [s.name, s.image_sha256, s.label_sha256, s.coarse_sha256, *form]
-            for s, form in zip(samples, forms, strict=True)
-        ]
-    )
-
-
 def run_job(ws: Workspace, spec: JobSpec) -> None:
     """Run a job; a stop request is its to answer meanwhile."""
     with ws.job():
@@ -102,41 +91,27 @@ def train_model(
 ) -> Path:
     """Train (or go on training, or find trained) and return the folder of the progress with `model/` in it.
 
-    The key holds the config, the learning images with their labels, the start weights and the labels of the
-    auto-labelled half, all by content. `teacher` made those labels, where `init_from` did not.
+    `teacher` made the labels of the auto-labelled half, where `init_from` did not.
     """
+    spec = TrainSpec(
+        work=ws.work(stage),
+        roots=ws.roots,
+        stage=stage,
+        # `control` and the like are the stage's: the job gets the training part alone.
+        config=TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields))),
+        fine=fine,
+        pseudo=pseudo,
+        init_from=init_from,
+        teacher=teacher,
+        tracking=ws.path("work"),
+        validation=_validation(ws, validate_every),
+        lineage=provenance(stage) | {"job": job},
+    )
     index = Index.load(fine.selection.index)
-    learning = index.select(roles=fine.selection.roles, kinds=fine.selection.kinds)
-    material = {
-        "version": VERSIONS[stage],
-        "config": key_material(config),
-        "classes": index.classes.digest(),
-        "fine": samples_digest(learning),
-        "centroids": atomic.sha256_file(fine.centroids),
-        "init_from": weights_of(init_from) if init_from else None,
-        "pseudo": [_pseudo_digest(part) for part in pseudo],
-        **_trunk_file(config, init_from),
-    }
-    work = keys.open_work(ws.work(stage), job, material)
+    material = train_material(spec, index.classes, index.select(**fine.selection.filters()))
+    work = keys.open_work(ws.work(stage), job, {"version": VERSIONS[stage], **material})
     if not _is_trained(work / "model"):
-        # `control` and the like are ours: the job gets the training part alone.
-        plain = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
-        run_job(
-            ws,
-            TrainSpec(
-                work=work,
-                roots=ws.roots,
-                stage=stage,
-                config=plain,
-                fine=fine,
-                pseudo=pseudo,
-                init_from=init_from,
-                teacher=teacher,
-                tracking=ws.path("work"),
-                validation=_validation(ws, validate_every),
-                lineage=provenance(stage) | {"job": job},
-            ),
-        )
+        run_job(ws, spec.model_copy(update={"work": work}))
     return work
 
 
@@ -148,17 +123,6 @@ def _validation(ws: Workspace, every: int) -> ValidationData | None:
     return ValidationData(selection=chosen, every_epochs=every)
 
 
-def _trunk_file(config: TrainConfig, init_from: Path | None) -> dict[str, str]:
-    """A file of trunk weights by content, where training starts from it; packages and commits stay what they are."""
-    source = Path(config.model.trunk_file or "").expanduser()
-    return {"trunk_weights": atomic.sha256_file(source)} if init_from is None and source.is_file() else {}
-
-
-def _pseudo_digest(pseudo: PseudoData) -> dict[str, str | float]:
-    store, centroids = str(read_manifest(pseudo.store)["digest"]), atomic.sha256_file(pseudo.centroids)
-    return {"store": store, "centroids": centroids, "weight": pseudo.weight}
-
-
 def _is_trained(model: Path) -> bool:
     if not (model / "model.json").exists():
         return False
@@ -168,12 +132,6 @@ def _is_trained(model: Path) -> bool:
             hint=f"delete {model.parent} and run the stage again",
         )
     return True
-
-
-def fusion(checkpoint: Path) -> dict[str, str]:
-    """The kind `average` or `max`, for keys: the weights' digest is that of a single-scale model and cannot tell it."""
-    kind = str(read_meta(checkpoint)["kind"])
-    return {"kind": kind} if kind in ("average", "max") else {}
 
 
 def check_classes(ws: Workspace, what: str, held: ClassTable, wanted: ClassTable) -> None:
@@ -204,34 +162,21 @@ def evaluate_model(
     details: bool = False,
 ) -> Path:
     """Confusion counts of a checkpoint, one `<setting>.npz` each, in the folder returned."""
+    spec = EvaluateSpec(
+        work=ws.work(stage),
+        roots=ws.roots,
+        checkpoint=checkpoint,
+        settings=settings,
+        runtime=runtime,
+        selection=Selection(index=index, names=names),
+        details=details,
+        lineage=provenance(stage),
+    )
     listed = Index.load(index)
-    chosen = listed.select(names=names)
-    material = {
-        "version": VERSIONS[stage],
-        "weights": weights_of(checkpoint),
-        "images": samples_digest(chosen),
-        "settings": [key_material(s) for s in settings],
-        "runtime": key_material(runtime),
-        "details": details,
-        "classes": listed.classes.digest(),
-        "groups": atomic.digest([[s.name, s.block, s.city] for s in chosen]),  # intervals and tables go by them
-        **fusion(checkpoint),
-    }
-    work = keys.open_work(ws.work(stage), job, material)
+    material = evaluate_material(spec, listed.classes, listed.select(names=names))
+    work = keys.open_work(ws.work(stage), job, {"version": VERSIONS[stage], **material})
     if not (work / "summary.json").exists():
-        run_job(
-            ws,
-            EvaluateSpec(
-                work=work,
-                roots=ws.roots,
-                checkpoint=checkpoint,
-                settings=settings,
-                runtime=runtime,
-                selection=Selection(index=index, names=names),
-                details=details,
-                lineage=provenance(stage),
-            ),
-        )
+        run_job(ws, spec.model_copy(update={"work": work}))
     return work
 
 
@@ -248,14 +193,15 @@ def infer_store(
     sources, alone = parse(teacher), only_checkpoint(teacher)
     classes = listed.classes if alone is None else _classes_of(alone, listed)
     check_classes(ws, f"{alone}", classes, listed.classes)
-    # `teacher` of the stage's settings is ours: the key holds its digest, the job gets it beside its settings.
+    # `teacher` of the stage's settings is the stage's: the key holds its digest, the job gets it beside its settings.
     plain = InferConfig.model_validate(config.model_dump(include=set(InferConfig.model_fields)))
+    kind = "" if alone is None else str(read_meta(alone)["kind"])
     material = {
         "version": VERSIONS[stage],
-        "config": key_material(plain),
-        "teacher": digest_of(sources),
-        "classes": classes.digest(),
-        **({} if alone is None else fusion(alone)),
+        # Precision as the settings name it; device, threads and shards too, so that a store is of one piece.
+        **infer_material(plain, digest_of(sources), classes, kind=kind, precision=plain.runtime.precision),
+        "runtime": key_material(plain.runtime),
+        "images_per_shard": plain.images_per_shard,
     }
     work = keys.open_work(ws.work(stage), job, material)
     held = _images_of(work / "store") | _planned(work / "plan.json")

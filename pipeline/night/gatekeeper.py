@@ -21,16 +21,9 @@ from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.metrics import gate, iou_of
+from hmsa_core.result_keys import samples_digest
 from pipeline.jobs import measure
-from pipeline.jobs.support import (
-    evaluate_model,
-    fine_data,
-    labelling_teacher,
-    role_index,
-    samples_digest,
-    train_model,
-    weights_of,
-)
+from pipeline.jobs.support import evaluate_model, fine_data, labelling_teacher, role_index, train_model, weights_of
 from pipeline.stages import training
 from pipeline.stages.runner import check_space
 from pipeline.stages.student_train import check_teacher, pseudo_data, start_of

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +18,8 @@ from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import holds_train_ids, read_image
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layouts import load_classes
-from hmsa_core.inference.evaluation.evaluate_job import Labelled, Scorer, SettingScores, summarise
 from hmsa_core.inference.evaluation.labelled_files import (
     Ids,
-    LabelledFile,
     LabelReader,
     blocks_of,
     check_labels,
@@ -29,16 +27,15 @@ from hmsa_core.inference.evaluation.labelled_files import (
     label_reader,
     pairs_of,
 )
-from hmsa_core.inference.folder.infer_job import read_ahead
-from hmsa_core.inference.network.predictor import Tiler, open_tiler
+from hmsa_core.inference.evaluation.scoring import Labelled, Scores, score, summarise
+from hmsa_core.inference.network.predictor import Predictor, load_predictor
 from hmsa_core.inference.teachers.run_options import RunOptions, run_options
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
-from hmsa_core.labels.exporting import city_of
 from hmsa_core.leaks import find_leaks
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, by_category, by_city, finite
-from hmsa_core.runtime.progress import Progress
+from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import EvaluationSetting
 from hmsa_core.taxonomy import ClassTable
 
@@ -49,8 +46,8 @@ _FIGURES = ("mean_iou", "iou", "images", "pixel_accuracy", "scales", "flip", "mo
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is scored, and how."""
+class Folders:
+    """Images and labels to score on, and how."""
 
     images: Path
     labels: Path
@@ -64,10 +61,19 @@ class Asked:
     details: bool = False
 
 
+class _Opened(NamedTuple):
+    """A checkpoint that is loaded, before an image is scored."""
+
+    run: RunOptions
+    context: JobContext
+    predictor: Predictor
+    lineage: Lineage
+
+
 class _Scored(NamedTuple):
     """One checkpoint's counts, and its figures as they are printed."""
 
-    scores: SettingScores
+    scores: Scores
     figures: dict[str, Any]
 
 
@@ -81,7 +87,7 @@ def evaluate(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     runtime: RuntimeConfig | None = None,
-    **asked: Any,
+    **more: Any,
 ) -> dict[str, Any]:
     """Score a checkpoint on a folder of images and a folder of labels of the same stems.
 
@@ -95,7 +101,7 @@ def evaluate(
         baseline: a second checkpoint; "baseline" and "difference" with its interval are in the result.
         scales, flip: None = each checkpoint's own.
         runtime: threads, device, precision; None = one thread, fp32.
-        asked: further fields of `Asked`.
+        more: further fields of `Folders`.
 
     Returns:
         The JSON of `autolabel evaluate --json`: mean_iou, iou by class name, images, interval, learned, ...
@@ -105,37 +111,32 @@ def evaluate(
     """
     runtime = runtime or RuntimeConfig(precision="fp32")
     runs = [run_options(one, scales, flip, runtime) for one in (checkpoint, baseline) if one is not None]
-    return evaluate_runs(runs, Asked(Path(images), Path(labels), str(classes), **asked))
+    return evaluate_runs(runs, Folders(Path(images), Path(labels), str(classes), **more))
 
 
-def evaluate_runs(runs: Sequence[RunOptions], asked: Asked, tell: Tell = _LOG.warning) -> dict[str, Any]:
+def evaluate_runs(runs: Sequence[RunOptions], folders: Folders, tell: Tell = _LOG.warning) -> dict[str, Any]:
     """Score a checkpoint, and a second one as its baseline. `tell` gets a line for each thing that may mislead."""
-    files = _pairs(asked, tell)
-    given = load_classes(Path(), asked.classes)
-    if asked.ids == "train":
+    samples = _pairs(folders, tell)
+    given = load_classes(Path(), folders.classes)
+    if folders.ids == "train":
         given = given.of_train_ids()
-    if asked.ids == "colours" and not Path(asked.classes).is_file():
-        raise ConfigError(f"--ids colours is for class files; label maps of {asked.classes} hold ids")
-    classes = _as_trained(given, runs[0], asked, files, tell)
+    if folders.ids == "colours" and not Path(folders.classes).is_file():
+        raise ConfigError(f"--ids colours is for class files; label maps of {folders.classes} hold ids")
+    classes = _as_trained(given, runs[0], folders, samples, tell)
     for baseline in runs[1:]:
-        _check_baseline(classes, runs[0], baseline, asked, tell)
-    reader = label_reader(classes, colours=asked.ids == "colours")
-    _note(tell, *check_labels(files, given, reader, asked.ids))
-    blocks = blocks_of([file.name for file in files], asked.block_length)
-    _tell_blocks(blocks, asked.block_length, tell)
-    settings = [_setting(asked, run) for run in runs]
-    opened = [(open_tiler(run.checkpoint, run.runtime), _lineage_of(run)) for run in runs]  # before one is scored
-    scored = [
-        _score(run, *tools, setting, files, blocks, classes, reader, asked.details)
-        for run, tools, setting in zip(runs, opened, settings, strict=True)
-    ]
+        _check_baseline(classes, runs[0], baseline, folders, tell)
+    read_label = label_reader(classes, colours=folders.ids == "colours")
+    _note(tell, *check_labels(samples, given, read_label, folders.ids))
+    _tell_blocks([sample.block for sample in samples], folders.block_length, tell)
+    opened = [_open(run) for run in runs]  # before one is scored
+    scored = [_score(one, folders, samples, classes, read_label) for one in opened]
     for run, one in zip(runs, scored, strict=True):
-        _tell_learned(one.figures["learned"], run, len(files), tell)
+        _tell_learned(one.figures["learned"], run, len(samples), tell)
     _note(tell, *_one_sided(scored, classes))
     result = scored[0].figures
     for one in scored[1:]:
-        ours, theirs = (np.stack(each.scores.confusions) for each in (scored[0], one))
-        difference = bootstrap_difference(ours, theirs, scored[0].scores.blocks)
+        first, second = (np.stack(each.scores.confusions) for each in (scored[0], one))
+        difference = bootstrap_difference(first, second, scored[0].scores.blocks)
         result = {**result, "baseline": one.figures, "difference": difference.to_json(classes.classes)}
     return result
 
@@ -145,18 +146,20 @@ def _note(tell: Tell, *notes: str) -> None:
         tell(f"note: {note}")
 
 
-def _pairs(asked: Asked, tell: Tell) -> list[LabelledFile]:
-    files, unlabelled = pairs_of(asked.images, asked.labels, train_ids=asked.ids == "train")
+def _pairs(folders: Folders, tell: Tell) -> list[Sample]:
+    """The images as rows of an index, with their blocks."""
+    samples, unlabelled = pairs_of(folders.images, folders.labels, train_ids=folders.ids == "train")
     if unlabelled:
-        count = len(files) + len(unlabelled)
-        told = f"{len(unlabelled)} of {count} images have no label of the same stem, the first is {unlabelled[0]}"
-        if not asked.skip_unlabelled:
+        count = len(samples) + len(unlabelled)
+        fault = f"{len(unlabelled)} of {count} images have no label of the same stem, the first is {unlabelled[0]}"
+        if not folders.skip_unlabelled:
             raise InputError(
-                told,
+                fault,
                 hint="images and labels are paired by file name without its ending; --skip-unlabelled leaves them out",
             )
-        _note(tell, f"{told}: left out")
-    return files
+        _note(tell, f"{fault}: left out")
+    blocks = blocks_of([sample.name for sample in samples], folders.block_length)
+    return [replace(sample, block=block) for sample, block in zip(samples, blocks, strict=True)]
 
 
 def _tell_blocks(blocks: list[str], length: int, tell: Tell) -> None:
@@ -186,23 +189,23 @@ def _tell_learned(learned: dict[str, Any], options: RunOptions, images: int, tel
 
 
 def _as_trained(
-    classes: ClassTable, run: RunOptions, asked: Asked, files: Sequence[LabelledFile], tell: Tell
+    classes: ClassTable, run: RunOptions, folders: Folders, samples: Sequence[Sample], tell: Tell
 ) -> ClassTable:
     """The classes in the checkpoint's order; those that have other names there are taken by their number."""
-    own, names = _names_of(run, classes, asked.classes), [name.lower() for name in classes.classes]
+    own, names = _names_of(run, classes, folders.classes), [name.lower() for name in classes.classes]
     if own == names:
         return classes
-    in_their_order = asked.ids == "train" or any(holds_train_ids(file.label) for file in files)
-    if sorted(own) == sorted(names) and len(set(own)) == len(own) and not in_their_order:
-        _note(tell, f"{asked.classes}: its classes are taken by name, {run.checkpoint} has another order")
+    numbered = folders.ids == "train" or any(holds_train_ids(sample.label) for sample in samples)
+    if sorted(own) == sorted(names) and len(set(own)) == len(own) and not numbered:
+        _note(tell, f"{folders.classes}: its classes are taken by name, {run.checkpoint} has another order")
         return in_order_of(classes, own)
-    _tell_other_names(own, names, run, asked.classes, tell)
+    _tell_other_names(own, names, run, folders.classes, tell)
     return classes
 
 
-def _check_baseline(classes: ClassTable, run: RunOptions, baseline: RunOptions, asked: Asked, tell: Tell) -> None:
+def _check_baseline(classes: ClassTable, run: RunOptions, baseline: RunOptions, folders: Folders, tell: Tell) -> None:
     """The counts of both go by the first one's order."""
-    own, names = _names_of(baseline, classes, asked.classes), [name.lower() for name in classes.classes]
+    own, names = _names_of(baseline, classes, folders.classes), [name.lower() for name in classes.classes]
     if own != names:
         _tell_other_names(own, names, baseline, str(run.checkpoint), tell)
 
@@ -232,51 +235,42 @@ def _tell_other_names(own: Sequence[str], asked: Sequence[str], options: RunOpti
     _note(tell, f"{message}; classes are compared by their number")
 
 
-def _setting(asked: Asked, run: RunOptions) -> EvaluationSetting:
-    return EvaluationSetting(
-        name="evaluate",
-        scales=run.scales,
-        flip=run.flip,
-        mode=asked.mode,
-        long_edge=asked.long_edge,
-        score_at=asked.score_at,
-    )
-
-
-def _lineage_of(options: RunOptions) -> Lineage:
-    """What the weights learned from: a damaged list shows before another checkpoint was scored."""
+def _open(run: RunOptions) -> _Opened:
+    """Load a checkpoint, and the list of what it learned from."""
+    context = JobContext(run.checkpoint, start_ranks(run.runtime, {}), run.runtime)
+    predictor = load_predictor(run.checkpoint, context)
     try:
-        return lineage_of_checkpoint(options.checkpoint)
+        lineage = lineage_of_checkpoint(run.checkpoint)
     except IntegrityError as error:  # a checkpoint that was copied without its list can still be scored
-        return Lineage(unknown=(error.message,))
+        lineage = Lineage(unknown=(error.message,))
+    return _Opened(run, context, predictor, lineage)
 
 
 def _score(
-    run: RunOptions,
-    tiler: Tiler,
-    lineage: Lineage,
-    setting: EvaluationSetting,
-    files: Sequence[LabelledFile],
-    blocks: Sequence[str],
-    classes: ClassTable,
-    read_label: LabelReader,
-    details: bool,
+    opened: _Opened, folders: Folders, samples: Sequence[Sample], classes: ClassTable, read_label: LabelReader
 ) -> _Scored:
-    """Run a checkpoint on all files and count; a picture that it has learned from is counted too."""
-    scorer = Scorer(tiler, [setting], classes.num_classes, details=details)
-    block_of = dict(zip([f.name for f in files], blocks, strict=True))
-    judged: list[Sample] = []
+    """Run a checkpoint on all images and count; an image that it has learned from is counted too."""
+    run, details = opened.run, folders.details
+    setting = EvaluationSetting(
+        name="evaluate",
+        scales=run.scales,
+        flip=run.flip,
+        mode=folders.mode,
+        long_edge=folders.long_edge,
+        score_at=folders.score_at,
+    )
 
-    def read(file: LabelledFile) -> Labelled:
-        image = read_image(file.image)
-        judged.append(_sample(file, perceptual_hash(image)))
-        return Labelled(file.name, image, read_label(file.label), block_of[file.name], city_of(file.name))
+    def read(sample: Sample) -> Labelled:
+        image = read_image(sample.image)
+        found = replace(
+            sample,
+            image_sha256=sha256_file(sample.image),
+            label_sha256=sha256_file(sample.label),
+            phash=perceptual_hash(image),
+        )
+        return Labelled(found, image, read_label(sample.label))
 
-    with Progress(len(files), what="evaluate") as progress:
-        for item in read_ahead(files, read):
-            scorer.add(item)
-            progress.update()
-    scores = scorer.scores[setting.name]
+    scores = score(opened.predictor, [setting], samples, read, opened.context, details=details)[setting.name]
     summary = summarise(scores, setting, classes)
     counts = np.sum(scores.confusions, axis=0)
     interval = bootstrap_iou(np.stack(scores.confusions), scores.blocks)
@@ -285,10 +279,10 @@ def _score(
         "interval": interval.to_json(classes.classes),
         "category_iou": by_category(counts, classes),
         # The same set of pictures and labels has the same digest wherever it lies.
-        "judged": digest(sorted([s.image_sha256, s.label_sha256] for s in judged)),
+        "judged": digest(sorted([s.image_sha256, s.label_sha256] for s in scores.samples)),
         "checkpoint": run.meta["weights_sha256"],
-        "precision": tiler.predictor.precision,
-        "learned": _learned(judged, lineage),
+        "precision": opened.predictor.precision,
+        "learned": _learned(scores.samples, opened.lineage),
     }
     if details:
         figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order
@@ -308,28 +302,6 @@ def _one_sided(scored: Sequence[_Scored], classes: ClassTable) -> list[str]:
     return told
 
 
-def _sample(file: LabelledFile, phash: str) -> Sample:
-    return Sample(
-        name=file.name,
-        image=str(file.image),
-        label=str(file.label),
-        coarse="",
-        kind="fine",
-        split="",
-        role="report",
-        city="",
-        sequence="",
-        frame=-1,
-        block="",
-        height=0,
-        width=0,
-        image_sha256=sha256_file(file.image),
-        label_sha256=sha256_file(file.label),
-        coarse_sha256="",
-        phash=phash,
-    )
-
-
 def _learned(judged: Sequence[Sample], lineage: Lineage) -> dict[str, Any]:
     """Pictures that the weights come from: the same file or a near copy. Neighbours in time are not looked for."""
     leaks = find_leaks(judged, lineage, model="", max_gap=0, max_distance=_NEAR_BITS)
@@ -337,7 +309,7 @@ def _learned(judged: Sequence[Sample], lineage: Lineage) -> dict[str, Any]:
     return {"images": len(leaks), "first": first, "unknown": list(lineage.unknown)}
 
 
-def _details(scores: SettingScores, summary: dict[str, Any], counts: Any) -> dict[str, Any]:
+def _details(scores: Scores, summary: dict[str, Any], counts: Any) -> dict[str, Any]:
     diagram = scores.reliability.diagram()
     return {
         **{key: summary[key] for key in ("boundary", "band", "ece", "weights") if key in summary},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import Header, holds_train_ids, read_header, read_image, read_label, read_label_ids
+from hmsa_core.data.index import Sample
 from hmsa_core.data.layouts import list_files, list_folders
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError
 from hmsa_core.labels.exporting import IMAGE_ENDING, city_of
@@ -19,7 +20,7 @@ from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 Ids = Literal["auto", "file", "train", "colours"]  # what labels hold
-LabelReader = Callable[[Path], NDArray[np.uint8]]
+LabelReader = Callable[[str | Path], NDArray[np.uint8]]
 
 _SHAPE_ERROR = 0.01  # share by which a label's proportions may differ from its image's, beside rounding to pixels
 _LABEL_ENDINGS = {"ids": "_labelIds", "train": "_labelTrainIds"}
@@ -28,17 +29,8 @@ _SIZE = re.compile(r"[_-]?\d+x\d+$")
 _LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 
 
-@dataclass(frozen=True)
-class LabelledFile:
-    """An image file and its label file."""
-
-    name: str
-    image: Path
-    label: Path
-
-
-def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[list[LabelledFile], list[Path]]:
-    """Files of the same stem, sorted, and images without a label.
+def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[list[Sample], list[Path]]:
+    """Images with a label of the same stem, by name, and images without one. Paths are as those that are given.
 
     Sub-folders are searched where a folder holds no file itself; where stems occur twice, their folders tell them
     apart. Cityscapes' and CamVid's own endings are left out where no two stems are the same.
@@ -63,7 +55,30 @@ def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[li
                 f"{len(names)} of {len(files)} {have} have no {lack} of the same stem, the first is {files[names[0]]}",
                 hint="images and labels are paired by file name without its ending",
             )
-    return [LabelledFile(name, by_image[name], by_label[name]) for name in both], [by_image[name] for name in no_label]
+    return [_sample(name, by_image[name], by_label[name]) for name in both], [by_image[name] for name in no_label]
+
+
+def _sample(name: str, image: Path, label: Path) -> Sample:
+    """A row as an index has it. Digests and the perceptual hash follow when the image is decoded."""
+    return Sample(
+        name=name,
+        image=str(image),
+        label=str(label),
+        coarse="",
+        kind="fine",
+        split="",
+        role="report",
+        city=city_of(name),
+        sequence="",
+        frame=-1,
+        block="",
+        height=0,
+        width=0,
+        image_sha256="",
+        label_sha256="",
+        coarse_sha256="",
+        phash="",
+    )
 
 
 def _files(folder: Path, what: str) -> list[Path]:
@@ -147,7 +162,7 @@ def label_reader(classes: ClassTable, *, colours: bool = False) -> LabelReader:
 
 
 def _by_colour(
-    path: Path, keys: NDArray[np.int32], values: NDArray[np.uint8], classes: ClassTable
+    path: str | Path, keys: NDArray[np.int32], values: NDArray[np.uint8], classes: ClassTable
 ) -> NDArray[np.uint8]:
     if read_header(path).format == "JPEG":
         raise DecodeError(
@@ -170,7 +185,7 @@ def _by_colour(
     return values[place]
 
 
-def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: LabelReader, ids: Ids = "auto") -> list[str]:
+def check_labels(files: Sequence[Sample], classes: ClassTable, read: LabelReader, ids: Ids = "auto") -> list[str]:
     """Read every label, and of every image what may refuse it; what does not hinder scoring comes back in words.
 
     `classes` are those that were given, in their own order.
@@ -188,9 +203,7 @@ def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: Label
     return [f"{told}; the first: {resized[0]}"] if resized else []
 
 
-def _other_size(
-    file: LabelledFile, classes: ClassTable, read: LabelReader, ids: Ids, advance: Callable[[], None]
-) -> str:
+def _other_size(file: Sample, classes: ClassTable, read: LabelReader, ids: Ids, advance: Callable[[], None]) -> str:
     try:
         label = read(file.label)
     except DecodeError as error:
@@ -218,7 +231,7 @@ def _hint_of(error: DecodeError, classes: ClassTable) -> str:
     return 'pixels without a class hold 255, or what the class file gives as "ignore_id"'
 
 
-def _readable(path: Path) -> Header:
+def _readable(path: str) -> Header:
     """An image's header; one whose form may be refused (CMYK, transparent pixels) is decoded at once."""
     header = read_header(path)
     if header.mode not in ("RGB", "L") or (header.format == "PNG" and not header.plain):
@@ -226,7 +239,7 @@ def _readable(path: Path) -> Header:
     return header
 
 
-def _refuse_train_ids(files: Sequence[LabelledFile], classes: ClassTable) -> None:
+def _refuse_train_ids(files: Sequence[Sample], classes: ClassTable) -> None:
     """Numbers that are ids and trainIds alike would be scored as other classes, and nobody would notice."""
     last = classes.num_classes  # often void
     if max(classes.train_to_id) <= last:
@@ -235,7 +248,7 @@ def _refuse_train_ids(files: Sequence[LabelledFile], classes: ClassTable) -> Non
         if holds_train_ids(file.label) or read_label_ids(file.label).max() > last:
             return
     raise InputError(
-        f"no label in {files[0].label.parent} holds a number above {last}: trainIds, or ids of {classes.name}?",
+        f"no label in {Path(files[0].label).parent} holds a number above {last}: trainIds, or ids of {classes.name}?",
         hint="say --ids train or --ids file",
     )
 

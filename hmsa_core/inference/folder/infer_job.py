@@ -45,6 +45,7 @@ from hmsa_core.labels.store.shards import (
     withdraw,
 )
 from hmsa_core.labels.store.writer import write_manifest
+from hmsa_core.result_keys import METHOD, infer_material
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
@@ -59,7 +60,6 @@ TILED = "tiled"
 _READERS = 8  # threads a rank that read finished shards at the start
 _POLL_S = 0.5  # between looks at the shards that other processes hold
 _AHEAD = 2  # images read before they are needed, and images waiting to be written
-_METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
 UInt8 = NDArray[np.uint8]
 T = TypeVar("T")
 U = TypeVar("U")
@@ -94,7 +94,10 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     lineage = _lineage(spec, pipeline.teacher, context) if context.is_main else {}
     if context.is_main:
         sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
-    key = context.ranks.broadcast(_key(lineage, pipeline.classes, spec.config.codec) if context.is_main else "")
+    teacher = pipeline.teacher
+    made_by = {"kind": teacher.kind, "precision": teacher.precision}
+    key = digest(infer_material(spec.config, lineage["teacher"], teacher.classes, **made_by)) if lineage else ""
+    key = context.ranks.broadcast(key)
     whole = _whole(spec, key, context) if target is None else set()
     plans, pending = context.ranks.broadcast(_plan(spec, key, pipeline, whole) if context.is_main else None) or ([], [])
     leave(store)
@@ -218,7 +221,7 @@ def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str
         "code_version": __version__,
         "parameters": {
             "kind": teacher.kind,
-            "method": _METHOD,
+            "method": METHOD,
             "codec": config.codec,
             "images_per_shard": config.images_per_shard,
             "device": context.device.type,
@@ -226,15 +229,6 @@ def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str
             **({"teachers": facts} if (facts := teacher.facts()) else {}),
         },
     }
-
-
-def _key(lineage: dict[str, Any], classes: ClassTable, codec: str) -> str:
-    """Digest of what determines a label. Device and threads may move last bits; they are only recorded."""
-    made_by = {name: lineage[name] for name in ("teacher", "scales", "flip", "precision")}
-    kind = lineage["parameters"]["kind"]
-    if kind in ("average", "max"):  # the same weights as `single`, so the same digest of the teacher
-        made_by["kind"] = kind
-    return digest({**made_by, "method": _METHOD, "codec": codec, "classes": classes.digest()})
 
 
 def _planned(spec: InferSpec) -> list[ShardPlan]:

@@ -8,9 +8,11 @@ import pytest
 
 from hmsa_core.config import InferConfig, TrainConfig, key_material
 from hmsa_core.io.atomic import read_json
+from hmsa_core.result_keys import infer_material
 from pipeline.workspace.keys import open_work, work_key
 from pipeline.workspace.params import Params
 from tests.conftest import REPO
+from tests.support.training import class_table
 
 
 def _train(**changes: object) -> str:
@@ -58,12 +60,14 @@ def test_the_student_is_the_same_with_and_without_a_control_and_from_wherever_it
     assert key_material(student.model_copy(update={"epochs": 3})) != key_material(student)
 
 
-def test_scales_flip_and_codec_make_another_store_and_workers_do_not() -> None:
-    def key(**changes: object) -> str:
-        return work_key(key_material(InferConfig.model_validate(changes)))
+def test_scales_flip_codec_precision_and_fusion_make_other_labels_and_the_order_of_scales_does_not() -> None:
+    def key(kind: str = "hierarchical", precision: str = "fp32", **changes: object) -> str:
+        config = InferConfig.model_validate(changes)
+        return work_key(infer_material(config, "teacher", class_table(), kind=kind, precision=precision))
 
-    assert len({key(), key(scales=[0.5, 1.0]), key(flip=False), key(codec="webp"), key(images_per_shard=8)}) == 5
-    assert key(runtime={"workers": 4, "ranks": 8}) == key()
+    assert len({key(), key(scales=[0.5, 1.0]), key(flip=False), key(codec="webp"), key("average"), key("max")}) == 6
+    assert key(precision="bf16") != key()
+    assert key(scales=[2.0, 1.0, 0.5], runtime={"workers": 4, "ranks": 8}) == key("single") == key()
 
 
 def test_the_last_two_keys_of_each_job_stay_in_order_of_use_not_of_time(tmp_path: Path) -> None:

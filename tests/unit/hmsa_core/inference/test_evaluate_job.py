@@ -12,7 +12,7 @@ import pytest
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.inference.evaluation import evaluate_job
-from hmsa_core.inference.evaluation.evaluate_job import Labelled, Scorer
+from hmsa_core.inference.evaluation.scoring import Labelled, Scorer
 from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
@@ -28,7 +28,7 @@ from tests.support.inference import (
     small_model,
 )
 from tests.support.ranks import on_ranks
-from tests.support.training import write_data
+from tests.support.training import sample, write_data
 
 SIZE = (40, 56)
 MULTI = EvaluationSetting(name="multi", scales=(0.5, 1.0), flip=True)
@@ -101,7 +101,7 @@ def test_settings_share_their_scales_in_whatever_order_they_are_given():
         EvaluationSetting(name="three", scales=(0.5, 1.0, 2.0), flip=True),
     )
     scorer = Scorer(Tiler(predictor), settings, 4)
-    scorer.add(Labelled("a", noise_image(1, *SIZE), np.zeros(SIZE, np.uint8)))
+    scorer.add(Labelled(sample("a"), noise_image(1, *SIZE), np.zeros(SIZE, np.uint8)))
     assert len(sizes) == 6, "three scales and their mirror images, each once"
     assert len(set(sizes)) == 3
 
@@ -160,11 +160,3 @@ def test_a_stop_request_ends_it_between_two_images(data, tmp_path):
     with pytest.raises(InterruptedRunError):
         run(data, tmp_path, SINGLE, stop=StopAfter(2))
     assert not (tmp_path / "summary.json").exists()
-
-
-def test_read_ahead_keeps_the_order_and_passes_errors_on():
-    assert list(evaluate_job.read_ahead(list(range(7)), lambda x: x * x)) == [x * x for x in range(7)]
-    assert list(evaluate_job.read_ahead([3], str)) == ["3"]
-    assert list(evaluate_job.read_ahead([], str)) == []
-    with pytest.raises(ZeroDivisionError):
-        list(evaluate_job.read_ahead([1, 0], lambda x: 1 // x))

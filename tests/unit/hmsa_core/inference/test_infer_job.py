@@ -381,3 +381,11 @@ def test_the_precision_that_was_really_used_is_recorded(data, tmp_path, monkeypa
     spec = infer_spec(data, tmp_path, data / "model", runtime=runtime)
     infer_job.run(spec, dataclasses.replace(job_context(tmp_path), runtime=runtime))
     assert LabelStore.open(tmp_path / "store").lineage["precision"] == "fp32"
+
+
+def test_read_ahead_keeps_the_order_and_passes_errors_on():
+    assert list(infer_job.read_ahead(list(range(7)), lambda x: x * x)) == [x * x for x in range(7)]
+    assert list(infer_job.read_ahead([3], str)) == ["3"]
+    assert list(infer_job.read_ahead([], str)) == []
+    with pytest.raises(ZeroDivisionError):
+        list(infer_job.read_ahead([1, 0], lambda x: 1 // x))

@@ -264,7 +264,7 @@ def test_which_files_belong_together(tmp_path, images, labels, pairs, alone):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     found, unlabelled = pairs_of(tmp_path / "images", tmp_path / "labels")
-    named = [tuple(str(path.relative_to(tmp_path).with_suffix("")) for path in (f.image, f.label)) for f in found]
+    named = [tuple(str(Path(path).relative_to(tmp_path).with_suffix("")) for path in (f.image, f.label)) for f in found]
     assert named == [(f"images/{image}", f"labels/{label}") for image, label in pairs]
     assert [path.stem for path in unlabelled] == alone
 
@@ -332,7 +332,7 @@ def test_an_image_that_cannot_be_read_or_a_label_without_a_class_is_named_before
     pixels = cv2.imread(str(own / "images/frame2.png"))
     cv2.imwrite(str(own / "images/frame2.png"), np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))
     with monkeypatch.context() as patch:
-        patch.setattr("hmsa_core.inference.evaluation.evaluate_folder.open_tiler", lambda *_: pytest.fail("the network was loaded"))
+        patch.setattr("hmsa_core.inference.evaluation.evaluate_folder.load_predictor", lambda *_: pytest.fail("the network was loaded"))
         assert "frame2.png: has transparent pixels" in refused(own)
     cv2.imwrite(str(own / "images/frame2.png"), pixels)
     cv2.imwrite(str(own / "labels/frame2.png"), np.full(SIZES[2], 77, np.uint8))

@@ -1,0 +1,216 @@
+"""Score a network on labelled images: the one loop that reads, labels and counts, for an index and for folders alike.
+
+Everything is counted per image, so that any statistic can follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.data.index import Sample
+from hmsa_core.data.transforms import resize_label, to_long_edge
+from hmsa_core.inference.folder.infer_job import read_ahead
+from hmsa_core.inference.network.predictor import Predictor, Tiler
+from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion_counts, finite, iou_of, mean_iou_of
+from hmsa_core.runtime.ranks import JobContext
+from hmsa_core.spec import EvaluationSetting
+from hmsa_core.taxonomy import ClassTable
+
+BAND_PX = 8.0  # pixels at 1024 lines, scaled with the height: half the width of the band at boundaries
+BINS = 20  # of the reliability diagram
+UInt8 = NDArray[np.uint8]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One decoded image with its truth."""
+
+    sample: Sample  # its name, and what statistics group it by
+    image: UInt8  # HxWx3 RGB
+    label: UInt8  # HxW trainIds, 255 = ignore
+
+
+@dataclass
+class Scores:
+    """Counts of one setting; every list has one entry per image."""
+
+    samples: list[Sample] = field(default_factory=list)
+    confusions: list[NDArray[np.int64]] = field(default_factory=list)  # C x C, rows = truth
+    band: list[NDArray[np.int64]] = field(default_factory=list)  # C x C, near boundaries of the truth
+    boundary: list[NDArray[np.int64]] = field(default_factory=list)  # 2 x C, intersection and union
+    weights: list[NDArray[np.float64]] = field(default_factory=list)  # S x C x 2, sums away from and in the band
+    reliability: Reliability = field(default_factory=lambda: Reliability(BINS))
+
+    @property
+    def blocks(self) -> list[str]:
+        """Each image's unit of resampling."""
+        return [sample.block for sample in self.samples]
+
+    @property
+    def cities(self) -> list[str]:
+        """Each image's city, "" = none."""
+        return [sample.city for sample in self.samples]
+
+
+def score(
+    predictor: Predictor,
+    settings: Sequence[EvaluationSetting],
+    samples: Sequence[Sample],
+    read: Callable[[Sample], Labelled],
+    context: JobContext,
+    *,
+    details: bool = False,
+) -> dict[str, Scores]:
+    """Label and count the images under each setting; all ranks call it, each scores every world-th image.
+
+    Args:
+        predictor: the network.
+        settings: scales, flip, mode, sizes.
+        samples: the images, in the order of the result; no name occurs twice.
+        read: decodes an image and its label, in a thread of its own. What it learns of the image it may put into the
+            sample that it returns.
+        context: ranks, progress, stop request.
+        details: also boundaries, reliability and weights.
+
+    Returns:
+        Scores by the setting's name, of the images of all ranks.
+
+    Raises:
+        ConfigError: the network cannot be run in a setting's mode. InterruptedRunError: a stop was asked for.
+    """
+    scorer = Scorer(Tiler(predictor), settings, predictor.num_classes, details=details)
+    mine = samples[context.rank :: context.world]
+    what = "evaluate" if context.world == 1 else f"evaluate (rank 0 of {context.world})"
+    with context.progress(len(mine), what=what) as progress:
+        for item in read_ahead(mine, read):
+            context.check_stop()
+            scorer.add(item)
+            progress.update()
+    parts = context.ranks.gather(scorer.scores)
+    return {setting.name: _merged([part[setting.name] for part in parts], samples) for setting in settings}
+
+
+class Scorer:
+    """Scores images one by one under all settings; what settings have in common is computed once.
+
+    Args:
+        tiler: labels images.
+        settings: scales, flip, mode, sizes.
+        num_classes: C.
+        details: also boundaries, reliability and weights.
+    """
+
+    def __init__(
+        self, tiler: Tiler, settings: Sequence[EvaluationSetting], num_classes: int, *, details: bool = False
+    ) -> None:
+        for setting in settings:
+            tiler.predictor.check_kind(setting.mode)
+        self._tiler, self._num_classes, self._details = tiler, num_classes, details
+        # A scale's attention is computed unless it is a setting's highest. Settings with higher scales go
+        # first, those without attention last: then no scale is run a second time to get it.
+        self._order = sorted(settings, key=lambda s: (s.long_edge or 0, s.mode != "model", -max(s.scales)))
+        self.scores = {setting.name: Scores() for setting in settings}
+
+    def add(self, item: Labelled) -> None:
+        """Label and score one image."""
+        resized: dict[int, UInt8] = {}
+        for setting in self._order:
+            edge = setting.long_edge or max(item.image.shape[:2])
+            if edge not in resized:
+                resized[edge] = to_long_edge(item.image, edge)
+            self._score(setting, resized[edge], item, self.scores[setting.name])
+
+    def _score(self, setting: EvaluationSetting, image: UInt8, item: Labelled, out: Scores) -> None:
+        size = (image.shape[0], image.shape[1])
+        label = resize_label(item.label, size) if setting.score_at == "resized" else item.label
+        pred, confidence = self._tiler.label(
+            image, setting.scales, setting.flip, kind=setting.mode, size=(label.shape[0], label.shape[1])
+        )
+        classes = self._num_classes
+        out.samples.append(item.sample)
+        out.confusions.append(confusion_counts(pred, label, classes)[:, :classes])
+        if not self._details:
+            return
+        band = boundary_band(label, max(1.0, BAND_PX * label.shape[0] / 1024))
+        inside = band & (label != 255)
+        out.band.append(confusion_counts(pred[inside], label[inside], classes)[:, :classes])
+        boundary = BoundaryIoU(classes).update(pred, label)
+        out.boundary.append(np.stack([boundary.intersection, boundary.union]))
+        out.reliability.update(pred, confidence, label)
+        if setting.mode == "model" and self._tiler.predictor.kind in ("hierarchical", "explicit"):
+            maps = self._tiler.weights(image, setting.scales, setting.flip)
+            out.weights.append(_weight_sums(maps, label, band, classes))
+
+
+def _weight_sums(
+    maps: dict[float, NDArray[np.float32]], label: UInt8, band: NDArray[np.bool_], classes: int
+) -> NDArray[np.float64]:
+    """Sum of each scale's weight (scales ascending) over the pixels of a true class: S x C x (away, in band)."""
+    place = label.astype(np.intp) * 2 + band
+    sums = []
+    for _, weight in sorted(maps.items()):
+        fitted = weight if weight.shape == label.shape else np.asarray(cv2.resize(weight, label.shape[::-1]))
+        sums.append(np.bincount(place.ravel(), weights=fitted.ravel(), minlength=512)[: 2 * classes])
+    return np.stack(sums).astype(np.float64).reshape(len(maps), classes, 2)
+
+
+def _merged(parts: Sequence[Scores], order: Sequence[Sample]) -> Scores:
+    """Join the scores of several ranks, images in the given order."""
+    joined = Scores()
+    for part in parts:
+        joined.reliability.merge(part.reliability)
+    position = {sample.name: i for i, sample in enumerate(sample for part in parts for sample in part.samples)}
+    for what in ("samples", "confusions", "band", "boundary", "weights"):
+        entries = [entry for part in parts for entry in getattr(part, what)]
+        setattr(joined, what, [entries[position[sample.name]] for sample in order] if entries else [])
+    return joined
+
+
+def summarise(scores: Scores, setting: EvaluationSetting, classes: ClassTable) -> dict[str, Any]:
+    """Figures of one setting for `summary.json`; null where a class is in neither truth nor prediction."""
+    counts = np.sum(scores.confusions, axis=0) if scores.confusions else np.zeros((classes.num_classes,) * 2, int)
+    result: dict[str, Any] = {
+        **setting.model_dump(mode="json", exclude={"name"}),
+        "images": len(scores.samples),
+        **_iou_json(iou_of(counts), classes),
+        "pixel_accuracy": finite(np.trace(counts) / counts.sum()) if counts.sum() else None,
+    }
+    if scores.band:
+        result["band"] = _iou_json(iou_of(np.sum(scores.band, axis=0)), classes)
+        both = np.sum(scores.boundary, axis=0)
+        with np.errstate(invalid="ignore"):
+            result["boundary"] = _iou_json(both[0] / both[1], classes)
+        result["ece"] = finite(scores.reliability.ece())
+    if scores.weights:
+        result["weights"] = _weights_json(scores, setting, counts, classes)
+    return result
+
+
+def _iou_json(iou: NDArray[np.float64], classes: ClassTable) -> dict[str, Any]:
+    by_class = {name: finite(value) for name, value in zip(classes.classes, iou, strict=True)}
+    return {"mean_iou": finite(float(mean_iou_of(iou))), "iou": by_class}
+
+
+def _weights_json(
+    scores: Scores, setting: EvaluationSetting, counts: NDArray[np.int64], classes: ClassTable
+) -> dict[str, Any]:
+    """Mean weight of each scale per true class, in the boundary band and away from it."""
+    sums = np.sum(scores.weights, axis=0)
+    in_band = np.sum(scores.band, axis=0).sum(1)
+    pixels = np.stack([counts.sum(1) - in_band, in_band], axis=-1)
+    result: dict[str, Any] = {}
+    for scale, values in zip(sorted(setting.scales), sums, strict=True):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = np.where(pixels > 0, values / pixels, np.nan)
+        result[f"{scale:g}"] = {
+            place: {name: finite(means[c, i]) for c, name in enumerate(classes.classes)}
+            for i, place in enumerate(("interior", "band"))
+        }
+    return result
