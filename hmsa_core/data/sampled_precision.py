@@ -19,7 +19,7 @@ from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.data.transforms import Dice, JointAugment
-from hmsa_core.taxonomy import IGNORE
+from hmsa_core.metrics import confusion_counts
 
 UInt8 = NDArray[np.uint8]
 Labelled = tuple[Sample, UInt8, UInt8]  # sample, kept label (255 = left out), truth
@@ -102,9 +102,8 @@ def _drawn(
 
 def _count(kept: UInt8, truth: UInt8, count: int) -> NDArray[np.int64]:
     """Kept pixels of each class whose truth is known, and those of them that are right, (2, C)."""
-    known = (kept != IGNORE) & (truth != IGNORE)
-    right = known & (kept == truth)
-    return np.stack([np.bincount(kept[mask], minlength=count)[:count] for mask in (known, right)]).astype(np.int64)
+    counts = confusion_counts(kept, truth, count)[:, :count]
+    return np.stack([counts.sum(axis=0), counts.diagonal()])
 
 
 def _ratios(drawn: NDArray[np.int64], plain: NDArray[np.int64]) -> dict[str, float | None]:

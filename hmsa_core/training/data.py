@@ -128,6 +128,9 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         pseudo_weights=[weight for _, weight in pseudo],
         pseudo_config=config.pseudo,
     )
+    material = train_material(spec, index.classes, fine)
+    if ranks.norm_ranks > 1:
+        material["norm_ranks"] = ranks.norm_ranks  # other statistics are another training
     dataset = CropDataset(
         plan,
         None,
@@ -147,7 +150,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         plan,
         dataset,
         lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), parts),
-        key=_key(spec, fine, index.classes, ranks.norm_ranks),
+        key=digest(material),
         stores=[{"digest": p.store.digest, "images": len(p.samples), "weight": p.weight} for p in parts],
     )
 
@@ -211,13 +214,6 @@ def _lineage(spec: TrainSpec, own: Lineage, parts: Sequence[_Pseudo]) -> Lineage
             gap = f"label store {part.store.digest[:16]}: the images of its teacher ({teacher[:16]}) are not listed"
             own = own.union(Lineage(parents=() if teacher == "unknown" else (teacher,), unknown=(gap,)))
     return own
-
-
-def _key(spec: TrainSpec, fine: Sequence[Sample], classes: ClassTable, norm_ranks: int) -> str:
-    material = train_material(spec, classes, fine)
-    if norm_ranks > 1:
-        material["norm_ranks"] = norm_ranks  # other statistics are another training
-    return digest(material)
 
 
 @dataclass(frozen=True)

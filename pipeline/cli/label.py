@@ -108,19 +108,9 @@ def _pin_threads(args: argparse.Namespace) -> int:
 
     Threads move last bits, so the number depends neither on `--ranks` nor on the machine that continues a store.
     """
-    from hmsa_core.io.atomic import read_json
-    from hmsa_core.io.remote import is_url, local_path
-    from hmsa_core.labels.store.remote import RemoteStore
+    from hmsa_core.inference.folder.label_folder import threads_of
 
-    cores = len(os.sched_getaffinity(0))
-    try:
-        if is_url(args.out):
-            record = RemoteStore.at(args.out)[0].options()
-        else:
-            record = read_json(f"{local_path(args.out).resolve()}.work/options.json")
-        begun = record.get("threads")
-    except FileNotFoundError:
-        begun = None
+    cores, begun = len(os.sched_getaffinity(0)), threads_of(args.out)
     if begun and not args.threads:
         args.threads = begun
         if begun != cores:

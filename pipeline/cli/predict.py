@@ -28,14 +28,11 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.data.decode import read_image
     from hmsa_core.inference.network.pictures import picture, write_pictures
     from hmsa_core.inference.network.predictor import open_tiler
-    from hmsa_core.taxonomy import ClassTable, plain
 
     tiler = open_tiler(options.checkpoint, options.runtime)
-    table = options.meta.get("class_table")
-    classes = ClassTable.from_json(table) if table else plain([str(i) for i in range(options.meta["num_classes"])])
     for path in args.images:
         shown = picture(tiler, read_image(path), options.scales, options.flip, mode=args.mode)
-        sheet = write_pictures(args.out, path.stem, shown, classes)[-1]
+        sheet = write_pictures(args.out, path.stem, shown, options.classes)[-1]
         sys.stdout.write(f"{sheet}\n")
     return 0
 

@@ -61,15 +61,6 @@ class Folders:
     details: bool = False
 
 
-class _Opened(NamedTuple):
-    """A checkpoint that is loaded, before an image is scored."""
-
-    run: RunOptions
-    context: JobContext
-    predictor: Predictor
-    lineage: Lineage
-
-
 class _Scored(NamedTuple):
     """One checkpoint's counts, and its figures as they are printed."""
 
@@ -128,15 +119,19 @@ def evaluate_runs(runs: Sequence[RunOptions], folders: Folders, tell: Tell = _LO
     read_label = label_reader(classes, colours=folders.ids == "colours")
     _note(tell, *check_labels(samples, given, read_label, folders.ids))
     _tell_blocks([sample.block for sample in samples], folders.block_length, tell)
-    opened = [_open(run) for run in runs]  # before one is scored
-    scored = [_score(one, folders, samples, classes, read_label) for one in opened]
+    context = JobContext(runs[0].checkpoint, start_ranks(runs[0].runtime, {}), runs[0].runtime)
+    opened = [(load_predictor(run.checkpoint, context), _lineage_of(run)) for run in runs]  # before one is scored
+    scored = [
+        _score(run, *loaded, context, folders, samples, classes, read_label)
+        for run, loaded in zip(runs, opened, strict=True)
+    ]
     for run, one in zip(runs, scored, strict=True):
         _tell_learned(one.figures["learned"], run, len(samples), tell)
     _note(tell, *_one_sided(scored, classes))
     result = scored[0].figures
     for one in scored[1:]:
         first, second = (np.stack(each.scores.confusions) for each in (scored[0], one))
-        difference = bootstrap_difference(first, second, scored[0].scores.blocks)
+        difference = bootstrap_difference(first, second, scored[0].scores.of("block"))
         result = {**result, "baseline": one.figures, "difference": difference.to_json(classes.classes)}
     return result
 
@@ -235,22 +230,25 @@ def _tell_other_names(own: Sequence[str], asked: Sequence[str], options: RunOpti
     _note(tell, f"{message}; classes are compared by their number")
 
 
-def _open(run: RunOptions) -> _Opened:
-    """Load a checkpoint, and the list of what it learned from."""
-    context = JobContext(run.checkpoint, start_ranks(run.runtime, {}), run.runtime)
-    predictor = load_predictor(run.checkpoint, context)
+def _lineage_of(run: RunOptions) -> Lineage:
+    """The images that the weights learned from; a damaged list ends the run before a checkpoint is scored."""
     try:
-        lineage = lineage_of_checkpoint(run.checkpoint)
+        return lineage_of_checkpoint(run.checkpoint)
     except IntegrityError as error:  # a checkpoint that was copied without its list can still be scored
-        lineage = Lineage(unknown=(error.message,))
-    return _Opened(run, context, predictor, lineage)
+        return Lineage(unknown=(error.message,))
 
 
 def _score(
-    opened: _Opened, folders: Folders, samples: Sequence[Sample], classes: ClassTable, read_label: LabelReader
+    run: RunOptions,
+    predictor: Predictor,
+    lineage: Lineage,
+    context: JobContext,
+    folders: Folders,
+    samples: Sequence[Sample],
+    classes: ClassTable,
+    read_label: LabelReader,
 ) -> _Scored:
     """Run a checkpoint on all images and count; an image that it has learned from is counted too."""
-    run, details = opened.run, folders.details
     setting = EvaluationSetting(
         name="evaluate",
         scales=run.scales,
@@ -270,10 +268,10 @@ def _score(
         )
         return Labelled(found, image, read_label(sample.label))
 
-    scores = score(opened.predictor, [setting], samples, read, opened.context, details=details)[setting.name]
+    scores = score(predictor, [setting], samples, read, context, details=folders.details)[setting.name]
     summary = summarise(scores, setting, classes)
     counts = np.sum(scores.confusions, axis=0)
-    interval = bootstrap_iou(np.stack(scores.confusions), scores.blocks)
+    interval = bootstrap_iou(np.stack(scores.confusions), scores.of("block"))
     figures = {
         **{key: summary[key] for key in _FIGURES},
         "interval": interval.to_json(classes.classes),
@@ -281,10 +279,10 @@ def _score(
         # The same set of pictures and labels has the same digest wherever it lies.
         "judged": digest(sorted([s.image_sha256, s.label_sha256] for s in scores.samples)),
         "checkpoint": run.meta["weights_sha256"],
-        "precision": opened.predictor.precision,
-        "learned": _learned(scores.samples, opened.lineage),
+        "precision": predictor.precision,
+        "learned": _learned(scores.samples, lineage),
     }
-    if details:
+    if folders.details:
         figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order
     return _Scored(scores, figures)
 
@@ -314,6 +312,6 @@ def _details(scores: Scores, summary: dict[str, Any], counts: Any) -> dict[str, 
     return {
         **{key: summary[key] for key in ("boundary", "band", "ece", "weights") if key in summary},
         "reliability": {k: [finite(v) for v in diagram[k].tolist()] for k in ("confidence", "accuracy", "pixels")},
-        "cities": by_city(np.stack(scores.confusions), scores.cities),
+        "cities": by_city(np.stack(scores.confusions), scores.of("city")),
         "confusion": counts.tolist(),
     }

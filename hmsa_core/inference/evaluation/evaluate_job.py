@@ -73,9 +73,9 @@ def _npz_bytes(scores: Scores, classes: ClassTable) -> bytes:
     """The setting's arrays as an .npz file: equal scores give equal bytes."""
     count = classes.num_classes
     arrays: dict[str, NDArray[Any]] = {
-        "names": np.array([s.name for s in scores.samples], dtype=str),
-        "blocks": np.array(scores.blocks, dtype=str),
-        "cities": np.array(scores.cities, dtype=str),
+        "names": np.array(scores.of("name"), dtype=str),
+        "blocks": np.array(scores.of("block"), dtype=str),
+        "cities": np.array(scores.of("city"), dtype=str),
         "confusions": np.array(scores.confusions, np.int64).reshape(-1, count, count),
         "classes": np.array(classes.classes, dtype=str),
     }

@@ -27,6 +27,7 @@ _LABEL_ENDINGS = {"ids": "_labelIds", "train": "_labelTrainIds"}
 _PARTS = ("_gtFine", "_gtCoarse", "_L")  # _L: CamVid's own labels
 _SIZE = re.compile(r"[_-]?\d+x\d+$")
 _LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
+_UNKNOWN = ("", -1, "", 0, 0, "", "", "", "")  # of a row: sequence, frame, block, size, digests, perceptual hash
 
 
 def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[list[Sample], list[Path]]:
@@ -55,30 +56,11 @@ def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[li
                 f"{len(names)} of {len(files)} {have} have no {lack} of the same stem, the first is {files[names[0]]}",
                 hint="images and labels are paired by file name without its ending",
             )
-    return [_sample(name, by_image[name], by_label[name]) for name in both], [by_image[name] for name in no_label]
-
-
-def _sample(name: str, image: Path, label: Path) -> Sample:
-    """A row as an index has it. Digests and the perceptual hash follow when the image is decoded."""
-    return Sample(
-        name=name,
-        image=str(image),
-        label=str(label),
-        coarse="",
-        kind="fine",
-        split="",
-        role="report",
-        city=city_of(name),
-        sequence="",
-        frame=-1,
-        block="",
-        height=0,
-        width=0,
-        image_sha256="",
-        label_sha256="",
-        coarse_sha256="",
-        phash="",
-    )
+    paired = [
+        Sample(name, str(by_image[name]), str(by_label[name]), "", "fine", "", "report", city_of(name), *_UNKNOWN)
+        for name in both
+    ]
+    return paired, [by_image[name] for name in no_label]
 
 
 def _files(folder: Path, what: str) -> list[Path]:

@@ -18,6 +18,7 @@ from hmsa_core.data.transforms import resize_label, to_long_edge
 from hmsa_core.inference.folder.infer_job import read_ahead
 from hmsa_core.inference.network.predictor import Predictor, Tiler
 from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion_counts, finite, iou_of, mean_iou_of
+from hmsa_core.metrics.confusion import ratio
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import EvaluationSetting
 from hmsa_core.taxonomy import ClassTable
@@ -48,15 +49,9 @@ class Scores:
     weights: list[NDArray[np.float64]] = field(default_factory=list)  # S x C x 2, sums away from and in the band
     reliability: Reliability = field(default_factory=lambda: Reliability(BINS))
 
-    @property
-    def blocks(self) -> list[str]:
-        """Each image's unit of resampling."""
-        return [sample.block for sample in self.samples]
-
-    @property
-    def cities(self) -> list[str]:
-        """Each image's city, "" = none."""
-        return [sample.city for sample in self.samples]
+    def of(self, what: str) -> list[str]:
+        """A field of each image's sample: name, block or city."""
+        return [getattr(sample, what) for sample in self.samples]
 
 
 def score(
@@ -68,85 +63,72 @@ def score(
     *,
     details: bool = False,
 ) -> dict[str, Scores]:
-    """Label and count the images under each setting; all ranks call it, each scores every world-th image.
+    """Label and count the images of all ranks under each setting; all ranks call it, each scores every world-th image.
 
     Args:
-        predictor: the network.
-        settings: scales, flip, mode, sizes.
+        predictor, settings: the network, and how it is run. What settings have in common is computed once.
         samples: the images, in the order of the result; no name occurs twice.
-        read: decodes an image and its label, in a thread of its own. What it learns of the image it may put into the
-            sample that it returns.
+        read: decodes an image and its label, in another thread. It may complete the sample that it returns.
         context: ranks, progress, stop request.
         details: also boundaries, reliability and weights.
 
     Returns:
-        Scores by the setting's name, of the images of all ranks.
+        Scores by the setting's name.
 
     Raises:
         ConfigError: the network cannot be run in a setting's mode. InterruptedRunError: a stop was asked for.
     """
-    scorer = Scorer(Tiler(predictor), settings, predictor.num_classes, details=details)
-    mine = samples[context.rank :: context.world]
+    for setting in settings:
+        predictor.check_kind(setting.mode)
+    # A scale's attention is computed unless it is a setting's highest. Settings with higher scales go first, those
+    # without attention last: then no scale is run a second time to get it.
+    order = sorted(settings, key=lambda s: (s.long_edge or 0, s.mode != "model", -max(s.scales)))
+    scores = {setting.name: Scores() for setting in settings}
+    tiler, mine = Tiler(predictor), samples[context.rank :: context.world]
     what = "evaluate" if context.world == 1 else f"evaluate (rank 0 of {context.world})"
     with context.progress(len(mine), what=what) as progress:
         for item in read_ahead(mine, read):
             context.check_stop()
-            scorer.add(item)
+            resized: dict[int, UInt8] = {}
+            for setting in order:
+                edge = setting.long_edge or max(item.image.shape[:2])
+                if edge not in resized:
+                    resized[edge] = to_long_edge(item.image, edge)
+                _add(scores[setting.name], item, resized[edge], setting, tiler, predictor, details=details)
             progress.update()
-    parts = context.ranks.gather(scorer.scores)
+    parts = context.ranks.gather(scores)
     return {setting.name: _merged([part[setting.name] for part in parts], samples) for setting in settings}
 
 
-class Scorer:
-    """Scores images one by one under all settings; what settings have in common is computed once.
-
-    Args:
-        tiler: labels images.
-        settings: scales, flip, mode, sizes.
-        num_classes: C.
-        details: also boundaries, reliability and weights.
-    """
-
-    def __init__(
-        self, tiler: Tiler, settings: Sequence[EvaluationSetting], num_classes: int, *, details: bool = False
-    ) -> None:
-        for setting in settings:
-            tiler.predictor.check_kind(setting.mode)
-        self._tiler, self._num_classes, self._details = tiler, num_classes, details
-        # A scale's attention is computed unless it is a setting's highest. Settings with higher scales go
-        # first, those without attention last: then no scale is run a second time to get it.
-        self._order = sorted(settings, key=lambda s: (s.long_edge or 0, s.mode != "model", -max(s.scales)))
-        self.scores = {setting.name: Scores() for setting in settings}
-
-    def add(self, item: Labelled) -> None:
-        """Label and score one image."""
-        resized: dict[int, UInt8] = {}
-        for setting in self._order:
-            edge = setting.long_edge or max(item.image.shape[:2])
-            if edge not in resized:
-                resized[edge] = to_long_edge(item.image, edge)
-            self._score(setting, resized[edge], item, self.scores[setting.name])
-
-    def _score(self, setting: EvaluationSetting, image: UInt8, item: Labelled, out: Scores) -> None:
-        size = (image.shape[0], image.shape[1])
-        label = resize_label(item.label, size) if setting.score_at == "resized" else item.label
-        pred, confidence = self._tiler.label(
-            image, setting.scales, setting.flip, kind=setting.mode, size=(label.shape[0], label.shape[1])
-        )
-        classes = self._num_classes
-        out.samples.append(item.sample)
-        out.confusions.append(confusion_counts(pred, label, classes)[:, :classes])
-        if not self._details:
-            return
-        band = boundary_band(label, max(1.0, BAND_PX * label.shape[0] / 1024))
-        inside = band & (label != 255)
-        out.band.append(confusion_counts(pred[inside], label[inside], classes)[:, :classes])
-        boundary = BoundaryIoU(classes).update(pred, label)
-        out.boundary.append(np.stack([boundary.intersection, boundary.union]))
-        out.reliability.update(pred, confidence, label)
-        if setting.mode == "model" and self._tiler.predictor.kind in ("hierarchical", "explicit"):
-            maps = self._tiler.weights(image, setting.scales, setting.flip)
-            out.weights.append(_weight_sums(maps, label, band, classes))
+def _add(
+    out: Scores,
+    item: Labelled,
+    image: UInt8,
+    setting: EvaluationSetting,
+    tiler: Tiler,
+    predictor: Predictor,
+    *,
+    details: bool,
+) -> None:
+    """Label one image, resized as the setting wants it, and count."""
+    size = (image.shape[0], image.shape[1])
+    label = resize_label(item.label, size) if setting.score_at == "resized" else item.label
+    scored_at = (label.shape[0], label.shape[1])
+    pred, confidence = tiler.label(image, setting.scales, setting.flip, kind=setting.mode, size=scored_at)
+    classes = predictor.num_classes
+    out.samples.append(item.sample)
+    out.confusions.append(confusion_counts(pred, label, classes)[:, :classes])
+    if not details:
+        return
+    band = boundary_band(label, max(1.0, BAND_PX * label.shape[0] / 1024))
+    inside = band & (label != 255)
+    out.band.append(confusion_counts(pred[inside], label[inside], classes)[:, :classes])
+    boundary = BoundaryIoU(classes).update(pred, label)
+    out.boundary.append(np.stack([boundary.intersection, boundary.union]))
+    out.reliability.update(pred, confidence, label)
+    if setting.mode == "model" and predictor.kind in ("hierarchical", "explicit"):
+        maps = tiler.weights(image, setting.scales, setting.flip)
+        out.weights.append(_weight_sums(maps, label, band, classes))
 
 
 def _weight_sums(
@@ -185,8 +167,7 @@ def summarise(scores: Scores, setting: EvaluationSetting, classes: ClassTable) -
     if scores.band:
         result["band"] = _iou_json(iou_of(np.sum(scores.band, axis=0)), classes)
         both = np.sum(scores.boundary, axis=0)
-        with np.errstate(invalid="ignore"):
-            result["boundary"] = _iou_json(both[0] / both[1], classes)
+        result["boundary"] = _iou_json(ratio(both[0], both[1]), classes)
         result["ece"] = finite(scores.reliability.ece())
     if scores.weights:
         result["weights"] = _weights_json(scores, setting, counts, classes)
@@ -207,8 +188,7 @@ def _weights_json(
     pixels = np.stack([counts.sum(1) - in_band, in_band], axis=-1)
     result: dict[str, Any] = {}
     for scale, values in zip(sorted(setting.scales), sums, strict=True):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = np.where(pixels > 0, values / pixels, np.nan)
+        means = ratio(values, pixels)
         result[f"{scale:g}"] = {
             place: {name: finite(means[c, i]) for c, name in enumerate(classes.classes)}
             for i, place in enumerate(("interior", "band"))

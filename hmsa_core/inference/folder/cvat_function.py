@@ -19,7 +19,7 @@ from hmsa_core.inference.network.predictor import open_tiler
 from hmsa_core.inference.teachers.run_options import run_options
 from hmsa_core.io.errors import ConfigError, needs_extra
 from hmsa_core.labels.exchange.cvat import pieces
-from hmsa_core.taxonomy import IGNORE, ClassTable, plain
+from hmsa_core.taxonomy import IGNORE
 
 with needs_extra("exchange"):
     import cvat_sdk.auto_annotation as cvat
@@ -41,11 +41,7 @@ class HierarchicalLabels:
             None,
             RuntimeConfig.model_validate({"device": device, "precision": "fp32", "threads": "auto"}),
         )
-        meta = self._options.meta
-        table = meta.get("class_table")
-        self.classes = (
-            ClassTable.from_json(table) if table else plain([str(i) for i in range(int(meta["num_classes"]))])
-        )
+        self.classes = self._options.classes
         self._tiler = open_tiler(self._options.checkpoint, self._options.runtime)
 
     @property

@@ -133,7 +133,7 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
 def _open(spec: InferSpec, context: JobContext) -> Pipeline:
     """Open index and teacher on this process's device."""
     index = Index.load(spec.selection.index)
-    selected = index.select(**spec.selection.model_dump(exclude={"index"}))
+    selected = index.select(**spec.selection.filters())
     wanted = ClassTable.from_json(spec.classes) if spec.classes else index.classes
     teacher = open_teacher(spec.teacher, spec.config, wanted, context)
     teacher.check([sample.name for sample in selected])

@@ -88,8 +88,7 @@ def label(
         HmsaError: its class says what failed; unfinished work stays in OUT.work, and the next call continues it.
     """
     if runtime is None:
-        begun = RemoteStore.at(str(out))[0].options() if is_url(out) else begun_with(work_of(local_path(out)))
-        threads = begun.get("threads") or len(os.sched_getaffinity(0))
+        threads = threads_of(out) or len(os.sched_getaffinity(0))
         runtime = RuntimeConfig(threads=threads, precision="fp32")
     table = load_classes(Path(), str(classes)) if classes else None
     chosen = teacher_options(teacher, table, scales, flip, runtime)
@@ -381,6 +380,12 @@ def begun_with(work: Path) -> dict[str, Any]:
     if not (work / "plan.json").is_file():
         return {}
     return dict(read_json(work / _RECORD))
+
+
+def threads_of(out: str | Path) -> int | None:
+    """Threads that the labels of a store, a folder or an address, were begun with; None where there are none yet."""
+    begun = RemoteStore.at(str(out))[0].options() if is_url(out) else begun_with(work_of(local_path(out)))
+    return begun.get("threads")
 
 
 def _check_begun(options: dict[str, Any], begun: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How a checkpoint is run on images of one's own: what is not asked for is what the checkpoint says. No torch here."""
+"""How a checkpoint or a teacher is run: scales and flip are the checkpoint's where none are given. No torch here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.remote import local_folder
 from hmsa_core.models import read_meta
 from hmsa_core.models.checkpoint import check_class_count, check_labels
-from hmsa_core.taxonomy import ClassTable
+from hmsa_core.taxonomy import ClassTable, plain
 
 MAX_SKIPPED = 0.05  # share of the images that may be damaged or changed (at least one may) before a run fails
 
@@ -28,6 +28,12 @@ class RunOptions:
     scales: tuple[float, ...]
     flip: bool
     runtime: RuntimeConfig
+
+    @property
+    def classes(self) -> ClassTable:
+        """The checkpoint's classes; numbers are the names where it has none."""
+        table = self.meta.get("class_table")
+        return ClassTable.from_json(table) if table else plain([str(i) for i in range(self.meta["num_classes"])])
 
 
 @dataclass(frozen=True)

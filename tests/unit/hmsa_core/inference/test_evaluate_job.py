@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from hmsa_core.data.decode import read_image, read_label
-from hmsa_core.data.index import Index
+from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.evaluation import evaluate_job
-from hmsa_core.inference.evaluation.scoring import Labelled, Scorer
-from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image
+from hmsa_core.inference.evaluation.scoring import Labelled, score
+from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
@@ -48,6 +48,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, work: Path, *settings, ranks=None, stop=None, **changes):
     spec = evaluate_spec(data, work, data / "model", settings, **changes)
     return evaluate_job.run(spec, job_context(work, ranks, stop))
+
+
+def decoded(of: Sample) -> Labelled:
+    return Labelled(of, noise_image(1, *SIZE), np.zeros(SIZE, np.uint8))
 
 
 def truth(data: Path, name: str) -> np.ndarray:
@@ -90,7 +94,7 @@ def test_any_number_of_ranks_writes_the_same_files(data, tmp_path):
     assert read_json(tmp_path / "one/summary.json") == read_json(tmp_path / "three/summary.json")
 
 
-def test_settings_share_their_scales_in_whatever_order_they_are_given():
+def test_settings_share_their_scales_in_whatever_order_they_are_given(tmp_path):
     predictor = Predictor(small_model())
     sizes = sizes_run(predictor)
     settings = (
@@ -100,8 +104,7 @@ def test_settings_share_their_scales_in_whatever_order_they_are_given():
         MULTI,
         EvaluationSetting(name="three", scales=(0.5, 1.0, 2.0), flip=True),
     )
-    scorer = Scorer(Tiler(predictor), settings, 4)
-    scorer.add(Labelled(sample("a"), noise_image(1, *SIZE), np.zeros(SIZE, np.uint8)))
+    score(predictor, settings, [sample("a")], decoded, job_context(tmp_path))
     assert len(sizes) == 6, "three scales and their mirror images, each once"
     assert len(set(sizes)) == 3
 
@@ -153,7 +156,7 @@ def test_a_model_is_only_judged_on_labels_of_its_own_classes(data, tmp_path):
 def test_attention_cannot_be_asked_of_a_model_without_it(data, tmp_path):
     explicit = EvaluationSetting.model_construct(name="x", scales=(1.0,), flip=False, mode="explicit")
     with pytest.raises(ConfigError, match="cannot be run as explicit"):
-        Scorer(Tiler(Predictor(small_model())), [explicit], 4)
+        score(Predictor(small_model()), [explicit], [sample("a")], decoded, job_context(tmp_path))
 
 
 def test_a_stop_request_ends_it_between_two_images(data, tmp_path):
