@@ -173,7 +173,7 @@ def pictures_of(images: Path, labels: Path | None, classes: ClassTable) -> list[
         if not files:
             raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder")
     else:
-        files = [(one.name, one.image, one.label) for one in pairs_of(images, labels)[0]]
+        files = [(one.name, Path(one.image), Path(one.label)) for one in pairs_of(images, labels)[0]]
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _IMAGES)).round().astype(int))]
     blocks = blocks_of([name for name, _, _ in chosen], _BLOCK)
     read = label_reader(classes)
