@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.inference_options import add_options, pin_threads, positive, read_options, tell
+from pipeline.cli.inference_options import add_options, pin_threads, positive, runtime_of, tell
 
 ANSWER = "hmsa-evaluation"  # format of `autolabel evaluate --json`
 
@@ -51,28 +51,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
-    threads = pin_threads(args)
-    runs = [read_options(args, path, threads) for path in (args.checkpoint, args.baseline) if path is not None]
-    from hmsa_core.inference.evaluation.evaluate_folder import Folders, evaluate_runs
+    runtime = runtime_of(args, threads=pin_threads(args))
+    from hmsa_core.inference.evaluation.evaluate_folder import evaluate
     from pipeline.jobs.provenance import describe_run
 
     # Before the night's work: a folder that cannot be written, and the sources that are loaded now.
     if args.plots is not None:
         args.plots.mkdir(parents=True, exist_ok=True)
     made = {"command": args.command_line, **describe_run(("hmsa_core", "pipeline"))} if args.json else {}
-    folders = Folders(
+    names = ("ids", "skip_unlabelled", "mode", "long_edge", "score_at", "block_length")
+    result = evaluate(
+        args.checkpoint,
         args.images,
         args.labels,
         args.classes,
-        ids=args.ids,
-        skip_unlabelled=args.skip_unlabelled,
-        mode=args.mode,
-        long_edge=args.long_edge,
-        score_at=args.score_at,
-        block_length=args.block_length,
+        baseline=args.baseline,
+        scales=args.scales,
+        flip=args.flip,
+        runtime=runtime,
+        tell=tell,
         details=bool(args.details or args.plots),
+        **{name: getattr(args, name) for name in names},
     )
-    result = evaluate_runs(runs, folders, tell=tell)
     if args.json:
         answer = {"format": ANSWER, "version": 1, **result, "made": made}
         sys.stdout.write(json.dumps(answer, indent=1, allow_nan=False) + "\n")

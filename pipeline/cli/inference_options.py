@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hmsa_core.config import RuntimeConfig
-    from hmsa_core.inference.teachers.run_options import RunOptions
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ENGINE = "who runs the processes: this machine, or Ray (docs/scaling.md; default: local)"
@@ -64,17 +63,6 @@ def pin_threads(args: argparse.Namespace) -> int:
     for name in _THREADS:
         os.environ[name] = str(threads)
     return threads
-
-
-def read_options(args: argparse.Namespace, checkpoint: str | Path, threads: int) -> RunOptions:
-    """Fill in what the checkpoint says about itself.
-
-    Raises:
-        CheckpointError: there is no usable checkpoint. ConfigError: unusable scales.
-    """
-    from hmsa_core.inference.teachers.run_options import run_options
-
-    return run_options(checkpoint, args.scales, args.flip, runtime_of(args, threads=threads))
 
 
 def runtime_of(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> RuntimeConfig:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from hmsa_core.io.errors import InputError
-from pipeline.cli.inference_options import add_options, pin_threads, read_options
+from pipeline.cli.inference_options import add_options, pin_threads, runtime_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +24,13 @@ def run(args: argparse.Namespace) -> int:
     _check_stems(args.images)
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out}: is a file", hint="give a folder for the pictures")
-    options = read_options(args, args.checkpoint, pin_threads(args))
+    runtime = runtime_of(args, threads=pin_threads(args))
     from hmsa_core.data.decode import read_image
     from hmsa_core.inference.network.pictures import picture, write_pictures
     from hmsa_core.inference.network.predictor import open_tiler
+    from hmsa_core.inference.teachers.run_options import run_options
 
+    options = run_options(args.checkpoint, args.scales, args.flip, runtime)
     tiler = open_tiler(options.checkpoint, options.runtime)
     for path in args.images:
         shown = picture(tiler, read_image(path), options.scales, options.flip, mode=args.mode)

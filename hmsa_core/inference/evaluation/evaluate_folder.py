@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,13 +61,6 @@ class Folders:
     details: bool = False
 
 
-class _Scored(NamedTuple):
-    """One checkpoint's counts, and its figures as they are printed."""
-
-    scores: Scores
-    figures: dict[str, Any]
-
-
 def evaluate(
     checkpoint: str | Path,
     images: str | Path,
@@ -78,6 +71,7 @@ def evaluate(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     runtime: RuntimeConfig | None = None,
+    tell: Tell = _LOG.warning,
     **more: Any,
 ) -> dict[str, Any]:
     """Score a checkpoint on a folder of images and a folder of labels of the same stems.
@@ -92,6 +86,7 @@ def evaluate(
         baseline: a second checkpoint; "baseline" and "difference" with its interval are in the result.
         scales, flip: None = each checkpoint's own.
         runtime: threads, device, precision; None = one thread, fp32.
+        tell: gets a line for each thing that may mislead.
         more: further fields of `Folders`.
 
     Returns:
@@ -102,37 +97,32 @@ def evaluate(
     """
     runtime = runtime or RuntimeConfig(precision="fp32")
     runs = [run_options(one, scales, flip, runtime) for one in (checkpoint, baseline) if one is not None]
-    return evaluate_runs(runs, Folders(Path(images), Path(labels), str(classes), **more))
-
-
-def evaluate_runs(runs: Sequence[RunOptions], folders: Folders, tell: Tell = _LOG.warning) -> dict[str, Any]:
-    """Score a checkpoint, and a second one as its baseline. `tell` gets a line for each thing that may mislead."""
+    folders = Folders(Path(images), Path(labels), str(classes), **more)
     samples = _pairs(folders, tell)
     given = load_classes(Path(), folders.classes)
     if folders.ids == "train":
         given = given.of_train_ids()
     if folders.ids == "colours" and not Path(folders.classes).is_file():
         raise ConfigError(f"--ids colours is for class files; label maps of {folders.classes} hold ids")
-    classes = _as_trained(given, runs[0], folders, samples, tell)
-    for baseline in runs[1:]:
-        _check_baseline(classes, runs[0], baseline, folders, tell)
-    read_label = label_reader(classes, colours=folders.ids == "colours")
+    table = _as_trained(given, runs[0], folders, samples, tell)
+    for second in runs[1:]:
+        _check_baseline(table, runs[0], second, folders, tell)
+    read_label = label_reader(table, colours=folders.ids == "colours")
     _note(tell, *check_labels(samples, given, read_label, folders.ids))
     _tell_blocks([sample.block for sample in samples], folders.block_length, tell)
-    context = JobContext(runs[0].checkpoint, start_ranks(runs[0].runtime, {}), runs[0].runtime)
+    context = JobContext(runs[0].checkpoint, start_ranks(runtime, {}), runtime)
     opened = [(load_predictor(run.checkpoint, context), _lineage_of(run)) for run in runs]  # before one is scored
     scored = [
-        _score(run, *loaded, context, folders, samples, classes, read_label)
+        _score(run, *loaded, context, folders, samples, table, read_label)
         for run, loaded in zip(runs, opened, strict=True)
     ]
-    for run, one in zip(runs, scored, strict=True):
-        _tell_learned(one.figures["learned"], run, len(samples), tell)
-    _note(tell, *_one_sided(scored, classes))
-    result = scored[0].figures
-    for one in scored[1:]:
-        first, second = (np.stack(each.scores.confusions) for each in (scored[0], one))
-        difference = bootstrap_difference(first, second, scored[0].scores.of("block"))
-        result = {**result, "baseline": one.figures, "difference": difference.to_json(classes.classes)}
+    for run, (_, figures) in zip(runs, scored, strict=True):
+        _tell_learned(figures["learned"], run, len(samples), tell)
+    _note(tell, *_one_sided([scores for scores, _ in scored], table))
+    scores, result = scored[0]
+    for other, figures in scored[1:]:
+        difference = bootstrap_difference(np.stack(scores.confusions), np.stack(other.confusions), scores.of("block"))
+        result = {**result, "baseline": figures, "difference": difference.to_json(table.classes)}
     return result
 
 
@@ -247,8 +237,8 @@ def _score(
     samples: Sequence[Sample],
     classes: ClassTable,
     read_label: LabelReader,
-) -> _Scored:
-    """Run a checkpoint on all images and count; an image that it has learned from is counted too."""
+) -> tuple[Scores, dict[str, Any]]:
+    """A checkpoint's counts, and its figures as they are printed; an image that it has learned from is counted too."""
     setting = EvaluationSetting(
         name="evaluate",
         scales=run.scales,
@@ -284,12 +274,12 @@ def _score(
     }
     if folders.details:
         figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order
-    return _Scored(scores, figures)
+    return scores, figures
 
 
-def _one_sided(scored: Sequence[_Scored], classes: ClassTable) -> list[str]:
+def _one_sided(scored: Sequence[Scores], classes: ClassTable) -> list[str]:
     """In words: classes that no label shows and a checkpoint predicts; they score 0 and are in its mean."""
-    counts = [np.sum(one.scores.confusions, axis=0) for one in scored]
+    counts = [np.sum(one.confusions, axis=0) for one in scored]
     told = []
     for c, name in enumerate(classes.classes):
         predicted = [int(each[:, c].sum()) for each in counts]
