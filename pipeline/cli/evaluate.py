@@ -28,24 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     add("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps, same stems")
-    told = "class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0"
-    add("--classes", required=True, metavar="FILE", help=told)
-    told = (
+    text = "class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0"
+    add("--classes", required=True, metavar="FILE", help=text)
+    text = (
         "what labels hold: the class file's ids, trainIds (255 = ignored) or colours (black = ignored); auto: ids, "
         "asks if they could be trainIds"
     )
-    add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=told)
+    add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=text)
     add("--skip-unlabelled", action="store_true", help="leave out images without a label; they are counted")
     add("--long-edge", type=positive, metavar="PIXELS", help="bring images to it (Mapillary: 2177)")
-    told = "original: scores are enlarged to the label's size; resized: labels too, as the released code scores"
-    add("--score-at", choices=("original", "resized"), default="original", help=told)
+    text = "original: scores are enlarged to the label's size; resized: labels too, as the released code scores"
+    add("--score-at", choices=("original", "resized"), default="original", help=text)
     add("--json", action="store_true", help="print JSON: mean_iou, iou by class name, images, ...")
-    told = "also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)"
-    add("--details", action="store_true", help=told)
+    text = "also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)"
+    add("--details", action="store_true", help=text)
     add("--plots", type=Path, metavar="DIR", help="--details, and as pictures there: confusions, reliability, IoU")
     add("--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval")
-    told = "neighbours by number that intervals draw together, for pictures of one drive are alike (default: 3)"
-    add("--block-length", type=positive, default=3, metavar="N", help=told)
+    text = "neighbours by number that intervals draw together, for pictures of one drive are alike (default: 3)"
+    add("--block-length", type=positive, default=3, metavar="N", help=text)
     add_options(parser, modes=True)
 
 
@@ -111,14 +111,14 @@ def _text(result: dict[str, Any]) -> str:
     base, gain = result.get("baseline"), result.get("difference")
     lines = [_run_as(result, base), f"{'':<{width}}  model  baseline  difference"] if base else []
     for name, value in result["iou"].items():
-        beside = f"     {_points(base['iou'][name])}  {_signed(*gain['classes'][name])}" if base and gain else ""
-        lines.append(f"{name:<{width}}  {_points(value)}{beside}")
-    beside, ends = "", result["interval"]
+        more = f"     {_points(base['iou'][name])}  {_signed(*gain['classes'][name])}" if base and gain else ""
+        lines.append(f"{name:<{width}}  {_points(value)}{more}")
+    more, ends = "", result["interval"]
     if base and gain:
-        beside = f"     {_points(base['mean_iou'])}  {_signed(gain['value'], gain['low'], gain['high'])}"
+        more = f"     {_points(base['mean_iou'])}  {_signed(gain['value'], gain['low'], gain['high'])}"
     elif ends["low"] is not None:
-        beside = f" [{_points(ends['low']).strip()}, {_points(ends['high']).strip()}]"
-    lines.append(f"{'mean IoU':<{width}}  {_points(result['mean_iou'])}{beside}   ({result['images']} images)")
+        more = f" [{_points(ends['low']).strip()}, {_points(ends['high']).strip()}]"
+    lines.append(f"{'mean IoU':<{width}}  {_points(result['mean_iou'])}{more}   ({result['images']} images)")
     if "boundary" in result:
         lines.append(f"{'boundary':<{width}}  {_points(result['boundary']['mean_iou'])}   (mean boundary IoU)")
         lines.append(f"{'ECE':<{width}}  {_points(result['ece'])}   (calibration error)")
@@ -133,12 +133,12 @@ def _text(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run_as(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """How both were run: each checkpoint has scales of its own."""
+def _run_as(model: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """How both were run: each checkpoint may have other scales."""
     from pipeline.report.results import how_run
 
-    told = [how_run(one) for one in (ours, theirs)]
-    return f"both at {told[0]}" if told[0] == told[1] else f"model at {told[0]}, baseline at {told[1]}"
+    text = [how_run(one) for one in (model, baseline)]
+    return f"both at {text[0]}" if text[0] == text[1] else f"model at {text[0]}, baseline at {text[1]}"
 
 
 def _points(value: float | None) -> str:

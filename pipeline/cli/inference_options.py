@@ -18,27 +18,27 @@ ENGINE = "who runs the processes: this machine, or Ray (docs/scaling.md; default
 def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False, modes: bool = False) -> None:
     """Checkpoint (or, with `teachers`, any teacher), scales, flip, fusion (`modes`), and how the machine is used."""
     who: argparse._ActionsContainer = parser.add_mutually_exclusive_group(required=True) if teachers else parser
-    told = "checkpoint folder, a file in it, or a folder's address"
-    who.add_argument("--checkpoint", required=not teachers, metavar="F", help=told)
+    text = "checkpoint folder, a file in it, or a folder's address"
+    who.add_argument("--checkpoint", required=not teachers, metavar="F", help=text)
     if teachers:
-        told = "instead: onnx:FILE, hf:FOLDER, scores:FOLDER, a checkpoint folder, or several (their mean)"
-        who.add_argument("--teacher", nargs="+", metavar="SPEC", help=told)
-        told = "table of the --teacher's classes (default: FILE.teacher.yaml or FOLDER/teacher.yaml beside it)"
-        parser.add_argument("--map", type=Path, metavar="FILE", help=told)
+        text = "instead: onnx:FILE, hf:FOLDER, scores:FOLDER, a checkpoint folder, or several (their mean)"
+        who.add_argument("--teacher", nargs="+", metavar="SPEC", help=text)
+        text = "table of the --teacher's classes (default: FILE.teacher.yaml or FOLDER/teacher.yaml beside it)"
+        parser.add_argument("--map", type=Path, metavar="FILE", help=text)
     parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 0.5,1,2 (default: the checkpoint's)")
-    told = "average with the mirror image (default: the checkpoint's)"
-    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None, help=told)
+    text = "average with the mirror image (default: the checkpoint's)"
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None, help=text)
     if modes:
-        told = "how scales are fused (default: as the model was trained)"
-        parser.add_argument("--mode", choices=("model", "single", "average", "max"), default="model", help=told)
+        text = "how scales are fused (default: as the model was trained)"
+        parser.add_argument("--mode", choices=("model", "single", "average", "max"), default="model", help=text)
     add_machine(parser)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """How the machine is used: device, precision, threads."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    told = "default: fp32; bf16 falls back to fp32 on a CPU that gains nothing by it"
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=told)
+    text = "default: fp32; bf16 falls back to fp32 on a CPU that gains nothing by it"
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=text)
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
 

@@ -33,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
     add("--images-per-shard", type=int, metavar="N", help="default: as the store was begun, 256")
     add("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
-    told = "processes: one a GPU, or CPU processes of --threads each (default: 1)"
-    add("--ranks", type=int, default=1, metavar="N", help=told)
+    text = "processes: one a GPU, or CPU processes of --threads each (default: 1)"
+    add("--ranks", type=int, default=1, metavar="N", help=text)
     add("--engine", choices=("local", "ray"), default="local", help=ENGINE)
     add_options(parser, teachers=True)
-    told = (
+    text = (
         "of the labels, with --teacher: a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0 (default: the "
         "teacher's own names)"
     )
-    add("--classes", metavar="FILE", help=told)
+    add("--classes", metavar="FILE", help=text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel predict`."""
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
-    told = "folder for the pictures (default: predictions)"
-    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help=told)
+    text = "folder for the pictures (default: predictions)"
+    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help=text)
     add_options(parser, modes=True)
 
 

@@ -177,22 +177,22 @@ def _as_trained(
     classes: ClassTable, run: RunOptions, folders: Folders, samples: Sequence[Sample], tell: Tell
 ) -> ClassTable:
     """The classes in the checkpoint's order; those that have other names there are taken by their number."""
-    own, names = _names_of(run, classes, folders.classes), [name.lower() for name in classes.classes]
-    if own == names:
+    trained, names = _names_of(run, classes, folders.classes), [name.lower() for name in classes.classes]
+    if trained == names:
         return classes
     numbered = folders.ids == "train" or any(holds_train_ids(sample.label) for sample in samples)
-    if sorted(own) == sorted(names) and len(set(own)) == len(own) and not numbered:
+    if sorted(trained) == sorted(names) and len(set(trained)) == len(trained) and not numbered:
         _note(tell, f"{folders.classes}: its classes are taken by name, {run.checkpoint} has another order")
-        return in_order_of(classes, own)
-    _tell_other_names(own, names, run, folders.classes, tell)
+        return in_order_of(classes, trained)
+    _tell_other_names(trained, names, run, folders.classes, tell)
     return classes
 
 
 def _check_baseline(classes: ClassTable, run: RunOptions, baseline: RunOptions, folders: Folders, tell: Tell) -> None:
     """The counts of both go by the first one's order."""
-    own, names = _names_of(baseline, classes, folders.classes), [name.lower() for name in classes.classes]
-    if own != names:
-        _tell_other_names(own, names, baseline, str(run.checkpoint), tell)
+    trained, names = _names_of(baseline, classes, folders.classes), [name.lower() for name in classes.classes]
+    if trained != names:
+        _tell_other_names(trained, names, baseline, str(run.checkpoint), tell)
 
 
 def _names_of(options: RunOptions, classes: ClassTable, given: str) -> list[str]:
@@ -207,15 +207,17 @@ def _names_of(options: RunOptions, classes: ClassTable, given: str) -> list[str]
     return [row["name"].lower() for row in table["classes"]] if table else [name.lower() for name in classes.classes]
 
 
-def _tell_other_names(own: Sequence[str], asked: Sequence[str], options: RunOptions, given: str, tell: Tell) -> None:
+def _tell_other_names(
+    trained: Sequence[str], names: Sequence[str], options: RunOptions, given: str, tell: Tell
+) -> None:
     """Some names differ and no other: by number. A name with another number: neither by name nor by number."""
-    first = next(i for i, (a, b) in enumerate(zip(own, asked, strict=True)) if a != b)
-    message = f"{given}: class {first} is {asked[first]!r}, in {options.checkpoint} it is {own[first]!r}"
-    moved = next((name for i, name in enumerate(asked) if name in own and own[i] != name), None)
+    first = next(i for i, (a, b) in enumerate(zip(trained, names, strict=True)) if a != b)
+    message = f"{given}: class {first} is {names[first]!r}, in {options.checkpoint} it is {trained[first]!r}"
+    moved = next((name for i, name in enumerate(names) if name in trained and trained[i] != name), None)
     if moved is not None:
         raise ConfigError(
             f"{message}, and {moved!r} has another number: they cannot be compared by number",
-            hint=f"the names of {options.checkpoint} in their order: {', '.join(own)}",
+            hint=f"the names of {options.checkpoint} in their order: {', '.join(trained)}",
         )
     _note(tell, f"{message}; classes are compared by their number")
 
@@ -280,14 +282,14 @@ def _score(
 def _one_sided(scored: Sequence[Scores], classes: ClassTable) -> list[str]:
     """In words: classes that no label shows and a checkpoint predicts; they score 0 and are in its mean."""
     counts = [np.sum(one.confusions, axis=0) for one in scored]
-    told = []
+    notes = []
     for c, name in enumerate(classes.classes):
         predicted = [int(each[:, c].sum()) for each in counts]
         if not counts[0][c].sum() and any(predicted):
             how = " and ".join(f"{n} pixels" for n in predicted)
             where = "the mean" if all(predicted) else "the mean of the one that predicts it, not in the difference"
-            told.append(f"{name} is in no label and predicted at {how}: its IoU of 0 is in {where}")
-    return told
+            notes.append(f"{name} is in no label and predicted at {how}: its IoU of 0 is in {where}")
+    return notes
 
 
 def _learned(judged: Sequence[Sample], lineage: Lineage) -> dict[str, Any]:

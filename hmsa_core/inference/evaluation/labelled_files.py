@@ -113,8 +113,8 @@ def _without_endings(labels: dict[str, Path], folder: Path, train_ids: bool) -> 
 
 def in_order_of(classes: ClassTable, names: Sequence[str]) -> ClassTable:
     """The same classes and ids with trainIds in another order of the (lower-case) names."""
-    asked = [name.lower() for name in classes.classes]
-    order = [asked.index(name) for name in names]
+    known = [name.lower() for name in classes.classes]
+    order = [known.index(name) for name in names]
     moved = np.full(256, IGNORE, np.uint8)
     moved[order] = np.arange(len(order))
     return replace(
@@ -134,8 +134,8 @@ def label_reader(classes: ClassTable, *, colours: bool = False) -> LabelReader:
     known: dict[tuple[int, int, int], int] = {(0, 0, 0): IGNORE}
     for number, colour in enumerate(classes.colours):
         if known.setdefault(colour, number) not in (number, IGNORE):
-            told = f"{classes.name}: two classes have the colour {colour}, so a label's colour names no single class"
-            raise ConfigError(told, hint="give each class its own colour, or give labels of ids")
+            text = f"{classes.name}: two classes have the colour {colour}, so a label's colour names no single class"
+            raise ConfigError(text, hint="give each class its own colour, or give labels of ids")
         known[colour] = number
     keys = np.array([(r << 16) | (g << 8) | b for r, g, b in known], np.int32)
     values = np.array(list(known.values()), np.uint8)
@@ -170,7 +170,7 @@ def _by_colour(
 def check_labels(files: Sequence[Sample], classes: ClassTable, read: LabelReader, ids: Ids = "auto") -> list[str]:
     """Read every label, and of every image what may refuse it; what does not hinder scoring comes back in words.
 
-    `classes` are those that were given, in their own order.
+    `classes` are those that were given, in that order.
 
     Raises:
         DecodeError: a damaged label, or a value that is no class; an image of a form that is not read.
@@ -180,9 +180,9 @@ def check_labels(files: Sequence[Sample], classes: ClassTable, read: LabelReader
         sizes = [_other_size(file, classes, read, ids, progress.update) for file in files]
     if ids == "auto" and classes.has_own_ids:
         _refuse_train_ids(files, classes)
-    resized = [told for told in sizes if told]
-    told = f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own"
-    return [f"{told}; the first: {resized[0]}"] if resized else []
+    resized = [note for note in sizes if note]
+    text = f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own"
+    return [f"{text}; the first: {resized[0]}"] if resized else []
 
 
 def _other_size(file: Sample, classes: ClassTable, read: LabelReader, ids: Ids, advance: Callable[[], None]) -> str:
@@ -197,10 +197,10 @@ def _other_size(file: Sample, classes: ClassTable, read: LabelReader, ids: Ids, 
     advance()
     if (height, width) == (image.height, image.width):
         return ""
-    told = f"{file.label} is {width}x{height}, {file.image} is {image.width}x{image.height}"
+    text = f"{file.label} is {width}x{height}, {file.image} is {image.width}x{image.height}"
     if not alike(width, height, image.width, image.height):
-        raise InputError(f"{told}: they do not show the same", hint="give each label its own image's proportions")
-    return told
+        raise InputError(f"{text}: they do not show the same", hint="give each label its own image's proportions")
+    return text
 
 
 def _hint_of(error: DecodeError, classes: ClassTable) -> str:

@@ -61,8 +61,8 @@ def teacher_options(
         if classes is not None:
             raise ConfigError("--classes is for teachers of other tools: a checkpoint has its own classes")
         run = run_options(alone, scales, flip, runtime)
-        meta, own = run.meta, (str(run.checkpoint.resolve()),)
-        return TeacherOptions(own, meta.get("class_table"), meta["num_classes"], run.scales, run.flip, runtime)
+        meta, path = run.meta, (str(run.checkpoint.resolve()),)
+        return TeacherOptions(path, meta.get("class_table"), meta["num_classes"], run.scales, run.flip, runtime)
     sources = parse(teacher)
     for source in sources:
         _ = source.files  # whether they are there
@@ -74,8 +74,8 @@ def teacher_options(
     for source in sources:
         class_map(source, classes)
     texts = resolved(sources, Path.resolve)
-    asked = _checked(scales or (1.0,))
-    return TeacherOptions(texts, classes.to_json(), classes.num_classes, asked, bool(flip), runtime)
+    chosen = _checked(scales or (1.0,))
+    return TeacherOptions(texts, classes.to_json(), classes.num_classes, chosen, bool(flip), runtime)
 
 
 def run_options(
@@ -91,17 +91,17 @@ def run_options(
     check_labels(meta, path)
     inference = meta.get("inference") or {}
     usual = (1.0,) if meta["kind"] == "single" else (0.5, 1.0, 2.0)
-    asked = _checked(scales if scales is not None else inference.get("scales") or usual)
+    chosen = _checked(scales if scales is not None else inference.get("scales") or usual)
     flipped = flip if flip is not None else bool(inference.get("flip", True))
-    return RunOptions(path if path.is_dir() else path.parent, meta, asked, flipped, runtime)
+    return RunOptions(path if path.is_dir() else path.parent, meta, chosen, flipped, runtime)
 
 
 def _checked(scales: Sequence[float]) -> tuple[float, ...]:
-    asked = tuple(float(scale) for scale in scales)
-    if scales_fault(asked, LARGEST_SCALE):
-        shown = ",".join(f"{s:g}" for s in asked)
+    chosen = tuple(float(scale) for scale in scales)
+    if scales_fault(chosen, LARGEST_SCALE):
+        shown = ",".join(f"{s:g}" for s in chosen)
         raise ConfigError(
             f"--scales {shown}: give different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1",
             hint="for example --scales 0.5,1,2",
         )
-    return asked
+    return chosen
