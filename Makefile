@@ -30,7 +30,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
-.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench bench-gpu lint type audit clean docs release orchestrate orchestrate-stop \
+.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench bench-gpu bench-gpu-session lint type audit clean docs release orchestrate orchestrate-stop \
   ablation-scales ablation-labels ablation-threshold camvid-table results
 
 help:  ## list the targets
@@ -104,6 +104,9 @@ bench: setup  ## speed side by side with plain ways (python -m research.bench.ru
 
 bench-gpu: setup  ## W48 on the GPUs of this machine beside its computed bound; writes the figures into docs/scaling.md
 	$(PY) -m research.bench.run --gpu --write
+
+bench-gpu-session: setup  ## on a GPU, < 9 minutes: its tests, profile of a training step, torch's own ways (into work/gpu-session)
+	$(PY) -m research.bench.gpu_session
 
 ablation-scales: setup  ## fill the table of fusions over scales (SEEDS= ROWS= WORKSPACE=; all tables: python -m research.ablate --help)
 	$(PY) -m research.ablate scales --prepare --workspace $(WORKSPACE) $(ABLATE)

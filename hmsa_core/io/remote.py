@@ -3,6 +3,8 @@
 `local_tree` lists a folder once. Each object is a link to a file that is not there yet; `fetched` brings it. So all
 code that lists, pairs and reads local files stays as it is. The name of a cached file is a digest of the object's
 address, size and entity tag: an object that is replaced never takes the place of the one that was listed.
+fsspec's own file caches have no limit in bytes. `simplecache` reads a file that a kill left half done as whole;
+`filecache` hands out a replaced object, and writes its table of all objects anew at each fetch.
 Credentials are the libraries' own business. Messages hold the code of an error, never its text.
 """
 

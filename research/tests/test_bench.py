@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from research.bench import gpu_session
 from research.bench.goals import GOALS, Goal, goals_lines
 from research.bench.run import SCRIPTS, flat, measure
 from research.bench.scaling import COUNTS, Assumed, rows_of
@@ -29,6 +32,36 @@ def test_a_figure_on_the_bound_keeps_it_and_what_was_not_measured_is_not_met(tmp
 @pytest.mark.parametrize("name", sorted(SCRIPTS.keys() - {"chain"}))  # `chain` has no smaller size
 def test_each_benchmark_runs(name: str) -> None:
     assert measure(name, SCRIPTS, quick=True)[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", sorted(gpu_session.PARTS))
+def test_each_part_of_a_gpu_session_runs_on_a_cpu_and_counts_operators(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu_session.main(["--dry-run", "--part", part, "--out", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if "error" in row] == []
+    timed = [row for row in rows if "ms" in row]
+    assert len(timed) == {"card": 4, "step": 1, "infer": 4, "levers": 7}[part]
+    assert all(row["ms"] > 0 and row["operators"] > 0 for row in timed)
+
+
+def test_a_gpu_session_goes_on_past_a_part_that_fails_or_hangs_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    figure = "import json, time; print(json.dumps({'part': 'step', 'ms': 257}), flush=True); "
+    commands = {
+        "step": [sys.executable, "-c", figure + "time.sleep(60)"],
+        "levers": [sys.executable, "-c", "raise SystemExit(3)"],
+        "infer": [sys.executable, "-c", figure],
+    }
+    limits = {"step": 2.0, "levers": 60.0, "infer": 60.0, "card": 60.0}
+    assert not gpu_session.session(commands, tmp_path, 5.0, limits)
+    text = (tmp_path / "tables.md").read_text()
+    for line in ("| step | stopped after 2 s |", "| levers | failed with status 3 |", "| infer | done |"):
+        assert line in text
+    assert text.count("| 257 |") == 2
+    assert not gpu_session.session({"card": commands["infer"]}, tmp_path, 0.0, limits)
+    assert "| card | no time left |" in (tmp_path / "tables.md").read_text()
 
 
 def test_figures_in_lists_go_by_their_case() -> None:
