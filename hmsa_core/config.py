@@ -8,49 +8,56 @@ profiles override them.
 from __future__ import annotations
 
 import ast
-import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 from hmsa_core.io.errors import ConfigError, did_you_mean
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-LARGEST_SCALE = 8.0
 Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
 Names = Annotated[tuple[str, ...], Strict(False)]
 Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
+SCALES = (0.5, 1.0, 2.0)  # of inference (paper)
+_LARGEST_SCALE = 8.0
 
 
-def scales_fault(scales: Sequence[float], largest: float = math.inf) -> str:
-    """Say what makes scales unusable, as the end of a sentence; empty where nothing does."""
-    if 1.0 not in scales:
-        return "must contain 1.0"
-    if len(set(scales)) != len(scales):
-        return "must be different"
-    if not all(0.0 < scale <= largest and math.isfinite(scale) for scale in scales):  # also false for "not a number"
-        return "must be positive" + (f" and at most {largest:g}" if math.isfinite(largest) else "")
-    return ""
+def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
+    """The one check of scales: settings, specs, options and `check_scales` come here, and code below trusts them."""
+    differ = len(set(scales)) == len(scales)
+    if not differ or 1.0 not in scales or not all(0.0 < scale <= _LARGEST_SCALE for scale in scales):
+        raise ValueError(f"scales must be different numbers above 0 and up to {_LARGEST_SCALE:g}, one of them 1")
+    return scales
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """Scales as they are given, as floats. ConfigError: unusable ones."""
-    values = tuple(float(scale) for scale in scales)
-    if fault := scales_fault(values):
-        raise ConfigError(f"scales {list(scales)} {fault}: give different positive numbers, one of them 1.0")
-    return values
+    """Scales of a caller in their order, as floats. ConfigError: unusable ones."""
+    try:
+        return _usable_scales(tuple(float(scale) for scale in scales))
+    except ValueError as error:
+        raise ConfigError(f"{error}, found {','.join(map(str, scales))}") from None
 
 
 def trunk_fault(name: str) -> str:
@@ -92,30 +99,35 @@ def _known_trunk(name: str) -> str:
     return name
 
 
-def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
-    if fault := scales_fault(scales):
-        raise ValueError(f"scales {fault}")
-    return scales
-
-
 def _as_list(teacher: Any) -> Any:
     return (str(teacher),) if isinstance(teacher, str | Path) else teacher
 
 
 # What labels images: checkpoint folder, onnx:FILE, hf:FOLDER, scores:FOLDER, or several (`inference.teachers.sources`).
 Teacher = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_as_list), Field(min_length=1)]
-Scales = Annotated[
-    tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...],
-    Strict(False),
-    Field(min_length=1),
-    AfterValidator(_usable_scales),
-]
+Scales = Annotated[tuple[float, ...], Strict(False), AfterValidator(_usable_scales)]
 
 
 class Section(BaseModel):
     """Base of all settings: immutable, strict types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: object) -> Self:
+        """The section of these values; ConfigError: `where`, the key of the first mistake, and what was expected."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str"))  # branches of a union
+        text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            known = f"known: {', '.join(cls.model_fields)}"
+            key, text = f"unknown key {key!r}", did_you_mean(key, cls.model_fields, known)
+        elif fault["type"] != "value_error":
+            text += f", found {fault['input']!r}"
+        raise ConfigError(f"{where}: {key}: {text}" if key else f"{where}: {text}")
 
 
 def knob(default: Any, description: str, **limits: Any) -> Any:
@@ -142,12 +154,16 @@ def key_material(section: Section) -> dict[str, Any]:
     return material
 
 
-class ModelConfig(Section):
-    """The network (paper sections 3 and 4)."""
+Kind = Literal["hierarchical", "explicit", "average", "max", "single"]
 
-    kind: Literal["hierarchical", "explicit", "average", "max", "single"] = knob(
-        "hierarchical", "hierarchical (paper), explicit, average, max or single"
-    )
+
+class ModelConfig(Section):
+    """The network (paper sections 3 and 4): of `build`, of a training, and of a checkpoint's JSON.
+
+    The number of classes is the data's. A JSON lists all fields; one that it lacks came later and has its default.
+    """
+
+    kind: Kind = knob("hierarchical", "hierarchical (paper), explicit, average, max or single")
     trunk: Annotated[str, AfterValidator(_known_trunk)] = knob(
         "hrnet_w48", "hrnet_w48 (paper), any hrnet_w<N>, hrnet_tiny, hrnet_micro, deeplabv3_resnet50, timm:NAME"
     )
@@ -167,8 +183,8 @@ class ModelConfig(Section):
     attention_channels: PositiveInt | None = knob(
         None, "channels of the attention head; null = the trunk's (published widths: 256)"
     )
-    dropout: Share = knob(0.05, "probability behind the context block (Yuan et al. 2020: 0.05)")
-    drop_path: Share = knob(0.0, "stochastic depth, trunks of timm only (Huang et al. 2016)")
+    dropout: Probability = knob(0.05, "probability behind the context block (Yuan et al. 2020: 0.05)")
+    drop_path: Probability = knob(0.0, "stochastic depth, trunks of timm only (Huang et al. 2016)")
     top_attention: Literal["skip", "released"] = knob(
         "skip", "skip (never used, not computed) or released (computed, for its batch-norm statistics)"
     )
@@ -179,15 +195,35 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _scales_need_attention(self) -> ModelConfig:
-        if self.train_scales is not None and self.kind not in ("hierarchical", "explicit"):
+        if self.train_scales is not None and not self.has_attention:
             raise ValueError(f"train_scales must not be set for kind {self.kind}, which is trained on 1x alone")
         if self.train_scales is not None and len(self.train_scales) < 2:
             raise ValueError("train_scales must be at least two: attention is learned between them (or kind: single)")
         return self
 
-    def options(self) -> dict[str, Any]:
-        """The arguments of `hmsa_core.models.build`: all fields but the trunk's weights."""
-        return self.model_dump(exclude={"trunk_weights"})
+    @property
+    def has_attention(self) -> bool:
+        """Whether the network has an attention head."""
+        return self.kind in ("hierarchical", "explicit")
+
+    @property
+    def training_scales(self) -> tuple[float, ...]:
+        """Scales of the training pass, ascending. Average and max are trained as the single scale they share."""
+        if not self.has_attention:
+            return (1.0,)
+        if self.train_scales is not None:
+            return tuple(sorted(self.train_scales))
+        return (self.low_scale, 1.0) if self.kind == "hierarchical" else (self.low_scale, 1.0, 2.0)
+
+    def as_kind(self, kind: str) -> ModelConfig:
+        """The same network under another fusion. ConfigError: there is no such kind."""
+        other = ModelConfig.checked({"kind": kind}, "model")
+        scales = self.train_scales if other.has_attention else None
+        return self.model_copy(update={"kind": kind, "train_scales": scales})
+
+    def record(self) -> dict[str, Any]:
+        """The options in a checkpoint's JSON: all that kind and trunk leave open; its weights are beside it."""
+        return self.model_dump(mode="json", exclude={"kind", "trunk", "trunk_weights"})
 
     @property
     def trunk_file(self) -> str | None:
@@ -408,7 +444,7 @@ class TrainConfig(Section):
 class InferConfig(Section):
     """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""
 
-    scales: Scales = knob((0.5, 1.0, 2.0), "any list that contains 1.0 (paper: 0.5, 1, 2)")
+    scales: Scales = knob(SCALES, "any list that contains 1.0 (paper: 0.5, 1, 2)")
     flip: bool = knob(True, "average with the mirrored image (paper: yes)")
     images_per_shard: PositiveInt = knob(256, "images in a Parquet shard")
     codec: Literal["png", "webp"] = knob("png", "png or webp (smaller, slower)")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, TypeAdapter, ValidationError, model_validator
 
-from hmsa_core.config import InferConfig, PositiveInt, RuntimeConfig, Scales, Section, Teacher, TrainConfig
+from hmsa_core.config import SCALES, InferConfig, PositiveInt, RuntimeConfig, Scales, Section, Teacher, TrainConfig
 from hmsa_core.io.atomic import write_json
 from hmsa_core.io.engine import Kind
 from hmsa_core.io.errors import ConfigError
@@ -123,7 +123,7 @@ class EvaluationSetting(Section):
     """One way to run the model: scales, flip, and how the scales are fused ("model" = as it was trained)."""
 
     name: Name = Field(description="of the result files")
-    scales: Scales = Field((0.5, 1.0, 2.0), description="any list that contains 1.0")
+    scales: Scales = Field(SCALES, description="any list that contains 1.0")
     flip: bool = Field(True, description="average with the mirrored image")
     mode: Literal["model", "average", "max", "single"] = Field(
         "model", description="how the scales are fused: model (as it was trained), average, max or single"

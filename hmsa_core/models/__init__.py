@@ -8,7 +8,8 @@ from hmsa_core.models.checkpoint import initialise_from, load, read_meta, save
 
 if TYPE_CHECKING:
     from hmsa_core.models.foreign import ImportReport, import_checkpoint, load_nvidia
-    from hmsa_core.models.model import ModelOutput, MultiScaleModel, Prediction, ScaleOutput, as_kind, build
+    from hmsa_core.models.model import ModelOutput, MultiScaleModel, Prediction, ScaleOutput, as_kind
+    from hmsa_core.models.pretrained import build
 
 __all__ = [
     "ImportReport",
@@ -28,7 +29,8 @@ __all__ = [
 
 _HOMES = {
     "foreign": ("ImportReport", "import_checkpoint", "load_nvidia"),
-    "model": ("ModelOutput", "MultiScaleModel", "Prediction", "ScaleOutput", "as_kind", "build"),
+    "model": ("ModelOutput", "MultiScaleModel", "Prediction", "ScaleOutput", "as_kind"),
+    "pretrained": ("build",),
 }
 
 

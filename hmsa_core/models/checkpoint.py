@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hmsa_core.config import ModelConfig
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import sha256_bytes, write_bytes
 from hmsa_core.io.errors import CheckpointError, ConfigError, IntegrityError, one_line
@@ -65,10 +66,10 @@ def save(
     """
     bare = unwrap(model)
     meta = {
-        "kind": bare.options.kind,
-        "trunk": bare.options.trunk,
-        "num_classes": bare.options.num_classes,
-        "options": bare.options.to_json(),
+        "kind": bare.kind,
+        "trunk": bare.config.trunk,
+        "num_classes": bare.num_classes,
+        "options": bare.config.record(),
         "class_table": class_table,
         "lineage": lineage,
         "inference": inference,
@@ -143,13 +144,13 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: st
         IntegrityError: the weights' bytes differ from their digest. CheckpointError: anything else.
     """
     from hmsa_core.models.model import as_kind, build_empty, fill
-    from hmsa_core.models.options import make_options
 
     meta = read_meta(path)
     folder = _folder(Path(path))
     _refuse_trunk(meta, folder)
     state = read_weights(folder, meta)
-    model = build_empty(make_options(meta["kind"], meta["trunk"], meta["num_classes"], meta["options"]))
+    options = {**meta["options"], "kind": meta["kind"], "trunk": meta["trunk"]}
+    model = build_empty(ModelConfig.checked(options, folder / META), meta["num_classes"])
     check_state(str(folder / WEIGHTS), model.state_dict(), state)
     fill(model, state)
     model.to(map_location).eval()
@@ -281,8 +282,8 @@ def initialise_from(model: nn.Module, checkpoint: str | Path) -> list[str]:
     folder = _folder(Path(checkpoint))
     state = read_weights(folder, meta)
     check_finite(str(folder), state)
-    if meta["trunk"] != bare.options.trunk:
-        raise CheckpointError(f"{folder}: trunk {meta['trunk']}, the model has {bare.options.trunk}")
+    if meta["trunk"] != bare.config.trunk:
+        raise CheckpointError(f"{folder}: trunk {meta['trunk']}, the model has {bare.config.trunk}")
     heads = ("ocr", "scale_attn") if meta["kind"] == "trunk" else _HEADS
     own = bare.state_dict()
     fresh = [head for head in heads if difference(_part(own, head), _part(state, head))]

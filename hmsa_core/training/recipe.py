@@ -18,11 +18,10 @@ from hmsa_core.inference.network.optimised import cpu_has_bf16, fast_precision
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.losses import is_softmax, training_loss
-from hmsa_core.models import MultiScaleModel, build, initialise_from
+from hmsa_core.models import MultiScaleModel, initialise_from
 from hmsa_core.models.heads import PixelHeads
 from hmsa_core.models.layers.batch_norm import synchronise
-from hmsa_core.models.model import start_for_softmax
-from hmsa_core.models.options import ModelOptions
+from hmsa_core.models.model import build_fresh, start_for_softmax
 from hmsa_core.models.pretrained import load_trunk_weights
 from hmsa_core.runtime.ranks import DTYPES, JobContext, Ranks
 from hmsa_core.spec import TrainSpec
@@ -39,11 +38,8 @@ def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiSc
     """Build the model on the rank's device, start it from `init_from`; returns it and the parts left fresh."""
     config = spec.config
     seed_torch(config.seed, "init", "torch")
-    model = build(
-        **config.model.options(),
-        num_classes=num_classes,
-        activation_checkpointing=config.runtime.activation_checkpointing,
-    )
+    checkpointing = config.runtime.activation_checkpointing
+    model = build_fresh(config.model, num_classes, activation_checkpointing=checkpointing)
     if not config.loss.aux_weight and isinstance(model.ocr, PixelHeads):
         # No loss reaches it: DDP would wait for its gradients, weight decay would shrink it. (OCR uses its own twice.)
         model.ocr.aux_head.requires_grad_(requires_grad=False)
@@ -71,7 +67,7 @@ def refuse_small_crop(config: TrainConfig, norm_ranks: int = 1) -> None:
             f"{what} pools to one position: batch norm cannot train on batch_per_rank 1",
             hint="set batch_per_rank to at least 2, or train on several GPUs (synchronised batch norm)",
         )
-    scale = min(ModelOptions(**config.model.options(), num_classes=1).training_scales)
+    scale = min(config.model.training_scales)
     rows, columns = (math.ceil(int(side * scale) / _COARSEST) for side in config.crop)
     if rows * columns * config.batch_per_rank < 2:
         raise ConfigError(
@@ -264,7 +260,7 @@ def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -
     layout = torch.channels_last if candidate["channels_last"] else torch.contiguous_format
     dtype = DTYPES[candidate["precision"]]
     with torch.random.fork_rng():
-        model = build(**config.model.options(), num_classes=19).train()
+        model = build_fresh(config.model, num_classes=19).train()
         model.to(memory_format=layout)
         images = torch.randn(_BATCH, 3, height, width).to(memory_format=layout)
         labels = torch.randint(0, 19, (_BATCH, height, width))

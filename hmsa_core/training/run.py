@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from hmsa_core import __version__
-from hmsa_core.config import MEAN, STD, TrainConfig
+from hmsa_core.config import MEAN, SCALES, STD, TrainConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
@@ -406,7 +406,7 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
             "code": __version__,
         },
     }
-    scales = [0.5, 1.0, 2.0] if spec.config.model.kind != "single" else [1.0]
+    scales = SCALES if spec.config.model.kind != "single" else (1.0,)
     return save(
         trainer.model,
         folder,

@@ -19,7 +19,6 @@ from hmsa_core.io.errors import HmsaError, mend_of, one_line
 from hmsa_core.io.locks import probe_locks
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.review import ReviewFile
-from hmsa_core.models.options import ModelOptions
 from pipeline.doctor import dvc as doctor_dvc
 from pipeline.doctor.dvc import Finding
 from pipeline.jobs.devices import visible_devices
@@ -192,7 +191,7 @@ def _scales(ws: Workspace) -> Iterator[Finding]:
         yield from _foreign_teacher(ws)
         return
     recipe = ws.params.teacher_train
-    shown = ModelOptions(**recipe.model.options(), num_classes=1).training_scales  # of one pass
+    shown = recipe.model.training_scales  # of one pass
     low, high = recipe.augment.scale_min * min(shown), recipe.augment.scale_max * max(shown)
     strange = ", ".join(f"{s:g}" for s in ws.params.auto_infer.scales if not low <= s <= high)
     if strange:

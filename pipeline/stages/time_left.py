@@ -11,7 +11,6 @@ from pathlib import Path
 from hmsa_core.config import InferConfig, TrainConfig
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.io import atomic
-from hmsa_core.models.options import ModelOptions
 from hmsa_core.spec import EvaluationSetting
 from pipeline.jobs.support import INDEX, speed_file
 from pipeline.workspace.table import STAGES, section_of
@@ -75,7 +74,7 @@ def _images(ws: Workspace, index: str) -> Sequence[Sample]:
 
 
 def _training(images: int, config: TrainConfig) -> float:
-    scales = ModelOptions(**config.model.options(), num_classes=1).training_scales
+    scales = config.model.training_scales
     pixels = config.crop[0] * config.crop[1] * sum(scale**2 for scale in scales)
     return _BACKWARD * _crops(images, config) * pixels
 

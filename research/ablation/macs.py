@@ -22,7 +22,6 @@ from hmsa_core.config import ModelConfig, Scales, Section, Size
 from hmsa_core.io.atomic import write_json
 from hmsa_core.models.layers.blocks import scaled_size
 from hmsa_core.models.model import MultiScaleModel, build_empty
-from hmsa_core.models.options import ModelOptions
 
 __all__ = ["InferenceCost", "MacsRequest", "count", "inference_macs", "main", "training_macs"]
 
@@ -50,33 +49,35 @@ class MacsRequest(Section):
 
 def count(request: MacsRequest) -> dict[str, Any]:
     """{"train_per_crop": forward and backward, "inference": {setting: one image}}, in multiply-accumulates."""
-    options = ModelOptions(**request.model.options(), num_classes=request.num_classes)
+    model, classes = request.model, request.num_classes
     return {
-        "train_per_crop": _BACKWARD * training_macs(options, request.crop),
+        "train_per_crop": _BACKWARD * training_macs(model, classes, request.crop),
         "inference": {
-            one.name: inference_macs(options, one.mode, one.scales, one.size, flip=one.flip)
+            one.name: inference_macs(model, classes, one.mode, one.scales, one.size, flip=one.flip)
             for one in request.inference
         },
     }
 
 
-def training_macs(options: ModelOptions, crop: tuple[int, int]) -> int:
+def training_macs(model: ModelConfig, classes: int, crop: tuple[int, int]) -> int:
     """Forward pass of one training crop (height, width) over the model's training scales."""
-    scales = options.training_scales
-    released = options.has_attention and options.top_attention == "released"
+    scales = model.training_scales
+    released = model.has_attention and model.top_attention == "released"
     return sum(
-        _scale_macs(options, scaled_size(crop, s), attention=released or _uses_attention(options.kind, s, scales))
+        _scale_macs(model, classes, scaled_size(crop, s), attention=released or _uses_attention(model.kind, s, scales))
         for s in scales
     )
 
 
 def inference_macs(
-    options: ModelOptions, mode: str, scales: Sequence[float], size: tuple[int, int], *, flip: bool
+    model: ModelConfig, classes: int, mode: str, scales: Sequence[float], size: tuple[int, int], *, flip: bool
 ) -> int:
     """One image (height, width) under an evaluation setting; the mirror image costs as much again."""
-    kind = options.kind if mode == "model" else mode
+    kind = model.kind if mode == "model" else mode
     used = (1.0,) if kind == "single" else tuple(scales)
-    once = sum(_scale_macs(options, scaled_size(size, s, kind), attention=_uses_attention(kind, s, used)) for s in used)
+    once = sum(
+        _scale_macs(model, classes, scaled_size(size, s, kind), attention=_uses_attention(kind, s, used)) for s in used
+    )
     return once * (2 if flip else 1)
 
 
@@ -85,17 +86,17 @@ def _uses_attention(kind: str, scale: float, scales: Sequence[float]) -> bool:
 
 
 @cache
-def _scale_macs(options: ModelOptions, size: tuple[int, int], *, attention: bool) -> int:
+def _scale_macs(model: ModelConfig, classes: int, size: tuple[int, int], *, attention: bool) -> int:
     images = torch.empty(1, 3, *size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _bare(options).forward_scale(images, attention=attention)
+        _bare(model, classes).forward_scale(images, attention=attention)
     return int(counter.get_total_flops()) // 2
 
 
 @cache
-def _bare(options: ModelOptions) -> MultiScaleModel:
+def _bare(config: ModelConfig, classes: int) -> MultiScaleModel:
     """The model without norms and activations: they are not counted, but take the counter most of its time."""
-    model = build_empty(options).eval()
+    model = build_empty(config, classes).eval()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d | nn.ReLU):

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from hmsa_core.config import PseudoConfig, RuntimeConfig, TrainConfig, key_material
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError
 from hmsa_core.spec import EvaluationSetting
 from pipeline.workspace.params import Params
 from research.ablation.plan import Ablation, Training
@@ -55,12 +52,7 @@ def train_config(params: Params, training: Training, seed: int, scale: Scale) ->
     values["epochs"] = max(1, round(whole * scale.epochs))
     values["pseudo"]["fine_only_epochs"] = round(values["pseudo"]["fine_only_epochs"] * values["epochs"] / whole)
     values["runtime"] = scale.of_machine(section.runtime).model_dump()
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        setting = ".".join(map(str, (training.recipe, *first["loc"])))
-        raise ConfigError(f"{setting}: {first['msg']}") from None
+    return TrainConfig.checked(values, training.recipe)
 
 
 def _pseudo(params: Params, section: TrainConfig) -> PseudoConfig:

@@ -29,8 +29,8 @@ import torch
 
 from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig
 from hmsa_core.io.process import StopRequest
-from hmsa_core.models import build
 from hmsa_core.models.layers.batch_norm import synchronise
+from hmsa_core.models.model import build_fresh
 from hmsa_core.runtime.memory import peak_memory_mb
 from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.training.data import PassBatch, Timeline
@@ -77,7 +77,7 @@ def trainer(kind: str, trunk: str, crop: tuple[int, int], batch: int, runtime: R
         runtime=runtime,  # type: ignore[arg-type]
     )
     torch.manual_seed(0)
-    model = build(kind, trunk=trunk, num_classes=CLASSES, head="paper")
+    model = build_fresh(config.model, CLASSES)
     if ranks.norm_ranks > 1:
         synchronise(model, ranks.norm_group)
     model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hmsa_core.config import ModelConfig
 from hmsa_core.models.layers.blocks import scaled_size
 from hmsa_core.models.model import MultiScaleModel, build_empty
-from hmsa_core.models.options import make_options
 
 _aten = torch.ops.aten
 LABEL_SCALES, TRAIN_SCALES = (0.5, 1.0, 2.0), (0.5, 1.0)
@@ -83,7 +83,7 @@ _FLOPS: dict[Any, Any] = {
 
 def empty_model(trunk: str, classes: int = 19) -> MultiScaleModel:
     """A model without memory."""
-    return build_empty(make_options("hierarchical", trunk, classes, {})).eval()
+    return build_empty(ModelConfig(trunk=trunk, head="released"), classes).eval()
 
 
 def labelling(model: MultiScaleModel, size: tuple[int, int], tflops: float = TFLOPS, tb_s: float = TB_S) -> Work:

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hmsa_core.config import ModelConfig
 from hmsa_core.models.model import build_empty
-from hmsa_core.models.options import ModelOptions
 from research.ablation.macs import inference_macs, main, training_macs
 
 SIZE = (64, 96)
+CLASSES = 5
 
 
-def options(kind: str, **more: object) -> ModelOptions:
-    return ModelOptions(kind=kind, trunk="hrnet_micro", num_classes=5, **more)  # type: ignore[arg-type]
+def options(kind: str, **more: object) -> ModelConfig:
+    return ModelConfig(kind=kind, trunk="hrnet_micro", **more)  # type: ignore[arg-type]
 
 
 def counted(model: torch.nn.Module, call: object) -> int:
@@ -30,27 +31,27 @@ def counted(model: torch.nn.Module, call: object) -> int:
 @pytest.mark.parametrize("scales", [None, (1.0, 2.0)])
 def test_training_costs_what_the_models_own_forward_pass_costs(kind: str, scales: tuple[float, ...] | None) -> None:
     own = options(kind, train_scales=scales)
-    assert training_macs(own, SIZE) == counted(build_empty(own).eval(), lambda m, x: m(x))
+    assert training_macs(own, CLASSES, SIZE) == counted(build_empty(own, CLASSES).eval(), lambda m, x: m(x))
 
 
 @pytest.mark.parametrize(
     ("kind", "mode", "scales"), [("hierarchical", "model", (0.5, 1.0, 2.0)), ("average", "model", (0.5, 1.0))]
 )
 def test_inference_costs_what_predict_runs(kind: str, mode: str, scales: tuple[float, ...]) -> None:
-    model = build_empty(options(kind)).eval()
+    model = build_empty(options(kind), CLASSES).eval()
     once = counted(model, lambda m, x: m.predict(x, scales))
-    assert inference_macs(options(kind), mode, scales, SIZE, flip=False) == once
-    assert inference_macs(options(kind), mode, scales, SIZE, flip=True) == 2 * once
+    assert inference_macs(options(kind), CLASSES, mode, scales, SIZE, flip=False) == once
+    assert inference_macs(options(kind), CLASSES, mode, scales, SIZE, flip=True) == 2 * once
 
 
 def test_another_mode_leaves_the_attention_out() -> None:
     own = options("hierarchical")
     plain = options("average")
-    assert inference_macs(own, "average", (0.5, 1.0), SIZE, flip=False) == inference_macs(
-        plain, "model", (0.5, 1.0), SIZE, flip=False
+    assert inference_macs(own, CLASSES, "average", (0.5, 1.0), SIZE, flip=False) == inference_macs(
+        plain, CLASSES, "model", (0.5, 1.0), SIZE, flip=False
     )
-    single = inference_macs(own, "single", (0.5, 1.0, 2.0), SIZE, flip=False)
-    assert single == inference_macs(options("single"), "model", (1.0,), SIZE, flip=False)
+    single = inference_macs(own, CLASSES, "single", (0.5, 1.0, 2.0), SIZE, flip=False)
+    assert single == inference_macs(options("single"), CLASSES, "model", (1.0,), SIZE, flip=False)
 
 
 def test_the_command_answers_a_request_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

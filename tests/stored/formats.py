@@ -97,7 +97,7 @@ def write(folder: Path) -> None:
     Centroids.collect([("city_1", find_centroids(label, 5, 16))]).write(folder / "centroids.parquet", tile=16)
     image = LearnedImage("1" * 64, "aachen_000000_000019", "target", "0123456789abcdef", "000000", 19, "fine")
     Lineage({image.sha256: image}, ("ab" * 32,), ("a parent without a list",)).save(folder / "lineage.json")
-    model = _patterned(models.build("hierarchical", trunk="hrnet_micro", num_classes=5))
+    model = _patterned(models.build("hierarchical", trunk="hrnet_micro", num_classes=5, head="released"))
     models.save(model, folder / "model", class_table=CLASSES.to_json(), lineage={}, inference={"scales": [0.5, 1.0]})
     groups = {"model": {"w": torch.arange(6.0).reshape(2, 3)}, "optimiser": {"0.momentum": torch.ones(2)}}
     StateStore(folder / "state", key=KEY).save(7, groups, {"epoch": 1, "sampler": 14})

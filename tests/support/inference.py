@@ -29,7 +29,7 @@ def small_model(kind: str = "hierarchical", classes: int = len(CLASSES), seed: i
     """hrnet_micro with lively batch norms, and heads scaled so that every class wins somewhere."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    model = models.build(kind, trunk="hrnet_micro", num_classes=classes).eval()
+    model = models.build(kind, trunk="hrnet_micro", num_classes=classes, head="released").eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -42,7 +42,7 @@ def small_model(kind: str = "hierarchical", classes: int = len(CLASSES), seed: i
         spread = scores.logits.std(dim=(0, 2, 3), keepdim=True)
         head.weight.mul_(2.0 / spread.reshape(-1, 1, 1, 1))
         head.bias.sub_(scores.logits.mean(dim=(0, 2, 3))).mul_(2.0 / spread.flatten())
-        if model.options.has_attention:
+        if model.config.has_attention:
             attention = model.scale_attn.conv2
             attention.weight.mul_(2.0 / attention.weight.abs().sum().clamp(min=1e-3) * 30)
     return model

@@ -216,7 +216,7 @@ def _context_inputs(ocr: OCRBlock, maps: list[Tensor], classes: int) -> tuple[Te
 def _heads(model: MultiScaleModel, narrow: Tensor, regions: Tensor, *, attention: bool) -> tuple[Tensor, Tensor | None]:
     ocr, (batch, _, height, width) = model.ocr, narrow.shape
     row_bytes = 2 * narrow.shape[0] * narrow.shape[1] * narrow.shape[3] * narrow.element_size()
-    with_attention = attention and model.options.has_attention
+    with_attention = attention and model.config.has_attention
     # Before the strips: small blocks that stay, made between large ones that go, would pin their pages.
     logits = torch.empty((batch, model.num_classes, height, width), device=narrow.device)
     weight = torch.empty((batch, 1, height, width), device=narrow.device) if with_attention else None

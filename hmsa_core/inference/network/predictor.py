@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmsa_core import models
-from hmsa_core.config import MEAN, STD, RuntimeConfig
+from hmsa_core.config import MEAN, STD, RuntimeConfig, check_scales
 from hmsa_core.data.transforms import resize_label
 from hmsa_core.inference.network import on_gpu
 from hmsa_core.inference.network.optimised import effective_precision, prepare, run_scale
@@ -88,7 +88,7 @@ def label_image(
     """
     if isinstance(model, MultiScaleModel):
         model = Predictor(model, next(model.parameters()).device)
-    return Tiler(model).label(image, scales, flip, kind=kind, size=size)
+    return Tiler(model).label(image, check_scales(scales), flip, kind=kind, size=size)
 
 
 class Engine(ABC):

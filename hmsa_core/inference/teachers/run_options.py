@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.config import LARGEST_SCALE, RuntimeConfig, scales_fault
+from hmsa_core.config import SCALES, RuntimeConfig, check_scales
 from hmsa_core.inference.teachers.classes import class_map, own_classes
 from hmsa_core.inference.teachers.sources import Spec, only_checkpoint, parse, resolved
 from hmsa_core.io.errors import ConfigError
@@ -74,7 +74,7 @@ def teacher_options(
     for source in sources:
         class_map(source, classes)
     texts = resolved(sources, Path.resolve)
-    chosen = _checked(scales or (1.0,))
+    chosen = check_scales(scales or (1.0,))
     return TeacherOptions(texts, classes.to_json(), classes.num_classes, chosen, bool(flip), runtime)
 
 
@@ -90,18 +90,7 @@ def run_options(
     meta = read_meta(path)
     check_labels(meta, path)
     inference = meta.get("inference") or {}
-    usual = (1.0,) if meta["kind"] == "single" else (0.5, 1.0, 2.0)
-    chosen = _checked(scales if scales is not None else inference.get("scales") or usual)
+    usual = (1.0,) if meta["kind"] == "single" else SCALES
+    chosen = check_scales(scales if scales is not None else inference.get("scales") or usual)
     flipped = flip if flip is not None else bool(inference.get("flip", True))
     return RunOptions(path if path.is_dir() else path.parent, meta, chosen, flipped, runtime)
-
-
-def _checked(scales: Sequence[float]) -> tuple[float, ...]:
-    chosen = tuple(float(scale) for scale in scales)
-    if scales_fault(chosen, LARGEST_SCALE):
-        shown = ",".join(f"{s:g}" for s in chosen)
-        raise ConfigError(
-            f"--scales {shown}: give different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1",
-            hint="for example --scales 0.5,1,2",
-        )
-    return chosen

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import Field, Strict, ValidationError, model_validator
+from pydantic import Field, Strict, model_validator
 
 from hmsa_core.config import PositiveInt, Section
-from hmsa_core.io.errors import ConfigError, did_you_mean
+from hmsa_core.io.errors import ConfigError
 
 T = TypeVar("T", bound=Section)
 Triple = Annotated[tuple[float, float, float], Strict(False)]
@@ -95,25 +95,14 @@ class Adopted(Section):
 def read_yaml(path: Path, kind: type[T]) -> T:
     """Read such a file. ConfigError: it is missing, no YAML, or holds a mistake."""
     try:
-        return kind.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
+        return kind.checked(yaml.safe_load(path.read_text("utf-8")) or {}, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no YAML ({error})") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_fault(error, kind)}") from None
 
 
 def relative_to(folder: Path, spec: str) -> str:
     """A member's spec with its path taken relative to a folder."""
     family, colon, rest = spec.partition(":")
     return f"{family}:{folder / rest}" if colon and "/" not in family else str(folder / spec)
-
-
-def _fault(error: ValidationError, kind: type[Section]) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("int", "str"))
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(kind.model_fields)
-        return f"unknown key {key!r}: {did_you_mean(key, kind.model_fields, f'known: {known}')}"
-    return f"{key or 'the file'}: {first['msg']}"

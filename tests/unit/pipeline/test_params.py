@@ -40,8 +40,8 @@ MISTAKES = r"""
   threshold: policy =>   threshold: polcy => pseudo_label\.threshold: expected .*policy.*found 'polcy'
   threshold: policy =>   threshold: true => pseudo_label\.threshold: expected .*, found True
   global_batch: 4 =>   global_batch: 5 => global_batch 5 is not a multiple of ranks x nodes x batch_per_rank = 2
-  scales: [0.5, 1.0, 2.0] =>   scales: [0.5, 2.0] => auto_infer\.scales: scales must contain 1\.0, found \[0\.5, 2\.0\]
-scales: [1.0] => scales: [2.0] => evaluate\.settings\.1\.scales: scales must contain 1\.0
+  scales: [0.5, 1.0, 2.0] =>   scales: [0.5, 2.0] => auto_infer\.scales: scales must be different numbers .*, one of them 1, found \[0\.5, 2\.0\]
+scales: [1.0] => scales: [2.0] => evaluate\.settings\.1\.scales: scales must be different numbers
     trunk: hrnet_micro =>     trunk: hrnet_micra => model\.trunk: unknown trunk 'hrnet_micra': did you mean hrnet_micro\?
     trunk: hrnet_micro =>     trunk: hrnet_w0 => model\.trunk: unknown trunk 'hrnet_w0': did you mean hrnet_w
     train_scales: null =>     train_scales: [1.0] => model: train_scales must not be set for kind single, which
@@ -154,7 +154,7 @@ def _mutate(text: str, rng: random.Random) -> str:
 # After file and line: a key with what was expected and what is there, or what is wrong with the YAML itself.
 _OF_A_KEY = re.compile(
     r":\d+: .+?: (expected .+, found .+|unknown key; (did you mean|the keys here are:) .+|missing( \(.+)?"
-    r"|unknown (loss|trunk).+|\w+ must not .+|global_batch .+|the YAML tag .+|.+ is too large for a number)"
+    r"|unknown (loss|trunk).+|\w+ must (not|be) .+|global_batch .+|the YAML tag .+|.+ is too large for a number)"
 )
 _OF_THE_TEXT = re.compile(
     r"(:\d+: (expected .+, (but )?(found|got) .+|found .+|anchors .+|\S+ is given twice .+)"

@@ -10,7 +10,6 @@ import pytest
 from hmsa_core.config import ModelConfig, OptimiserConfig, TrainConfig
 from hmsa_core.io import atomic, sealed
 from hmsa_core.models.model import build_empty
-from hmsa_core.models.options import make_options
 from pipeline.stages import training
 from research.tests.ablations import SHA, bare_workspace
 
@@ -71,7 +70,7 @@ def test_metrics_hold_loss_parts_rate_and_classes_and_speed_lies_beside_them(tmp
 
 @pytest.mark.parametrize("trunk", training._MILLIONS)
 def test_the_disk_estimate_knows_the_size_of_every_trunk(trunk: str) -> None:
-    model = build_empty(make_options("hierarchical", trunk, 66, {}))
+    model = build_empty(ModelConfig(trunk=trunk), 66)
     weights = 4 * sum(p.numel() for p in model.parameters())
     config = TrainConfig(model=ModelConfig(trunk=trunk), keep_checkpoints=2, ema_decay=0.0)
     copies = 3 + 3 * 2  # progress, output, DVC's cache; two kept states and one in the making, each with momentum

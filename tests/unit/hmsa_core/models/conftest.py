@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from hmsa_core.config import ModelConfig
 from hmsa_core.models.model import MultiScaleModel, build_empty
-from hmsa_core.models.options import make_options
 from tests.reference import golden
 
 
@@ -15,9 +17,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def filled_model(kind: str, trunk: str = "hrnet_w48", num_classes: int = 19, **options: object) -> MultiScaleModel:
+def filled_model(kind: str, trunk: str = "hrnet_w48", num_classes: int = 19, **options: Any) -> MultiScaleModel:
     """A model with the reference's weights by formula, in evaluation mode."""
-    model = build_empty(make_options(kind, trunk, num_classes, dict(options)))
+    model = build_empty(ModelConfig(kind=kind, trunk=trunk, head="released", **options), num_classes)
     model.load_state_dict(golden.fill(model.state_dict()), assign=True)
     return model.eval()
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hmsa_core.config import Kind, ModelConfig
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.models import build
 from hmsa_core.models.layers.batch_norm import Steps
-from hmsa_core.models.model import MultiScaleModel, ScaleOutput, build, build_empty
-from hmsa_core.models.options import KINDS, make_options
+from hmsa_core.models.model import MultiScaleModel, ScaleOutput, build_empty
 from tests.reference import golden
 
 RELEASED = golden.state_dict_keys()
 
 
 def empty(kind: str, trunk: str = "hrnet_w48", num_classes: int = 19, **options: Any) -> MultiScaleModel:
-    return build_empty(make_options(kind, trunk, num_classes, options)).eval()
+    """A network with the released head, which the recorded ones have."""
+    config = ModelConfig.checked({"kind": kind, "trunk": trunk, "head": "released", **options}, "test")
+    return build_empty(config, num_classes).eval()
 
 
 def released_keys(name: str) -> list[list[Any]]:
@@ -51,7 +54,7 @@ def test_the_state_dict_is_the_released_one_in_order(name: str, kind: str, class
 
 
 def test_attention_kinds_share_their_keys_and_so_do_the_others() -> None:
-    keys = {kind: list(empty(kind, trunk="hrnet_micro").state_dict()) for kind in KINDS}
+    keys = {kind: list(empty(kind, trunk="hrnet_micro").state_dict()) for kind in get_args(Kind)}
     assert keys["hierarchical"] == keys["explicit"]
     assert keys["single"] == keys["average"] == keys["max"]
     assert set(keys["hierarchical"]) - set(keys["single"]) == {k for k in keys["hierarchical"] if "scale_attn" in k}
@@ -94,7 +97,7 @@ def macs(model: MultiScaleModel, call: Any, height: int = 512, width: int = 1024
 
     def costed(images: torch.Tensor, attention: bool) -> Steps[ScaleOutput]:
         nonlocal total
-        with_head = attention and model.options.has_attention
+        with_head = attention and model.config.has_attention
         h, w = images.shape[2:]
         total += macs_of_scale(with_head, model.num_classes, h, w)
         grid = torch.empty(1, model.num_classes, h // 4, w // 4, device="meta")
@@ -108,6 +111,8 @@ def macs(model: MultiScaleModel, call: Any, height: int = 512, width: int = 1024
 
 def cost(kind: str, scales: tuple[float, ...], size: tuple[int, int] = (512, 1024), **options: Any) -> int:
     """What a pass over these scales costs."""
+    if len(scales) == 1:
+        return macs_of_scale(kind == "hierarchical", options.get("num_classes", 19), *size)
     model = empty(kind, train_scales=scales, **options)
     return macs(model, lambda m, x: m(x), *size)
 
@@ -160,16 +165,22 @@ def test_plain_ocr_costs_what_is_recorded_and_training_what_inference_on_the_sam
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "hierarchic"}, "hierarchical, explicit, average, max, single"),
+        (
+            {"kind": "hierarchic"},
+            "kind: .*'hierarchical', 'explicit', 'average', 'max' or 'single', found 'hierarchic'",
+        ),
         ({"trunk": "hrnet_48"}, "unknown trunk 'hrnet_48'"),
         ({"trunk": "resnet50"}, "deeplabv3_resnet50"),
-        ({"ocr_mdi": 64}, "did you mean 'ocr_mid'"),
-        ({"zzz": 1}, "known: head"),
-        ({"head": "big"}, "released, paper"),
+        ({"ocr_mdi": 64}, r"unknown key 'ocr_mdi': did you mean ocr_mid\?"),
+        ({"zzz": 1}, "known: kind, trunk, trunk_weights"),
+        ({"head": "big"}, "head: .*'paper' or 'released', found 'big'"),
         ({"num_classes": 0}, "at least 1"),
-        ({"dropout": 1.0}, r"\[0, 1\)"),
-        ({"low_scale": 1.5}, r"\(0, 1\)"),
-        ({"train_scales": (0.5, 2.0)}, "must contain 1.0"),
+        ({"dropout": 1.0}, "dropout: .*less than 1, found 1.0"),
+        ({"low_scale": 1.5}, "low_scale: .*less than 1, found 1.5"),
+        ({"train_scales": (0.5, 2.0)}, "train_scales: scales must be different .* one of them 1"),
+        ({"train_scales": (1.0,)}, "train_scales must be at least two"),
+        ({"kind": "single", "train_scales": (0.5, 1.0)}, "must not be set for kind single"),
+        ({"trunk_weights": "package:efficientnet-lite0"}, "are for trunk timm:tf_efficientnet_lite0"),
     ],
 )
 def test_impossible_options_are_refused_with_what_is_possible(arguments: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hmsa_core import models
+from hmsa_core.config import ModelConfig
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import CheckpointError
 from hmsa_core.models.model import build_empty
-from hmsa_core.models.options import make_options
 from tests.reference import golden
 from tests.support.hostile import HOSTILE, Gadget
 
 pytestmark = pytest.mark.long
 
 WIDTH = 4  # published depth and keys at a width that is quick: 1903 tensors, 0.6 M parameters
-OPTIONS = {"ocr_mid": 16, "ocr_key": 8, "attention_channels": 8}
+OPTIONS: dict[str, Any] = {"head": "released", "ocr_mid": 16, "ocr_key": 8, "attention_channels": 8}
 CLASSIFICATION = {
     "incre_modules.0.0.conv1.weight": torch.ones(4, 4, 1, 1),
     "downsamp_modules.0.0.bias": torch.ones(3),
@@ -35,7 +36,7 @@ CLASSIFICATION = {
 
 
 def released_state(kind: str = "hierarchical", classes: int = 19) -> dict[str, Tensor]:
-    shapes = build_empty(make_options(kind, f"hrnet_w{WIDTH}", classes, dict(OPTIONS))).state_dict()
+    shapes = build_empty(ModelConfig(kind=kind, trunk=f"hrnet_w{WIDTH}", **OPTIONS), classes).state_dict()
     return golden.fill(shapes)
 
 
@@ -67,7 +68,7 @@ def test_a_released_checkpoint_loads_and_predicts_the_same(
     }
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     model = models.load_nvidia(path)
-    assert (model.kind, model.options.trunk, model.num_classes) == ("hierarchical", f"hrnet_w{WIDTH}", 19)
+    assert (model.kind, model.config.trunk, model.num_classes) == ("hierarchical", f"hrnet_w{WIDTH}", 19)
     assert not model.training
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     logits = model.predict(torch.zeros(1, 3, 32, 32)).logits

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from hmsa_core.config import TrainConfig
 from hmsa_core.io.process import StopRequest
-from hmsa_core.models import MultiScaleModel
+from hmsa_core.models import MultiScaleModel, build
 from hmsa_core.models.layers.batch_norm import synchronise
-from hmsa_core.models.model import build_empty
-from hmsa_core.models.options import make_options
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.training.data import PassBatch, Timeline
 from hmsa_core.training.trainer import Trainer
@@ -32,7 +30,8 @@ GPU = Ranks(0, 1, 0, torch.device("meta"), norm_ranks=8)
 
 
 def network(trunk: str, **options: Any) -> MultiScaleModel:
-    model = build_empty(make_options("hierarchical", trunk, 19, options)).train()
+    with torch.device("meta"):
+        model = build("hierarchical", trunk=trunk, head="released", **options).train()
     return synchronise(model).to(memory_format=torch.channels_last)  # type: ignore[return-value,call-overload]
 
 
@@ -93,7 +92,8 @@ def longest_chain(output: Tensor) -> tuple[int, int]:
 
 def test_no_order_of_work_could_do_with_fewer_than_200_messages() -> None:
     """A norm needs the statistics of its input, which needs the norms before it; there, and back for the gradients."""
-    model = build_empty(make_options("hierarchical", "hrnet_w48", 19, {})).train()
+    with torch.device("meta"):
+        model = build("hierarchical", head="released").train()
     deepest, norms = longest_chain(model(torch.empty(1, 3, *CROP, device="meta")).logits)
     assert (deepest, norms) == (100, 630)
 

@@ -10,7 +10,8 @@ import torch
 
 from hmsa_core.io.atomic import read_json
 from hmsa_core.job import run_spec
-from hmsa_core.models import build, load
+from hmsa_core.models import load
+from hmsa_core.models.model import build_fresh
 from hmsa_core.training.recipe import make_optimiser, set_training, trunk_layers
 from tests.support.training import config, train_spec, write_data
 
@@ -84,7 +85,7 @@ def test_rates_fall_layer_by_layer_and_adamw_spares_norms_and_biases() -> None:
     settings = config(
         **LITE, **ADAMW, optimiser__trunk_factor=0.5, optimiser__layer_decay=0.5, optimiser__weight_decay=0.1
     )
-    model = build(**settings.model.options(), num_classes=3)
+    model = build_fresh(settings.model, 3)
     optimiser = make_optimiser(settings, model)
     factor = {p: group["factor"] for group in optimiser.param_groups for p in group["params"]}
     decay = {p: group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
@@ -98,7 +99,7 @@ def test_rates_fall_layer_by_layer_and_adamw_spares_norms_and_biases() -> None:
 
 def test_frozen_norms_stand_still_in_the_published_part_alone() -> None:
     settings = config(**LITE, optimiser__frozen_norms=True)
-    model = build(**settings.model.options(), num_classes=3)
+    model = build_fresh(settings.model, 3)
     set_training(model, settings)
     moving = {name for name, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d) and m.training}
     assert moving

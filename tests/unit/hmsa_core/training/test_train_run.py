@@ -524,7 +524,7 @@ def test_recomputed_activations_and_the_usual_scales_written_out_change_no_bit(
 ) -> None:
     model = run(train_spec(data, tmp_path, epochs=1, epoch_samples=4, **change))
     assert (model / "model.safetensors").read_bytes() == plain
-    assert load(model).train_scales == (0.5, 1.0)
+    assert load(model).config.training_scales == (0.5, 1.0)
 
 
 def test_the_number_of_ranks_that_batch_norm_sees_is_part_of_the_key(data: Path, tmp_path: Path) -> None:
