@@ -75,7 +75,6 @@ class Stacking(Section):
     bias: Numbers  # classes
 
 
-
 class Adopted(Section):
     """The whole file."""
 
