@@ -27,12 +27,15 @@ from prefect.settings import PREFECT_API_URL
 
 from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, one_line
 from hmsa_core.io.process import die_with_parent
-from pipeline.night import discover, history, morning, morning_page
+from pipeline.night import discover, history, morning
 from pipeline.night.gatekeeper import apply_verdict
 from pipeline.night.morning import Tonight
 from pipeline.night.parameters import parameters_of_night
 from pipeline.night.reaper import nightly_lock, reap
 from pipeline.night.runner import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
+from pipeline.report.render import Table
+from pipeline.report.sections import trust
+from pipeline.report.since import artifacts, as_markdown
 from pipeline.stages.disk import check_machine
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
@@ -133,7 +136,7 @@ def _why(error: HmsaError | OSError) -> str:
 def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError | OSError) -> None:
     """A page for the night that ended early, too; what hinders the page must not hide why the night failed."""
     if isinstance(error, ServerGoneError):
-        write_page(ws, tonight)  # there is nobody to send artifacts to
+        morning.publish(ws, tonight)  # there is nobody to send artifacts to
         return
     try:
         publish_task(ws, tonight)
@@ -211,20 +214,16 @@ def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
     return verdict
 
 
-def write_page(ws: Workspace, tonight: Tonight) -> tuple[dict[str, Any], Path]:
-    """Write the morning page; return its content and its path."""
-    page = morning.collect(ws, tonight)
-    return page, morning_page.write(ws, page)
-
-
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
 def publish_task(ws: Workspace, tonight: Tonight) -> str:
     """Write the morning page and Prefect's artifacts."""
-    page, path = write_page(ws, tonight)
-    create_markdown_artifact(key="auto-label-morning", markdown=morning.as_markdown(page, path))
-    for key, (description, rows) in morning.tables(page).items():
+    since, facts = morning.publish(ws, tonight)
+    path = ws.path(morning.PAGE)
+    create_markdown_artifact(key="auto-label-morning", markdown=as_markdown(since, str(path)))
+    table = Table([], []) if facts is None else trust(facts, since.coverage)
+    for key, (description, rows) in artifacts(since, table).items():
         create_table_artifact(key=key, table=rows, description=description)
-    if hindered := history.track_night(ws, page, path):
+    if hindered := history.track_night(ws, since.nights[-1] if since.nights else {}, path):
         get_run_logger().warning(hindered)
     get_run_logger().info("morning page: %s", path)
-    return str(page["sentence"])
+    return " ".join(since.sentences)

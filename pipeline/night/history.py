@@ -128,13 +128,13 @@ def _code() -> str:
     return f"{__version__} ({commit})" if done.returncode == 0 and commit else __version__
 
 
-def track_night(ws: Workspace, page: Mapping[str, Any], path: Path) -> str:
+def track_night(ws: Workspace, figures: Mapping[str, Any], path: Path) -> str:
     """Keep a night in MLflow, beside the trainings, where `student_train.runtime.tracking` names mlflow.
 
     Args:
         ws: the workspace.
-        page: content of the morning page; its last line holds tonight's figures.
-        path: the page itself.
+        figures: tonight's line of the history; {} where it could not be written.
+        path: the page of the night.
 
     Returns:
         What hindered it, in a line; "" where nothing did, or where nobody asked for it.
@@ -144,7 +144,6 @@ def track_night(ws: Workspace, page: Mapping[str, Any], path: Path) -> str:
             return ""
         key = secrets.token_hex(8)
         run = Mlflow(ws.path("work"), f"night-{key[:8]}", key)
-        figures = (page.get("lines") or [{}])[-1]
         policy = policy_file(ws)
         run.keep({"page": path} | ({"policy": policy} if policy and policy.is_file() else {}), figures)
         run.tell({"event": "night", "time": time.time(), **figures})

@@ -1,12 +1,9 @@
-"""Content of the morning page: what happened tonight, as one object that `morning_page` and Prefect's artifacts show.
-
-Somebody who was asleep must be able to read the page in a minute. It has a verdict in a sentence, what differs from
-yesterday, where images went and what can be trusted. It also says what to look at, what it cost, and what to type.
-"""
+"""What a night adds to the page of results: its outputs against those of last night; and the night is remembered."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,20 +17,23 @@ from hmsa_core.io.errors import HmsaError, one_line
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.thresholds.certificate import Certificate
-from pipeline.jobs.measure import used_policy
+from pipeline.jobs.measure import policy_file
 from pipeline.night import history
 from pipeline.night.figures import cost_of, expected_loss, precision_alarms, table_of, wrong_regions
 from pipeline.night.gatekeeper import measured_aa
-from pipeline.report.render import Table, points
-from pipeline.report.results import class_rows, class_table, diet, json_of
+from pipeline.report.build import write_night
+from pipeline.report.facts import Facts, Used, collect, policy_in_use
+from pipeline.report.render import points
+from pipeline.report.results import json_of
+from pipeline.report.since import Since
+from pipeline.report.strips import thumbnails
+from pipeline.report.verdict import of_night
 from pipeline.review.audit import AuditFile, audit_path
 from pipeline.review.certify import CertificateFile
 from pipeline.review.view import StoreView
 from pipeline.stages.auto_infer import told_of_self_taught
 from pipeline.stages.disk import disk_need
 from pipeline.workspace.workspace import Workspace
-
-Used = tuple[ThresholdPolicy, dict[str, dict[str, Any]]]  # the policy in use, and its figures by class
 
 PAGE = "work/nightly/morning.html"
 _INSPECTOR = "http://127.0.0.1:8733/"  # `autolabel serve` with its own port
@@ -49,18 +49,6 @@ _STEPS = {
     "kept": "pixels kept, %",
     "conflicts": "pixels against a human's label",
     "corrected": "corrected in review",
-}
-_TRUST = {
-    "class": "class",
-    "status": "status",
-    "threshold": "threshold",
-    "precision": "precision",
-    "blocks": "blocks",
-    "report precision": "report set",
-    "marginal": "marginal",
-    "labels coverage": "coverage",
-    "change": "change",
-    "void": "on void",
 }
 
 
@@ -84,62 +72,68 @@ class Tonight:
             return "failed" if self.failed else "not judged"
         return "promoted" if self.verdict.get("promoted") else "kept"
 
-    def head(self) -> dict[str, Any]:
-        """What a page says of any night."""
-        sentence = f"The night ended early: {self.failed}" if self.failed else self.verdict.get("sentence")
+    def known(self, ws: Workspace) -> dict[str, Any]:
+        """Fields of `Since` that every night has, also one that could read nothing."""
+        metrics = {} if self.failed or not self.verdict else json_of(ws, "evaluation/metrics.json")
+        spread = ws.path("models/registry/aa.json").exists()
         return {
             "kind": self.kind,
-            "sentence": str(sentence or "Nobody was judged tonight."),
+            "sentences": tuple(of_night(self.verdict, self.failed, metrics, spread_is_measured=spread)),
             "began": self.began,
             "decision": self.verdict.get("decision", ""),
-            "tail": list(self.tail),
-            "overrides": dict(self.overrides),
-            "arguments": dict(self.arguments),
-            "verdict": dict(self.verdict),
-            "stages": {stage: round(s, 1) for stage, s in self.seconds.items()},
-            "differs": [],
-            "warnings": [],
+            "tail": self.tail,
+            "overrides": self.overrides,
+            "arguments": self.arguments,
+            "verdict": self.verdict,
+            "seconds": self.seconds,
         }
 
 
-def collect(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
-    """Read tonight's outputs, compare them with last night's, and remember the night.
+def publish(ws: Workspace, tonight: Tonight) -> tuple[Since, Facts | None]:
+    """Write the page of a night and remember the night.
 
-    A night may have failed on a file that the whole page needs, such as params.yaml. Its page then holds why it
-    failed and what to type, and lacks the parts that were not read.
+    A night may have failed on a file that the page needs, such as params.yaml. Its page then holds why it failed and
+    what to type, and lacks the parts that were not read.
     """
     try:
-        return _whole(ws, tonight)
+        facts, hindered = _report(ws, tonight)
+        since = _whole(ws, tonight, hindered)
     except (HmsaError, OSError) as error:
         if not tonight.failed:
             raise
-        return _least(ws, tonight, error)
+        facts, since = None, _least(ws, tonight, error)
+    write_night(ws.path(PAGE), ws.root, since, facts)
+    return since, facts
 
 
-def _whole(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
+def _report(ws: Workspace, tonight: Tonight) -> tuple[Facts | None, list[str]]:
+    """What the report shows, and what hinders it; a night that failed half-way may leave files that do not fit."""
+    if not ws.path("data/index/target.parquet").exists():  # DVC removes it before `prepare` runs
+        return None, []
+    try:
+        return collect(ws), []
+    except (HmsaError, OSError) as error:
+        if not tonight.failed:
+            raise
+        return None, [f"the report is missing: {_why(error)}"]
+
+
+def _why(error: HmsaError | OSError) -> str:
+    return error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
+
+
+def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> Since:
     night = history.describe(ws, tonight.overrides)
     statistics = json_of(ws, "labels/final/statistics.json")
     before = (history.nights(ws) or [{}])[-1]
-    used = _used(ws)
     counts, links = _counts(ws, tonight.arrived, statistics)
     if tonight.failed:  # DVC empties a stage's output before it runs: what the stage did not make is not gone
         counts |= _kept_counts(ws, before.get("counts", {}))
     added = {key: round(value - before.get("counts", {}).get(key, 0.0), 2) for key, value in counts.items()}
     added["arrived"] = tonight.arrived.get("arrived", 0)
-    page = tonight.head() | {
-        "differs": history.differs(ws, night),
-        "funnel": [
-            {"step": words, "tonight": added[key], "in all": counts[key], "images": links[key]}
-            for key, words in _STEPS.items()
-        ],
-        "trust": _trust(ws, used, statistics, before.get("coverage", {})),
-        "diet": diet(ws),
-        "drift": _drift(ws),
-        "cost": cost_of(ws, tonight.seconds, statistics),
-        **_health(ws, tonight),
-        **_worth_a_look(ws, used),
-    }
-    page["warnings"] = [*page.pop("alarms"), *page["warnings"]]
+    cost = cost_of(ws, tonight.seconds, statistics)
+    looks = _worth_a_look(ws, policy_in_use(ws))
+    health, warnings = _health(ws, tonight)
     gain = tonight.verdict.get("gain", {})
     line = {
         "night": night,
@@ -149,26 +143,41 @@ def _whole(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
         "kept": statistics.get("labelled_share"),
         "promoted": tonight.verdict.get("promoted"),
         "images": statistics.get("images"),
-        "hours": page["cost"]["hours"],
+        "hours": cost["hours"],
         "counts": counts,
         "coverage": {row["name"]: row["coverage"] for row in statistics.get("classes", [])},
     }
-    return page | {"lines": history.remember(ws, line)}
+    differs = tuple(history.differs(ws, night))  # from the last line, which tonight's is not yet
+    return Since(
+        **tonight.known(ws),
+        differs=differs,
+        warnings=(*hindered, *looks.pop("alarms"), *warnings),
+        health=health,
+        funnel=tuple(
+            {"step": words, "tonight": added[key], "in all": counts[key], "images": links[key]}
+            for key, words in _STEPS.items()
+        ),
+        cost=cost,
+        serve=_serve(ws),
+        coverage=before.get("coverage", {}),
+        nights=tuple(history.remember(ws, line)),
+        **looks,
+    )
 
 
-def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> dict[str, Any]:
-    why = hindered.message if isinstance(hindered, HmsaError) else one_line(f"{type(hindered).__name__}: {hindered}")
-    page = tonight.head()
-    page["warnings"] = [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
+def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> Since:
+    why, known = _why(hindered), tonight.known(ws)
+    warnings = [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
     try:
         before = (history.nights(ws) or [{}])[-1]
     except HmsaError as error:
-        page["warnings"] += [] if error.message in (why, tonight.failed) else [error.message]
-        return page
+        warnings += [] if error.message in (why, tonight.failed) else [error.message]
+        return Since(**known, warnings=tuple(warnings))
     # What this night was made with is not known: the next one is compared with the last of which it is.
-    night = {**before.get("night", {}), "overrides": page["overrides"]}
+    night = {**before.get("night", {}), "overrides": dict(tonight.overrides)}
     line = {key: before[key] for key in _CARRIED if key in before}
-    return page | {"lines": history.remember(ws, {**line, "night": night, "kind": "failed"})}
+    nights = history.remember(ws, {**line, "night": night, "kind": "failed"})
+    return Since(**known, warnings=tuple(warnings), nights=tuple(nights))
 
 
 # -- from arrived to corrected -----------------------------------------------------------------------
@@ -233,57 +242,21 @@ def inspect(**query: str) -> str:
     return f"{_INSPECTOR}?{urlencode(query)}"
 
 
-# -- what can be trusted, what to look at ------------------------------------------------------------
+# -- what to look at ---------------------------------------------------------------------------------
 
 
-def _used(ws: Workspace) -> Used | None:
-    """Policy in use and its figures; None where there are no labels, or none that it fits."""
-    try:
-        return used_policy(ws, LabelStore.open(ws.path("labels/raw")))
-    except HmsaError:  # a night that failed half-way: labels of one teacher, a policy of another
-        return None
-
-
-def _trust(ws: Workspace, used: Used | None, statistics: Mapping[str, Any], before: Mapping[str, float]) -> Table:
-    if used is None or not used[1]:
-        return Table([], [])
-    policy, figures = used
-    measured = {e.name: {"status": e.status, "threshold": e.threshold, **figures[e.name]} for e in policy.entries}
-    labels = {row["name"]: row for row in statistics.get("classes", [])}
-    report = {name: row["kept"] for name, row in json_of(ws, "evaluation/per_class.json").items()}
-    rows = class_rows(list(measured), measured=measured, report=report, labels=labels)
-    for row in rows:
-        coverage, old = labels.get(str(row["class"]), {}).get("coverage"), before.get(str(row["class"]))
-        row["change"] = "" if old is None or coverage is None else _change(coverage - old)
-    return class_table(rows, _TRUST)
-
-
-def _change(value: float) -> str:
-    return points(value, sign="+") if abs(value) >= 0.0005 else "="
-
-
-def _drift(ws: Workspace) -> list[dict[str, Any]]:
-    """Classes whose evidence does not cover a city (drive, camera), worst first."""
-    rows = [
-        {
-            "where": where,
-            "class": row["name"],
-            "status": row["status"],
-            "pixels": row["pixels"],
-            "precision": points(row.get("adjusted")),
-            "usual": points(row.get("usual")),
-        }
-        for where, classes in json_of(ws, "labels/shift.json").get("cities", {}).items()
-        for row in classes
-        if row["status"] not in ("covered", "nothing kept")
-    ]
-    return sorted(rows, key=lambda row: -int(row["pixels"]))
+def _serve(ws: Workspace) -> str:
+    """The command that shows the links of the page."""
+    file, command = policy_file(ws), ["autolabel", "serve", "labels/raw"]
+    if file is not None and file.is_file():
+        command += ["--policy", str(file.relative_to(ws.root) if file.is_relative_to(ws.root) else file)]
+    return shlex.join(command)
 
 
 def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
-    """Pictures by expected loss and at random ({name: caption}), twenty minutes of review, and where answers pay."""
+    """Fields of `Since`: pictures by expected loss and at random, twenty minutes of review, and where answers pay."""
     if used is None:
-        return {"chosen": {}, "random": {}, "queue": [], "pays": [], "alarms": []}
+        return {"alarms": []}
     policy = used[0]
     view = StoreView(ws.path("labels/raw"))
     certificate, why = CertificateFile(view).usable()
@@ -300,10 +273,11 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     # "At random", and yet the same on a re-run: drawn by the store's own digest.
     seed = statistics.manifest["digest"]
     rest = sorted((name for name, _ in ranked[_CHOSEN:]), key=lambda name: atomic.digest([seed, name]))
+    captions = {name: f"{share} %" for name, share in ranked[:_CHOSEN]}
+    captions |= dict.fromkeys(rest[:_RANDOM], "at random")
     return {
-        "chosen": {name: f"{share} %" for name, share in ranked[:_CHOSEN]},
-        "random": dict.fromkeys(rest[:_RANDOM], "at random"),
-        "queue": [
+        "thumbnails": thumbnails(ws, captions, lambda name: inspect(image=name)),
+        "queue": tuple(
             {
                 "name": row["image"],
                 "class": row["class"],
@@ -312,8 +286,8 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
             }
             for row in regions[:_QUEUE]
             if row["wrong"] >= 0.5
-        ],
-        "pays": certificate.pays(view, policy.codes()),
+        ),
+        "pays": tuple(certificate.pays(view, policy.codes())),
         "alarms": _alarms(view, policy, why),
     }
 
@@ -334,8 +308,8 @@ def _alarms(view: StoreView, policy: ThresholdPolicy, why: str) -> list[str]:
         return [*told, f"no alarm over the audits: {error.message}"]
 
 
-def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
-    """`health`: lines on disk and evidence; `warnings`: what somebody should do something about."""
+def _health(ws: Workspace, tonight: Tonight) -> tuple[tuple[str, ...], list[str]]:
+    """Lines on disk and evidence; warnings, about which somebody should do something."""
     need, gate, verdict = disk_need(ws), ws.params.evaluate.gate, tonight.verdict
     runs = len(measured_aa(ws).get("mean_iou", []))
     every = json_of(ws, "labels/final/statistics.json").get("skipped", [])
@@ -350,8 +324,8 @@ def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
         warnings.append("less than twice the disk that a night needs is free: `dvc gc --workspace`")
     if gate.seed_sd is None and runs < gate.min_aa_runs:
         warnings.append(
-            f"{runs} of {gate.min_aa_runs} A/A trainings are there: nothing can be promoted until "
-            "`autolabel models aa` has run"
+            "nothing can be promoted until `autolabel models aa` has measured how much seeds differ "
+            f"({runs} of {gate.min_aa_runs} trainings are there)"
         )
     if skipped:
         warnings.append(f"{len(skipped)} images could not be labelled, the first: {skipped[0]['name']}")
@@ -359,44 +333,4 @@ def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
         warnings.append(told_of_self_taught(labelled["self_taught"], labelled["images"]))
     if tonight.arrived.get("gone"):
         warnings.append(f"{tonight.arrived['gone']} images of the last index are gone from the folder")
-    return {"health": told, "warnings": warnings}
-
-
-# -- Prefect's artifacts -----------------------------------------------------------------------------
-
-
-def as_markdown(page: Mapping[str, Any], path: Path) -> str:
-    """The page's head as Markdown."""
-    lines = [
-        f"## {page['sentence']}",
-        f"Night of {page['began']}",
-        page["decision"],
-        *(f"- {line}" for line in page["differs"]),
-    ]
-    if page["tail"]:
-        lines.append("```\n" + "\n".join(page["tail"][-15:]) + "\n```")
-    lines += [f"- **{warning}**" for warning in page["warnings"]]
-    return "\n\n".join(line for line in [*lines, f"Whole page: `{path}`"] if line) + "\n"
-
-
-def tables(page: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, Any]]]]:
-    """Artifact key -> (description, rows of plain values); a table without rows is left out."""
-    verdict = ("name", "candidate", "incumbent", "gain", "verdict", "why")
-    trust = page.get("trust", Table([], []))
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {
-        ("funnel", "From arrived to corrected"): [
-            {k: v for k, v in row.items() if k != "images"} for row in page.get("funnel", [])
-        ],
-        ("trust", "Thresholds and precision per class"): [
-            dict(zip(trust.head, map(str, row), strict=True)) for row in trust.rows
-        ],
-        ("verdict", "Candidate against incumbent, class by class"): [
-            {k: row[k] for k in verdict} for row in page["verdict"].get("classes", [])
-        ],
-        ("cost", "Seconds of each stage that had something to do"): [
-            {"stage": stage, "seconds": s} for stage, s in page["stages"].items()
-        ],
-        ("queue", "Your twenty minutes"): page.get("queue", []),
-        ("pays", "Where the next 50 answers pay"): page.get("pays", []),
-    }
-    return {f"auto-label-{key}": (description, found) for (key, description), found in rows.items() if found}
+    return tuple(told), warnings

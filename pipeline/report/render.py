@@ -9,7 +9,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.report.meanings import meaning
+
 _FIGURE = re.compile(r"[+−-]?[\d.,]+( %)?|–|")  # cells of a column of these are aligned to the right
+
+_WIDE = 40  # letters: longer cells of text are broken into lines
 
 
 class Raw(str):
@@ -111,11 +115,11 @@ class Table:
 
     def html(self) -> Raw:
         """A `<table>` that scrolls by itself where it is too wide."""
-        lines = ["<div class='scroll'><table><thead><tr>", *(f"<th>{esc(h)}</th>" for h in self.head)]
+        lines = ["<div class='scroll'><table><thead><tr>", *(_cell("th", h) for h in self.head)]
         lines.append("</tr></thead><tbody>")
         for i, row in enumerate(self.rows):
             kind = " class='sum'" if self.last_is_sum and i == len(self.rows) - 1 else ""
-            lines += [f"<tr{kind}>", *(f"<td>{_html(c)}</td>" for c in row), "</tr>"]
+            lines += [f"<tr{kind}>", *(_cell("td", c) for c in row), "</tr>"]
         return Raw("".join([*lines, "</tbody></table></div>"]))
 
 
@@ -123,8 +127,13 @@ def _aligned(cell: str, width: int, right: bool) -> str:
     return cell.rjust(width) if right else cell.ljust(width)
 
 
-def _html(cell: object) -> Raw:
-    return cell.html() if isinstance(cell, Share | Name | Status) else esc(cell)
+def _cell(tag: str, cell: object) -> str:
+    """A cell of a table; the name of a figure has its meaning under the pointer."""
+    title = meaning(cell) if isinstance(cell, str) else ""
+    shown = cell.html() if isinstance(cell, Share | Name | Status) else esc(cell)
+    wide = isinstance(cell, str) and not isinstance(cell, Raw) and len(cell) > _WIDE
+    told = f" title='{esc(title)}'" if title else ""
+    return f"<{tag}{told}{' class=wrap' * wide}>{shown}</{tag}>"
 
 
 def swatch(colour: Sequence[int]) -> Raw:

@@ -116,7 +116,6 @@ def _class_row(name: object, measured: Mapping[str, Any], report: Mapping[str, A
         "threshold": threshold or "–",
         # Without a threshold the counts are of no pixel.
         "blocks": number(measured.get("effective_blocks") if threshold else None, 0),
-        "pieces": number(measured.get("components") if threshold else None, 0),
         "report 95 %": ends.interval if report.get("upper") is not None else "–",
         "report blocks": number(report.get("blocks"), 0),
     }
@@ -132,11 +131,9 @@ _FIGURES = (
     ("precision", "", "precision", 2),
     ("lower bound", "", "lower", 2),
     ("marginal", "", "marginal", 1),
-    ("coverage", "", "coverage", 1),
     ("void", "", "void", 1),
     ("report precision", "report ", "precision", 2),
     ("report coverage", "report ", "coverage", 1),
-    ("report void", "report ", "void", 2),
     ("labels coverage", "labels ", "coverage", 1),
 )
 

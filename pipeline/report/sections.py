@@ -4,78 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from hmsa_core.data.index import QuarantineRow
 from hmsa_core.labels import ThresholdPolicy
-from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import PROMISES
-from hmsa_core.taxonomy import ClassTable
 from pipeline.report import advice, results
 from pipeline.report.charts import curve_grid
-from pipeline.report.quality import Quality
-from pipeline.report.render import Name, Raw, Share, Status, Table, esc, number, points
+from pipeline.report.facts import Facts
+from pipeline.report.meanings import meaning
+from pipeline.report.render import Raw, Share, Table, esc, number, points
 from pipeline.report.strips import Strip
 
-_WORDS = {"pretrain": "pretraining", "teacher": "teacher", "student": "student", "control": "control"}
+_DRIFT_SHOWN = 6
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Everything that the page shows; a file that does not exist leaves its part empty."""
-
-    classes: ClassTable
-    summary: dict[str, Any]  # data/index/summary.json
-    quarantine: list[QuarantineRow]
-    metrics: dict[str, Any]
-    verdict: dict[str, Any]
-    statistics: dict[str, Any]  # of labels/final
-    policy: ThresholdPolicy | None
-    curves: Curves | None
-    diet: Table = field(default_factory=lambda: Table([], []))  # what the student learns from
-    advice: advice.Advice | None = None  # None without calibration images
-    quality: dict[str, Quality] = field(default_factory=dict)
-    baseline: float | None = None  # mean IoU of colour and position alone
-    times: list[dict[str, Any]] = field(default_factory=list)
-    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> run -> speed, waiting, memory
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stores: dict[str, dict[str, Any]] = field(default_factory=dict)  # manifests of labels/raw and labels/final
-    policy_digest: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def names(self) -> list[Name]:
-        """The classes with their colours."""
-        return [Name(name, colour) for name, colour in zip(self.classes.classes, self.classes.colours, strict=True)]
-
-
-def headline(facts: Facts) -> Raw:
-    """Verdict in a sentence and the numbers that matter."""
+def tiles(facts: Facts) -> Raw:
+    """The numbers that matter."""
     models, main = facts.metrics.get("models", {}), facts.metrics.get("main_setting", "")
-    tiles = []
+    found = []
     for name in ("teacher", "student", "control"):
         if name in models:
-            found = models[name]["settings"][main]
-            tiles.append(_tile(Share(found["value"]), f"mIoU {name}, {_ends(found)}"))
-    for other in ("control", "teacher"):
-        gain = facts.metrics.get("differences", {}).get(f"student - {other}")
-        if gain:
-            tiles.append(_tile(Share(gain["value"], sign="+"), f"points student − {other}, {_ends(gain, '+')}"))
-    kept = facts.metrics.get("kept", {})
-    if kept:
-        tiles.append(_tile(Share(kept["precision"], digits=2), "% of kept pixels right on report images"))
-        tiles.append(_tile(Share(kept["coverage"]), "% of pixels kept"))
-    if facts.baseline is not None:
-        tiles.append(_tile(Share(facts.baseline), "mIoU of colour + position alone"))
-    sentence, reasons, notes = results.verdict_lines(facts.verdict)
-    lines = [f"Why: {'; '.join(reasons)}."] if reasons else []
-    why = "".join(f"<p class='soft'>{esc(line)}</p>" for line in [*lines, *notes])
-    return Raw(f"<p class='lead'>{esc(sentence)}</p>{why}<div class='tiles'>{''.join(tiles)}</div>")
+            judged = models[name]["settings"][main]
+            found.append(_tile(Share(judged["value"]), f"mIoU of the {name}, interval {_ends(judged)}", name))
+    for other in ("teacher", "control"):
+        if gain := facts.metrics.get("differences", {}).get(f"student - {other}"):
+            text = f"points, student against {other}, interval {_ends(gain, '+')}"
+            found.append(_tile(Share(gain["value"], sign="+"), text, "difference"))
+    if kept := facts.metrics.get("kept", {}):
+        found.append(_tile(Share(kept["precision"], digits=2), "% of kept pixels right, on report images", "right"))
+        found.append(_tile(Share(kept["coverage"]), "% of pixels kept", "kept"))
+    return Raw(f"<div class='tiles'>{''.join(found)}</div>" if found else "")
 
 
-def _tile(value: Share, text: str) -> str:
-    return f"<div class='tile'><b>{esc(value)}</b><span>{esc(text)}</span></div>"
+def _tile(value: Share, text: str, name: str) -> str:
+    return f"<div class='tile' title='{esc(meaning(name))}'><b>{esc(value)}</b><span>{esc(text)}</span></div>"
 
 
 def _ends(found: Mapping[str, Any], sign: str = "") -> str:
@@ -85,12 +47,28 @@ def _ends(found: Mapping[str, Any], sign: str = "") -> str:
 def pictures(facts: Facts, drawn: Sequence[Strip]) -> Raw:
     """Rows of pictures under a legend of the classes' colours."""
     if not drawn:
-        return Raw("<p>No picture was asked for (report.pictures).</p>")
+        return Raw("<p>No picture was drawn (report.pictures).</p>")
     legend = "".join(f"<span>{name.html()}</span>" for name in facts.names)
     return Raw(
         "<p>Every so-many-th image that was labelled automatically; nobody picked them.</p>"
         f"<div class='legend'>{legend}</div><div class='pictures'>{''.join(s.html() for s in drawn)}</div>"
     )
+
+
+def gate(verdict: Mapping[str, Any]) -> Raw:
+    """The gate's words, class by class."""
+    sentence, reasons, notes = results.verdict_lines(verdict)
+    columns = ("candidate", "incumbent", "gain")
+    rows = [
+        [row["name"], *(Share(row[key], sign="+" * (key == "gain")) for key in columns), row["verdict"], row["why"]]
+        for row in verdict.get("classes", [])
+    ]
+    head = ["class", "student", "teacher", "gain", "verdict", "why"]
+    lines = [sentence, *(f"Against it: {reason}." for reason in reasons), *notes]
+    if champion := verdict.get("champion"):
+        lines.append(f"Reference (champion) {champion['name']}: {points(champion['mean_iou'])} mIoU.")
+    text = "".join(f"<p>{esc(line)}</p>" for line in lines if line)
+    return Raw(text + (Table(head, rows).html() if rows else ""))
 
 
 def evaluation(facts: Facts) -> Raw:
@@ -110,32 +88,68 @@ def evaluation(facts: Facts) -> Raw:
     )
 
 
-_MEASURED = {key: key for key in ("class", "status", "threshold", "blocks", "pieces", "precision", "lower bound")}
-_MEASURED |= {"marginal": "marginal", "coverage": "coverage", "report precision": "precision, report"}
-_MEASURED |= {"report 95 %": "its 95 %", "report coverage": "coverage, report", "report void": "on void, report"}
+_TRUST = {key: key for key in ("class", "status", "threshold", "blocks", "precision", "lower bound", "marginal")}
+_TRUST |= {"report precision": "report set", "report 95 %": "report set 95 %", "labels coverage": "coverage"}
+_TRUST |= {"change": "change", "void": "on void", "why": "why"}
 
 
-def thresholds(facts: Facts) -> Raw:
-    """What was measured on the calibration images, and what it does on the report images."""
+def trust(facts: Facts, before: Mapping[str, float] | None = None) -> Table:
+    """The thresholds in use, class by class; no rows without labels or without calibration images.
+
+    Args:
+        facts: of the workspace.
+        before: coverage of each class last night; None = no column for the change.
+    """
+    if facts.used is None or not facts.used[1]:
+        return Table([], [])
+    policy, figures = facts.used
+    measured = {e.name: {"status": e.status, "threshold": e.threshold, **figures[e.name]} for e in policy.entries}
+    labels = {row["name"]: row for row in facts.statistics.get("classes", [])}
+    report = {name: row["kept"] for name, row in facts.per_class.items()}
+    rows = results.class_rows(facts.names, measured=measured, report=report, labels=labels)
+    for row, entry in zip(rows, policy.entries, strict=True):
+        row["why"] = str(entry.evidence.get("reason", ""))
+        coverage, old = labels.get(str(row["class"]), {}).get("coverage"), (before or {}).get(str(row["class"]))
+        row["change"] = "" if old is None or coverage is None else _change(coverage - old)
+    return results.class_table(rows, {k: v for k, v in _TRUST.items() if before is not None or k != "change"})
+
+
+def _change(value: float) -> str:
+    return points(value, sign="+") if abs(value) >= 0.0005 else "="
+
+
+def thresholds(facts: Facts, before: Mapping[str, float] | None) -> Raw:
+    """The thresholds in use, what they rest on, and where the evidence does not cover a class."""
     policy, kept = facts.policy, facts.metrics.get("kept", {})
     if policy is None or facts.curves is None:
         return Raw("<p>No calibration images: the threshold was given, not measured.</p>")
-    target = float(policy.evidence["target"])
-    measured = {e.name: {"status": e.status, "threshold": e.threshold, **e.evidence} for e in policy.entries}
-    rows = results.class_rows(facts.names, measured=measured, report=kept.get("classes"))
-    used, other = facts.settings["pseudo_label"]["threshold"], ""
-    if used != "policy":
-        other = (
-            f"<p><b>The labels of this run were not made with this policy but with <code>{esc(used)}</code></b> "
-            "(pseudo_label.threshold): the columns about the report images, on the right, describe that one.</p>"
-        )
+    target, table = float(policy.evidence["target"]), trust(facts, before)
+    used = esc(facts.settings["pseudo_label"]["threshold"])
+    shown = table.html() if table.rows else "<p>No labels that fit the thresholds are there yet.</p>"
     return Raw(
-        f"{other}<p>Each class keeps pixels from the confidence on {_chosen(policy, target)}{_where(kept)}. "
-        f"{_promises(policy)} Blocks and pieces are those of the kept pixels; the columns on the right are the check "
-        f"on report images.</p>{results.class_table(rows, _MEASURED).html()}<h3>Why each class has its status</h3>"
-        f"{_why(facts.names, policy)}<h3>Precision (up) over coverage (right) on the calibration images; "
-        f"dashed: the target</h3>{curve_grid(facts.curves, policy, target)}{_beside(kept)}{_sampled(kept)}"
+        f"<p>Thresholds in use (<code>{used}</code>, pseudo_label.threshold){_where(kept)}. Blocks are those of the "
+        f"kept pixels on calibration images; the report set is the check on images that chose nothing.</p>{shown}"
+        f"{_drift(facts)}<h3>What calibration measured</h3><p>Each class keeps pixels from the confidence "
+        f"on {_chosen(policy, target)}. {_promises(policy)}</p><h3>Precision (up) over "
+        "coverage (right) on the calibration images; dashed: the target</h3>"
+        f"{curve_grid(facts.curves, policy, target)}"
     )
+
+
+def _drift(facts: Facts) -> str:
+    """Classes whose evidence does not cover a city (drive, camera), those with most pixels first."""
+    rows = [
+        [where, row["name"], row["status"], points(row.get("adjusted")), points(row.get("usual")), row["pixels"]]
+        for where, classes in facts.shift.get("cities", {}).items()
+        for row in classes
+        if row["status"] not in ("covered", "nothing kept")
+    ]
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: -int(row[-1]))
+    shown = Table(["where", "class", "status", "expected", "usual"], [row[:-1] for row in rows[:_DRIFT_SHOWN]])
+    more = f"<p class='soft'>and {len(rows) - _DRIFT_SHOWN} more, in labels/shift.json</p>"
+    return f"<h3>Drift: where the evidence does not cover a class</h3>{shown.html()}{more * (len(rows) > _DRIFT_SHOWN)}"
 
 
 def _promises(policy: ThresholdPolicy) -> str:
@@ -157,52 +171,12 @@ def _chosen(policy: ThresholdPolicy, target: float) -> str:
     )
 
 
-def _why(names: Sequence[Name], policy: ThresholdPolicy) -> str:
-    lines = [
-        f"<tr><td>{name.html()}</td><td class='left'>{Status(entry.status).html()}</td>"
-        f"<td class='wrap'>{esc(entry.evidence.get('reason', '') or 'the bound reaches the target')}</td></tr>"
-        for name, entry in zip(names, policy.entries, strict=True)
-    ]
-    return f"<details><summary>{len(lines)} classes</summary><table>{''.join(lines)}</table></details>"
-
-
 def _where(kept: Mapping[str, Any]) -> str:
     if not results.region(kept):
         return ""
     return (
         " (counted outside of human polygons, where merged labels take the teacher's word; of all kept pixels "
         f"{points(kept['all_pixels']['precision'], 2)} % are right)"
-    )
-
-
-def _beside(kept: Mapping[str, Any]) -> str:
-    kept = kept.get("all_pixels", kept)
-    shown = results.beside(kept) if kept else None
-    if shown is None:
-        return ""
-    return (
-        "<h3>One threshold for all classes instead, on the report images</h3><p>Classes with a measured or estimated "
-        f"threshold: {esc(', '.join(kept['beside']['classes']))}. The global rival was chosen on these very images, "
-        f"the policy was not.</p>{shown.html()}"
-    )
-
-
-def _sampled(kept: Mapping[str, Any]) -> str:
-    found = kept.get("sampled", {})
-    if not found.get("crops"):
-        return ""
-    columns = ("plain_share", "share", "plain_precision", "precision")
-    rows = [
-        [name, row["crops"], *(Share(row[key], digits=2) for key in columns)]
-        for name, row in found["classes"].items()
-        if row["plain_share"]
-    ]
-    head = ["class", "crops drawn for it", "share of kept pixels %", "... in crops", "precision %", "... in crops"]
-    rows.append(["all", found["crops"], "", "", *(Share(found[key], digits=2) for key in columns[2:])])
-    return (
-        "<h3>What class-uniform sampling makes of it, on the report images</h3><p>Kept pixels as the student's sampler "
-        "would show them: a rare class is drawn far more often than it occurs, where the teacher says that it is.</p>"
-        + Table(head, rows, last_is_sum=True).html()
     )
 
 
@@ -223,23 +197,12 @@ def data(facts: Facts) -> Raw:
         for root, p in sets.items()
     ]
     near = [f"{kind}: {n}" for part in sets.values() for kind, n in part.get("near_duplicates", {}).items()]
-    bad = [
-        [row.root, row.path, row.reason, Raw(f"<span class='wrap'>{esc(row.detail)}</span>")]
-        for row in facts.quarantine
-    ]
+    bad = [[row.root, row.path, row.reason, row.detail] for row in facts.quarantine]
     quarantine = Table(["set", "file", "reason", "detail"], bad).html() if bad else "<p>No file was refused.</p>"
-    labels = ""
-    if made := facts.statistics:
-        found = results.class_rows(facts.names, labels={row["name"]: row for row in made["classes"]})
-        labels = (
-            f"<h3>Training labels of {made['images']} auto-labelled images: {points(made['labelled_share'])} % of "
-            f"{made['pixels']:,} pixels carry one</h3>{results.class_table(found, _LABELS).html()}"
-        )
-        labels += _diet(facts)
     return Raw(
         Table(["set", "layout", "images", "roles", "splits", "blocks", "refused"], rows).html()
         + f"<p class='soft'>Near-duplicate pairs by roles: {esc('; '.join(near) or 'none')}.</p>"
-        + f"<h3>Quarantine: {len(bad)} files, and why</h3>{quarantine}{labels}"
+        + f"<h3>Quarantine: {len(bad)} files, and why</h3>{quarantine}"
     )
 
 
@@ -251,13 +214,18 @@ def to_label(facts: Facts) -> Raw:
     return Raw(sentences + advice.table(facts.advice).html())
 
 
-def _diet(facts: Facts) -> str:
-    """Both policies, and of what each source of labels consists."""
-    used = esc(facts.settings["pseudo_label"]["threshold"])
-    return (
-        "<h3>What the student learns from</h3><p>Thresholds of both policies (these labels were made with "
-        f"<code>{used}</code>), and the share of each class in the labelled pixels of a source. Crops show rare "
-        f"classes more often than that (student_train.sampling).</p>{facts.diet.html()}"
+def labels(facts: Facts) -> Raw:
+    """Thresholds of both policies, of what each source of labels consists, and the pixels of the training labels."""
+    made, used = facts.statistics, esc(facts.settings["pseudo_label"]["threshold"])
+    if not made:
+        return Raw("<p>No training labels were made.</p>")
+    rows = results.class_rows(facts.names, labels={row["name"]: row for row in made["classes"]})
+    return Raw(
+        f"<p>Thresholds of both policies (these labels were made with <code>{used}</code>), and the share of each "
+        "class in a source of labels. Crops show rare classes more often than that (student_train.sampling).</p>"
+        f"{facts.diet.html()}<h3>Training labels of {made['images']} auto-labelled images: "
+        f"{points(made['labelled_share'])} % of {made['pixels']:,} pixels carry one</h3>"
+        f"{results.class_table(rows, _LABELS).html()}"
     )
 
 
@@ -290,10 +258,10 @@ def lineage(facts: Facts) -> Raw:
         count = len(images) if isinstance(images, dict | list) else line.get("num_images", images)
         parents = ", ".join(str(p)[:12] for p in line.get("parents", [])) or "none"
         shape = [meta.get("kind", ""), meta.get("trunk", ""), "–" if count is None else count]
-        rows.append([_WORDS[name], str(meta.get("weights_sha256", ""))[:16], parents, *shape])
+        rows.append(
+            ["pretraining" if name == "pretrain" else name, str(meta.get("weights_sha256", ""))[:16], parents, *shape]
+        )
     made = [_store(f"labels/{name}", manifest) for name, manifest in facts.stores.items()]
-    if facts.policy_digest:
-        made.append(["calibration/policy.json", facts.policy_digest[:16], "", "", "", ""])
     head = ["file", "digest (SHA-256)", "teacher's weights", "inference", "policy", "images"]
     return Raw(
         Table(["model", "weights (SHA-256)", "parents", "kind", "trunk", "images learned from"], rows).html()
@@ -317,5 +285,4 @@ def _store(name: str, manifest: Mapping[str, Any]) -> list[object]:
 
 def settings(facts: Facts) -> Raw:
     """All parameters."""
-    text = json.dumps(facts.settings, indent=1, sort_keys=True)
-    return Raw(f"<details><summary>params.yaml as it was read</summary><pre>{esc(text)}</pre></details>")
+    return Raw(f"<pre>{esc(json.dumps(facts.settings, indent=1, sort_keys=True))}</pre>")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,17 @@ from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.teachers.sources import only_checkpoint
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import HmsaError, NoSpaceError
+from hmsa_core.io.errors import DecodeError, HmsaError, NoSpaceError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.io.remote import fetched
 from hmsa_core.labels import ConfidenceCode, LabelStore
+from hmsa_core.taxonomy import IGNORE
 from pipeline.jobs.support import labelling_teacher, weights_of
 from pipeline.report.render import Raw, data_uri, esc
 from pipeline.workspace.workspace import Workspace
 
 UInt8 = NDArray[np.uint8]
-_WIDTH = 400  # pixels of a picture on the page
+_WIDTH, _SMALL = 400, 200  # pixels of a picture on the page
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,42 @@ def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
     return folder
 
 
-def _uri(picture: UInt8, resample: Image.Resampling, kind: str = "PNG") -> str:
-    """A picture of the page's width as a data address; enlarged without smoothing, so that a pixel stays a pixel."""
+def thumbnails(ws: Workspace, captions: Mapping[str, str], link: Callable[[str], str]) -> Raw:
+    """Small pictures with their training labels, dark where a pixel is ignored; each is a link.
+
+    An image that is gone or damaged is left out: `prepare` names it the next time.
+
+    Args:
+        ws: the workspace.
+        captions: {name of an image: its caption}.
+        link: address of an image.
+    """
+    final, index = ws.path("labels/final"), ws.path("data/index/target.parquet")
+    for path, missing in ((final / "manifest.json", "no training labels were made"), (index, "no images were indexed")):
+        if not path.exists():
+            return Raw(f"<p class='soft'>{missing}</p>")
+    known, store = Index.load(index), LabelStore.open(final)
+    samples, palette = {s.name: s for s in known.select(names=list(captions))}, known.classes.palette()
+    cells = []
+    for name in (name for name in captions if name in samples and name in store):
+        try:
+            image = read_image(ws.roots[known.root] / samples[name].image)
+        except (DecodeError, FileNotFoundError):
+            continue
+        size = (_SMALL, max(1, round(_SMALL * image.shape[0] / image.shape[1])))
+        small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+        ids = np.asarray(Image.fromarray(store.read(name)[0]).resize(size, Image.Resampling.NEAREST))
+        mixed = 0.45 * small + np.where((ids != IGNORE)[..., None], 0.55 * palette[ids], 0.0)
+        picture = _uri(mixed.astype(np.uint8), Image.Resampling.BOX, "JPEG", _SMALL)
+        cells.append(f"<a href='{esc(link(name))}' title='{esc(name)}'><img src='{picture}' alt='{esc(name)}'>")
+        cells.append(f"{esc(captions[name])}</a>")
+    return Raw(f"<div class='thumbs'>{''.join(cells)}</div>" if cells else "<p class='soft'>nothing was labelled</p>")
+
+
+def _uri(picture: UInt8, resample: Image.Resampling, kind: str = "PNG", width: int = _WIDTH) -> str:
+    """A picture of this width as a data address; enlarged without smoothing, so that a pixel stays a pixel."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
-    height = max(1, round(image.height * _WIDTH / image.width))
-    image = image.resize((_WIDTH, height), Image.Resampling.NEAREST if image.width < _WIDTH else resample)
+    height = max(1, round(image.height * width / image.width))
+    image = image.resize((width, height), Image.Resampling.NEAREST if image.width < width else resample)
     image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
     return data_uri(buffer.getvalue(), f"image/{kind.lower()}")

@@ -1,4 +1,4 @@
-"""The morning page of a finished workspace: every number is the metric files', and it fits on one screen."""
+"""A night's page of a finished workspace: every number is the metric files', and it is the report with a section more."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, Thresh
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.jobs.measure import chosen_policy, judged_curves, kept_figures
-from pipeline.night import morning, morning_page
+from pipeline.night import morning
 from pipeline.night.discover import discover
 from pipeline.night.figures import expected_loss
 from pipeline.night.gatekeeper import apply_verdict
 from pipeline.night.morning import Tonight
 from pipeline.night.parameters import parameters_of_night
+from pipeline.report.facts import collect
 from pipeline.report.render import number, points
+from pipeline.report.sections import trust
+from pipeline.report.since import Since, artifacts, as_markdown
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.chromium import chromium
@@ -28,21 +31,21 @@ from tests.support.chromium import chromium
 pytestmark = pytest.mark.chain
 
 
-def _night(folder: Path, **known: Any) -> tuple[Workspace, dict[str, Any], str]:
+def _night(folder: Path, **known: Any) -> tuple[Workspace, Since, str]:
     ws = Workspace(folder)
-    page = morning.collect(ws, Tonight(discover(ws), apply_verdict(ws, promote=False), **known))
-    return ws, page, morning_page.write(ws, page).read_text()
+    since, _ = morning.publish(ws, Tonight(discover(ws), apply_verdict(ws, promote=False), **known))
+    return ws, since, ws.path(morning.PAGE).read_text()
 
 
-def _trust(page: dict[str, Any]) -> list[dict[str, str]]:
-    return morning.tables(page)["auto-label-trust"][1]
+def _trust(ws: Workspace, since: Since) -> list[dict[str, str]]:
+    return artifacts(since, trust(collect(ws), since.coverage))["auto-label-trust"][1]
 
 
 def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
     ws, page, _ = _night(workspace, seconds={"auto-infer": 7.7, "prepare": 2.0})
     statistics = atomic.read_json(ws.path("labels/final/statistics.json"))
     summary = atomic.read_json(ws.path("data/index/summary.json"))["target"]
-    funnel = {row["step"]: row["in all"] for row in page["funnel"]}
+    funnel = {row["step"]: row["in all"] for row in page.funnel}
     assert funnel["labelled by the teacher"] == len(LabelStore.open(ws.path("labels/raw")).names()) == 14
     assert funnel["pixels kept, %"] == round(100 * statistics["labelled_share"], 2)
     assert funnel["pixels against a human's label"] == sum(row["pixels"] for row in statistics["conflicts"])
@@ -52,7 +55,7 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
     assert (funnel["copies of known images"], funnel["quarantined"]) == (1, 4)
     policy = {e.name: e for e in ThresholdPolicy.load(ws.path("calibration/policy.json")).entries}
     report = atomic.read_json(ws.path("evaluation/per_class.json"))
-    for row, kept in zip(_trust(page), statistics["classes"], strict=True):
+    for row, kept in zip(_trust(ws, page), statistics["classes"], strict=True):
         name = row["class"]
         assert row["coverage"] == f"{100 * kept['coverage']:.1f}"
         assert row["threshold"] == (kept["threshold"] or "–")
@@ -61,42 +64,43 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
         assert row["precision"] == points(evidence["precision"], 2)
         assert row["on void"] == points(evidence["void"])
         assert row["report set"] == points(report[name]["kept"]["precision"], 2)
-    assert page["cost"]["hours"] == pytest.approx((2 * 7.7 + 2.0) / 3600, abs=1e-4), "two ranks infer, one prepares"
+    assert page.cost["hours"] == pytest.approx((2 * 7.7 + 2.0) / 3600, abs=1e-4), "two ranks infer, one prepares"
     means = atomic.read_json(ws.path("metrics/evaluate.json"))["mean_iou"]
-    assert page["verdict"]["gain"]["candidate"] == pytest.approx(means["student"]["multi"])
-    assert page["verdict"]["gain"]["incumbent"] == pytest.approx(means["teacher"]["multi"])
-    learned = {str(row[0]): row for row in page["diet"].rows}
+    assert page.verdict["gain"]["candidate"] == pytest.approx(means["student"]["multi"])
+    assert page.verdict["gain"]["incumbent"] == pytest.approx(means["teacher"]["multi"])
+    learned = {str(row[0]): row for row in collect(ws).diet.rows}
     teacher = {row["name"]: row["from_teacher"] for row in statistics["classes"]}
     road = teacher["road"] / sum(teacher.values())
     assert str(learned["road"][5]) == f"{100 * road:.2f}"
     assert learned["pixels"][5] == f"{sum(teacher.values()):,}"
-    wrong = [row["wrong"] for row in page["queue"]]
+    wrong = [row["wrong"] for row in page.queue]
     assert wrong
     assert wrong == sorted(wrong, reverse=True)
-    assert page["pays"]
+    assert page.pays
 
 
 def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path) -> None:
     ws, measured, _ = _night(workspace)
+    usual_trust = [row["precision"] for row in _trust(ws, measured)]
     with parameters_of_night(workspace, {"pseudo_label.threshold": 0.99}):
         ws, page, _ = _night(workspace)
         store = LabelStore.open(ws.path("labels/raw"))
         curves = Curves.load(judged_curves(ws, "calibration"))
         expected = kept_figures(curves, chosen_policy(ws, store), ws.params.calibrate)["classes"]
-        for row in _trust(page):
+        for row in _trust(ws, page):
             assert row["precision"] == points(expected[row["class"]]["precision"], 2)
-    assert [r["precision"] for r in _trust(page)] != [r["precision"] for r in _trust(measured)]
+        assert [row["precision"] for row in _trust(ws, page)] != usual_trust
     # A region counts with half a wrong pixel or more; at 0.99 fewer are expected to be wrong.
-    strict, usual = (sum(row["wrong"] for row in p["queue"]) for p in (page, measured))
+    strict, usual = (sum(row["wrong"] for row in p.queue) for p in (page, measured))
     assert strict < usual
 
 
 def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(workspace: Path) -> None:
     _, first, _ = _night(workspace)
-    assert first["differs"] == ["this is the first night"]
-    _, second, _ = _night(workspace)
-    assert "nothing differs" in second["differs"][0]
-    assert {row["change"] for row in _trust(second)} == {"="}
+    assert first.differs == ("this is the first night",)
+    ws, second, _ = _night(workspace)
+    assert "nothing differs" in second.differs[0]
+    assert {row["change"] for row in _trust(ws, second)} == {"="}
     set_params(workspace, {"student_train.epochs": 3})
     statistics = workspace / "labels/final/statistics.json"
     changed = json.loads(statistics.read_text())
@@ -104,42 +108,42 @@ def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(work
     atomic.write_json(statistics, changed)
     review = ReviewFile(workspace / "labels/raw")
     review.add(LabelStore.open(workspace / "labels/raw").names()[0], "flag", reviewer="ann")
-    _, third, html = _night(workspace, overrides={"student_train.epochs": 3})
-    assert "student_train.epochs: 2 → 3" in third["differs"]
-    assert "for this run only: student_train.epochs = 3" in third["differs"]
-    assert _trust(third)[0]["change"] == "+10.0"
-    corrected = third["funnel"][-1]
+    ws, third, html = _night(workspace, overrides={"student_train.epochs": 3})
+    assert "student_train.epochs: 2 → 3" in third.differs
+    assert "for this run only: student_train.epochs = 3" in third.differs
+    assert _trust(ws, third)[0]["change"] == "+10.0"
+    corrected = third.funnel[-1]
     assert (corrected["tonight"], corrected["in all"], len(corrected["images"])) == (1, 1, 1)
     assert "dvc exp run -S student_train.epochs=3" in html
-    assert len(third["lines"]) == 3
+    assert len(third.nights) == 3
 
 
 def test_a_failed_night_has_a_page_that_says_why_and_shows_the_last_lines(workspace: Path) -> None:
     ws = Workspace(workspace)
     why = "auto-infer was killed by signal 9: no memory <b>"
-    page = morning.collect(ws, Tonight(discover(ws), {}, {}, {}, why, ("one line", "last line")))
-    html = morning_page.write(ws, page).read_text()
-    assert page["kind"] == "failed"
+    page, _ = morning.publish(ws, Tonight(discover(ws), {}, {}, {}, why, ("one line", "last line")))
+    html = ws.path(morning.PAGE).read_text()
+    assert page.kind == "failed"
     assert "The night ended early: auto-infer was killed by signal 9: no memory &lt;b&gt;" in html
     assert "last line" in html
-    assert "last line" in morning.as_markdown(page, Path("x"))
+    assert "last line" in as_markdown(page, "x")
 
 
 def test_a_night_that_ended_without_training_labels_has_a_page_and_keeps_the_counts_of_before(workspace: Path) -> None:
     _night(workspace)
-    before = _night(workspace)[1]["lines"][-1]["counts"]
+    before = _night(workspace)[1].nights[-1]["counts"]
     (workspace / "labels/final").rename(workspace / "labels/gone")  # as DVC does before it runs the stage
     try:
         for failed in ("pseudo-label was killed by signal 9", ""):
             ws = Workspace(workspace)
             tonight = Tonight(discover(ws), failed=failed, arguments={"promote": False, "stages": ["calibrate"]})
-            page = morning.collect(ws, tonight)
-            html = morning_page.write(ws, page).read_text()
+            page, _ = morning.publish(ws, tonight)
+            html = ws.path(morning.PAGE).read_text()
             assert "no training labels were made" in html
             assert "-p promote=false -p &#x27;stages=[&quot;calibrate&quot;]&#x27;" in html
             if failed:
-                assert page["lines"][-1]["counts"] == before
-                assert {row["tonight"] for row in page["funnel"] if row["step"].startswith("pixels")} == {0}
+                assert page.nights[-1]["counts"] == before
+                assert {row["tonight"] for row in page.funnel if row["step"].startswith("pixels")} == {0}
     finally:
         (workspace / "labels/gone").rename(workspace / "labels/final")
 
@@ -167,39 +171,33 @@ def test_expected_loss_is_the_calibration_tables_share_of_wrong_kept_pixels(work
 
 
 @pytest.mark.browser
-def test_the_page_fits_on_one_screen_with_every_part_and_loads_nothing(workspace: Path) -> None:
+def test_the_page_is_the_report_with_a_section_more_and_loads_nothing(workspace: Path) -> None:
     for _ in range(3):
         ws, _, html = _night(workspace, seconds={"prepare": 3.0, "auto-infer": 8.0, "student-train": 20.0})
     assert "src='http" not in html
     with chromium(1500, 940) as browser:
+        browser.get(ws.path("report/index.html").as_uri())
+        report = [h.text for h in browser.find_elements("css selector", "h2")]
         browser.get(ws.path(morning.PAGE).as_uri())
-        size = browser.execute_script(
-            "return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
-        )
-        assert size[0] <= 1500
-        assert size[1] <= 940
-        cut = browser.execute_script(
-            "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
-        )
-        assert cut == 0, "a table is wider than its box"
         titles = [h.text for h in browser.find_elements("css selector", "h2")]
+        assert titles == ["Since last night", *(title for title in report if title != "What the labels look like")]
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 1500
+        top = browser.execute_script("return document.querySelector('section').getBoundingClientRect().top")
+        assert top < 500, "the section is on the first screen"
+        shown = [h.text for h in browser.find_elements("css selector", ".cards h3")]
         for part in (
-            "What differs",
-            "From arrived",
+            "What differs from last night",
+            "From arrived to corrected",
+            "Your twenty minutes",
+            "The last 30 nights",
             "Cost",
             "Health",
             "What to type",
-            "Trust",
-            "What the student learns from",
-            "Drift",
-            "Pictures",
-            "Your twenty minutes",
-            "The last 30 nights",
         ):
-            assert any(title.startswith(part) for title in titles), part
+            assert part in shown
         assert browser.execute_script("return [...document.images].every(i => i.naturalWidth > 0)")
         assert len(browser.find_elements("css selector", ".thumbs img")) == 14
-        listed = browser.find_elements("css selector", "details")[1]
+        listed = browser.find_elements("css selector", ".cards details")[1]
         assert not listed.find_element("css selector", "li").is_displayed()
         listed.find_element("css selector", "summary").click()
         link = listed.find_element("css selector", "a")

@@ -29,7 +29,8 @@ from pipeline.cli import stage as stage_cli
 from pipeline.jobs import support
 from pipeline.jobs.measure import chosen_policy
 from pipeline.jobs.support import infer_store
-from pipeline.report.build import gather, render
+from pipeline.report.build import render
+from pipeline.report.facts import collect
 from pipeline.report.results import over, summary_text
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, teacher_pretrain
 from pipeline.stages.time_left import megapixels, seconds_left
@@ -306,7 +307,7 @@ def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_ne
     assert verdict["promote"] is False
     assert verdict["candidate_weights_sha256"] == "b" * 64
     assert "unverified" in summary_text(ws)
-    assert "unverified" in render(gather(ws), [], title="", profile="")
+    assert "unverified" in render(collect(ws), [], title="")
     assert "unverified" in "".join(table.text() for table in over({"mine": ws}))
 
 

@@ -46,7 +46,7 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(nightly, "get_run_logger", lambda: logging.getLogger("night"))
     monkeypatch.setattr(nightly, "_run_id", lambda: None)
     monkeypatch.setattr(nightly, "reap", lambda *_, **__: [])
-    monkeypatch.setattr(nightly, "publish_task", nightly.write_page)
+    monkeypatch.setattr(nightly, "publish_task", nightly.morning.publish)
     monkeypatch.setattr(nightly, "dvc_unchanged", lambda _root: pytest.fail("the night has begun"))
     return Workspace(tmp_path)
 
@@ -79,6 +79,7 @@ def test_a_night_whose_prepare_failed_has_a_page_and_keeps_the_images_of_the_nig
     page, (night,) = _fails(ws, ConfigError, stages=["auto-infr"])
     assert "The night ended early" in page
     assert "no images were indexed" in page
+    assert "The gate, class by class" not in page, "the report needs an index"
     assert (night["counts"]["arrived"], night["night"]["data"], night["night"]["roles"]) == (3, "d", {"learn": 4})
 
 
@@ -103,7 +104,7 @@ def test_a_night_that_cannot_begin_leaves_no_page_of_yesterday_unless_another_ni
     assert (page != "yesterday's") is has_page
     if has_page:
         assert "(autolabel models aa)" in page
-        assert re.search(rf"Night of {datetime.now(UTC):%Y-%m-%d} \d\d:\d\d UTC", page)
+        assert re.search(rf"night of {datetime.now(UTC):%Y-%m-%d} \d\d:\d\d UTC", page)
 
 
 @pytest.mark.parametrize("given", [{}, {"threshold": 0.85}])
@@ -116,7 +117,7 @@ def test_a_params_file_that_cannot_be_read_has_a_page_without_what_needs_it(
     page, (night,) = _fails(ws, ConfigError, **given)
     assert "params.yaml:" in page
     assert "autolabel doctor" in page
-    assert "Trust" not in page, "nothing is said about what was not read"
+    assert "how far to trust" not in page, "nothing is said about what was not read"
     assert night["kind"] == "failed"
     assert night["counts"] == YESTERDAY["counts"], "the next night is compared with the last that is known"
     assert night["night"] | YESTERDAY["night"] == night["night"]  # type: ignore[operator]

@@ -41,7 +41,7 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 def test_a_night_is_a_run_with_its_figures_its_policy_and_its_page(ws: Workspace, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    assert track_night(ws, {"lines": [{"gain": 9.0}, LINE]}, tmp_path / "morning.html") == ""
+    assert track_night(ws, LINE, tmp_path / "morning.html") == ""
     client = MlflowClient((tmp_path / "work/mlruns").as_uri())
     experiment = client.get_experiment_by_name("auto-label")
     assert experiment is not None
@@ -60,12 +60,12 @@ def test_a_server_that_is_not_there_is_a_warning_of_one_line(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    told = track_night(ws, {"lines": [LINE]}, tmp_path / "morning.html")
+    told = track_night(ws, LINE, tmp_path / "morning.html")
     assert told.startswith("the night is not in MLflow: MLflow at http://127.0.0.1:9: ")
     assert "\n" not in told
 
 
 def test_nobody_who_did_not_ask_gets_a_run(ws: Workspace, tmp_path: Path) -> None:
     shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
-    assert track_night(Workspace(tmp_path), {"lines": [LINE]}, tmp_path / "morning.html") == ""
+    assert track_night(Workspace(tmp_path), LINE, tmp_path / "morning.html") == ""
     assert not (tmp_path / "work").exists()

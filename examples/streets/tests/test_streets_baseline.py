@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from examples.streets import default_spec, generate
+from examples.streets.baseline import colour_position_baseline
 from examples.streets.kinds import cityscapes
-from pipeline.report.baseline import colour_position_baseline
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,93 @@
+"""What the stages wrote, collected once for the page of results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hmsa_core.data.index import Index, QuarantineRow, read_quarantine
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import HmsaError
+from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.taxonomy import ClassTable
+from pipeline.jobs.measure import judged_curves, used_policy
+from pipeline.jobs.support import speed_file
+from pipeline.report.advice import Advice, advise
+from pipeline.report.quality import Quality, read_quality
+from pipeline.report.render import Name, Table
+from pipeline.report.results import diet, json_of
+from pipeline.workspace.table import STAGES
+from pipeline.workspace.workspace import Workspace
+
+_MODELS = ("pretrain", "teacher", "student", "control")
+Used = tuple[ThresholdPolicy, dict[str, dict[str, Any]]]  # the policy in use, and its figures by class
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that the page shows; a file that does not exist leaves its part empty."""
+
+    classes: ClassTable
+    summary: dict[str, Any]  # data/index/summary.json
+    quarantine: list[QuarantineRow]
+    metrics: dict[str, Any]
+    per_class: dict[str, Any]
+    verdict: dict[str, Any]
+    statistics: dict[str, Any]  # of labels/final
+    shift: dict[str, Any]  # labels/shift.json
+    used: Used | None
+    policy: ThresholdPolicy | None  # that `calibrate` measured
+    curves: Curves | None
+    diet: Table  # the labels that the student learns from
+    advice: Advice | None  # None without calibration images
+    quality: dict[str, Quality]
+    times: list[dict[str, Any]]
+    trainings: dict[str, dict[str, Any]]  # stage -> run -> speed, waiting, memory
+    models: dict[str, dict[str, Any]]
+    stores: dict[str, dict[str, Any]]  # manifests of labels/raw and labels/final
+    settings: dict[str, Any]
+
+    @property
+    def names(self) -> list[Name]:
+        """The classes with their colours."""
+        return [Name(name, colour) for name, colour in zip(self.classes.classes, self.classes.colours, strict=True)]
+
+
+def collect(ws: Workspace) -> Facts:
+    """Read what the stages before `report` wrote."""
+    policy, curves = ws.path("calibration/policy.json"), judged_curves(ws, "calibration")
+    index = Index.load(ws.path("data/index/target.parquet"))
+    metrics = json_of(ws, "evaluation/metrics.json")
+    return Facts(
+        classes=index.classes,
+        summary=json_of(ws, "data/index/summary.json"),
+        quarantine=read_quarantine(ws.path("data/index/quarantine.parquet")),
+        metrics=metrics,
+        per_class=json_of(ws, "evaluation/per_class.json"),
+        verdict=json_of(ws, "evaluation/verdict.json"),
+        statistics=json_of(ws, "labels/final/statistics.json"),
+        shift=json_of(ws, "labels/shift.json"),
+        used=policy_in_use(ws),
+        policy=ThresholdPolicy.load(policy) if policy.exists() else None,
+        curves=Curves.load(curves) if curves.exists() else None,
+        diet=diet(ws, index.classes.colours),
+        advice=advise(ws) if curves.exists() else None,
+        quality=read_quality(ws.path("evaluation"), index.classes, metrics.get("main_setting", "")),
+        # Without the report's own time: a page that is made again has to be the same page.
+        times=[t for s in STAGES if s != "report" and (t := json_of(ws, f"work/times/{s}.json"))],
+        trainings={s: t for s in STAGES if (p := speed_file(ws, s)).exists() and (t := atomic.read_json(p))},
+        models={m: j for m in _MODELS if (j := json_of(ws, f"models/{m}/model.json"))},
+        stores={s: j for s in ("raw", "final") if (j := json_of(ws, f"labels/{s}/manifest.json"))},
+        settings=ws.params.model_dump(mode="json"),
+    )
+
+
+def policy_in_use(ws: Workspace) -> Used | None:
+    """Policy in use and its figures; None where there are no labels, or none that it fits."""
+    if not ws.path("labels/raw/manifest.json").exists():
+        return None
+    try:
+        return used_policy(ws, LabelStore.open(ws.path("labels/raw")))
+    except HmsaError:  # a night that failed half-way: labels of one teacher, a policy of another
+        return None

@@ -1,0 +1,78 @@
+"""The result of a workspace in sentences that a person would say; the gate's own words stand in the details."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.report.render import points
+
+
+def sentences(metrics: Mapping[str, Any], *, spread_is_measured: bool) -> list[str]:
+    """Whether the student is better than the teacher, and whether the auto-labels did it.
+
+    Args:
+        metrics: evaluation/metrics.json; {} before `evaluate`.
+        spread_is_measured: whether `autolabel models aa` has run.
+    """
+    if "unverified" in metrics or not metrics.get("models"):
+        return [f"No student was judged: {metrics.get('unverified', 'the stage evaluate has not run')}."]
+    differences = metrics["differences"]
+    rival = "incumbent" if "student - incumbent" in differences else "teacher"
+    found = [_against_teacher(metrics, rival)]
+    if "student - control" in differences:
+        found.append(_against_control(metrics))
+    else:
+        found.append("No control was trained, so how much of it the auto-labels bring is not known.")
+    low = differences[f"student - {rival}"]["low"]
+    if low is not None and low > 0 and not spread_is_measured:
+        found.append(
+            "One training does not show how much seeds differ; `autolabel models aa` measures it, "
+            "then nights may promote."
+        )
+    return found
+
+
+def _against_teacher(metrics: Mapping[str, Any], rival: str) -> str:
+    gain = metrics["differences"][f"student - {rival}"]
+    shown = f"{_mean(metrics, 'student')} against {_mean(metrics, rival)} mIoU ({_change(gain)})"
+    if gain["low"] is None:
+        return f"The student has {shown}; one block of report images gives no interval."
+    if gain["low"] > 0:
+        return f"The student is better: {shown}."
+    if gain["high"] < 0:
+        return f"The student is worse: {shown}."
+    return f"The student is not shown to be better than the teacher: {shown}."
+
+
+def _against_control(metrics: Mapping[str, Any]) -> str:
+    gain = metrics["differences"]["student - control"]
+    shown = f"the same training without them reaches {_mean(metrics, 'control')} ({_change(gain)})"
+    if gain["low"] is not None and gain["low"] > 0:
+        return f"The auto-labels helped: {shown}."
+    if gain["low"] is not None and gain["high"] < 0:
+        return f"The auto-labels did harm: {shown}."
+    return f"The auto-labels are not shown to help: {shown}."
+
+
+def _mean(metrics: Mapping[str, Any], model: str) -> str:
+    return points(metrics["models"][model]["settings"][metrics["main_setting"]]["value"])
+
+
+def _change(gain: Mapping[str, Any]) -> str:
+    ends = "" if gain["low"] is None else f", interval {points(gain['low'])} to {points(gain['high'])}"
+    return f"{points(gain['value'], sign='+')}{ends}"
+
+
+def of_night(
+    verdict: Mapping[str, Any], failed: str, metrics: Mapping[str, Any], *, spread_is_measured: bool
+) -> list[str]:
+    """The sentences of a night: `verdict` is the gate's, {} where it did not judge; `failed` says why it ended."""
+    if failed:
+        return [f"The night ended early: {failed}"]
+    if not verdict:
+        return ["Nobody was judged tonight."]
+    found = sentences(metrics, spread_is_measured=spread_is_measured)
+    if verdict.get("promoted"):
+        return [*found, f"The student teaches from tomorrow on, as {verdict['promoted']}."]
+    return [*found, "The teacher stays."]

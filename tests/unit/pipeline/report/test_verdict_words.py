@@ -1,0 +1,61 @@
+"""The first lines of the page: a sentence for every outcome, in words that need no glossary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.report.verdict import of_night, sentences
+
+SEEDS = "One training does not show how much seeds differ; `autolabel models aa` measures it, then nights may promote."
+NO_WORDS = ("gate", "alpha", "look", "champion", "incumbent", "A/A")
+
+
+def _metrics(against: str = "teacher", control: bool = True, **ends: float | None) -> dict[str, Any]:
+    """Teacher 39.0, student 44.3, control 43.0; ends of both differences are those given."""
+    gain = {"value": 0.054, "low": ends.get("low", 0.042), "high": ends.get("high", 0.062)}
+    means = {"teacher": 0.39, "incumbent": 0.39, "student": 0.443, "control": 0.43}
+    found = {f"student - {against}": gain} | ({"student - control": {**gain, "value": 0.013}} if control else {})
+    models = {name: {"settings": {"multi": {"value": value}}} for name, value in means.items()}
+    return {"main_setting": "multi", "models": models, "differences": found}
+
+
+@pytest.mark.parametrize(
+    ("ends", "first", "labels"),
+    [
+        ((0.042, 0.062), "The student is better: 44.3 against 39.0 mIoU (+5.4, interval 4.2 to 6.2).", "helped"),
+        ((-0.01, 0.02), "The student is not shown to be better than the teacher: 44.3", "are not shown to help"),
+        ((-0.03, -0.01), "The student is worse: 44.3 against 39.0", "did harm"),
+        ((None, None), "The student has 44.3 against 39.0 mIoU (+5.4); one block", "are not shown to help"),
+    ],
+)
+@pytest.mark.parametrize("against", ["teacher", "incumbent"])
+def test_each_outcome_has_its_sentence(
+    ends: tuple[float | None, float | None], first: str, labels: str, against: str
+) -> None:
+    metrics = _metrics(against, low=ends[0], high=ends[1])
+    student, twin, *more = sentences(metrics, spread_is_measured=False)
+    assert student.startswith(first)
+    assert twin.startswith(f"The auto-labels {labels}: the same training without them reaches 43.0 (+1.3")
+    assert more == [SEEDS] * (labels == "helped"), "nothing would be promoted otherwise"
+    assert sentences(metrics, spread_is_measured=True) == [student, twin]
+    assert not any(word in line for word in NO_WORDS for line in (student, twin))
+
+
+def test_without_a_control_or_a_judge_the_page_says_so() -> None:
+    assert "is not known" in sentences(_metrics(control=False), spread_is_measured=True)[1]
+    assert sentences({}, spread_is_measured=False) == ["No student was judged: the stage evaluate has not run."]
+    assert sentences({"unverified": "no report images"}, spread_is_measured=False) == [
+        "No student was judged: no report images."
+    ]
+
+
+def test_a_night_says_who_teaches_tomorrow_and_why_it_ended_early() -> None:
+    def told(verdict: dict[str, Any], failed: str = "") -> list[str]:
+        return of_night(verdict, failed, _metrics(), spread_is_measured=True)
+
+    assert told({"promoted": "v0003-1a2b"})[-1] == "The student teaches from tomorrow on, as v0003-1a2b."
+    assert told({"promoted": None})[-1] == "The teacher stays."
+    assert told({}) == ["Nobody was judged tonight."]
+    assert told({}, "no memory") == ["The night ended early: no memory"]
