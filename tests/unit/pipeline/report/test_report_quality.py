@@ -42,6 +42,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _shown(folder: Path) -> str:
+    """The section, without the meanings under the pointer."""
+    html = section(read_quality(folder, cityscapes(), "multi"), cityscapes().classes)
+    assert "<td title='IoU of the inner boundaries" in html
+    return re.sub(r"(<t[dh]) title='[^']*'", r"\1", html)
+
+
 def test_a_confusion_inside_a_category_is_forgiven() -> None:
     found = by_category(counts().sum(axis=0), cityscapes())
     assert found["vehicle"] == 1.0
@@ -64,7 +71,7 @@ def test_each_city_has_its_own_mean_and_images_without_a_city_are_left_out() -> 
 
 
 def test_the_page_shows_categories_boundaries_cities_and_the_reliability_diagram(folder: Path) -> None:
-    html = section(read_quality(folder, cityscapes(), "multi"), cityscapes().classes)
+    html = _shown(folder)
     assert html.index("teacher") < html.index("student")
     assert "<td>boundary IoU</td><td>33.0</td><td>33.0</td>" in html
     assert "<td>category vehicle</td><td>100.0</td><td>100.0</td>" in html
@@ -78,7 +85,7 @@ def test_an_evaluation_without_details_shows_what_it_holds(folder: Path) -> None
     for model in ("student", "teacher"):
         (folder / f"summary-{model}.json").write_text(json.dumps({"settings": {"multi": {"mean_iou": 0.61}}}))
         np.savez(folder / f"confusions-{model}.npz", confusions=counts(), cities=np.array(["", ""]))
-    html = section(read_quality(folder, cityscapes(), "multi"), cityscapes().classes)
+    html = _shown(folder)
     assert "<td>boundary IoU</td><td>–</td><td>–</td>" in html
     assert html.count("<svg") == html.count("predicted class (columns)") == 2, "the confusions alone"
     assert "accuracy over confidence" not in html
@@ -86,7 +93,7 @@ def test_an_evaluation_without_details_shows_what_it_holds(folder: Path) -> None
 
 
 def test_the_confusion_picture_shows_of_each_true_class_what_it_is_taken_for(folder: Path) -> None:
-    html = section(read_quality(folder, cityscapes(), "multi"), cityscapes().classes)
+    html = _shown(folder)
     assert html.count("predicted class (columns) of each true class (rows)") == 2
     assert "fill-opacity='0.25'><title>car, predicted as bus: 25.0 %</title>" in html
     assert "bus, predicted as" not in html, "no pixel of a bus is in the truth"
