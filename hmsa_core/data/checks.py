@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.data.decode import holds_train_ids, is_constant, read_image, read_label, read_label_ids, read_palette
+from hmsa_core.data.decode import Header, holds_train_ids, is_constant, read_header, read_label, read_picture
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layouts import Found, Refused
 from hmsa_core.data.sampling import find_centroids
@@ -19,6 +20,10 @@ from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import DecodeError, IntegrityError
 from hmsa_core.io.remote import fetched
 from hmsa_core.taxonomy import IGNORE, ClassTable
+
+T = TypeVar("T")
+# Which of the two is right, no file says.
+TURNED = ", upright by its EXIF rotation: draw the label map upright as well"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Checked:
     centroids: NDArray[np.int32] | None = None  # of `learn` images, as `find_centroids` gives them
     refused: list[Refused] = field(default_factory=list)
     reused: bool = False  # an earlier index vouched for all of its files
+    is_turned: bool = False  # a labelled image whose EXIF data turn it
 
 
 @dataclass(frozen=True)
@@ -62,16 +68,22 @@ class Verifier:
         if same["image"] and old is not None:
             height, width, phash = old.height, old.width, old.phash
         else:
-            image = self._try(found, "image", out, partial(self._image, found))
-            if image is None:
+            picture = self._try(found, "image", out, partial(self._image, found))
+            if picture is None:
                 return out
-            height, width, phash = *image.shape[:2], perceptual_hash(image)
+            header, image = picture
+            height, width, phash = header.height, header.width, perceptual_hash(image)
+            out.is_turned = bool(found.label) and header.orientation > 1
         size = (height, width)
         if found.label and not self._label(task, size, out, reuse=same["image"] and same["label"]):
             return out
         coarse = found.coarse if digests["coarse"] else ""
         known_coarse = same["image"] and same["coarse"]
-        if coarse and not known_coarse and self._try(found, "coarse", out, partial(self._map, coarse, size)) is None:
+        if (
+            coarse
+            and not known_coarse
+            and self._try(found, "coarse", out, partial(self._map, coarse, found, size)) is None
+        ):
             coarse = ""
         out.reused = all(same.values())
         paths = found.image, found.label, coarse
@@ -92,7 +104,7 @@ class Verifier:
         if reuse and (not wanted or task.known_centroids is not None):
             out.centroids = task.known_centroids if wanted else None
             return True
-        label = self._try(task.found, "label", out, partial(self._map, task.found.label, size))
+        label = self._try(task.found, "label", out, partial(self._map, task.found.label, task.found, size))
         if label is not None and wanted:
             out.centroids = find_centroids(label, self.classes.num_classes, self.tile, min_pixels=self.min_pixels)
         return label is not None
@@ -107,9 +119,7 @@ class Verifier:
             out.refused.append(Refused(found.name, path, part, found.split, "unreadable", detail))
             return ""
 
-    def _try(
-        self, found: Found, part: str, out: Checked, read: Callable[[], NDArray[np.uint8]]
-    ) -> NDArray[np.uint8] | None:
+    def _try(self, found: Found, part: str, out: Checked, read: Callable[[], T]) -> T | None:
         try:
             return read()
         except DecodeError as error:
@@ -118,17 +128,18 @@ class Verifier:
             out.refused.append(Refused(found.name, path, part, found.split, error.reason, detail))
             return None
 
-    def _image(self, found: Found) -> NDArray[np.uint8]:
-        image = read_image(self.root / found.image, max_pixels=self.max_pixels)
+    def _image(self, found: Found) -> tuple[Header, NDArray[np.uint8]]:
+        header, image = read_picture(self.root / found.image, max_pixels=self.max_pixels)
         if is_constant(image):
             raise DecodeError(f"all pixels are {tuple(int(v) for v in image[0, 0])}", reason="constant")
-        return image
+        return header, image
 
-    def _map(self, path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def _map(self, path: str, found: Found, size: tuple[int, int]) -> NDArray[np.uint8]:
         label = read_label(self.root / path, self.classes, max_pixels=self.max_pixels)
-        check_palette(self.root / path, self.classes, max_pixels=self.max_pixels)
         if label.shape != size:
             detail = f"label is {label.shape[1]}x{label.shape[0]}, image is {size[1]}x{size[0]}"
+            if read_header(self.root / found.image).orientation > 1:
+                detail += TURNED
             raise DecodeError(detail, reason="size-mismatch")
         if label[0, 0] == IGNORE and is_constant(label):
             raise DecodeError("no pixel carries a class", reason="empty")
@@ -142,37 +153,6 @@ def _is_same(old: Sample | None, found: Found, part: str, digest: str) -> bool:
     before, now = getattr(old, part), getattr(found, part)
     # A name says which format is expected, and which ids a map holds.
     return PurePosixPath(before).suffix == PurePosixPath(now).suffix and holds_train_ids(before) == holds_train_ids(now)
-
-
-def check_palette(path: Path, classes: ClassTable, *, max_pixels: int) -> None:
-    """Refuse a palette image whose numbers are no ids although its colours are: numbers are what is read.
-
-    Raises:
-        DecodeError: a number that occurs has the colour of another class, or the grey value of another id.
-    """
-    palette = read_palette(path)
-    if not palette:
-        return
-    used = [int(v) for v in np.unique(read_label_ids(path, max_pixels=max_pixels)) if v < len(palette)]
-    ids = range(classes.num_classes) if holds_train_ids(path.name) else classes.train_to_id
-    colours = dict(zip(map(int, ids), classes.colours, strict=False))
-    known = set(colours.values())
-    for number in used:
-        if number in colours and palette[number] in known and colours[number] != palette[number]:
-            other = next(i for i, colour in colours.items() if colour == palette[number])
-            raise DecodeError(
-                f"{path}: number {number} has the colour of class {other} in its palette",
-                reason="wrong-mode",
-                hint="a colour mask that was saved with a palette: write the ids themselves, as 8-bit grey",
-            )
-    greys = {number: palette[number][0] for number in used if len(set(palette[number])) == 1}
-    valid = {*colours, classes.ignored_id, IGNORE}
-    if len(greys) == len(used) and valid.issuperset(greys.values()) and any(i != grey for i, grey in greys.items()):
-        raise DecodeError(
-            f"{path}: a grey map in palette form, whose numbers are not its grey values",
-            reason="wrong-mode",
-            hint="write it as 8-bit grey without a palette",
-        )
 
 
 def perceptual_hash(image: NDArray[np.uint8]) -> str:

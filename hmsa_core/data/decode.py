@@ -1,8 +1,8 @@
 """Reading one image or label map from a file that somebody else made: decoded to known pixels, or refused.
 
 Every refusal is a `DecodeError` with one of `REASONS`. Pillow opens the file. Size, depth, mode and the cost of
-decoding are judged from its header, before memory for pixels is taken. The page docs/data.md lists what is read, and
-as what.
+decoding are judged from its header, before memory for pixels is taken. A file whose digest an index holds was judged
+when that index was made, so it is only decoded. The page docs/data.md lists what is read, and as what.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import stat
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -21,13 +24,15 @@ from typing import IO, Any, TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
+from hmsa_core.data.label_maps import Palette, narrowed, to_train_ids
+from hmsa_core.data.label_maps import holds_train_ids as holds_train_ids
 from hmsa_core.data.polygons import rasterise
 from hmsa_core.data.source import MAX_PIXELS
 from hmsa_core.io.errors import DecodeError, IntegrityError
 from hmsa_core.io.remote import fetched
-from hmsa_core.taxonomy import IGNORE, ClassTable
+from hmsa_core.taxonomy import ClassTable
 
 T = TypeVar("T")
 UInt8 = NDArray[np.uint8]
@@ -45,8 +50,10 @@ cv2.setNumThreads(1)
 
 _FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
 _IMAGE_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
-_LABEL_MODES = {"L", "P"}
-# EXIF orientation -> how to bring the stored pixels upright.
+_LABEL_MODES = {"1", "L", "P", "I;16", "LA", "RGB", "RGBA"}
+_PLAIN_MODES, _PALETTE = {0: "L", 2: "RGB"}, 3  # colour types of a PNG
+_DEEP = 16  # bits
+_ORIENTATION = 0x0112  # EXIF tag; its value -> how to bring the stored pixels upright
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -78,13 +85,16 @@ PngImagePlugin.MAX_TEXT_MEMORY = _BESIDES
 _JSON_BYTES = 4 << 20  # objects of up to 24 times as many
 _HASHED_FIRST = 64 << 20  # bytes; a larger file is hashed before memory is taken for it
 _CHANGED = "the file changed after `prepare`: restore it, or run `prepare` again"
+_ADDRESS = re.compile(r"<[^<>]*>")  # an object of Pillow or Python, which differs from run to run
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # none of pixel data
 _TOO_MUCH = (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 # All that Pillow's readers of these four formats are known to raise on damaged content. OSError, ValueError and
 # RuntimeError have subclasses that matter: UnidentifiedImageError, UnicodeDecodeError, RecursionError.
-_DAMAGE = (
+_FLAWED = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError),
-    *(MemoryError, RuntimeError, struct.error, zlib.error, Warning, Image.DecompressionBombError),
+    *(RuntimeError, struct.error, zlib.error),
 )
+_DAMAGE = (*_FLAWED, MemoryError, Warning, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class Header:
     width: int
     orientation: int
     plain: bool  # a PNG without anything that could change the meaning of its pixels
+    bits: int = 8  # of a channel; 0: Pillow gives other numbers than the file holds
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
@@ -111,18 +122,15 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = 
         DecodeError: with a reason of `REASONS`.
         IntegrityError: the file's digest is not `sha256`.
     """
+    return read_picture(path, max_pixels=max_pixels, sha256=sha256)[1]
+
+
+def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> tuple[Header, UInt8]:
+    """The same with what the file says about its picture."""
     where = str(path)
     with _opened(Path(path), max_pixels, sha256) as file:
-        header = _judge(file, where, max_pixels)
-        if header.mode not in _IMAGE_MODES:
-            raise DecodeError(
-                f"{where}: colour mode {header.mode} is not supported in images",
-                reason="wrong-mode",
-                hint="convert it to 8-bit RGB",
-            )
-        if header.plain:
-            return _decode_plain(file, cv2.IMREAD_COLOR_RGB, header, where)
-        return _to_rgb(_decode(file, header, where), where)
+        header = _known(file, where) if sha256 else _judge(file, where, max_pixels)
+        return header, _rgb(file, header, where, bool(sha256))
 
 
 def read_header(path: str | Path) -> Header:
@@ -131,64 +139,67 @@ def read_header(path: str | Path) -> Header:
         return _judge(file, str(path), MAX_PIXELS)
 
 
-def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
+def read_label(
+    path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_PIXELS, sha256: str = "", by_colour: bool = False
+) -> UInt8:
     """Decode a label map to uint8 HxW trainIds, 255 = ignore.
 
     Args:
-        path: 8-bit grey or palette image of ids; `*_labelTrainIds.png` of trainIds; Cityscapes' `*_polygons.json`.
-        classes: the table that maps ids. A value that it does not know is refused, never dropped.
+        path: lossless grey or palette image of ids, RGB image of class colours; `*_labelTrainIds.png` of trainIds;
+            Cityscapes' `*_polygons.json`.
+        classes: the table that maps ids and colours. A value that it does not know is refused, never dropped.
         max_pixels, sha256: as in `read_image`, with its errors.
+        by_colour: read grey and palette images by their colours as well.
     """
-    ids = read_label_ids(path, max_pixels=max_pixels, sha256=sha256)
-    present = np.asarray(cv2.calcHist([ids], [0], None, [256], [0, 256])).ravel() > 0
+    pixels, palette = _label(Path(path), max_pixels, sha256)
     if holds_train_ids(path):
-        valid = np.zeros(256, bool)
-        valid[: classes.num_classes] = valid[IGNORE] = True
-        _check_ids(present & ~valid, f"{path}", f"trainIds 0..{classes.num_classes - 1} and 255")
-        return ids
-    _check_ids(present & ~classes.valid_ids, f"{path}", f"ids of {classes.name}")
-    return np.asarray(cv2.LUT(ids, classes.id_to_train), np.uint8)
-
-
-def holds_train_ids(path: str | Path) -> bool:
-    """Whether a label map's name says that it holds trainIds, not ids."""
-    return str(path).endswith("_labelTrainIds.png")
+        classes = classes.of_train_ids()
+    return to_train_ids(pixels, palette, classes, str(path), by_colour=by_colour)
 
 
 def read_label_ids(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
-    """Decode a label map to the values that its file holds (uint8 HxW), unmapped and unchecked."""
-    where = str(path)
-    with _opened(Path(path), max_pixels, sha256) as file:
-        if where.lower().endswith(".json"):
-            return rasterise(file.read(), where, max_pixels=max_pixels)
-        return _label_ids(file, where, max_pixels)
+    """Decode a label map to the numbers that its file holds (uint8 HxW), unmapped and unchecked."""
+    pixels, _ = _label(Path(path), max_pixels, sha256)
+    if pixels.ndim == 3:
+        raise DecodeError(f"{path}: holds colours, no ids", reason="wrong-mode", hint="write ids as 8-bit grey")
+    return narrowed(pixels, str(path))
 
 
-def read_label_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> UInt8:
-    """The same of an image file in memory; `where` names it in messages."""
-    return _label_ids(io.BytesIO(data), where, max_pixels)
+def read_label_bytes(data: bytes, where: str, classes: ClassTable, *, max_pixels: int = MAX_PIXELS) -> UInt8:
+    """Decode a label map in memory as `read_label` does; `where` names it in messages."""
+    return to_train_ids(*_label_pixels(io.BytesIO(data), where, max_pixels), classes, where)
 
 
-def _label_ids(file: IO[bytes], where: str, max_pixels: int) -> UInt8:
-    header = _judge(file, where, max_pixels)
-    if header.mode not in _LABEL_MODES or header.format == "JPEG":
+def _label(path: Path, max_pixels: int, sha256: str) -> tuple[NDArray[Any], Palette]:
+    with _opened(path, max_pixels, sha256) as file:
+        if path.suffix.lower() == ".json":
+            return rasterise(file.read(), str(path), max_pixels=max_pixels), []
+        return _label_pixels(file, str(path), max_pixels, bool(sha256))
+
+
+def _label_pixels(file: IO[bytes], where: str, max_pixels: int, is_known: bool = False) -> tuple[NDArray[Any], Palette]:
+    """Numbers HxW (uint8, or uint16 of a PNG) and their palette, or RGB HxWx3."""
+    header = _known(file, where) if is_known else _judge(file, where, max_pixels)
+    if header.format == "JPEG" or not header.bits or header.mode not in _LABEL_MODES:
+        form = f"of mode {header.mode}" if header.bits else "whose numbers decoders change"
         raise DecodeError(
-            f"{where}: a {header.format} of mode {header.mode} is no label map",
+            f"{where}: a {header.format} {form} is no label map",
             reason="wrong-mode",
-            hint="label maps are lossless 8-bit grey (ids) or palette images",
+            hint="label maps are lossless: ids as grey or palette images, or the colours of the class file as RGB",
         )
+    if header.mode in ("RGB", "RGBA"):
+        return _rgb(file, header, where, is_known), []
+    if header.mode == "LA":
+        return _rgb(file, header, where, is_known)[..., 0], []
     if header.plain:
-        return _decode_plain(file, cv2.IMREAD_GRAYSCALE, header, where)
-    return np.array(_decode(file, header, where))
-
-
-def read_palette(path: Path) -> list[tuple[int, int, int]]:
-    """RGB colours by index of a label map that `read_label_ids` reads; empty where it has no palette."""
-    if path.suffix.lower() == ".json":
-        return []
-    with _guarded(lambda: Image.open(fetched(path)), str(path)) as image:
-        flat = (image.getpalette("RGB") or []) if image.mode == "P" else []
-    return list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
+        return _decode_plain(file, cv2.IMREAD_GRAYSCALE, header, where, is_known), []
+    image = _decode(file, header, where, is_known)
+    if image.mode == "P":
+        flat = image.getpalette("RGB") or []
+        return np.array(image), list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
+    numbers = np.array(image.convert("L") if image.mode == "1" else image)
+    # Decoders stretch grey of fewer bits to 0..255.
+    return (numbers // (255 // (2**header.bits - 1)) if header.bits < 8 else numbers), []
 
 
 def is_constant(pixels: UInt8) -> bool:
@@ -198,24 +209,21 @@ def is_constant(pixels: UInt8) -> bool:
     return bool((pixels[:1] == first).all() and (pixels == first).all())
 
 
-def _check_ids(bad: NDArray[np.bool_], where: str, expected: str) -> None:
-    if bad.any():
-        shown = ", ".join(str(v) for v in np.flatnonzero(bad)[:5])
-        raise DecodeError(f"{where}: values {shown} are not {expected}", reason="ids-out-of-range")
-
-
 # ---- Opening
 
 
 def _opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
     """Open a file whose length is plausible; with a digest, its bytes in memory once they agree with it."""
     try:
-        file = fetched(path).open("rb")
-        size = os.fstat(file.fileno()).st_size
+        # Without waiting for the writer of a named pipe.
+        file = open(fetched(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+        about = os.fstat(file.fileno())
     except OSError as error:
         raise DecodeError(f"{path}: cannot be read ({error.strerror})", reason="unreadable") from error
-    most = _JSON_BYTES if path.suffix.lower() == ".json" else _most_bytes(max_pixels)
+    size, most = about.st_size, _JSON_BYTES if path.suffix.lower() == ".json" else _most_bytes(max_pixels)
     try:
+        if not stat.S_ISREG(about.st_mode):
+            raise DecodeError(f"{path}: a pipe or a device, no file", reason="not-an-image")
         if 0 < size <= most:
             return _hashed(file, size, sha256, path) if sha256 else file
         if sha256:
@@ -269,18 +277,26 @@ def _too_much(what: str, where: str) -> DecodeError:
     )
 
 
-def _guarded(call: Callable[[], T], where: str) -> T:
-    """Call into Pillow: whatever it raises or warns about a damaged file becomes a DecodeError."""
+def _guarded(call: Callable[[], T], where: str, kind: str = "TIFF") -> T:
+    """Call into Pillow: whatever it raises or warns about a damaged file becomes a DecodeError.
+
+    Only of a TIFF the tags are part of the picture. In other formats they are EXIF data, and flawed ones do no harm.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            if kind != "TIFF":
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
             return call()
     except _DAMAGE as error:
-        text = str(error).lower()
+        told = _ADDRESS.sub("the file", str(error)) or type(error).__name__
+        text = told.lower()
         reason = "truncated" if "truncat" in text or isinstance(error, EOFError) else "corrupt"
         if "too much memory" in text or isinstance(error, _TOO_MUCH):
             reason = "too-large"
-        raise DecodeError(f"{where}: cannot be decoded ({error or type(error).__name__})", reason=reason) from error
+        elif "unknown pixel mode" in text:
+            reason, told = "wrong-mode", "other channels than grey, a palette or RGB"
+        raise DecodeError(f"{where}: cannot be decoded ({told})", reason=reason) from error
 
 
 # ---- Judging
@@ -306,21 +322,34 @@ def _judge(file: IO[bytes], where: str, max_pixels: int) -> Header:
     metered: Any = _Metered(file, where, most)
     with _open(metered, kind, where) as image:
         metered.left = most  # the tags of a TIFF are read once more, for EXIF data
-        _check_size(*image.size, size, where, max_pixels)
+        _check_size(*image.size, 0 if kind == "JPEG" else size, where, max_pixels)
         if kind == "JPEG":
             _check_jpeg(image, file, where)
         elif _guarded(lambda: getattr(image, "is_animated", False), where):  # not `n_frames`: it reads all pages
             raise DecodeError(f"{where}: holds several frames or pages", reason="many-frames")
         if kind == "TIFF":
             _guarded(lambda: _check_tiff(image, size, where, max_pixels), where)
-        return _guarded(lambda: _header(image, kind, head, chunks, where), where)
+        return _guarded(lambda: _header(image, kind, head, chunks, where), where, kind)
+
+
+def _known(file: IO[bytes], where: str) -> Header:
+    """The header of a file that was judged before; its bytes are the same."""
+    head = file.read(64)
+    kind = _sniff(head) or ""
+    chunks = _png_chunks(file, where, is_known=True) if kind == "PNG" else set()
+    if chunks and chunks <= _PLAIN_CHUNKS and head[24] == 8 and head[25] in _PLAIN_MODES:
+        width, height = struct.unpack(">II", head[16:24])
+        return Header(kind, _PLAIN_MODES[head[25]], height, width, 1, plain=True)
+    file.seek(0)
+    with _open(file, kind, where) as image:
+        return _guarded(lambda: _header(image, kind, head, chunks, where), where, kind)
 
 
 def _open(file: Any, kind: str, where: str) -> Image.Image:
     """Open by Pillow's reader of this format; of a JPEG with several pictures (MPO), the first one."""
-    if kind == "JPEG":
-        return _guarded(lambda: JpegImagePlugin.JpegImageFile(file), where)
-    return _guarded(lambda: Image.open(file, formats=[kind]), where)
+    if reader := {"JPEG": JpegImagePlugin.JpegImageFile, "TIFF": TiffImagePlugin.TiffImageFile}.get(kind):
+        return _guarded(lambda: reader(file), where, kind)
+    return _guarded(lambda: Image.open(file, formats=[kind]), where, kind)
 
 
 def _sniff(head: bytes) -> str | None:
@@ -331,7 +360,7 @@ def _sniff(head: bytes) -> str | None:
         return "JPEG"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
-    return "TIFF" if head[:4] in (b"II*\x00", b"MM\x00*") else None
+    return "TIFF" if head[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+") else None
 
 
 def _check_size(width: int, height: int, size: int, where: str, max_pixels: int) -> None:
@@ -339,9 +368,9 @@ def _check_size(width: int, height: int, size: int, where: str, max_pixels: int)
         raise DecodeError(f"{where}: {width}x{height} has no pixels", reason="empty")
     if height * width > max_pixels:
         raise DecodeError(
-            f"{where}: {width}x{height} is more than {max_pixels} pixels",
+            f"{where}: {width}x{height} is more than {max_pixels} pixels (max_pixels)",
             reason="too-large",
-            hint="make the picture smaller",
+            hint=f"cut it into tiles; max_pixels is at most {MAX_PIXELS}",
         )
     if size > _most_bytes(height * width):
         raise DecodeError(f"{where}: {size} bytes are too many for {height * width} pixels", reason="too-large")
@@ -361,33 +390,42 @@ def _check_memory(needed: int, what: str, where: str, most: int = _TRIED_MEMORY)
 def _header(image: Image.Image, kind: str, head: bytes, chunks: set[bytes], where: str) -> Header:
     """Mode, size and orientation; refuses PNGs of 16 bits and what would take too much memory to decode."""
     width, height = image.size
-    mode, depth = image.mode, head[24] if kind == "PNG" else 8
-    if depth == 16:
-        raise DecodeError(f"{where}: 16 bits per channel", reason="wrong-mode", hint="convert it to 8 bits")
+    mode, bits = image.mode, head[24] if kind == "PNG" and head[25] != _PALETTE else 8
     if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         _check_memory(_ALPHA_BYTES * height * width, "a picture with transparency", where)
-    plain = kind == "PNG" and chunks <= _PLAIN_CHUNKS and depth == 8 and mode in ("L", "RGB")
+    plain = kind == "PNG" and chunks <= _PLAIN_CHUNKS and bits == 8 and mode in ("L", "RGB")
     if kind == "PNG" and not plain:  # Pillow's picture, and OpenCV's grey one beside it
         each = 2 if mode in ("1", "L", "P") else 5
         _check_memory(each * height * width, "a PNG with metadata or transparency", where)
-    raw = image.tile[0][3][0] if kind == "TIFF" else "L"  # type: ignore[attr-defined]
-    if mode == "L" and (depth < 8 or raw not in ("L", "L;R")):
-        # Pillow stretches grey of 2 or 4 bits to 0..255, and turns "white is zero" over: wrong for ids.
-        mode = "1"
-    orientation = 1
-    if kind != "PNG" or b"eXIf" in chunks:  # Pillow would also believe texts of a PNG
-        exif = image.getexif()
-        if len(image.info.get("exif", b"")) > _EXIF:
-            raise _too_much("EXIF data", where)
-        orientation = int(exif.get(0x0112) or 1)
-    if kind == "TIFF":  # Pillow brings it upright by itself, when it reads the pixels
-        width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
+    if kind == "TIFF":
+        # Pillow stretches grey of fewer bits to 0..255, and turns "white is zero" over: wrong for ids.
+        bits = 0 if mode in ("1", "L") and image.tile[0][3][0] not in ("L", "L;R") else 8  # type: ignore[attr-defined]
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height, orientation = tags[256], tags[257], tags.get(_ORIENTATION, 1)
+    else:
+        orientation = _orientation(image, where) if kind != "PNG" or b"eXIf" in chunks else 1
     if 5 <= orientation <= 8:
         width, height = height, width
-    return Header(kind, mode, height, width, 1 if kind == "TIFF" else orientation, plain)
+    return Header(kind, mode, height, width, orientation, plain, bits)
 
 
-def _png_chunks(file: IO[bytes], where: str) -> set[bytes]:
+def _orientation(image: Image.Image, where: str) -> int:
+    """By EXIF data alone: Pillow would also believe XMP and texts, which viewers do not. Flawed data turn nothing."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # they may lie behind the pixels
+    data = image.info.get("exif", b"")
+    if len(data) > _EXIF:
+        raise _too_much("EXIF data", where)
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        found = exif.get(_ORIENTATION)
+    except _FLAWED:
+        return 1
+    return found if found in _UPRIGHT else 1
+
+
+def _png_chunks(file: IO[bytes], where: str, *, is_known: bool = False) -> set[bytes]:
     """Walk over the chunks of a PNG: their types. DecodeError when one is cut, has a wrong CRC, or there are too many.
 
     Pillow's `verify` checks CRCs, too, but holds each chunk in memory twice and does not count those behind the pixels.
@@ -398,6 +436,10 @@ def _png_chunks(file: IO[bytes], where: str) -> set[bytes]:
     while b"IEND" not in kinds:
         head = file.read(8).ljust(8, b"\0")
         left, kind = struct.unpack(">I4s", head)
+        if is_known:
+            kinds.add(kind)
+            file.seek(left + 4, os.SEEK_CUR)
+            continue
         if kind == b"IDAT":
             pixels += 1
         else:
@@ -430,15 +472,34 @@ def _check_jpeg(image: Image.Image, file: IO[bytes], where: str) -> None:
         blocks = [-(-side // (8 * max(f[i] for f in factors))) for i, side in enumerate(image.size)]
         memory = 128 * blocks[0] * blocks[1] * sum(h * v for h, v in factors)
         _check_memory(memory, "a JPEG of several scans", where, _COUNTED_MEMORY)
-    scans = 1
-    while block := file.read(_BLOCK):
+    file.seek(2 * len(factors) + 3, os.SEEK_CUR)
+    _check_size(*image.size, _end_of_jpeg(file, where), where, sys.maxsize)
+
+
+def _end_of_jpeg(file: IO[bytes], where: str) -> int:
+    """Where a JPEG ends, from its first pixels on: phones append a film. DecodeError for too many scans."""
+    at, scans, parts = file.tell(), 1, 0
+    while parts <= _READS:
+        file.seek(at)
+        block = file.read(_BLOCK)
         if block == b"\xff" * _BLOCK:  # libjpeg begins such a run anew with each block that it gets
             raise DecodeError(
                 f"{where}: more than {_BLOCK} fill bytes (0xFF) in a row", reason="corrupt", hint="save the image again"
             )
-        scans += block.count(b"\xff\xda")
-    if scans > _SCANS:
-        raise _too_much("scans", where)
+        marker = _JPEG_MARKER.search(block)
+        if marker is None and len(block) < _BLOCK:
+            return at + len(block)
+        at += len(block) - 1 if marker is None else marker.end()
+        if marker is None:
+            continue
+        if marker[0] == b"\xff\xd9":
+            return at
+        scans, parts = scans + (marker[0] == b"\xff\xda"), parts + 1
+        if scans > _SCANS:
+            raise _too_much("scans", where)
+        file.seek(at)
+        at += int.from_bytes(file.read(2), "big")
+    raise _too_much("parts", where)
 
 
 def _check_webp(head: bytes, size: int, where: str, max_pixels: int) -> None:
@@ -508,9 +569,11 @@ def _check_raw_tiff(image: Any, bits: int, size: int, where: str) -> None:
 # ---- Decoding
 
 
-def _decode_plain(file: IO[bytes], flags: int, header: Header, where: str) -> UInt8:
+def _decode_plain(file: IO[bytes], flags: int, header: Header, where: str, is_known: bool) -> UInt8:
     """Plain 8-bit PNG through OpenCV: the same pixels as Pillow's, faster, and with less memory."""
-    if 4 * header.height * header.width > _TRIED_MEMORY:  # damage shows in a grey picture before the whole is taken
+    if (
+        not is_known and 4 * header.height * header.width > _TRIED_MEMORY
+    ):  # damage shows in a grey picture before the whole is taken
         _opencv(file, cv2.IMREAD_GRAYSCALE, where)
     return _opencv(file, flags, where)
 
@@ -529,23 +592,36 @@ def _opencv(file: IO[bytes], flags: int, where: str) -> UInt8:
     return np.asarray(pixels, np.uint8)
 
 
-def _decode(file: IO[bytes], header: Header, where: str) -> Image.Image:
-    if header.format == "JPEG" and 4 * header.height * header.width > _TRIED_MEMORY:
+def _decode(file: IO[bytes], header: Header, where: str, is_known: bool) -> Image.Image:
+    if not is_known and header.format == "JPEG" and 4 * header.height * header.width > _TRIED_MEMORY:
         # All data are read at an eighth of the size: damage shows before memory for the whole is taken.
         with _reopened(file, header, where) as small:
             small.draft(small.mode, (small.width // 8, small.height // 8))
             _guarded(small.load, where)
     image = _reopened(file, header, where)
-    _guarded(image.load, where)
-    if header.format == "PNG":
+    _guarded(image.load, where, header.format)
+    if header.format == "PNG" and not is_known:
         # Pillow takes pixel data that end early, if they end properly, and leaves the missing rows black.
         _opencv(file, cv2.IMREAD_GRAYSCALE, where)
-    return image.transpose(_UPRIGHT[header.orientation]) if header.orientation in _UPRIGHT else image
+    # Pillow brings a TIFF upright by itself.
+    turn = None if header.format == "TIFF" else _UPRIGHT.get(header.orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _reopened(file: IO[bytes], header: Header, where: str) -> Image.Image:
     file.seek(0)
     return _open(file, header.format, where)
+
+
+def _rgb(file: IO[bytes], header: Header, where: str, is_known: bool) -> UInt8:
+    told = "16 bits per channel are" if header.bits == _DEEP else f"colour mode {header.mode} is"
+    if header.bits == _DEEP or header.mode not in _IMAGE_MODES:
+        raise DecodeError(
+            f"{where}: {told} not supported in images", reason="wrong-mode", hint="convert it to 8-bit RGB"
+        )
+    if header.plain:
+        return _decode_plain(file, cv2.IMREAD_COLOR_RGB, header, where, is_known)
+    return _to_rgb(_decode(file, header, where, is_known), where)
 
 
 def _to_rgb(image: Image.Image, where: str) -> UInt8:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hmsa_core import taxonomy
 from hmsa_core.data.source import SourceSpec
+from hmsa_core.data.walk import by_image, is_empty, kinds_of, listing, stem_of
 from hmsa_core.io.atomic import read_json
-from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError, is_plain_name, translate_os_error
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError, is_plain_name
 from hmsa_core.taxonomy import ClassTable
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff")
+# Of 255 that file systems take: the longest ending of an export and what a file has more while it is written.
+_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,16 @@ def scan(source: SourceSpec) -> Scan:
 
 def _refuse_odd_names(scan: Scan) -> None:
     """Refuse images whose names or folders no table can hold; write odd names of refused files in ASCII."""
-    detail = "a name on its path holds control characters or bytes that are no UTF-8"
     found, scan.found = scan.found, []
     for f in found:
-        if all(map(is_plain_name, (f.name, f.image, f.label, f.coarse))):
-            scan.found.append(f)
+        if len(f.name.encode(errors="surrogateescape")) > _NAME_BYTES:
+            detail = f"its name has more than {_NAME_BYTES} bytes: files of exports add endings to it"
+        elif not all(map(is_plain_name, (f.name, f.image, f.label, f.coarse))):
+            detail = "a name on its path holds control characters or bytes that are no UTF-8"
         else:
-            scan.refuse(f.name, f.image, "image", f.split, "bad-name", detail)
+            scan.found.append(f)
+            continue
+        scan.refuse(f.name, f.image, "image", f.split, "bad-name", detail)
     scan.refused = [
         replace(r, name=_shown(r.name), path=_shown(r.path), split=_shown(r.split), detail=_shown(r.detail))
         for r in scan.refused
@@ -96,26 +101,6 @@ def _refuse_odd_names(scan: Scan) -> None:
 
 def _shown(text: str) -> str:
     return text if is_plain_name(text) else ascii(text)[1:-1]
-
-
-def list_folders(folder: Path) -> list[str]:
-    """Sorted names of the sub-folders; hidden ones are left out."""
-    return _names(folder, folders=True)
-
-
-def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-    """Sorted names of the files that end with one of `suffixes` (any case); hidden ones are left out."""
-    return [name for name in _names(folder, folders=False) if name.lower().endswith(suffixes)]
-
-
-def _names(folder: Path, *, folders: bool) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir() == folders)
-    except FileNotFoundError as error:
-        raise LayoutError(f"{folder}: folder not found") from error
-    except OSError as error:
-        raise translate_os_error(error, "listing") from error
 
 
 # ---- Cityscapes
@@ -187,8 +172,8 @@ class _Component:
             tried = " or ".join(f"{place}/{split}" for place in self._places)
             raise LayoutError(f"{self.root}: {self.name} of split {split!r} not found: expected {tried}")
         files: dict[str, tuple[int, str]] = {}
-        for city in list_folders(self.root / folder):
-            for file in list_files(self.root / folder / city, (".png", ".json")):
+        for city in listing(self.root / folder).folders:
+            for file in listing(self.root / folder / city, (".png", ".json")).files:
                 rank, suffix = next(((i, s) for i, s in enumerate(self.suffixes) if file.endswith(s)), (-1, ""))
                 if not suffix:  # instance ids, colours: not ours
                     continue
@@ -227,10 +212,17 @@ def _scan_city_split(
 
 
 def _refuse_unpaired(
-    paths: dict[str, str], partners: Collection[str], part: str, split: str, detail: str, out: Scan, prefix: str = ""
+    paths: dict[str, str],
+    partners: Collection[str],
+    part: str,
+    split: str,
+    detail: str,
+    out: Scan,
+    prefix: str = "",
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     for name in sorted(paths.keys() - set(partners)):
-        out.refuse(prefix + name, paths[name], part, split, "unpaired", detail)
+        out.refuse(prefix + name, paths[name], part, split, "unpaired", known.get(name, detail))
 
 
 # ---- Mapillary Vistas. A key may start with `-`. There are no cities or sequences.
@@ -288,19 +280,25 @@ def _by_stem(
 ) -> dict[str, str]:
     """{stem: path} of the image files in a folder; a second file of a stem and odd names are refused."""
     files: dict[str, str] = {}
-    for file in list_files(root / folder):
-        stem, path = Path(file).stem, f"{folder}/{file}"
+    here = listing(root / folder)
+    for file in here.files:
+        stem, path = stem_of(file), f"{folder}/{file}"
         if not is_plain_name(file):
             detail = "the name holds control characters or bytes that are no UTF-8"
             out.refuse(prefix + stem, path, part, split, "bad-name", detail)
         elif stem in files:
-            out.refuse(prefix + stem, path, part, split, "duplicate-name", f"{files[stem]} has the same {word}")
+            kept = path if is_empty(root / files[stem]) else files[stem]
+            other = files[stem] if kept == path else path
+            out.refuse(prefix + stem, other, part, split, "duplicate-name", f"{kept} has the same {word}")
+            files[stem] = kept
         else:
             files[stem] = path
+    if here.others:
+        out.notes.append(f"{folder}: not looked at: files of other kinds ({kinds_of(here.others)})")
     if not files:
-        below = list_folders(root / folder)
-        hint = f"it holds folders ({', '.join(below[:3])}): name those with images in `splits`" if below else ""
-        raise LayoutError(f"{root / folder}: no image files", hint=hint)
+        told = f", but files of other kinds ({kinds_of(here.others)})" if here.others else ""
+        hint = f"it holds folders ({', '.join(here.folders[:3])}): name those with images in `splits`"
+        raise LayoutError(f"{root / folder}: no image files{told}", hint=hint if here.folders else "")
     return files
 
 
@@ -317,12 +315,16 @@ def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.P
     images = _by_stem(root, f"{source.images}/{split}" if split else source.images, "image", out, prefix=prefix)
     labels = _partners(root, source.labels, split, "label", prefix, out)
     coarse = _partners(root, source.coarse, split, "coarse", prefix, out)
+    labels, ending = by_image(labels, images)
+    if ending:
+        out.notes.append(f"{source.labels}: label maps are paired with images without their ending {ending}")
     shown = split or "all"
     _refuse_unpaired(labels, images, "label", shown, "no image has this stem", out, prefix)
     # An image with a coarse label alone, or in a folder without labels, waits for the teacher.
     used = images.keys() & (labels.keys() | coarse.keys()) if labels else images.keys()
     detail = "no label has this stem (images to be labelled go into a split without a folder of labels)"
-    _refuse_unpaired(images, used, "image", shown, detail, out, prefix)
+    unread = _unread(root / source.labels / split) if labels else {}
+    _refuse_unpaired(images, used, "image", shown, detail, out, prefix, unread)
     for stem in sorted(used):
         name = prefix + stem
         groups = match.groupdict() if pattern and (match := pattern.search(name)) else {}
@@ -337,6 +339,12 @@ def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.P
         out.found.append(Found(name, *paths, shown, city, sequence, int(frame)))
 
 
+def _unread(folder: Path) -> dict[str, str]:
+    """By stem: which file of labels is there and is not read."""
+    files = (file for files in listing(folder).others.values() for file in files)
+    return {stem_of(file): f"its label {file} is of a kind that is not read (PNG, WebP, TIFF are)" for file in files}
+
+
 def _partners(root: Path, folder: str, split: str, part: str, prefix: str, out: Scan) -> dict[str, str]:
     """Labels or coarse labels of a split; a split without them is noted."""
     if not folder:
@@ -346,7 +354,7 @@ def _partners(root: Path, folder: str, split: str, part: str, prefix: str, out: 
         if part == "label" and not below.is_dir():
             out.notes.append(f"split {split} has no folder in {folder}/: its images are unlabelled")
             return {}
-        if part == "coarse" and not (below.is_dir() and list_files(below)):
+        if part == "coarse" and not (below.is_dir() and listing(below).files):
             out.notes.append(f"split {split} has no file in {folder}/: its images have no coarse labels")
             return {}
     return _by_stem(root, f"{folder}/{split}" if split else folder, part, out, prefix=prefix)

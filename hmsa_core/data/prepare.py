@@ -34,7 +34,7 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.io.remote import ahead
 from hmsa_core.taxonomy import ClassTable
 
-CHECKS = 3  # raise it when a check changes: then an earlier index is no proof any more
+CHECKS = 4  # raise it when a check changes: then an earlier index is no proof any more
 _MOST_PAIRS = 1_000_000
 Progress = Callable[[int, int], None]
 
@@ -54,14 +54,22 @@ class Summary:
     refused: dict[str, int] = field(default_factory=dict)  # by reason
     refused_images: int = 0
     reused: int = 0  # images that an earlier index vouched for
+    turned: int = 0  # labelled images that EXIF data turn, of those that were decoded
     centroids: dict[str, int] = field(default_factory=dict)  # by class name
     near_duplicates: dict[str, int] = field(default_factory=dict)  # pairs by "role-role"
     near_duplicate_examples: list[list[str]] = field(default_factory=list)  # pairs of different roles first
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; without `reused`, which tells about the run and not about the data."""
-        return {key: value for key, value in asdict(self).items() if key != "reused"}
+        """A JSON object; without what tells about the run and not about the data."""
+        return {key: value for key, value in asdict(self).items() if key not in ("reused", "turned")}
+
+    def all_notes(self) -> list[str]:
+        """Notes for people, those about this run as well."""
+        turned = (
+            f"{self.turned} labelled images have an EXIF rotation and are read upright: so must their label maps be"
+        )
+        return [*self.notes, turned] if self.turned else self.notes
 
 
 def build(
@@ -111,7 +119,7 @@ def build(
     samples, duplicates = _drop_duplicates(samples)
     root.refused = root.scanned.refused + root.refused + duplicates
     summary = _summarise(root, samples)
-    summary.reused = checked.reused
+    summary.reused, summary.turned = checked.reused, checked.turned
     _check_share(root, summary)
     _check_labels(root, {name for name, label in found.values("name", "label") if label}, samples)
     out_names = {r.name for r in duplicates}
@@ -154,11 +162,13 @@ class _Collected:
     refused: list[Refused]
     centroids: list[tuple[str, NDArray[np.int32]]] = field(default_factory=list)
     reused: int = 0
+    turned: int = 0
 
     def samples(self, results: Iterable[Checked]) -> Iterator[Sample]:
         for checked in results:
             self.refused += checked.refused
             self.reused += checked.reused
+            self.turned += checked.is_turned
             if checked.sample is not None:
                 if checked.centroids is not None:
                     self.centroids.append((checked.sample.name, checked.centroids))
@@ -292,7 +302,7 @@ def _check_share(root: _Root, summary: Summary) -> None:
     if _is_too_many(source, bad, total):
         _write_refused(root)
         reasons = ", ".join(f"{n} {reason}" for reason, n in summary.refused.items())
-        shown = "; ".join(f"{r.path}: {r.reason}" for r in refused[:3])
+        shown = "; ".join(f"{r.path}: {r.reason}{f' ({r.detail})' if r is refused[0] else ''}" for r in refused[:3])
         namesakes = source.kind == "folder" and "duplicate-name" in summary.refused and source.names == "stem"
         raise InputError(
             f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "

@@ -5,7 +5,10 @@ The released code goes by the word "refinement" in the path; here `_prob.png` fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import read_label, read_label_ids
-from hmsa_core.io.errors import InputError, LayoutError
+from hmsa_core.data.walk import LABEL_SUFFIXES, stem_of, walk
+from hmsa_core.io.errors import DecodeError, HmsaError, InputError, LayoutError
 from hmsa_core.labels.exporting import IMAGE_ENDING, IMPORTED_BYTES, MARK, city_of
 from hmsa_core.labels.store.writer import LabelStoreWriter
-from hmsa_core.taxonomy import IGNORE, ClassTable
+from hmsa_core.taxonomy import ClassTable
 
+_LOG = logging.getLogger(__name__)
 _PROB, _IDS, _TRAIN_IDS = "_prob", "_labelIds", "_labelTrainIds"  # before the suffix
 
 
@@ -39,11 +44,9 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root}: folder not found")
-    # Editors leave hidden files and folders behind; some programs write .PNG.
-    visible = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    files = sorted(p for p in visible if p.suffix.lower() == ".png" and p.is_file())
+    files = list(walk(root, LABEL_SUFFIXES).paths())
     if not files:
-        raise LayoutError(f"{root}: no PNG files below this folder")
+        raise LayoutError(f"{root}: no PNG, WebP or TIFF files below this folder")
     probs = {p.with_name(p.stem.removesuffix(_PROB)): p for p in files if p.stem.endswith(_PROB)}
     # A few masks may be named so; confidence files lie beside their labels, or are half of what is there.
     if 2 * len(probs) < len(files) and probs.keys().isdisjoint({p.with_suffix("") for p in files}):
@@ -60,9 +63,9 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
 
 
 def _found(root: Path, path: Path, fmt: str, prob: Path | None) -> FoundFile:
-    name = path.stem
+    name = stem_of(path)
     if fmt == "cityscapes":
-        name = path.stem.removesuffix(_IDS).rpartition("_")[0] or path.stem.removesuffix(_IDS)
+        name = name.removesuffix(_IDS).rpartition("_")[0] or name.removesuffix(_IDS)
     name = name.removesuffix(IMAGE_ENDING)
     folder = path.parent.name if path.parent != root else ""
     return FoundFile(name, city_of(name) or folder, path, prob)
@@ -107,7 +110,9 @@ def import_folder(
         "confidence": IMPORTED_BYTES if fmt == "released" else "none given",
         **(lineage or {}),
     }
-    with LabelStoreWriter(out, facts, images_per_shard, classes=classes) as writer:
+    for note in walk(Path(folder), LABEL_SUFFIXES).notes():
+        _LOG.warning("%s: %s", folder, note)
+    with _nothing_of_a_failure(Path(out)), LabelStoreWriter(out, facts, images_per_shard, classes=classes) as writer:
         train = ids == "train" or (ids == "auto" and fmt == "masks")
         ours = fmt == "cityscapes" and (Path(folder) / MARK).is_file()
         for file in files:
@@ -117,6 +122,18 @@ def import_folder(
             writer.add(file.name, label, _confidence(file, label), city=file.city)
             advance(1)
     return fmt, len(files)
+
+
+@contextmanager
+def _nothing_of_a_failure(out: Path) -> Iterator[None]:
+    """Remove a new folder where its content is refused."""
+    is_new = not out.exists()
+    try:
+        yield
+    except HmsaError:
+        if is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _check_train_ids(path: Path, label: NDArray[np.uint8], classes: ClassTable) -> None:
@@ -131,15 +148,12 @@ def _check_train_ids(path: Path, label: NDArray[np.uint8], classes: ClassTable) 
 
 
 def _label(path: Path, classes: ClassTable, train: bool) -> NDArray[np.uint8]:
-    if not train:
-        return read_label(path, classes)
-    label = read_label_ids(path)
-    wrong = np.unique(label[(label >= classes.num_classes) & (label != IGNORE)])
-    if len(wrong):
-        raise InputError(
-            f"{path}: holds {wrong.tolist()}, which are no trainIds of {classes.name}", hint="try --ids file"
-        )
-    return label
+    try:
+        return read_label(path, classes.of_train_ids() if train else classes)
+    except DecodeError as error:
+        if not train or error.reason != "ids-out-of-range" or error.hint:
+            raise
+        raise DecodeError(f"{error.message}, read as trainIds", reason=error.reason, hint="try --ids file") from error
 
 
 def _confidence(file: FoundFile, label: NDArray[np.uint8]) -> NDArray[np.float32]:

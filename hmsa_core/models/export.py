@@ -244,6 +244,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _with_metadata(proto: Any, about: dict[str, str]) -> bytes:
+    # Runtimes refuse a newer IR than they know, and torch writes its own newest one.
+    from onnx.helper import find_min_ir_version_for
+
+    proto.ir_version = min(proto.ir_version, find_min_ir_version_for(proto.opset_import))
     # Torch notes lines and paths of source files at each node: other bytes on every machine.
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, proto.graph):
         del part.metadata_props[:]

@@ -7,7 +7,8 @@ table maps them, never a sequence of in-place replacements.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import digest, read_json
 from hmsa_core.io.errors import InputError, IntegrityError, did_you_mean
+
+_LOG = logging.getLogger(__name__)
 
 __all__ = ["GROUPS", "IGNORE", "ClassTable", "cityscapes", "from_file", "from_vistas_config", "mapillary", "plain"]
 
@@ -83,7 +86,11 @@ class ClassTable:
 
     def of_train_ids(self) -> ClassTable:
         """The same classes for label files that hold trainIds, 255 = ignored."""
-        return _of_train_ids(self.name, self.classes, self.colours, self.groups, IGNORE)
+        return self.with_ids(range(self.num_classes), (IGNORE,))
+
+    def with_ids(self, ids: Sequence[int], ignored: Collection[int]) -> ClassTable:
+        """The same classes for label files that hold `ids` (by trainId), and `ignored` ones where they say nothing."""
+        return _of_ids(self.name, self.classes, self.colours, self.groups, ids, ignored)
 
     def index(self, class_name: str) -> int:
         """TrainId of a class name (case-insensitive); unknown names are an InputError with the list."""
@@ -137,18 +144,19 @@ class ClassTable:
         return isinstance(other, ClassTable) and self.digest() == other.digest()
 
 
-def _of_train_ids(
+def _of_ids(
     name: str,
     classes: tuple[str, ...],
     colours: tuple[tuple[int, int, int], ...],
     groups: tuple[str, ...],
-    ignored: int,
+    ids: Sequence[int],
+    ignored: Collection[int],
 ) -> ClassTable:
-    """A table for label files that hold trainIds and `ignored` (-1 = they hold nothing else)."""
-    ids = np.arange(256)
-    known = ids < len(classes)
-    id_to_train = np.where(known, ids, IGNORE).astype(np.uint8)
-    return ClassTable(name, classes, colours, groups, id_to_train, known | (ids == ignored), tuple(range(len(classes))))
+    """A table for label files that hold `ids` and `ignored`, and nothing else."""
+    id_to_train, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
+    valid[[*ids, *ignored]] = True
+    id_to_train[list(ids)] = range(len(ids))
+    return ClassTable(name, classes, colours, groups, id_to_train, valid, tuple(ids))
 
 
 def _packaged(name: str) -> list[dict[str, Any]]:
@@ -177,17 +185,13 @@ def cityscapes_categories() -> tuple[str, ...]:
 def cityscapes() -> ClassTable:
     """The 19 evaluated classes of Cityscapes; label files hold ids 0..33."""
     rows = _evaluated()
-    lut, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
-    valid[[row["id"] for row in _packaged("cityscapes.json") if row["id"] >= 0]] = True  # the licence plate is -1
-    lut[[row["id"] for row in rows]] = range(len(rows))
-    return ClassTable(
+    return _of_ids(
         "cityscapes",
         tuple(r["name"] for r in rows),
         tuple(tuple(r["colour"]) for r in rows),
         tuple(_group(r["name"], r["category"]) for r in rows),
-        lut,
-        valid,
-        tuple(r["id"] for r in rows),
+        [r["id"] for r in rows],
+        [row["id"] for row in _packaged("cityscapes.json") if row["id"] >= 0],  # the licence plate is -1
     )
 
 
@@ -223,12 +227,13 @@ def mapillary(version: str = "v1.2") -> ClassTable:
 
 def _from_config(name: str, labels: list[dict[str, Any]]) -> ClassTable:
     rows = labels[:-1]  # the last label is unlabeled = ignore in every release
-    return _of_train_ids(
+    return _of_ids(
         name,
         tuple(str(r.get("readable") or r["name"]) for r in rows),
         tuple(tuple(r.get("colour") or r["color"]) for r in rows),
         tuple(_vistas_group(str(r.get("name") or "")) for r in rows),
-        len(rows),
+        range(len(rows)),
+        (len(rows),),
     )
 
 
@@ -245,7 +250,7 @@ def plain(names: Sequence[str]) -> ClassTable:
     """Table of classes of which only names are known: colours are spread over the hues, ids are trainIds."""
     rgb = [hsv_to_rgb(i / len(names), 200 / 255, 1.0) for i in range(len(names))]
     colours = tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)
-    return _of_train_ids("unnamed", tuple(names), colours, tuple(_group(name) for name in names), -1)
+    return _of_ids("unnamed", tuple(names), colours, tuple(_group(name) for name in names), range(len(names)), ())
 
 
 _EXAMPLE = (
@@ -257,8 +262,10 @@ _EXAMPLE = (
 def from_file(path: str | Path) -> ClassTable:
     """Read a class file like CamVid's: {"classes": [{"id", "name", "colour"}, ...], "ignore_id": 255}.
 
-    Ids must be 0..C-1 without gaps (they are the trainIds); any other value but the ignore id is invalid. Names
-    differ (upper and lower case are the same: figures, policies and options go by name).
+    Classes are numbered by `trainId` where rows have one (255 and -1: no class), else by their ids. Ids are whole
+    numbers from 0 to 255; any other value but the ignore id is invalid in label files. A colour is [r, g, b] or
+    "#rrggbb"; a missing one is made up. Names differ (upper and lower case are the same: figures, policies and options
+    go by name).
     """
     where = Path(path)
     if not where.is_file():
@@ -269,51 +276,120 @@ def from_file(path: str | Path) -> ClassTable:
         value = read_json(where)
     except IntegrityError as error:  # a file that people write, which no digest was recorded for
         raise InputError(error.message, hint=_EXAMPLE) from error
-    rows = value.get("classes")
-    if not isinstance(rows, list) or not rows:
+    given = value.get("classes")
+    if not isinstance(given, list) or not given:
         raise InputError(f"{where}: no list of classes", hint=_EXAMPLE)
+    ignored = value.get("ignore_id", IGNORE)
     try:
-        rows = sorted(rows, key=lambda r: int(r["id"]))
-        ids = [int(r["id"]) for r in rows]
-        names = tuple(str(r["name"]) for r in rows)
-        colours = tuple(tuple(int(v) for v in (r.get("colour") or r["color"])) for r in rows)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: each class needs id, name and colour ({error!r})", hint=_EXAMPLE) from error
-    if len(ids) < 2:
-        raise InputError(f"{where}: one class: every pixel would be labelled as it", hint="give the rest a class too")
-    if len(ids) >= IGNORE:
-        raise InputError(f"{where}: {len(ids)} classes, but a label is one byte: at most {IGNORE - 1}")
-    if ids != list(range(len(ids))):
-        raise InputError(f"{where}: class ids must be 0..{len(ids) - 1} without gaps, found {ids[:5]}...")
-    twice = next((n for i, n in enumerate(names) if n.lower() in [m.lower() for m in names[:i]]), None)
-    if twice is not None:
-        raise InputError(f"{where}: two classes are named {twice!r}; names must differ")
-    is_colour = [len(c) == 3 and 0 <= min(c) <= max(c) <= 255 for c in colours]
-    wrong = next((n for n, right in zip(names, is_colour, strict=True) if not right), None)
-    if wrong is not None:
-        raise InputError(f"{where}: the colour of class {wrong!r} is not [r, g, b] with 0..255")
-    return _of_train_ids(
+        rows = [_Row.of(row) for row in given]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: each class needs a whole id and a name ({error!r})", hint=_EXAMPLE) from error
+    classes = sorted((row for row in rows if row.place is not None and row.name != ignored), key=_Row.order)
+    _check_rows(where, classes)
+    void = {row.id for row in rows} - {row.id for row in classes}
+    if not isinstance(ignored, str):
+        void.add(_ignore_id(where, ignored, classes))
+    elif not void:
+        raise InputError(f"{where}: ignore_id is {ignored!r}, which names no class")
+    names, ids = tuple(row.name for row in classes), tuple(row.id for row in classes)
+    if ids != tuple(range(len(ids))):
+        _say_once(
+            f"{where}: ids {', '.join(map(str, ids[:4]))}, ... of label maps become the classes 0 to {len(ids) - 1}"
+        )
+    return _of_ids(
         str(value.get("dataset", where.stem)),
         names,
-        tuple((c[0], c[1], c[2]) for c in colours),
-        _groups(where, rows, names),
-        _ignore_id(where, value.get("ignore_id", IGNORE), len(ids)),
+        tuple(row.colour or other for row, other in zip(classes, plain(names).colours, strict=True)),
+        _groups(where, classes),
+        ids,
+        [number for number in void if 0 <= number <= IGNORE],
     )
 
 
-def _groups(where: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[str, ...]:
+@cache
+def _say_once(text: str) -> None:
+    _LOG.warning(text)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One class of a class file."""
+
+    id: int
+    name: str
+    colour: tuple[int, int, int] | None
+    place: int | None  # its trainId, or id; None = no class
+    group: str
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> _Row:
+        """KeyError, TypeError, ValueError: what it needs is missing, or of another form."""
+        name, number = str(row["name"]).strip(), _whole(row["id"])
+        place = _whole(row["trainId"]) if "trainId" in row else number
+        if not name:
+            raise ValueError(f"the class with id {number} has an empty name")
+        is_class = "trainId" not in row or 0 <= place < IGNORE
+        colour = _colour(row.get("colour", row.get("color")), name)
+        return cls(number, name, colour, place if is_class else None, str(row.get("group") or _group(name)))
+
+    def order(self) -> int:
+        """What classes are sorted by."""
+        return self.place or 0
+
+
+def _whole(given: object) -> int:
+    if isinstance(given, bool) or not isinstance(given, int | float | str) or float(given) != int(float(given)):
+        raise ValueError(f"{given!r} is no whole number")
+    return int(float(given))
+
+
+def _colour(given: Any, name: str) -> tuple[int, int, int] | None:
+    if given is None:
+        return None
+    colour = tuple(bytes.fromhex(given.removeprefix("#")) if isinstance(given, str) else (_whole(v) for v in given))
+    if len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255:
+        raise ValueError(f"the colour of class {name!r} is not [r, g, b] with 0..255, or #rrggbb")
+    return colour[0], colour[1], colour[2]
+
+
+def _check_rows(where: Path, rows: Sequence[_Row]) -> None:
+    if len(rows) < 2:
+        raise InputError(f"{where}: one class: every pixel would be labelled as it", hint="give the rest a class too")
+    if len(rows) >= IGNORE:
+        raise InputError(f"{where}: {len(rows)} classes, but a label is one byte: at most {IGNORE - 1}")
+    names = [row.name.lower() for row in rows]
+    for what, values in (
+        ("named", names),
+        ("of id", [row.id for row in rows]),
+        ("of trainId", [r.place for r in rows]),
+    ):
+        if twice := next((rows[i] for i, value in enumerate(values) if value in values[:i]), None):
+            raise InputError(f"{where}: two classes are {what} {twice.name if what == 'named' else twice.id!r}")
+    wrong = next((row for row in rows if not 0 <= row.id <= IGNORE), None)
+    if wrong is not None:
+        raise InputError(f"{where}: class {wrong.name!r} has id {wrong.id}, ids are 0 to {IGNORE}")
+
+
+def _groups(where: Path, rows: Sequence[_Row]) -> tuple[str, ...]:
     """The group of each class: that of its row, else the one that its name has elsewhere."""
-    groups = tuple(str(row.get("group") or _group(name)) for row, name in zip(rows, names, strict=True))
-    if strange := next((group for group in groups if group not in GROUPS), None):
+    if strange := next((row.group for row in rows if row.group not in GROUPS), None):
         hint = did_you_mean(strange, GROUPS, f"choose one of {', '.join(GROUPS)}")
         raise InputError(f"{where}: unknown group {strange!r}", hint=hint)
-    return groups
+    return tuple(row.group for row in rows)
 
 
-def _ignore_id(where: Path, given: object, num_classes: int) -> int:
+def _ignore_id(where: Path, given: object, rows: Sequence[_Row]) -> int:
     """Check the id that label files hold where they say nothing; -1 (as in other tools) is never drawn."""
     if given == -1:
-        return IGNORE
-    if isinstance(given, bool) or not isinstance(given, int) or not num_classes <= given <= IGNORE:
-        raise InputError(f"{where}: ignore_id is {given!r}, expected a number from {num_classes} to {IGNORE}")
+        given = IGNORE
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= IGNORE:
+        raise InputError(
+            f"{where}: ignore_id is {given!r}, expected a number from 0 to {IGNORE}, or a name of `classes`"
+        )
+    if same := next((row.name for row in rows if row.id == given), None):
+        free = max(set(range(256)) - {row.id for row in rows})
+        raise InputError(
+            f"{where}: {given} is the id of class {same!r} and the ignore_id",
+            hint=f"leave that class out, or give an ignore_id that no class has, such as {free}",
+        )
     return given

@@ -6,6 +6,7 @@ Below `work`: `state/` (see `state`), `log.jsonl`, and in the end `model/` (chec
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.layouts import PACKAGED
 from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.transforms import normalise, to_long_edge
+from hmsa_core.data.walk import walk
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest
@@ -43,6 +45,7 @@ from hmsa_core.training.recipe import make_model, refuse_small_crop, settle_runt
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
 
+_LOG = logging.getLogger(__name__)
 LOG_EVERY = 10  # steps between log lines
 
 
@@ -85,17 +88,26 @@ def train(
     config, work = config or TrainConfig(), Path(out)
     images, labels = Path(images).absolute(), Path(labels).absolute()
     root = Path(os.path.commonpath([images, labels]))
+    folders = tuple(sorted(walk(images).files))
     source = SourceSpec(
         kind="folder",
         root=str(root),
         images=str(images.relative_to(root)),
         labels=str(labels.relative_to(root)),
+        splits=None if folders in ((), ("",)) else folders,
+        names="stem" if len(folders) < 2 else "path",
         classes=str(classes if classes in PACKAGED else Path(classes).absolute()),
     )
     sampling = config.sampling
-    prepare.build(
-        source, RolesSpec(), work / "index", tile=sampling.tile, min_pixels=sampling.min_pixels, previous=work / "index"
+    summary = prepare.build(
+        source,
+        RolesSpec(learn_splits=tuple(folder or "all" for folder in folders)),
+        work / "index",
+        tile=sampling.tile,
+        min_pixels=sampling.min_pixels,
+        previous=work / "index",
     )
+    _log(summary, work / "index" / "quarantine.parquet")
     index, centroids = (work / "index" / f"{start}{source.name}.parquet" for start in ("", "centroids-"))
     return train_spec(
         TrainSpec(
@@ -107,6 +119,20 @@ def train(
             init_from=Path(init_from) if init_from is not None else None,
         )
     )
+
+
+def _log(summary: prepare.Summary, quarantine: Path) -> None:
+    """How many images learn, and why not the others; a warning where some are left out."""
+    left_out = ", ".join(f"{count} {reason}" for reason, count in summary.refused.items()) or "none"
+    learn = summary.by_role.get("learn", 0)
+    text = f"train: {summary.images + summary.refused_images} images found, {learn} learn, left out: {left_out}"
+    _LOG.log(
+        logging.WARNING if summary.refused else logging.INFO,
+        "%s",
+        f"{text}; each is named in {quarantine}" if summary.refused else text,
+    )
+    for note in summary.all_notes():
+        _LOG.warning("train: %s", note)
 
 
 def train_spec(spec: TrainSpec) -> Path:

@@ -127,12 +127,12 @@ def _pictures(args: argparse.Namespace, meta: dict[str, Any]) -> tuple[list[_Pic
 
 def _images_of(folder: Path) -> list[NDArray[np.uint8]]:
     from hmsa_core.data.decode import read_image
-    from hmsa_core.data.layouts import list_files
+    from hmsa_core.data.walk import walk
 
-    files = list_files(folder) if folder.is_dir() else []
+    files = list(walk(folder).paths()) if folder.is_dir() else []
     if not files:
         raise InputError(f"{folder}: no folder with images (JPEG, PNG, WebP, TIFF)")
-    return [read_image(folder / name) for name in _spread(files)]
+    return [read_image(path) for path in _spread(files)]
 
 
 def _labelled(images: Path, labels: Path, meta: dict[str, Any]) -> list[_Picture]:

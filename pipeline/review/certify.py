@@ -11,12 +11,14 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.data.decode import holds_train_ids, read_label_ids
+from hmsa_core.data.decode import holds_train_ids, read_header, read_label_ids
+from hmsa_core.data.walk import LABEL_SUFFIXES, stem_of, walk
 from hmsa_core.io.errors import HmsaError, InputError, IntegrityError, StoreError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
@@ -81,7 +83,7 @@ class TrueLabels:
         classes = self._view.classes
         agree = {"train": 0, "file": 0}
         for name in list(self.files)[:: max(1, len(self.files) // _LOOKED_AT)]:
-            if holds_train_ids(self.files[name]):
+            if holds_train_ids(self.files[name]) or read_header(self.files[name]).mode in ("RGB", "RGBA"):
                 return "file", ""
             values, label = read_label_ids(self.files[name]), self._view.read(name)[0]
             there = np.asarray(cv2.resize(values, label.shape[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
@@ -109,16 +111,16 @@ class TrueLabels:
         return "unsure" if there == IGNORE else "right" if there == class_id else "wrong"
 
 
-_ENDINGS = ("", "_L", "_gtFine_labelIds", "_gtFine_labelTrainIds", "_labelIds", "_labelTrainIds")
+_ENDINGS = ("", "_mask", "_L", "_gtFine_labelIds", "_gtFine_labelTrainIds", "_labelIds", "_labelTrainIds")
 
 
 def _files_of(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     direct = {name: path for name in names if (path := folder / f"{name}.png").is_file()}
     if len(direct) == len(names):
         return direct
-    by_stem = {path.stem: path for path in sorted(folder.rglob("*.png"))}
+    by_stem = {stem_of(path): path for path in walk(folder, LABEL_SUFFIXES).paths()}
     for name in names:
-        stem = Path(name).name
+        stem = normalize("NFC", Path(name).name)
         found = next((by_stem[stem + ending] for ending in _ENDINGS if stem + ending in by_stem), None)
         if name not in direct and found is not None:
             direct[name] = found

@@ -17,8 +17,8 @@ from hmsa_core import taxonomy
 from hmsa_core.config import SamplingConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
-from hmsa_core.data.layouts import list_files
 from hmsa_core.data.source import RolesSpec, SourceSpec
+from hmsa_core.data.walk import walk
 from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.io.trees import publish_tree
@@ -172,10 +172,7 @@ def _used_for_nothing(params: Params, source: SourceSpec, index: Index) -> Itera
         )
     if source.kind == "folder":
         top = Path(source.root, source.images)
-        folders = {
-            Path(folder).relative_to(top).as_posix() for folder, _, _ in os.walk(top) if list_files(Path(folder))
-        }
-        if unnamed := sorted(folders - {Path(split).as_posix() for split in source.splits or ("",)}):
+        if unnamed := sorted(walk(top).files.keys() - {split.strip("/") for split in source.splits or ("",)}):
             yield (
                 f"{top} holds images in folders that data.target.splits does not name, and they are not used: "
                 f"{', '.join(unnamed[:3])}"
@@ -236,7 +233,7 @@ def _tell(ws: Workspace, summary: prepare.Summary) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.refused.items())
         table = ws.path(INDEX) / "quarantine.parquet"
         _LOG.warning("%s %s: left out: %s; each is named in %s", STAGE, summary.root, reasons, table)
-    for note in summary.notes:
+    for note in summary.all_notes():
         _LOG.info("%s %s: %s", STAGE, summary.root, note)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
-from hmsa_core.data.layouts import IMAGE_SUFFIXES
+from hmsa_core.data.walk import stem_of, walk
 from hmsa_core.inference.adopt import choice
 from hmsa_core.inference.adopt.choice import Mapped
 from hmsa_core.inference.adopt.combination import agreeing_weights, combine
@@ -169,7 +169,7 @@ def pictures_of(images: Path, labels: Path | None, classes: ClassTable) -> list[
     """
     files: list[tuple[str, Path, Path | None]]
     if labels is None:
-        files = [(path.stem, path, None) for path in sorted(images.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+        files = [(stem_of(path), path, None) for path in walk(images).paths()]
         if not files:
             raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder")
     else:

@@ -133,7 +133,8 @@ def _note(tell: Tell, *notes: str) -> None:
 
 def _pairs(folders: Folders, tell: Tell) -> list[Sample]:
     """The images as rows of an index, with their blocks."""
-    samples, unlabelled = pairs_of(folders.images, folders.labels, train_ids=folders.ids == "train")
+    samples, unlabelled, notes = pairs_of(folders.images, folders.labels, train_ids=folders.ids == "train")
+    _note(tell, *notes)
     if unlabelled:
         count = len(samples) + len(unlabelled)
         fault = f"{len(unlabelled)} of {count} images have no label of the same stem, the first is {unlabelled[0]}"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.data.checks import TURNED
 from hmsa_core.data.decode import Header, holds_train_ids, read_header, read_image, read_label, read_label_ids
 from hmsa_core.data.index import Sample
-from hmsa_core.data.layouts import list_files, list_folders
-from hmsa_core.io.errors import ConfigError, DecodeError, InputError
+from hmsa_core.data.walk import by_image, is_empty, stem_of, walk
+from hmsa_core.io.errors import DecodeError, InputError
 from hmsa_core.labels.exporting import IMAGE_ENDING, city_of
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import IGNORE, ClassTable
@@ -24,91 +27,113 @@ LabelReader = Callable[[str | Path], NDArray[np.uint8]]
 
 _SHAPE_ERROR = 0.01  # share by which a label's proportions may differ from its image's, beside rounding to pixels
 _LABEL_ENDINGS = {"ids": "_labelIds", "train": "_labelTrainIds"}
-_PARTS = ("_gtFine", "_gtCoarse", "_L")  # _L: CamVid's own labels
 _SIZE = re.compile(r"[_-]?\d+x\d+$")
 _LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 _UNKNOWN = ("", -1, "", 0, 0, "", "", "", "")  # of a row: sequence, frame, block, size, digests, perceptual hash
 
 
-def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[list[Sample], list[Path]]:
-    """Images with a label of the same stem, by name, and images without one. Paths are as those that are given.
+def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[list[Sample], list[Path], list[str]]:
+    """Images with a label of the same stem, by name; images without one; and in words what else was left out.
 
-    Sub-folders are searched where a folder holds no file itself; where stems occur twice, their folders tell them
-    apart. Cityscapes' and CamVid's own endings are left out where no two stems are the same.
+    Where stems occur twice, their folders tell them apart, and folders without a pair are left out. So is an ending
+    that all labels have more than their images.
 
     With `train_ids`, of Cityscapes' label maps `*_labelTrainIds` is taken, not `*_labelIds`.
 
     Raises:
         InputError: a label without its image, no pair at all, or two files of one name; names the first.
     """
-    found = {"images": _files(images, "images"), "labels": _files(labels, "labels")}
-    alone = all(len({path.stem for path in files}) == len(files) for files in found.values())
-    by_image = _by_name(found["images"], images, alone)
-    by_label = _by_name(found["labels"], labels, alone)
-    if not by_image.keys() & by_label.keys():
-        by_image = _renamed(by_image, lambda name: name.removesuffix(IMAGE_ENDING))
-        by_label = _without_endings(by_label, labels, train_ids)
-    no_image, no_label = sorted(by_label.keys() - by_image.keys()), sorted(by_image.keys() - by_label.keys())
-    both = sorted(by_image.keys() & by_label.keys())
-    for names, have, lack, files in ((no_image, "labels", "image", by_label), (no_label, "images", "label", by_image)):
+    notes: list[str] = []
+    pictures, maps = _without_copies(_files(images, "images", notes), notes), _files(labels, "labels", notes)
+    alone = all(len({stem_of(path) for path in files}) == len(files) for files in (pictures, maps))
+    with_image, with_label = _by_name(pictures, images, alone), _by_name(maps, labels, alone)
+    with_image, with_label = _of_paired_folders(with_image, with_label, notes)
+    if with_image.keys().isdisjoint(with_label):
+        with_image = {name.removesuffix(IMAGE_ENDING): path for name, path in with_image.items()}
+        with_label = by_image(_wanted(with_label, labels, train_ids), with_image)[0]
+    no_image, no_label = sorted(with_label.keys() - with_image.keys()), sorted(with_image.keys() - with_label.keys())
+    both = sorted(with_image.keys() & with_label.keys())
+    for names, have, lack, files in (
+        (no_image, "labels", "image", with_label),
+        (no_label, "images", "label", with_image),
+    ):
         if names and (have == "labels" or not both):
             raise InputError(
                 f"{len(names)} of {len(files)} {have} have no {lack} of the same stem, the first is {files[names[0]]}",
                 hint="images and labels are paired by file name without its ending",
             )
-    paired = [
-        Sample(name, str(by_image[name]), str(by_label[name]), "", "fine", "", "report", city_of(name), *_UNKNOWN)
+    pairs = [
+        Sample(name, str(with_image[name]), str(with_label[name]), "", "fine", "", "report", city_of(name), *_UNKNOWN)
         for name in both
     ]
-    return paired, [by_image[name] for name in no_label]
+    return pairs, [with_image[name] for name in no_label], notes
 
 
-def _files(folder: Path, what: str) -> list[Path]:
+def _files(folder: Path, what: str, notes: list[str]) -> list[Path]:
+    """All files; of two of one name in a folder the one that is not empty."""
     if not folder.is_dir():
         raise InputError(f"--{what} {folder}: no such folder")
-    found = [folder / name for name in list_files(folder)] or list(_files_below(folder))
-    if not found:
-        raise InputError(f"--{what} {folder}: no JPEG, PNG, WebP or TIFF file in this folder")
-    return found
+    found = walk(folder)
+    told = [f"--{what} {folder}: {note}" for note in found.notes()]
+    files: dict[tuple[Path, str], Path] = {}
+    for path in found.paths():
+        other = files.setdefault((path.parent, stem_of(path)), path)
+        if other is not path and not is_empty(path):
+            if not is_empty(other):
+                raise InputError(f"{other} and {path} have the same stem")
+            files[path.parent, stem_of(path)] = path
+    if not files:
+        none = f"--{what} {folder}: no JPEG, PNG, WebP or TIFF file in this folder"
+        raise InputError("; ".join([none, *found.notes()]))
+    notes += told
+    return list(files.values())
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for name in list_folders(folder):
-        yield from (folder / name / file for file in list_files(folder / name))
-        yield from _files_below(folder / name)
+def _without_copies(files: Sequence[Path], notes: list[str]) -> list[Path]:
+    """The same without links to files that are among them: a picture counts once."""
+    links = {path for path in files if path.is_symlink()}
+    real = {path.resolve() for path in files if path not in links} if links else set()
+    kept = [path for path in files if path not in links or path.resolve() not in real]
+    if len(kept) < len(files):
+        notes.append(f"{len(files) - len(kept)} images are links to others of them: left out")
+    return kept
 
 
 def _by_name(files: Sequence[Path], folder: Path, alone: bool) -> dict[str, Path]:
     """Files by stem, or with their folders where stems do not tell them apart."""
-    names = [path.stem if alone else path.relative_to(folder).with_suffix("").as_posix() for path in files]
-    return _unique(zip(names, files, strict=True), "stem")
+    return {stem_of(path) if alone else _place(path, folder): path for path in files}
 
 
-def _renamed(files: Mapping[str, Path], bare: Callable[[str], str]) -> dict[str, Path]:
-    return _unique(((bare(name), path) for name, path in files.items()), "name but for their endings")
+def _place(path: Path, folder: Path) -> str:
+    return normalize("NFC", (path.relative_to(folder).parent / path.stem).as_posix())
 
 
-def _unique(files: Iterable[tuple[str, Path]], what: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for name, path in files:
-        if found.setdefault(name, path) is not path:
-            raise InputError(f"{found[name]} and {path} have the same {what}")
-    return found
-
-
-def _without_endings(labels: dict[str, Path], folder: Path, train_ids: bool) -> dict[str, Path]:
-    """Labels by their bare names; of the maps that Cityscapes has of each image, the one that is wanted."""
-    ending = _LABEL_ENDINGS["train" if train_ids else "ids"]
-    if any(name.endswith(tuple(_LABEL_ENDINGS.values())) for name in labels):
-        wanted = {name: path for name, path in labels.items() if name.endswith(ending)}
-        if not wanted:
-            raise InputError(
-                f"{folder}: no label is called *{ending}",
-                hint="*_labelTrainIds are read with --ids train, *_labelIds without",
+def _of_paired_folders(
+    images: dict[str, Path], labels: dict[str, Path], notes: list[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """What lies in folders that hold a pair; all where there is none."""
+    folders = {name.rpartition("/")[0] for name in images.keys() & labels.keys()}
+    kept = [{n: p for n, p in files.items() if n.rpartition("/")[0] in folders} for files in (images, labels)]
+    for files, paired, what in zip((images, labels), kept, ("images", "labels"), strict=True):
+        if folders and (left := sorted(files.keys() - paired.keys())):
+            notes.append(
+                f"{len(left)} {what} in sub-folders without a pair are not scored, the first is {files[left[0]]}"
             )
-        labels = _renamed(wanted, lambda name: name.removesuffix(ending))
-    part = next((part for part in _PARTS if all(name.endswith(part) for name in labels)), "")
-    return _renamed(labels, lambda name: name.removesuffix(part))
+    return (kept[0], kept[1]) if folders else (images, labels)
+
+
+def _wanted(labels: dict[str, Path], folder: Path, train_ids: bool) -> dict[str, Path]:
+    """Of the maps that Cityscapes has of each image, the one that is wanted, without its ending."""
+    ending = _LABEL_ENDINGS["train" if train_ids else "ids"]
+    if not any(name.endswith(tuple(_LABEL_ENDINGS.values())) for name in labels):
+        return labels
+    wanted = {name.removesuffix(ending): path for name, path in labels.items() if name.endswith(ending)}
+    if not wanted:
+        raise InputError(
+            f"{folder}: no label is called *{ending}",
+            hint="*_labelTrainIds are read with --ids train, *_labelIds without",
+        )
+    return wanted
 
 
 def in_order_of(classes: ClassTable, names: Sequence[str]) -> ClassTable:
@@ -128,43 +153,8 @@ def in_order_of(classes: ClassTable, names: Sequence[str]) -> ClassTable:
 
 
 def label_reader(classes: ClassTable, *, colours: bool = False) -> LabelReader:
-    """How a label file becomes trainIds: by its ids, or by the colours of the classes (black = ignored)."""
-    if not colours:
-        return lambda path: read_label(path, classes)
-    known: dict[tuple[int, int, int], int] = {(0, 0, 0): IGNORE}
-    for number, colour in enumerate(classes.colours):
-        if known.setdefault(colour, number) not in (number, IGNORE):
-            text = f"{classes.name}: two classes have the colour {colour}, so a label's colour names no single class"
-            raise ConfigError(text, hint="give each class its own colour, or give labels of ids")
-        known[colour] = number
-    keys = np.array([(r << 16) | (g << 8) | b for r, g, b in known], np.int32)
-    values = np.array(list(known.values()), np.uint8)
-    order = np.argsort(keys)
-    return lambda path: _by_colour(path, keys[order], values[order], classes)
-
-
-def _by_colour(
-    path: str | Path, keys: NDArray[np.int32], values: NDArray[np.uint8], classes: ClassTable
-) -> NDArray[np.uint8]:
-    if read_header(path).format == "JPEG":
-        raise DecodeError(
-            f"{path}: a JPEG's colours are not those that were drawn",
-            reason="wrong-mode",
-            hint="label maps are lossless: PNG, TIFF or WebP",
-        )
-    pixels = read_image(path).astype(np.int32)
-    packed = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
-    place = np.minimum(np.searchsorted(keys, packed), len(keys) - 1)
-    wrong = packed[keys[place] != packed]
-    if len(wrong):
-        first = int(wrong[0])
-        raise DecodeError(
-            f"{path}: {len(wrong)} pixels have colours of no class of {classes.name}, the first: "
-            f"{(first >> 16, first >> 8 & 255, first & 255)}",
-            reason="ids-out-of-range",
-            hint="give the colours of these labels in the class file; black is ignored where no class has it",
-        )
-    return values[place]
+    """How a label file becomes trainIds: as `read_label` says, or always by the colours of the classes."""
+    return partial(read_label, classes=classes, by_colour=colours)
 
 
 def check_labels(files: Sequence[Sample], classes: ClassTable, read: LabelReader, ids: Ids = "auto") -> list[str]:
@@ -180,32 +170,36 @@ def check_labels(files: Sequence[Sample], classes: ClassTable, read: LabelReader
         sizes = [_other_size(file, classes, read, ids, progress.update) for file in files]
     if ids == "auto" and classes.has_own_ids:
         _refuse_train_ids(files, classes)
-    resized = [note for note in sizes if note]
-    text = f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own"
-    return [f"{text}; the first: {resized[0]}"] if resized else []
+    resized, turned = [told for told, _ in sizes if told], sum(is_turned for _, is_turned in sizes)
+    told = f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own"
+    notes = [f"{told}; the first: {resized[0]}"] if resized else []
+    if turned:
+        notes.append(f"{turned} images have an EXIF rotation and are read upright: so must their label maps be")
+    return notes
 
 
-def _other_size(file: Sample, classes: ClassTable, read: LabelReader, ids: Ids, advance: Callable[[], None]) -> str:
+def _other_size(
+    file: Sample, classes: ClassTable, read: LabelReader, ids: Ids, advance: Callable[[], None]
+) -> tuple[str, bool]:
     try:
         label = read(file.label)
     except DecodeError as error:
-        hint = "" if ids == "colours" else _hint_of(error, classes)
+        hint = "" if ids == "colours" or error.hint else _hint_of(error, classes)
         if not hint:
             raise
         raise DecodeError(error.message, reason=error.reason, hint=hint) from error
     (height, width), image = label.shape, _readable(file.image)
     advance()
     if (height, width) == (image.height, image.width):
-        return ""
-    text = f"{file.label} is {width}x{height}, {file.image} is {image.width}x{image.height}"
+        return "", image.orientation > 1
+    turned = TURNED if image.orientation > 1 else ""
+    told = f"{file.label} is {width}x{height}, {file.image} is {image.width}x{image.height}{turned}"
     if not alike(width, height, image.width, image.height):
-        raise InputError(f"{text}: they do not show the same", hint="give each label its own image's proportions")
-    return text
+        raise InputError(f"{told}: they do not show the same", hint="give each label its own image's proportions")
+    return told, bool(turned)
 
 
 def _hint_of(error: DecodeError, classes: ClassTable) -> str:
-    if error.reason == "wrong-mode":
-        return f"{error.hint}; maps that hold the colours of the class file are read with --ids colours"
     if error.reason != "ids-out-of-range":
         return ""
     if classes.has_own_ids:
@@ -227,7 +221,8 @@ def _refuse_train_ids(files: Sequence[Sample], classes: ClassTable) -> None:
     if max(classes.train_to_id) <= last:
         return
     for file in files:
-        if holds_train_ids(file.label) or read_label_ids(file.label).max() > last:
+        holds_colours = read_header(file.label).mode in ("RGB", "RGBA")
+        if holds_train_ids(file.label) or holds_colours or read_label_ids(file.label).max() > last:
             return
     raise InputError(
         f"no label in {Path(files[0].label).parent} holds a number above {last}: trainIds, or ids of {classes.name}?",

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,8 +19,9 @@ from typing import Any, Literal
 from hmsa_core.config import InferConfig, RuntimeConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.index import Index, read_quarantine
-from hmsa_core.data.layouts import IMAGE_SUFFIXES, list_files, load_classes
+from hmsa_core.data.layouts import load_classes
 from hmsa_core.data.source import RolesSpec, SourceSpec
+from hmsa_core.data.walk import IMAGE_SUFFIXES, walk
 from hmsa_core.inference.teachers.run_options import MAX_SKIPPED, TeacherOptions, teacher_options
 from hmsa_core.inference.teachers.sources import Spec
 from hmsa_core.io.atomic import is_temp, read_json, write_json
@@ -279,31 +279,12 @@ def _folders(images: Path, files: frozenset[Path], tell: Tell) -> list[str]:
     """Folders below `images` (itself: "") that hold image files, as posix paths; linked ones too, each once."""
     if files:
         return sorted({"" if p.parent == images else p.parent.relative_to(images).as_posix() for p in files})
-    found: list[str] = []
-    others: Counter[str] = Counter()
-    seen: set[str] = set()
-    # Links come after real folders, so that a link which is added later renames no image; one may lead upwards.
-    roots = [images]
-    for root in roots:
-        for name, below, inside in os.walk(root):
-            folder = Path(name)
-            if (target := os.path.realpath(folder)) in seen:
-                below.clear()
-                continue
-            seen.add(target)
-            below[:] = sorted(one for one in below if not one.startswith("."))
-            roots += [folder / one for one in below if (folder / one).is_symlink()]
-            visible = [file for file in inside if not file.startswith(".")]
-            others.update(suffix for f in visible if (suffix := Path(f).suffix.lower()) not in IMAGE_SUFFIXES)
-            if list_files(folder):
-                relative = folder.relative_to(images).as_posix()
-                found.append("" if relative == "." else relative)
-    if not found:
+    found = walk(images)
+    if not found.files:
         raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder or below it")
-    if others:
-        told = ", ".join(f"{suffix or 'without ending'} {count}" for suffix, count in others.most_common(5))
-        tell(f"not looked at: files of other kinds ({told})")
-    return sorted(found)
+    for note in found.notes():
+        tell(note)
+    return sorted(found.files)
 
 
 def _class_file(work: Path, options: TeacherOptions) -> Path:

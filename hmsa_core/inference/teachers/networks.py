@@ -23,7 +23,7 @@ from torch import Tensor
 from hmsa_core.config import MEAN, STD
 from hmsa_core.inference.network.optimised import effective_precision
 from hmsa_core.inference.network.predictor import Engine, ImagePass, normalised, normalising_table
-from hmsa_core.inference.teachers.sources import Source, onnx_metadata
+from hmsa_core.inference.teachers.sources import Source, onnx_home, onnx_metadata
 from hmsa_core.io.errors import CheckpointError, ConfigError, needs_extra, one_line
 from hmsa_core.models.layers.blocks import resize
 from hmsa_core.runtime.memory import is_out_of_memory
@@ -33,6 +33,7 @@ _LEAST = 1e-30  # a probability below is taken for it: no logarithm of zero
 _ROUNDING = 1e-3  # of probabilities that half precision has been through
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _BYTES = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # 0 to 255 stay what they are
+_CHANNELS_FIRST = "export it with channels first (of tf2onnx: --inputs-as-nchw and --outputs-as-nchw)"
 _MOVES = ("do_center_crop", "do_pad")  # pixels of scores would not be those of the image
 
 
@@ -61,8 +62,14 @@ class Network(Engine):
         values = [np.array(given or usual, float) for given, usual in ((mean, MEAN), (std, STD))]
         if any(value.shape != (3,) for value in values) or not (values[1] > 0).all():
             raise ConfigError(f"{source}: mean and std must be three numbers each, std above 0")
+        if max(value.max() for value in values) > 1:
+            mean, std = ([round(float(v) / 255, 4) for v in value] for value in values)
+            raise ConfigError(
+                f"{source}: mean and std are of values from 0 to 255, here pixels lie in [0, 1]",
+                hint=f"divide them by 255: write `mean: {mean}` and `std: {std}` in {source.table_path}",
+            )
         self._table = normalising_table(*values)
-        self._gives_probabilities = (source.table.output or output) == "probabilities"
+        self._gives = source.table.output or output  # None: not known
         self._is_checked = False
         self.resizes = size is not None  # whatever the image's size is
 
@@ -89,11 +96,20 @@ class Network(Engine):
                 f"{self.source}: fails on an image of {sides[0]}x{sides[1]} pixels: {one_line(error)[:200]}",
                 hint=f"say `size: [HEIGHT, WIDTH]` or `multiple: 32` in {self.source.table_path}, or use scale 1 alone",
             ) from error
-        if found.ndim != 4 or found.shape[0] != 1:
-            raise CheckpointError(
-                f"{self.source}: its output has the shape {tuple(found.shape)}, expected 1 x classes x H x W of scores"
-            )
+        self._check_shape(tuple(found.shape), sides)
         return self._logits(found.float()), None
+
+    def _check_shape(self, shape: tuple[int, ...], sides: tuple[int, int]) -> None:
+        told = f"{self.source}: its output has the shape {' x '.join(map(str, shape))}"
+        if len(shape) != 4 or shape[0] != 1:
+            raise CheckpointError(f"{told}, expected 1 x classes x H x W of scores")
+        if _is_grid(shape[1:3], sides) and not _is_grid(shape[2:], sides):
+            raise CheckpointError(f"{told}: H x W x classes (channels last)", hint=_CHANNELS_FIRST)
+        if shape[1] == 1:
+            raise CheckpointError(
+                f"{told}: of one channel no class can be chosen",
+                hint="export two channels, of the class and of the rest: for a logit x, the channels x and 0",
+            )
 
     @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
@@ -104,8 +120,8 @@ class Network(Engine):
         return max(unit, round(side / unit) * unit)
 
     def _logits(self, found: Tensor) -> Tensor:
-        is_given = self._gives_probabilities
-        if is_given or not self._is_checked:
+        is_given = self._gives == "probabilities"
+        if is_given or not (self._is_checked or self._gives):
             self._is_checked = True
             in_range = bool(found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING)
             if is_given and not in_range:
@@ -113,19 +129,27 @@ class Network(Engine):
                     f"{self.source}: gives {float(found.min()):.3g} to {float(found.max()):.3g}, no probabilities",
                     hint=f"say `output: logits` in {self.source.table_path}",
                 )
-            if not is_given and in_range and bool(((found.sum(1) - 1).abs() < 10 * _ROUNDING).all()):
+            if not is_given and in_range:
+                sums = bool(((found.sum(1) - 1).abs() < 10 * _ROUNDING).all())
+                told = "sum to 1 at each pixel, so they are probabilities and no logits" if sums else "lie in [0, 1]"
+                other = "" if sums else " (of a sigmoid, too), or `output: logits`,"
                 raise ConfigError(
-                    f"{self.source}: its scores sum to 1 at each pixel, so they are probabilities and no logits",
-                    hint=f"say `output: probabilities` in {self.source.table_path}",
+                    f"{self.source}: its scores {told}",
+                    hint=f"say `output: probabilities`{other} in {self.source.table_path}",
                 )
         return found.clamp(min=_LEAST).log() if is_given else found
+
+
+def _is_grid(shape: tuple[int, ...], sides: tuple[int, int]) -> bool:
+    """Whether a grid has the proportions of an image, up to a position that padding adds."""
+    return abs(shape[0] * sides[1] - shape[1] * sides[0]) <= 2 * max(sides)
 
 
 class OnnxNetwork(Network):
     """An ONNX file in onnxruntime.
 
     One input, an RGB image, 1 x 3 x H x W: floats, normalised by `mean` and `std` of the table, else of the metadata,
-    else ImageNet's; or bytes, which the graph normalises. The first output holds the scores, 1 x classes x h x w.
+    else ImageNet's; or bytes, which the graph normalises. One output holds the scores, 1 x classes x h x w.
 
     Args:
         source: the file.
@@ -138,7 +162,7 @@ class OnnxNetwork(Network):
         self._session = _session(source, threads)
         self._input = _input(source, self._session)
         self._dtype = _TYPES[self._input.type]
-        self._output = self._session.get_outputs()[0].name
+        self._output = _output(source, self._session)
         fixed = _fixed_size(source, self._input)
         if fixed and not is_single:
             raise ConfigError(
@@ -174,7 +198,7 @@ def _session(source: Source, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors; they are raised as well
     try:
-        return onnxruntime.InferenceSession(str(source.path), options, providers=[provider])
+        return onnxruntime.InferenceSession(str(onnx_home(source.path)), options, providers=[provider])
     except _failures() as error:
         raise CheckpointError(
             f"{source}: onnxruntime {onnxruntime.__version__} cannot run it: {_reason(error)}",
@@ -194,6 +218,20 @@ def _reason(error: Exception) -> str:
     return one_line(error).removeprefix("[ONNXRuntimeError] : ")[:300]
 
 
+def _output(source: Source, session: Any) -> str:
+    """Name of the output that holds the scores: the one that the table names, or the only one that can."""
+    outputs = {str(one.name): one.shape for one in session.get_outputs()}
+    wanted = source.table.scores
+    fit = [name for name, shape in outputs.items() if not shape or len(shape) == 4]
+    if wanted in outputs or (wanted is None and len(fit) == 1):
+        return wanted or fit[0]
+    told = f"none is called {wanted!r}" if wanted else "which of them holds the scores is not known"
+    raise ConfigError(
+        f"{source}: has the outputs {', '.join(outputs)}; {told}",
+        hint=f"say `scores: {(fit or list(outputs))[-1]}`, or another one, in {source.table_path}",
+    )
+
+
 def _input(source: Source, session: Any) -> Any:
     inputs = session.get_inputs()
     if len(inputs) != 1:
@@ -202,6 +240,9 @@ def _input(source: Source, session: Any) -> Any:
     if one.type not in _TYPES:
         raise CheckpointError(f"{source}: its input is {one.type}, expected {' or '.join(_TYPES)}")
     shape = one.shape
+    if len(shape) == 4 and shape[1] != 3 and (shape[3] == 3 or str(shape[3]).lower().startswith("c")):
+        told = " x ".join(str(side) for side in shape)
+        raise CheckpointError(f"{source}: its input is {told}: H x W x 3 (channels last)", hint=_CHANNELS_FIRST)
     if (
         len(shape) != 4
         or (isinstance(shape[1], int) and shape[1] != 3)
@@ -244,7 +285,14 @@ class HuggingFaceNetwork(Network):
 
     def open(self, image: NDArray[np.uint8]) -> ImagePass:
         """Prepare one image, uint8 HxWx3 RGB, as the library does."""
-        pixels = self._processor(images=image, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        try:
+            given = self._processor(images=image, input_data_format="channels_last", return_tensors="pt")
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.source.path / 'preprocessor_config.json'}: its processor fails: {one_line(error)[:200]}",
+                hint="save the processor of the same network with save_pretrained",
+            ) from error
+        pixels = given["pixel_values"]
         return ImagePass(self, pixels.float().to(self.device), (image.shape[0], image.shape[1]))
 
     def scores(self, images: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hmsa_core.inference.teachers.tables import Adopted, Table, read_yaml, relative_to
 from hmsa_core.io.atomic import digest, read_json, sha256_file
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, did_you_mean, needs_extra
@@ -53,8 +55,11 @@ class Source:
     @property
     def table_path(self) -> Path:
         """Where the table lies, there or not."""
-        beside = self.path / "teacher.yaml"
-        return self.map or (beside if self.path.is_dir() else self.path.with_name(f"{self.path.name}.teacher.yaml"))
+        if self.map or self.path.is_dir():
+            return self.map or self.path / "teacher.yaml"
+        # Of a link: beside it, else beside the file that it leads to.
+        beside, behind = (one.with_name(f"{one.name}.teacher.yaml") for one in (self.path, self.path.resolve()))
+        return behind if behind.is_file() and not beside.is_file() else beside
 
     @cached_property
     def table(self) -> Table:
@@ -113,13 +118,10 @@ class Source:
     @cached_property
     def sha256s(self) -> dict[str, str]:
         """SHA-256 of each file, by its path in the teacher's folder; the name of a single file does not matter."""
-        return {
-            "" if file == self.path else file.relative_to(_folder(self.path)).as_posix(): sha256_file(file)
-            for file in self.files
-        }
+        return {_place(file, self.path): sha256_file(file) for file in self.files}
 
     def _table_json(self) -> dict[str, Any]:
-        return self.table.model_dump(mode="json")
+        return self.table.model_dump(mode="json", exclude=set() if self.table.scores else {"scores"})
 
 
 Spec = str | Path | Source | Sequence[str | Path | Source]
@@ -195,8 +197,10 @@ def lineage_of(teacher: Spec) -> Lineage:
     return found
 
 
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+def _place(file: Path, path: Path) -> str:
+    """A file by its path in the teacher's folder; the file itself, whose name does not matter, is ""."""
+    folder = path if path.is_dir() else path.parent
+    return "" if file == path else file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
 
 
 # -- files and names of each family ------------------------------------------------------------------
@@ -208,20 +212,31 @@ def _checkpoint_files(path: Path) -> tuple[Path, ...]:
 
 
 def _onnx_files(path: Path) -> tuple[Path, ...]:
-    with needs_extra("onnx"):
-        from onnx.external_data_helper import uses_external_data
-    model = _onnx_model(path)
-    beside = {
-        path.parent / entry.value
-        for tensor in model.graph.initializer
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    missing = next((file for file in sorted(beside) if not file.is_file()), None)
+    beside = [onnx_home(path).parent / name for name in _external_data(_onnx_model(path))]
+    missing = next((file for file in beside if not file.is_file()), None)
     if missing is not None:
         raise InputError(f"onnx:{path}: its weights are in {missing}, which is not there", hint="copy both files")
-    return (path, *sorted(beside))
+    return (path, *beside)
+
+
+def onnx_home(path: Path) -> Path:
+    """The path from which an ONNX file finds the files of its weights: its own, or the one that a link leads to."""
+    names = _external_data(_onnx_model(path))
+    return path if all((path.parent / name).is_file() for name in names) else path.resolve()
+
+
+def _external_data(model: Any) -> list[str]:
+    """Names of the files that hold tensors: weights, and constants of any node and function."""
+    places: list[Any] = [model.graph, *model.functions]
+    tensors: list[Any] = []
+    for place in places:
+        tensors += getattr(place, "initializer", [])
+        tensors += [part for one in getattr(place, "sparse_initializer", []) for part in (one.values, one.indices)]
+        for value in (value for node in place.node for value in node.attribute):
+            places += [value.g, *value.graphs]
+            tensors += [value.t, *value.tensors]
+    entries = (entry for tensor in tensors for entry in tensor.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})
 
 
 def _onnx_model(path: Path) -> Any:
@@ -238,10 +253,13 @@ def _onnx_model(path: Path) -> Any:
 
 
 def onnx_metadata(path: Path) -> dict[str, Any]:
-    """`classes`, `mean`, `std` and `output` (JSON) of an ONNX file's metadata, as far as they are there."""
+    """`classes`, `mean`, `std` and `output` of an ONNX file's metadata, as far as they are there.
+
+    They are JSON. `classes` is a list of names, a table id -> name or name -> id, or plain text.
+    """
     found = {row.key: row.value for row in _onnx_model(path).metadata_props}
-    values = {}
-    for key in ("classes", "mean", "std", "output"):
+    values: dict[str, Any] = {"classes": _in_order(found["classes"], path)} if "classes" in found else {}
+    for key in ("mean", "std", "output"):
         try:
             if key in found:
                 values[key] = json.loads(found[key])
@@ -250,8 +268,27 @@ def onnx_metadata(path: Path) -> dict[str, Any]:
     return values
 
 
+def _in_order(text: str, path: Path) -> list[str]:
+    try:
+        given = yaml.safe_load(text)  # JSON, and how Python prints it
+    except yaml.YAMLError:
+        given = None
+    if not isinstance(given, list | dict):
+        given = [name.strip() for name in text.strip().replace("\n", ",").split(",")]
+    if isinstance(given, dict):
+        pairs = [(v, k) if isinstance(v, int) else (k, v) for k, v in given.items()]
+        rows = {int(number): name for number, name in pairs if str(number).isdecimal()}
+        given = [rows.get(i) for i in range(len(pairs))]
+    if not isinstance(given, list) or not given or not all(isinstance(name, str) and name for name in given):
+        raise CheckpointError(
+            f"onnx:{path}: its metadata 'classes' names no class for each number from 0 on",
+            hint=f"write the names in their order, `names: [...]`, in {path.name}.teacher.yaml",
+        )
+    return given
+
+
 def _onnx_names(path: Path) -> tuple[str, ...]:
-    return tuple(str(name) for name in onnx_metadata(path).get("classes", ()))
+    return tuple(onnx_metadata(path).get("classes", ()))
 
 
 def _hf_files(path: Path) -> tuple[Path, ...]:

@@ -47,8 +47,9 @@ class Table(Section):
     )
     multiple: PositiveInt = Field(1, description="pixels; sides of images are rounded to it")
     output: Literal["logits", "probabilities"] | None = Field(
-        None, description="of a network; null = what the file's metadata says, else logits"
+        None, description="of a network; null = what the file's metadata says, else asked or logits"
     )
+    scores: str | None = Field(None, description="of an ONNX file with several outputs, the one that holds the scores")
     provider: str = Field("CPUExecutionProvider", description="of onnxruntime")
 
 

@@ -6,6 +6,7 @@ they are. An ensemble is the mean of its members' probabilities.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ from hmsa_core.inference.teachers.tables import Adopted
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.taxonomy import IGNORE, ClassTable
+
+_LOG = logging.getLogger(__name__)
+_CERTAIN = 0.9999
 
 
 class Teacher(ABC):
@@ -90,13 +94,17 @@ class NetworkTeacher(Teacher):
         else:
             self.classes = classes
         self.kind = self.mappings[0].source.family if isinstance(engine, Network) else engine.kind
+        self._first = _FirstImages(self.mappings[0]) if isinstance(engine, Network) else None
         # A tile that is brought to the network's own size would show it another scale than the whole image does.
         self._tiler = Tiler(engine, whole_pixels=1 << 62) if engine.resizes else Tiler(engine)
 
     def predict(self, _name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
         found = self._tiler.probabilities(image, self._scales, self._flip)
-        return self.mappings[0].apply(found) if self.mappings else found
+        ours = self.mappings[0].apply(found) if self.mappings else found
+        if self._first is not None:
+            self._first.add(ours)
+        return ours
 
     def begin(self, name: str, image: UInt8) -> Callable[[], Labelled]:
         """Begin `label`: of a checkpoint alone a few rows at a time, probabilities never exist as a whole."""
@@ -105,6 +113,38 @@ class NetworkTeacher(Teacher):
     def forced(self, image: UInt8) -> int | None:
         """Side of the tiles."""
         return self._tiler.forced(image)
+
+
+class _FirstImages:
+    """What a network of another tool gives for its first images: signs that it is run wrongly are one warning."""
+
+    def __init__(self, mapping: ClassMap) -> None:
+        self._mapping, self._left, self._seen, self._least = mapping, 3, set[int](), 1.0
+
+    def add(self, probabilities: Float32) -> None:
+        """Count an image; the third one tells."""
+        if not self._left:
+            return
+        self._left -= 1
+        best = probabilities.max(0)
+        self._seen |= set(np.unique(probabilities.argmax(0)[best > 0]).tolist())
+        self._least = min(self._least, float(best.min()))
+        if self._left == 0 and (signs := self._signs()):
+            _LOG.warning(
+                "%s: in the first 3 images %s: are mean, std, output and the order of its classes right?",
+                self._mapping.source,
+                " and ".join(signs),
+            )
+
+    def _signs(self) -> list[str]:
+        names, known = self._mapping.classes.classes, set(self._mapping.targets.values())
+        never = [names[i] for i in sorted(known - self._seen)]
+        signs = [f"all pixels are {names[next(iter(self._seen))]}"] if len(self._seen) == 1 else []
+        if self._least > _CERTAIN:
+            signs.append("each pixel is as good as certain")
+        if not signs and 2 * len(never) >= len(known):
+            signs.append(f"{len(never)} of {len(known)} classes never occur (first {never[0]})")
+        return signs
 
 
 class ScoresTeacher(Teacher):

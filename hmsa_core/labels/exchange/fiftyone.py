@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hmsa_core.data.decode import read_label_ids
+from hmsa_core.data.decode import read_label
 from hmsa_core.io.atomic import write_bytes, write_text
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels.exchange.folder import About, Exported, Item, Returned
@@ -55,14 +55,13 @@ def read(path: Path, exported: Exported) -> Iterator[Returned]:
     folder = path / "labels" if (path / "labels").is_dir() else path
     if not folder.is_dir():
         raise InputError(f"{path}: no folder of masks")
+    count = exported.classes.num_classes
+    classes = exported.classes.with_ids(range(1, count + 1), (0,))
     stems = {Path(str(entry["file"])).stem: name for name, entry in exported.images.items()}
     for png in sorted(folder.glob("*.png")):
         if png.stem not in stems:
             raise InputError(f"{png}: is no image of the export {exported.path}")
         name = stems[png.stem]
         height, width = exported.size(name)
-        ids = read_label_ids(png, max_pixels=height * width)
-        label = np.where(ids == 0, np.uint8(IGNORE), ids - np.uint8(1))
-        if (ids == IGNORE).any():  # trainId 254 is no class
-            raise InputError(f"{png}: holds 255, which is no class of {exported.classes.name}")
+        label = read_label(png, classes, max_pixels=height * width)
         yield Returned(name, exported.check(name, label, str(png)))

@@ -118,6 +118,7 @@ def _of_file(file: Path, table: pq.ParquetFile, exported: Exported) -> Iterator[
     types = {field.name: field.type for field in table.schema_arrow}
     if not pa.types.is_string(types.get("name")) or types.get("label") != _IMAGE:
         raise InputError(f"{file}: expected the columns name (string) and label (Image)")
+    classes = exported.classes.of_train_ids()
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
         columns = [about.column(i) for i in range(about.num_columns)]
@@ -132,5 +133,5 @@ def _of_file(file: Path, table: pq.ParquetFile, exported: Exported) -> Iterator[
                 raise InputError(f"{file}: image {str(name)[:200]!r} is not of the export {exported.path}")
             height, width = exported.size(name)
             where = f"{file} (label of {name})"
-            label = read_label_bytes(row["label"]["bytes"], where, max_pixels=height * width)
+            label = read_label_bytes(row["label"]["bytes"], where, classes, max_pixels=height * width)
             yield Returned(name, exported.check(name, label, where))

@@ -64,13 +64,17 @@ def test_a_class_file_of_more_classes_than_a_byte_has_values_is_refused(tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 2}, ".*without gaps"),
+        ({"id": 0}, "two classes are of id 0"),
+        ({"id": 0.6}, "0.6 is no whole number"),
+        ({"id": 256}, "class 'car' has id 256"),
+        ({"id": 255}, "255 is the id of class 'car' and the ignore_id"),
+        ({"name": " "}, "the class with id 1 has an empty name"),
         ({"name": "Road"}, "two classes are named 'Road'"),
         ({"colour": [1, 2]}, "colour of class 'car'"),
         ({"colour": [1, 2, 3, 4]}, "colour of class 'car'"),
         ({"colour": [0, 0, 256]}, "colour of class 'car'"),
         ({"colour": [-1, 0, 0]}, "colour of class 'car'"),
-        ({"colour": "red"}, "each class needs id, name and colour"),
+        ({"colour": "red"}, "each class needs a whole id and a name"),
         ({"group": "vehicel"}, "unknown group 'vehicel'"),
     ],
 )
@@ -87,10 +91,45 @@ def test_a_class_that_cannot_be_told_or_drawn_is_refused(tmp_path: Path, change:
         taxonomy.from_file(path)
 
 
-@pytest.mark.parametrize("given", [0, 1, 256, 300, -2, None, "void", 2.5, True])
-def test_an_ignore_id_that_is_a_class_or_no_byte_is_refused(tmp_path: Path, given: object) -> None:
-    with pytest.raises(InputError, match=r"classes\.json: ignore_id is .*from 2 to 255"):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *((number, "is the id of class .* and the ignore_id") for number in (0, 1)),
+        *((other, "ignore_id is .* from 0 to 255") for other in (256, 300, -2, None, 2.5, True)),
+        ("void", "ignore_id is 'void', which names no class"),
+    ],
+)
+def test_an_ignore_id_that_is_a_class_or_no_byte_is_refused(tmp_path: Path, given: object, message: str) -> None:
+    with pytest.raises(InputError, match=rf"classes\.json: .*{message}"):
         taxonomy.from_file(class_file(tmp_path, ignore_id=given))
+
+
+@pytest.mark.parametrize(
+    ("rows", "ignore", "ids", "void"),
+    [
+        ([(1, "a"), (2, "b"), (3, "c")], 0, (1, 2, 3), [0]),
+        ([(26, "c"), (0, "a"), (7, "b")], 255, (0, 7, 26), [255]),
+        ([(0, "void"), (1, "a"), (2, "b"), (3, "c")], "void", (1, 2, 3), [0]),
+        ([(0, "a"), (9, "b"), (255, "c")], 1, (0, 9, 255), [1]),
+        ([(9, "b", 1), (4, "c", 2), (7, "a", 0), (3, "d", 255), (5, "e", -1)], 255, (7, 9, 4), [3, 5, 255]),
+    ],
+)
+def test_ids_that_are_no_train_ids_are_mapped_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rows: list[Any], ignore: Any, ids: Any, void: list[int]
+) -> None:
+    keys = ("id", "name", "trainId")
+    given = [dict(zip(keys, row, strict=False)) | {"colour": "#0a0b0c"} for row in rows]
+    table = taxonomy.from_file(class_file(tmp_path, classes=given, ignore_id=ignore))
+    assert (table.classes, table.train_to_id) == (("a", "b", "c"), ids)
+    assert table.id_to_train[list(ids)].tolist() == [0, 1, 2]
+    assert np.flatnonzero(table.valid_ids & (table.id_to_train == taxonomy.IGNORE)).tolist() == void
+    assert table.colours == ((10, 11, 12),) * 3
+    assert "become the classes 0 to 2" in caplog.text
+
+
+def test_missing_colours_are_made_up_and_differ(tmp_path: Path) -> None:
+    given = [{"id": i, "name": str(i)} for i in range(9)]
+    assert len(set(taxonomy.from_file(class_file(tmp_path, classes=given)).colours)) == 9
 
 
 @pytest.mark.parametrize(("given", "marked"), [(2, 2), (255, 255), (-1, 255)])

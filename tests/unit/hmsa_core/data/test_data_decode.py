@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import time
 import zlib
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from hmsa_core import taxonomy
 from hmsa_core.data.decode import REASONS, is_constant, read_header, read_image, read_label, read_label_ids
@@ -107,9 +108,76 @@ def test_sixteen_bits_are_refused_not_scaled_and_so_is_cmyk(tmp_path):
     for form in ("PNG", "TIFF"):
         path = put(tmp_path, encode(deep, form), SUFFIX[form])
         assert refused(path) == "wrong-mode"
-        assert refused(path, read_label_ids) == "wrong-mode"
+        assert refused(path, read_label_ids) == ("ids-out-of-range" if form == "PNG" else "wrong-mode")
     assert refused(put(tmp_path, png(4, 4, depth=16, colour=2))) == "wrong-mode"
     assert refused(put(tmp_path, encode(Image.fromarray(RGB).convert("CMYK"), "JPEG"), ".jpg")) == "wrong-mode"
+
+
+def _exif(*entries: tuple[int, int, int, bytes], count: int = 0) -> bytes:
+    rows = b"".join(struct.pack("<HHI", *row[:3]) + row[3].ljust(4, b"\0") for row in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", count or len(entries)) + rows + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _exif((0x112, 3, 1, b"\1"), (0x10F, 2, 40, struct.pack("<I", 60_000))),
+        _exif((0x112, 3, 1, b"\1"), count=10),
+        _exif((0x112, 3, 2, b"\1\0\1\0")),
+        _exif((0x112, 3, 1, b"\x09")),
+        _exif((0x112, 2, 4, b"six\0")),
+        b"Exif\0\0II",
+        b"Exif\0\0nothing that is EXIF",
+    ],
+)
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
+def test_flawed_exif_data_do_not_make_a_picture_bad(tmp_path, form, data):
+    plain = encode(RGB, form, **LOSSLESS.get(form, {}))
+    flawed = encode(RGB, form, exif=data, **LOSSLESS.get(form, {}))
+    path = put(tmp_path, flawed, SUFFIX[form])
+    assert np.array_equal(read_image(path), shown(plain))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
+def test_a_rotation_that_only_xmp_or_a_text_names_is_not_applied(tmp_path, form):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    if form == "PNG":
+        about = PngImagePlugin.PngInfo()
+        about.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        data = encode(RGB, form, pnginfo=about)
+    else:
+        data = encode(RGB, form, xmp=xmp, **LOSSLESS.get(form, {}))
+    assert b"tiff:Orientation" in data
+    assert read_image(put(tmp_path, data, SUFFIX[form])).shape == RGB.shape
+
+
+def test_what_a_phone_writes_behind_a_jpeg_is_no_part_of_it(tmp_path):
+    film = np.random.default_rng(0).integers(0, 256, 8 << 20, np.uint8).tobytes()
+    for options in ({}, {"progressive": True}):
+        data = encode(RGB, "JPEG", **options)
+        path = put(tmp_path, data + film, ".jpg")
+        assert np.array_equal(read_image(path), shown(data))
+        assert np.array_equal(read_image(path, sha256=hashlib.sha256(data + film).hexdigest()), shown(data))
+
+
+def test_big_tiffs_are_read_and_a_tiff_of_five_bands_is_named_the_same_each_time(tmp_path):
+    assert np.array_equal(read_image(put(tmp_path, encode(RGB, "TIFF", big_tiff=True), ".tif")), RGB)
+    bands = {
+        258: (3, 5, struct.pack("<5H", *[8] * 5)),
+        277: (3, 1, b"\5\0"),
+        262: (3, 1, b"\1\0"),
+        279: (4, 1, struct.pack("<I", 320)),
+        338: (3, 4, bytes(8)),
+    }
+    path = put(tmp_path, tiff(more=bands, pixels=bytes(320)), ".tif")
+    with pytest.raises(DecodeError, match="other channels than grey, a palette or RGB") as caught:
+        read_image(path)
+    assert caught.value.reason == "wrong-mode"
+
+
+def test_a_named_pipe_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert refused(tmp_path / "pipe.png") == "not-an-image"
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
@@ -317,17 +385,18 @@ def test_palette_labels_give_indices_not_colours(tmp_path):
     assert np.array_equal(read_label(path, taxonomy.mapillary("v1.2")), np.where(ids == 65, 255, ids))
 
 
-def test_pictures_are_no_label_maps_nor_is_grey_of_four_bits_which_decoders_stretch(tmp_path):
+def test_pictures_are_no_label_maps_and_grey_of_few_bits_is_not_stretched_in_one(tmp_path):
     four_bits = png(8, 8, depth=4, colour=0, body=zlib.compress(b"".join(b"\0" + b"\x12" * 4 for _ in range(8))))
     for data, suffix in (
         (encode(RGB, "PNG"), ".png"),
         (encode(IDS, "JPEG"), ".jpg"),
         (encode(IDS, "WEBP", lossless=True), ".webp"),
-        (encode(Image.fromarray(IDS % 2 * 255).convert("1"), "PNG"), ".png"),
-        (four_bits, ".png"),
     ):
         assert refused(put(tmp_path, data, suffix), read_label_ids) == "wrong-mode"
     assert read_image(put(tmp_path, four_bits)).max() == 2 * 17
+    assert np.array_equal(read_label_ids(put(tmp_path, four_bits)), np.tile([1, 2], (8, 4)))
+    one_bit = put(tmp_path, encode(Image.fromarray(IDS % 2 * 255).convert("1"), "PNG"))
+    assert np.array_equal(read_label_ids(one_bit), IDS % 2)
 
 
 def test_digest_is_checked_on_the_bytes_that_are_decoded(tmp_path):

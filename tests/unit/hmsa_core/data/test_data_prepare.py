@@ -128,7 +128,7 @@ def test_too_many_bad_images_stop_the_run_with_the_reasons(cities, tmp_path):
         path.write_bytes(b"GIF89a" + bytes(50))
     told = (
         r"4 of 15 images cannot be used \(4 not-an-image\), leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png: "
-        r"not-an-image; .* \.\.\.; allowed are 5%"
+        r"not-an-image \(not a PNG, .*\); .* \.\.\.; allowed are 5%"
     )
     with pytest.raises(InputError, match=told) as caught:
         build(source(tree, max_bad=0.05, max_bad_images=3), ROLES, tmp_path / "out")
@@ -185,8 +185,8 @@ def test_unchanged_files_are_hashed_but_not_decoded_again(cities, tmp_path, monk
     tree.image("train", "aachen_000001_000019", picture(900))
     tree.label("train", "ulm_000001_000019", blocks(901))
     read: list[str] = []
-    plain_image, plain_label = checks.read_image, checks.read_label
-    monkeypatch.setattr(checks, "read_image", lambda p, **k: read.append(p.name) or plain_image(p, **k))
+    plain_image, plain_label = checks.read_picture, checks.read_label
+    monkeypatch.setattr(checks, "read_picture", lambda p, **k: read.append(p.name) or plain_image(p, **k))
     monkeypatch.setattr(checks, "read_label", lambda p, *a, **k: read.append(p.name) or plain_label(p, *a, **k))
     summary = build(source(tree), ROLES, tmp_path / "two", tile=16, previous=tmp_path / "one")
     assert summary.reused == 13

@@ -197,7 +197,7 @@ def test_plain_masks_hold_train_ids_and_come_back(tmp_path: Path) -> None:
 def test_masks_with_file_ids_need_to_be_told_so(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "a.png"), np.uint8([[7, 26], [0, 33]]))
-    with pytest.raises(InputError, match="no trainIds"):
+    with pytest.raises(InputError, match="read as trainIds"):
         import_folder(tmp_path / "in", tmp_path / "s1", cityscapes())
     import_folder(tmp_path / "in", tmp_path / "s2", cityscapes(), ids="file")
     assert opened(tmp_path / "s2").read_label("a").tolist() == [[0, 13], [255, 18]]

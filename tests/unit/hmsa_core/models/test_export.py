@@ -112,6 +112,7 @@ def test_the_file_says_what_a_runtime_has_to_know(checkpoint: Path, data: bytes)
     assert about["checkpoint"] == models.read_meta(checkpoint)["weights_sha256"]
     assert about["input"].startswith("images: uint8 N x 3 x H x W, RGB, 0 to 255")
     assert [(one.domain, one.version) for one in proto.opset_import] == [("", 18)]
+    assert proto.ir_version == 8, "the oldest that has opset 18: onnxruntime of 2023 reads it"
     assert [dim.dim_param for dim in proto.graph.input[0].type.tensor_type.shape.dim] == [
         "batch",
         "",

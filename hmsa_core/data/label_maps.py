@@ -1,0 +1,142 @@
+"""What the pixels of a label map mean: trainIds, by the numbers or by the colours that its file holds.
+
+Numbers are read where a file has numbers, and colours where it has colours. A palette image has both: where they say
+different classes, nobody but its maker knows which is right, so it is refused.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.io.errors import DecodeError
+from hmsa_core.taxonomy import IGNORE, ClassTable
+
+UInt8 = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Palette = list[Colour]
+_BLACK = (0, 0, 0)  # ignored where no class has this colour
+
+
+def to_train_ids(
+    pixels: NDArray[np.uint8] | NDArray[np.uint16],
+    palette: Palette,
+    classes: ClassTable,
+    where: str,
+    *,
+    by_colour: bool = False,
+) -> UInt8:
+    """TrainIds (uint8 HxW, 255 = ignored) of a decoded label map.
+
+    Args:
+        pixels: numbers HxW, or RGB HxWx3.
+        palette: colours of the numbers, empty where the file has none.
+        classes: the table that maps ids and colours. What it does not know is refused, never dropped.
+        where: the file, for messages.
+        by_colour: take the colours of numbers, too (grey is a colour).
+
+    Raises:
+        DecodeError: a number or colour of no class; a palette whose numbers and colours say different classes.
+    """
+    if pixels.ndim == 3:
+        return _of_colours(np.asarray(pixels, np.uint8), classes, where)
+    numbers = narrowed(pixels, where)
+    used = np.asarray(cv2.calcHist([numbers], [0], None, [256], [0, 256])).ravel() > 0
+    shown = palette or [(i, i, i) for i in range(256)]
+    if by_colour or (palette and _only_colours_fit(np.flatnonzero(used).tolist(), palette, classes, where)):
+        table = np.zeros((256, 1, 3), np.uint8)
+        table[: len(shown), 0] = shown
+        return np.asarray(cv2.LUT(numbers, _of_colours(table, classes, where, used).ravel()), np.uint8)
+    wrong = np.flatnonzero(used & ~classes.valid_ids).tolist()
+    if wrong:
+        raise _no_class(f"values {', '.join(map(str, wrong[:5]))} are not {_known(classes, where)}", where)
+    return np.asarray(cv2.LUT(numbers, classes.id_to_train), np.uint8)
+
+
+def narrowed(pixels: NDArray[np.uint8] | NDArray[np.uint16], where: str) -> UInt8:
+    """Numbers of 16 bits as bytes; DecodeError where one is above 255, which no id is."""
+    if pixels.dtype != np.uint8 and pixels.max() > IGNORE:
+        raise _no_class(f"16-bit values up to {pixels.max()}, ids are at most {IGNORE}", where)
+    return pixels.astype(np.uint8, copy=False)
+
+
+def holds_train_ids(path: object) -> bool:
+    """Whether a label map's name says that it holds trainIds, not ids."""
+    return str(path).endswith("_labelTrainIds.png")
+
+
+def _known(classes: ClassTable, where: str) -> str:
+    return f"trainIds 0..{classes.num_classes - 1} and 255" if holds_train_ids(where) else f"ids of {classes.name}"
+
+
+def _no_class(text: str, where: str, hint: str = "") -> DecodeError:
+    return DecodeError(f"{where}: {text}", reason="ids-out-of-range", hint=hint)
+
+
+def _by_colour(classes: ClassTable, where: str) -> dict[Colour, int]:
+    """TrainId of each colour; DecodeError where two classes have one colour."""
+    known: dict[Colour, int] = {}
+    for number, colour in enumerate(classes.colours):
+        if known.setdefault(colour, number) != number:
+            raise DecodeError(
+                f"{where}: holds colours, but two classes of {classes.name} have the colour {colour}",
+                reason="wrong-mode",
+                hint="give each class a colour of its own, or write ids as 8-bit grey",
+            )
+    return {_BLACK: IGNORE, **known}
+
+
+def _of_colours(rgb: UInt8, classes: ClassTable, where: str, used: NDArray[np.bool_] | None = None) -> UInt8:
+    """TrainIds of RGB pixels HxWx3; `used` limits the check to these rows."""
+    known = _by_colour(classes, where)
+    keys = np.array(list(known), np.int32) @ [65536, 256, 1]
+    order = np.argsort(keys)
+    packed = rgb.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    place = order[np.minimum(np.searchsorted(keys, packed, sorter=order), len(keys) - 1)]
+    strange = keys[place] != packed
+    if used is not None:
+        strange &= used[:, None]
+    if strange.any():
+        first = tuple(int(v) for v in rgb[strange][0])
+        count = f"{int(strange.sum())} pixels have" if used is None else f"{int(strange.sum())} palette numbers have"
+        raise _no_class(
+            f"{count} colours of no class of {classes.name}, the first: {first}",
+            where,
+            "give the colours of these labels in the class file (black is ignored where no class has it), or write "
+            "ids as 8-bit grey",
+        )
+    return np.array(list(known.values()), np.uint8)[place]
+
+
+def _only_colours_fit(used: list[int], palette: Palette, classes: ClassTable, where: str) -> bool:
+    """Whether the numbers of a palette image are no ids, and its colours are those of classes.
+
+    Raises:
+        DecodeError: a number is a valid id and its colour says another one.
+    """
+    own = dict(zip(map(int, classes.train_to_id), classes.colours, strict=True))
+    shown = {number: palette[number] for number in used if number < len(palette)}
+    known = set(own.values())
+    if not known.isdisjoint(shown.values()):
+        known.add(_BLACK)
+        if not all(classes.valid_ids[used]):
+            return known.issuperset(shown.values())
+    for number, colour in shown.items():
+        if colour in known and own.get(number, colour) != colour:
+            other = next((f"class {i}" for i, one in own.items() if one == colour), "no class")
+            raise DecodeError(
+                f"{where}: number {number} has the colour of {other} in its palette",
+                reason="wrong-mode",
+                hint="a colour mask that was saved with a palette: write the ids as 8-bit grey, or the colours as RGB",
+            )
+    greys = [(number, colour[0]) for number, colour in shown.items() if len(set(colour)) == 1]
+    valid = {*own, classes.ignored_id, IGNORE}
+    are_ids = len(greys) == len(used) and valid.issuperset(grey for _, grey in greys)
+    if are_ids and any(number != grey for number, grey in greys):
+        raise DecodeError(
+            f"{where}: a grey map in palette form, whose numbers are not its grey values",
+            reason="wrong-mode",
+            hint="write it as 8-bit grey without a palette",
+        )
+    return False
