@@ -293,7 +293,7 @@ def _guarded(call: Callable[[], T], where: str, kind: str = "TIFF") -> T:
         text = told.lower()
         reason = "truncated" if "truncat" in text or isinstance(error, EOFError) else "corrupt"
         if "too much memory" in text or isinstance(error, _TOO_MUCH):
-            reason = "too-large"
+            reason, told = "too-large", re.sub("limit of .*|decompression bomb.*", "max_pixels", told)
         elif "unknown pixel mode" in text:
             reason, told = "wrong-mode", "other channels than grey, a palette or RGB"
         raise DecodeError(f"{where}: cannot be decoded ({told})", reason=reason) from error
