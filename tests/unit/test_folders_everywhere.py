@@ -16,6 +16,7 @@ from hmsa_core.data.layouts import scan
 from hmsa_core.data.source import SourceSpec
 from hmsa_core.data.walk import walk
 from hmsa_core.inference.evaluation.labelled_files import pairs_of
+from hmsa_core.io.errors import InputError
 from hmsa_core.labels.importing import find_files
 from hmsa_core.training import run
 from pipeline.review.certify import TrueLabels
@@ -97,6 +98,7 @@ def test_sub_folders_and_links_are_walked_once_and_files_beside_them_count(tmp_p
     made(tmp_path, [f"{part}/{file}" for part in ("images", "labels") for file in [*drives, "top.png"]])
     (tmp_path / "images/b/up").symlink_to(tmp_path / "images")
     (tmp_path / "images/z.png").symlink_to(tmp_path / "images/top.png")
+    (tmp_path / "images/b/loop.txt").symlink_to("loop.txt")
     (tmp_path / "labels/unused").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "labels/unused/9.png")
     pairs, unlabelled, notes = pairs_of(tmp_path / "images", tmp_path / "labels")
@@ -134,3 +136,11 @@ def test_training_says_how_many_images_learn_and_why_not_the_others(
     with caplog.at_level(logging.INFO):
         run.train(tmp_path / "images", tmp_path / "labels", classes=tmp_path / "classes.json", out=tmp_path / "out")
     assert "6 images found, 5 learn, left out: 1 ids-out-of-range; each is named in" in caplog.text
+
+
+def test_a_link_to_itself_and_one_folder_for_both_are_one_line(tmp_path: Path) -> None:
+    made(tmp_path, ["images/a.png", "images/loop.png = loop.png", "labels/a.png"])
+    pairs, unlabelled, _ = pairs_of(tmp_path / "images", tmp_path / "labels")
+    assert ([pair.name for pair in pairs], [path.name for path in unlabelled]) == (["a"], ["loop.png"])
+    with pytest.raises(InputError, match="images and labels are one folder"):
+        pairs_of(tmp_path / "images", tmp_path / "images")

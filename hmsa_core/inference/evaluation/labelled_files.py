@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -44,6 +45,8 @@ def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[li
         InputError: a label without its image, no pair at all, or two files of one name; names the first.
     """
     notes: list[str] = []
+    if images.is_dir() and os.path.realpath(images) == os.path.realpath(labels):
+        raise InputError(f"{images}: images and labels are one folder", hint="move the label maps into another one")
     pictures, maps = _without_copies(_files(images, "images", notes), notes), _files(labels, "labels", notes)
     alone = all(len({stem_of(path) for path in files}) == len(files) for files in (pictures, maps))
     with_image, with_label = _by_name(pictures, images, alone), _by_name(maps, labels, alone)
@@ -92,8 +95,8 @@ def _files(folder: Path, what: str, notes: list[str]) -> list[Path]:
 def _without_copies(files: Sequence[Path], notes: list[str]) -> list[Path]:
     """The same without links to files that are among them: a picture counts once."""
     links = {path for path in files if path.is_symlink()}
-    real = {path.resolve() for path in files if path not in links} if links else set()
-    kept = [path for path in files if path not in links or path.resolve() not in real]
+    real = {os.path.realpath(path) for path in files if path not in links} if links else set()
+    kept = [path for path in files if path not in links or os.path.realpath(path) not in real]
     if len(kept) < len(files):
         notes.append(f"{len(files) - len(kept)} images are links to others of them: left out")
     return kept
