@@ -20,7 +20,7 @@ from hmsa_core.config import AugmentConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
-from hmsa_core.data.transforms import Dice, JointAugment, draw_pixels, pasted_pixels
+from hmsa_core.data.transforms import CropRandom, JointAugment, draw_pixels, pasted_pixels
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
@@ -140,7 +140,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         if mix == "none" or request.source == "fine":
             return image, label, human
         fine_image, fine_label, _ = self._crop(self.plan.partner(request))
-        pasted = pasted_pixels(fine_label, mix, Dice(request.seed, 1), self.plan.rare) & ~human
+        pasted = pasted_pixels(fine_label, mix, CropRandom(request.seed, 1), self.plan.rare) & ~human
         return np.where(pasted[..., None], fine_image, image), np.where(pasted, fine_label, label), human | pasted
 
     def _crop(self, request: CropRequest) -> tuple[UInt8, UInt8, NDArray[np.bool_]]:
@@ -152,7 +152,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         if source == "pseudo" and self._by_source:
             label = np.dstack([label, self._cache.get(("human", name), lambda: self._store().read_human(name))])
         centre = (request.x, request.y) if request.x >= 0 else None
-        image, maps = self._augment[source](image, label, centre, Dice(request.seed))
+        image, maps = self._augment[source](image, label, centre, CropRandom(request.seed))
         if maps.ndim == 2:
             return image, maps, np.full(maps.shape, source == "fine")
         return image, np.ascontiguousarray(maps[..., 0]), maps[..., 1] == 1

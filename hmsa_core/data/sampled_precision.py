@@ -18,7 +18,7 @@ from hmsa_core.config import TrainConfig
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
 from hmsa_core.data.sampling import Centroids, find_centroids
-from hmsa_core.data.transforms import Dice, JointAugment
+from hmsa_core.data.transforms import CropRandom, JointAugment
 from hmsa_core.metrics import confusion_counts
 
 UInt8 = NDArray[np.uint8]
@@ -85,7 +85,7 @@ def _drawn(
     by_image: dict[str, list[CropRequest]] = defaultdict(list)
     for crop in plan.crops(0):
         by_image[crop.sample.name].append(crop)
-    # Colour and blur change no label; with them off the same dice give the same crops.
+    # Colour and blur change no label; with them off the same numbers give the same crops.
     look = config.augment.model_copy(update={"colour": 0.0, "blur": 0.0})
     augment = JointAugment(config.crop, look, None, config.long_edge)
     drawn, chosen = np.zeros((2, count), np.int64), np.zeros(count, np.int64)
@@ -93,7 +93,7 @@ def _drawn(
         empty = np.zeros((*kept.shape, 3), np.uint8)
         for crop in by_image[sample.name]:
             centre = (crop.x, crop.y) if crop.x >= 0 else None
-            ours, theirs = (augment(empty, label, centre, Dice(crop.seed))[1] for label in (kept, truth))
+            ours, theirs = (augment(empty, label, centre, CropRandom(crop.seed))[1] for label in (kept, truth))
             drawn += _count(ours, theirs, count)
             if crop.class_id >= 0:
                 chosen[crop.class_id] += 1

@@ -36,7 +36,7 @@ _MIN_SIGMA = 0.15  # pixels; a weaker blur changes nothing
 _CUT_AREA = (0.1, 0.5)  # share of the crop that CutMix replaces
 
 
-class Dice:
+class CropRandom:
     """Random numbers of one crop: a pure function of its seed, the same on any machine and numpy version."""
 
     def __init__(self, seed: int, purpose: int = 0, count: int = 32) -> None:
@@ -70,7 +70,7 @@ class JointAugment:
     long_edge: int | None = None  # the image is first brought to it (None = its own size)
 
     def __call__(
-        self, image: UInt8, label: UInt8, centre_xy: tuple[int, int] | None, dice: Dice
+        self, image: UInt8, label: UInt8, centre_xy: tuple[int, int] | None, rng: CropRandom
     ) -> tuple[UInt8, UInt8]:
         """A crop of an image (uint8 HxWx3 RGB) and its label (uint8 HxW trainIds), both contiguous.
 
@@ -80,17 +80,17 @@ class JointAugment:
         """
         config = self.config
         height, width = label.shape[:2]
-        scale = dice.between(config.scale_min, config.scale_max)
+        scale = rng.between(config.scale_min, config.scale_max)
         if self.long_edge:
             scale *= self.long_edge / max(height, width)
         scaled = max(1, int(height * scale)), max(1, int(width * scale))
         centre = None
         if centre_xy is not None:
             centre = int(centre_xy[0] * scaled[1] / width), int(centre_xy[1] * scaled[0] / height)
-        corner = place(scaled, self.crop, centre, dice.randint)
-        flip = dice.unit() < config.flip
-        order, factors = dice.order(4), [dice.between(-1.0, 1.0) for _ in range(4)]
-        sigma = dice.between(_MIN_SIGMA, max(config.blur_sigma, _MIN_SIGMA)) if dice.unit() < config.blur else 0.0
+        corner = place(scaled, self.crop, centre, rng.randint)
+        flip = rng.unit() < config.flip
+        order, factors = rng.order(4), [rng.between(-1.0, 1.0) for _ in range(4)]
+        sigma = rng.between(_MIN_SIGMA, max(config.blur_sigma, _MIN_SIGMA)) if rng.unit() < config.blur else 0.0
 
         def look(patch: UInt8, ids: UInt8) -> UInt8:
             strength = config.colour
@@ -212,7 +212,7 @@ def draw_pixels(label: UInt8, chances: UInt8, seed: int) -> UInt8:
     return np.where((draws < chances) | (chances == 255), label, np.uint8(IGNORE))
 
 
-def pasted_pixels(fine_label: UInt8, kind: Mix, dice: Dice, rare: Sequence[int] = ()) -> NDArray[np.bool_]:
+def pasted_pixels(fine_label: UInt8, kind: Mix, rng: CropRandom, rare: Sequence[int] = ()) -> NDArray[np.bool_]:
     """Which pixels (True) of a fine crop, uint8 hxw trainIds, are pasted into an auto-labelled one of its size.
 
     The kind "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021). The kind
@@ -225,23 +225,23 @@ def pasted_pixels(fine_label: UInt8, kind: Mix, dice: Dice, rare: Sequence[int] 
         present = np.unique(fine_label)
         present = present[present != IGNORE]
         chosen = np.zeros(256, bool)
-        chosen[[present[i] for i in _some(len(present), dice)]] = True
+        chosen[[present[i] for i in _some(len(present), rng)]] = True
         mask = chosen[fine_label]
     elif kind == "rare":
         mask = np.isin(fine_label, np.asarray(rare, np.uint8))
     else:
-        area = dice.between(*_CUT_AREA)
-        rows = max(1, int(height * area ** dice.between(0.3, 0.7)))
+        area = rng.between(*_CUT_AREA)
+        rows = max(1, int(height * area ** rng.between(0.3, 0.7)))
         columns = min(width, max(1, int(height * width * area / rows)))
-        y, x = dice.randint(0, height - rows), dice.randint(0, width - columns)
+        y, x = rng.randint(0, height - rows), rng.randint(0, width - columns)
         mask[y : y + rows, x : x + columns] = True
     return mask
 
 
-def _some(n: int, dice: Dice) -> list[int]:
-    """Half of 0..n-1, rounded up, at random, from a new Dice: `dice` may not have n random numbers left."""
-    seed = dice.randint(0, (1 << 62) - 1)
-    return Dice(seed, 1, n).order(n)[: -(-n // 2)] if n else []
+def _some(n: int, rng: CropRandom) -> list[int]:
+    """Half of 0..n-1, rounded up, at random, from a new CropRandom: `rng` may not have n random numbers left."""
+    seed = rng.randint(0, (1 << 62) - 1)
+    return CropRandom(seed, 1, n).order(n)[: -(-n // 2)] if n else []
 
 
 def normalise(image: UInt8) -> torch.Tensor:

@@ -50,9 +50,9 @@ class _CrossEntropy(torch.autograd.Function):
         denominator = highest + total.log_()
         ignored = target == logits.shape[1]
         count = (~ignored).sum(dtype=torch.float64).clamp(min=1.0)
-        surprise = (denominator - at_label(logits, target)).masked_fill_(ignored.unsqueeze(1), 0.0)
+        nll = (denominator - at_label(logits, target)).masked_fill_(ignored.unsqueeze(1), 0.0)
         ctx.save_for_backward(logits, target, ignored, denominator, count)
-        return (surprise.sum(dtype=torch.float64) / count).to(dtype)
+        return (nll.sum(dtype=torch.float64) / count).to(dtype)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]  # torch leaves it untyped

@@ -41,6 +41,6 @@ def jaccard(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tenso
 def loss(logits: Tensor, labels: Tensor, options: LossConfig, ignore_index: int) -> LossParts:
     """`cross_entropy` plus `jaccard`, as a training loss."""
     del options
-    surprise = cross_entropy(logits, labels, ignore_index=ignore_index)
+    nll = cross_entropy(logits, labels, ignore_index=ignore_index)
     region = jaccard(logits, labels, ignore_index=ignore_index)
-    return LossParts(surprise + region, {"cross_entropy": surprise, "jaccard": region})
+    return LossParts(nll + region, {"cross_entropy": nll, "jaccard": region})

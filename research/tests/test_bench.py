@@ -34,7 +34,7 @@ def test_each_benchmark_runs(name: str) -> None:
     assert measure(name, SCRIPTS, quick=True)[1]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("part", sorted(gpu_session.PARTS))
 def test_each_part_of_a_gpu_session_runs_on_a_cpu_and_counts_operators(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -79,9 +79,9 @@ def kill_at_random_and_resume(data: Path, undisturbed: Path, folder: Path, seed:
     """SIGKILL both ranks at a random file operation between the first and the last shard of each."""
     work = folder / "work"
     spec = infer_spec(data, work, data / "model", scales=SCALES)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     # A rank claims, and opens, up to two shards before it has finished the one at hand.
-    at = dice.randint(OPERATIONS + AHEAD, OPERATIONS * (SHARDS // 2 - 1) - AHEAD)
+    at = rng.randint(OPERATIONS + AHEAD, OPERATIONS * (SHARDS // 2 - 1) - AHEAD)
     plan = Plan(folder / "marks", "/store/.*shard-", "hold", at=at)
     with started(spec, *TWO_RANKS, plan=plan) as process:
         plan.wait(process, 2)

@@ -71,8 +71,8 @@ def kill_at_random(spec: TrainSpec, seed: int, marks: Path) -> int:
     Between two file operations nothing on disk changes but the log, so these are all the states that a kill
     can leave, from the first operation of the first saved state to the last one of the last but one.
     """
-    dice = random.Random(seed)
-    plan = Plan(marks, "/state/", "hold", dice.choice(OPERATIONS), at=dice.randint(1, FILES * (STEPS // EVERY)))
+    rng = random.Random(seed)
+    plan = Plan(marks, "/state/", "hold", rng.choice(OPERATIONS), at=rng.randint(1, FILES * (STEPS // EVERY)))
     with started(spec, *TWO_RANKS, plan=plan) as process:
         plan.wait(process)
         os.killpg(process.pid, signal.SIGKILL)

@@ -43,11 +43,11 @@ def test_five_thousand_images_cost_no_more_memory_than_one_thousand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_data(tmp_path, images=IMAGES, size=(32, 48))
-    dice = random.Random(23)
-    for number in dice.sample(range(IMAGES), DAMAGED):
+    rng = random.Random(23)
+    for number in rng.sample(range(IMAGES), DAMAGED):
         path = tmp_path / f"toy/toy_{number:03d}.png"
         data = bytearray(path.read_bytes())
-        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
     seen: list[tuple[float, int]] = []
     monkeypatch.setattr(infer_job.Pipeline, "run", _counting(seen, infer_job.Pipeline.run))

@@ -142,11 +142,11 @@ def _kill_at_an_operation(finished: Path, workspace: Path, stage: str, seed: int
     """SIGKILL everyone at a random operation of a stage's progress; the content of dvc.lock before."""
     shutil.copytree(finished, workspace, symlinks=True)
     match, first, last = (OTHERS | SHORT | {TRAINING: SHORT["student-train"]})[stage]
-    dice = random.Random(f"{stage} {seed}")
+    rng = random.Random(f"{stage} {seed}")
     if stage == "evaluate":
         keys = json.loads((finished / "work/evaluate/keys.json").read_text())
-        match = match.replace("KEY", keys[dice.choice(JUDGED)][-1])
-    plan = Plan(workspace.parent / f"marks-{seed}", match, "hold", at=dice.randint(first, last))
+        match = match.replace("KEY", keys[rng.choice(JUDGED)][-1])
+    plan = Plan(workspace.parent / f"marks-{seed}", match, "hold", at=rng.randint(first, last))
     with running(workspace, stage, plan) as process:
         plan.wait(process)
         kill_all(workspace)

@@ -24,23 +24,23 @@ class PlainLoader:
         self.items, self.ids, self.crop = items, np.asarray(ids), crop
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        dice = random.Random(index)
+        rng = random.Random(index)
         image_path, label_path, centre = self.items[index]
         image = Image.open(image_path).convert("RGB")
         label = Image.fromarray(self.ids[np.asarray(Image.open(label_path))])
-        image, label = self._scale_and_crop(image, label, centre, dice)
-        if dice.random() < 0.5:
+        image, label = self._scale_and_crop(image, label, centre, rng)
+        if rng.random() < 0.5:
             image, label = ImageOps.mirror(image), ImageOps.mirror(label)
-        image = self._colour(image, dice)
-        if dice.random() < 0.5:
-            image = image.filter(ImageFilter.GaussianBlur(dice.uniform(0.15, 1.5)))
+        image = self._colour(image, rng)
+        if rng.random() < 0.5:
+            image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.15, 1.5)))
         pixels = (np.asarray(image, np.float32) / 255.0 - MEAN) / STD
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)), np.asarray(label).astype(np.int64)
 
     def _scale_and_crop(
-        self, image: Image.Image, label: Image.Image, centre: tuple[int, int] | None, dice: random.Random
+        self, image: Image.Image, label: Image.Image, centre: tuple[int, int] | None, rng: random.Random
     ) -> tuple[Image.Image, Image.Image]:
-        scale = dice.uniform(0.5, 2.0)
+        scale = rng.uniform(0.5, 2.0)
         size = int(image.width * scale), int(image.height * scale)
         image, label = image.resize(size, Image.Resampling.BICUBIC), label.resize(size, Image.Resampling.NEAREST)
         height, width = self.crop
@@ -48,24 +48,24 @@ class PlainLoader:
         if pad_x or pad_y:
             border = (pad_x // 2, pad_y // 2, pad_x - pad_x // 2, pad_y - pad_y // 2)
             image, label = ImageOps.expand(image, border, 0), ImageOps.expand(label, border, 255)
-        x, y = dice.randint(0, image.width - width), dice.randint(0, image.height - height)
+        x, y = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
         if centre is not None:
             cx, cy = int(centre[0] * scale), int(centre[1] * scale)
-            x = min(max(dice.randint(cx - width + 1, cx), 0), image.width - width)
-            y = min(max(dice.randint(cy - height + 1, cy), 0), image.height - height)
+            x = min(max(rng.randint(cx - width + 1, cx), 0), image.width - width)
+            y = min(max(rng.randint(cy - height + 1, cy), 0), image.height - height)
         box = (x, y, x + width, y + height)
         return image.crop(box), label.crop(box)
 
     @staticmethod
-    def _colour(image: Image.Image, dice: random.Random) -> Image.Image:
+    def _colour(image: Image.Image, rng: random.Random) -> Image.Image:
         steps = [0, 1, 2, 3]
-        dice.shuffle(steps)
+        rng.shuffle(steps)
         for step in steps:
             if step < 3:
                 enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[step]
-                image = enhance(image).enhance(dice.uniform(0.75, 1.25))
+                image = enhance(image).enhance(rng.uniform(0.75, 1.25))
             else:
                 hue, saturation, value = image.convert("HSV").split()
-                turned = (np.asarray(hue).astype(np.int16) + int(dice.uniform(-0.125, 0.125) * 255)).astype(np.uint8)
+                turned = (np.asarray(hue).astype(np.int16) + int(rng.uniform(-0.125, 0.125) * 255)).astype(np.uint8)
                 image = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
         return image

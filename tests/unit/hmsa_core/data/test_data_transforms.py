@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from hmsa_core.config import AugmentConfig
 from hmsa_core.data import transforms
 from hmsa_core.data.transforms import (
-    Dice,
+    CropRandom,
     JointAugment,
     colour_matrix,
     normalise_batch,
@@ -62,8 +62,8 @@ def test_released_crop_placement_is_reproduced(row):
 @given(sizes, sizes, st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**62))
 def test_a_crop_always_shows_the_centre_and_no_needless_padding(scaled, crop, fx, fy, seed):
     centre = int(fx * (scaled[1] - 1)), int(fy * (scaled[0] - 1))
-    dice = Dice(seed)
-    top, left = place(scaled, crop, centre, dice.randint)
+    rng = CropRandom(seed)
+    top, left = place(scaled, crop, centre, rng.randint)
     assert top <= centre[1] < top + crop[0]
     assert left <= centre[0] < left + crop[1]
     for start, length, size in ((top, scaled[0], crop[0]), (left, scaled[1], crop[1])):
@@ -96,7 +96,7 @@ def test_no_class_is_invented_and_ignored_pixels_stay_ignored(size, crop, seed, 
     augment = JointAugment(crop, AugmentConfig(colour=0.0, blur=0.0), None, long_edge)
     flat = np.repeat(label[..., None], 3, 2)
     centre = (size[1] // 2, size[0] // 3) if centred else None
-    image, out = augment(flat, label, centre, Dice(seed))
+    image, out = augment(flat, label, centre, CropRandom(seed))
     assert image.shape == (*crop, 3)
     assert out.shape == crop
     assert set(np.unique(out)) <= set(ids) | {255}
@@ -114,7 +114,7 @@ def test_image_and_label_stay_aligned_at_any_scale():
         label[y : y + 24, x : x + 24] = 1
         image = np.repeat(label[..., None] * 200, 3, 2)
         config = AugmentConfig(colour=0.0, blur=0.0)
-        pixels, ids = JointAugment((100, 140), config)(image, label, (x + 12, y + 12), Dice(seed))
+        pixels, ids = JointAugment((100, 140), config)(image, label, (x + 12, y + 12), CropRandom(seed))
         inside = np.pad(ids == 1, 3)[3:-3, 3:-3]
         touches = inside[0].any() or inside[-1].any() or inside[:, 0].any() or inside[:, -1].any()
         if touches:
@@ -131,10 +131,10 @@ def test_image_and_label_stay_aligned_at_any_scale():
 
 def test_without_changes_the_stored_pixels_come_out_untouched():
     image, label = picture(3, (40, 60)), blocks(3, size=(40, 60))
-    out, ids = JointAugment((40, 60), PLAIN)(image, label, None, Dice(9))
+    out, ids = JointAugment((40, 60), PLAIN)(image, label, None, CropRandom(9))
     assert np.array_equal(out, image)
     assert np.array_equal(ids, label)
-    part, part_ids = JointAugment((16, 20), PLAIN)(image, label, (30, 20), Dice(9))
+    part, part_ids = JointAugment((16, 20), PLAIN)(image, label, (30, 20), CropRandom(9))
     places = [(y, x) for y in range(25) for x in range(41) if np.array_equal(image[y : y + 16, x : x + 20], part)]
     assert len(places) == 1
     y, x = places[0]
@@ -145,7 +145,7 @@ def test_padding_is_black_and_ignored_whatever_colour_does():
     image, label = picture(3, (20, 30)), blocks(3, size=(20, 30), ids=(0, 1))
     config = AugmentConfig(scale_min=1.0, scale_max=1.0, colour=1.0, blur=1.0)
     for seed in range(20):
-        out, ids = JointAugment((40, 50), config)(image, label, None, Dice(seed))
+        out, ids = JointAugment((40, 50), config)(image, label, None, CropRandom(seed))
         assert (ids == 255).sum() == 40 * 50 - 20 * 30
         assert (out[ids == 255] == 0).all()
 
@@ -153,8 +153,8 @@ def test_padding_is_black_and_ignored_whatever_colour_does():
 def test_flip_turns_image_and_label_together():
     image, label = picture(3, (40, 60)), blocks(3, size=(40, 60))
     always = AugmentConfig(scale_min=1.0, scale_max=1.0, flip=1.0, colour=0.0, blur=0.0)
-    out, ids = JointAugment((50, 70), always)(image, label, None, Dice(9))
-    plain, plain_ids = JointAugment((50, 70), PLAIN)(image, label, None, Dice(9))
+    out, ids = JointAugment((50, 70), always)(image, label, None, CropRandom(9))
+    plain, plain_ids = JointAugment((50, 70), PLAIN)(image, label, None, CropRandom(9))
     assert np.array_equal(out, plain[:, ::-1])
     assert np.array_equal(ids, plain_ids[:, ::-1])
 
@@ -162,10 +162,10 @@ def test_flip_turns_image_and_label_together():
 def test_crops_depend_on_their_seed_alone():
     image, label = picture(3, (80, 120)), blocks(3, size=(80, 120))
     augment = JointAugment((48, 64), AugmentConfig())
-    first = augment(image, label, (60, 40), Dice(1))
+    first = augment(image, label, (60, 40), CropRandom(1))
     np.random.seed(5)  # noqa: NPY002 - the global state must not matter
-    second = augment(image, label, (60, 40), Dice(1))
-    other = augment(image, label, (60, 40), Dice(2))
+    second = augment(image, label, (60, 40), CropRandom(1))
+    other = augment(image, label, (60, 40), CropRandom(2))
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
     assert not np.array_equal(first[0], other[0])
@@ -175,11 +175,11 @@ def test_scales_cover_their_range():
     image = np.zeros((64, 64, 3), np.uint8)
     label = np.zeros((64, 64), np.uint8)
     augment = JointAugment((200, 200), AugmentConfig(colour=0, blur=0))
-    sides = [int((augment(image, label, None, Dice(s))[1] == 0).any(0).sum()) for s in range(300)]
+    sides = [int((augment(image, label, None, CropRandom(s))[1] == 0).any(0).sum()) for s in range(300)]
     assert 32 <= min(sides) < 36
     assert 124 < max(sides) <= 128
     assert abs(np.mean(sides) - 80) < 5
-    _, ids = JointAugment((200, 200), PLAIN, None, 120)(image[:32], label[:32], None, Dice(0))
+    _, ids = JointAugment((200, 200), PLAIN, None, 120)(image[:32], label[:32], None, CropRandom(0))
     assert [(ids == 0).any(axis).sum() for axis in (1, 0)] == [60, 120], "the long edge first"
 
 
@@ -211,7 +211,7 @@ def test_hue_turns_colours_about_the_grey_axis():
 def test_mixing_pastes_half_of_the_classes_or_a_rectangle(kind):
     truth = blocks(2, (3, 4, 5, 6, 255))
     for seed in range(30):
-        pasted = pasted_pixels(truth, kind, Dice(seed, 1))
+        pasted = pasted_pixels(truth, kind, CropRandom(seed, 1))
         if kind == "classmix":
             classes = set(np.unique(truth[pasted]))
             assert len(classes) == 2  # half of four
@@ -222,8 +222,8 @@ def test_mixing_pastes_half_of_the_classes_or_a_rectangle(kind):
             area = (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
             assert area == pasted.sum(), "a rectangle"
             assert 0.05 < area / truth.size < 0.55
-        assert np.array_equal(pasted, pasted_pixels(truth, kind, Dice(seed, 1)))
-    assert not pasted_pixels(np.full((40, 60), 255, np.uint8), "classmix", Dice(0)).any(), "an ignored crop"
+        assert np.array_equal(pasted, pasted_pixels(truth, kind, CropRandom(seed, 1)))
+    assert not pasted_pixels(np.full((40, 60), 255, np.uint8), "classmix", CropRandom(0)).any(), "an ignored crop"
 
 
 def test_labels_travel_with_who_gave_them_and_mostly_human_crops_keep_their_colours():
@@ -233,9 +233,9 @@ def test_labels_travel_with_who_gave_them_and_mostly_human_crops_keep_their_colo
     recoloured = []
     for seed, share in enumerate((0.0, 0.2, 0.8, 1.0)):
         human = (np.arange(label.shape[1]) < share * label.shape[1]).astype(np.uint8) * (label != 255)
-        expected, ids = plain(image, label, None, Dice(seed))
-        out, maps = augment(image, np.dstack([label, human]), None, Dice(seed))
-        shown = plain(image, human.astype(np.uint8), None, Dice(seed))[1]
+        expected, ids = plain(image, label, None, CropRandom(seed))
+        out, maps = augment(image, np.dstack([label, human]), None, CropRandom(seed))
+        shown = plain(image, human.astype(np.uint8), None, CropRandom(seed))[1]
         assert np.array_equal(maps[..., 0], ids)
         assert np.array_equal(maps[..., 1], shown)
         mostly = 2 * (shown == 1).sum() > (ids != 255).sum()
@@ -253,13 +253,13 @@ def test_labels_are_resized_by_the_nearest_centre():
 
 
 def test_dice_are_uniform_and_reach_both_ends():
-    draws = [Dice(s).randint(3, 6) for s in range(400)]
+    draws = [CropRandom(s).randint(3, 6) for s in range(400)]
     assert set(draws) == {3, 4, 5, 6}
-    units = np.array([Dice(s).unit() for s in range(2000)])
+    units = np.array([CropRandom(s).unit() for s in range(2000)])
     assert 0.0 <= units.min() < 0.01
     assert 0.99 < units.max() < 1.0
     assert abs(units.mean() - 0.5) < 0.02
-    assert sorted(Dice(1).order(9)) == list(range(9))
+    assert sorted(CropRandom(1).order(9)) == list(range(9))
 
 
 def test_crops_travel_as_bytes_and_become_the_values_that_loaders_made() -> None:
