@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hmsa_core.labels.thresholds.certificate import Certificate
-    from pipeline.review.certify import CertificateFile
+    from pipeline.review.certificate import Certificate
     from pipeline.review.view import StoreView
 
 _JSON = ("certified", "threshold", "code", "draws", "right", "unsure", "precision", "lower", "coverage")
@@ -37,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     told = "what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels"
     add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=told)
     add("--policy", type=Path, metavar="F", help="its calibration table is the guess that saves draws")
+    add("--bound", default="betting", metavar="NAME", help="rule of the proof (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
     add("--who", default="", metavar="NAME", help="who answers")
     add("--out", type=Path, metavar="FILE", help="certificate (default: STORE.certificate.json)")
@@ -48,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
     """Draw, answer where there are true labels, report."""
     from hmsa_core.io.errors import ConfigError
     from hmsa_core.labels.store.format import refuse_in_store
-    from hmsa_core.labels.thresholds.certificate import certificate_path
-    from pipeline.review.certify import CertificateFile, certified_policy
+    from pipeline.review.certificate import Certificate
+    from pipeline.review.certify import certified_policy
     from pipeline.review.precision import calibration_policy, load_policy
+    from pipeline.review.spot_check import SpotFile
     from pipeline.review.view import StoreView
 
     view = StoreView(args.store)
-    of_page = certificate_path(view.path.resolve())
-    file = CertificateFile(view, args.out if args.out is not None else of_page)
+    file = SpotFile(Certificate, view, args.out)
     for path in (args.out, args.save_policy):
         if path is not None:
             refuse_in_store(path)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             f"--save-policy {args.save_policy}: the certificate starts from this policy", hint="give another file"
         )
     # Without label maps the page goes on with it; it is begun here where there is none of this plan.
-    found = _by_labels(view, args, file) if args.answers is not None else file.start(_begin(view, args))
+    found = file.start(_by_labels(view, args) if args.answers is not None else _begin(view, args))
     if file.aside is not None:
         sys.stderr.write(f"note: the answers of another certificate are kept in {file.aside}\n")
     if args.save_policy is not None:
@@ -74,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
     results = found.results()
     if args.json:
         rows = {name: {key: row[key] for key in _JSON} for name, row in results.items()}
-        sys.stdout.write(json.dumps({"classes": rows}, indent=1) + "\n")
+        sys.stdout.write(json.dumps({"classes": rows, "more": found.more()}, indent=1) + "\n")
     else:
         _print(found, results, file.path)
+        _print_more(found)
         if args.answers is None:
-            on_page = view.kind == "raw" and file.path == of_page  # the page's audit is for raw stores
+            on_page = view.kind == "raw" and args.out is None  # the page's audit is for raw stores
             _print_wanted(results, args.store, on_page=on_page)
         for row in found.expected_wrong(view, limit=3):
             sys.stdout.write(f"about {row['wrong_pixels']:,} wrong kept pixels: {row['class']} in {row['image']}\n")
@@ -88,11 +89,12 @@ def run(args: argparse.Namespace) -> int:
 def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
     from pipeline.review.certify import begin
 
-    asked = {key: getattr(args, key) for key in ("target", "delta", "budget", "seed", "classes", "policy")}
-    return begin(view, who=args.who or (str(args.answers) if args.answers is not None else ""), **asked)
+    chosen = {key: getattr(args, key) for key in ("target", "delta", "budget", "seed", "classes", "policy", "bound")}
+    by = "people" if args.answers is None else str(args.answers)
+    return begin(view, who=args.who, answers=by, **chosen)
 
 
-def _by_labels(view: StoreView, args: argparse.Namespace, file: CertificateFile) -> Certificate:
+def _by_labels(view: StoreView, args: argparse.Namespace) -> Certificate:
     from hmsa_core.runtime.progress import Progress
     from pipeline.review.certify import TrueLabels, answer_all
 
@@ -104,7 +106,6 @@ def _by_labels(view: StoreView, args: argparse.Namespace, file: CertificateFile)
         sys.stderr.write(f'note: {lacking} of {len(view.names)} images have no label map: "can\'t tell", as wrong\n')
     with Progress(args.budget, what="certify", unit="draws") as progress:
         answer_all(certificate, view, labels, lambda draws: progress.update(draws - progress.done))
-    file.replace(certificate)
     return certificate
 
 
@@ -113,7 +114,7 @@ def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) ->
     passed = sum(row["certified"] for row in results.values())
     write(
         f"{passed} of {len(results)} classes certified at {value['target']:g}, confidence {1 - value['delta']:g} for "
-        f"all together (Holm); {len(found.draws)} of {value['budget']} pixels\n\n"
+        f"all together; {len(found.items)} of {value['budget']} pixels\n\n"
     )
     head = ("threshold", "judged", "right", "unsure", "estimate", "at least", "kept")
     write(f"{'class':22}" + "".join(f"{text:>10}" for text in head) + "\n")
@@ -121,9 +122,14 @@ def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) ->
         estimate = "-" if row["precision"] is None else f"{row['precision']:.1%}"
         write(
             f"{name:22}{row['threshold'] or 'none':>10}{row['draws']:>10}{row['right']:>10}{row['unsure']:>10}"
-            f"{estimate:>10}{row['lower']:>10.1%}{row['coverage'] if row['certified'] else 0:>10.1%}\n"
+            f"{estimate:>10}{row['lower']:>10.1%}{row['coverage']:>10.1%}\n"
         )
     write(f"\n{out}\n")
+
+
+def _print_more(found: Certificate) -> None:
+    more = found.more()
+    sys.stdout.write(f"{more['answers']} more answers: about {more['pixels']:,} pixels ({more['coverage']:.1%})\n")
 
 
 def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, on_page: bool) -> None:

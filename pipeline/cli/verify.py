@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def _certificate(args: argparse.Namespace) -> int:
     """Recompute a certificate from its draws and the store; what is wrong is a StoreError of one line."""
     from hmsa_core.io.remote import local_folder
-    from hmsa_core.labels.thresholds.certificate import Certificate
+    from pipeline.review.certificate import Certificate
     from pipeline.review.view import StoreView
 
     store = args.store
@@ -81,7 +81,7 @@ def _certificate(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:
         sys.stdout.write(
-            f"{args.certificate}: whole; {len(found.draws)} draws recomputed; certified at {found.value['target']:g}: "
+            f"{args.certificate}: whole; {len(found.items)} draws recomputed; certified at {found.value['target']:g}: "
             f"{', '.join(passed) or 'no class'}\n"
         )
     return 0

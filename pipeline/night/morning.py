@@ -16,7 +16,6 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, one_line
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
-from hmsa_core.labels.thresholds.certificate import Certificate
 from pipeline.jobs.measure import policy_file
 from pipeline.night import history
 from pipeline.night.figures import cost_of, expected_loss, precision_alarms, table_of, wrong_regions
@@ -28,8 +27,9 @@ from pipeline.report.results import json_of
 from pipeline.report.since import Since
 from pipeline.report.strips import thumbnails
 from pipeline.report.verdict import of_night
-from pipeline.review.audit import AuditFile, audit_path
-from pipeline.review.certify import CertificateFile
+from pipeline.review.audit import Audit
+from pipeline.review.certificate import Certificate
+from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
 from pipeline.stages.auto_infer import told_of_self_taught
 from pipeline.stages.disk import disk_need
@@ -259,7 +259,7 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
         return {"alarms": []}
     policy = used[0]
     view = StoreView(ws.path("labels/raw"))
-    certificate, why = CertificateFile(view).usable()
+    certificate, why = SpotFile(Certificate, view).usable()
     target = float(policy.evidence.get("target", policy.settings.get("target", ws.params.calibrate.target)))
     if certificate is None:
         certificate = Certificate.plan(view, target=min(max(target, 0.5), 0.999), table=policy.table)
@@ -301,7 +301,7 @@ def _alarms(view: StoreView, policy: ThresholdPolicy, why: str) -> list[str]:
     cuts = {e.name: int(code) for e, code in zip(policy.entries, policy.codes(), strict=True)}
     told = [f"the certificate of labels/raw {why}"] if why.startswith("does not count") else []
     try:
-        audits = AuditFile(audit_path(view.path.resolve()), view).every()
+        audits = SpotFile(Audit, view).every()
         ours = [audit for audit in audits if audit.value.get("teacher") == view.lineage.get("teacher")]
         return told + precision_alarms(ours, least, cuts)
     except HmsaError as error:

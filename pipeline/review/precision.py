@@ -1,7 +1,8 @@
 """Precision of the kept pixels, and the evidence for it. The first source of this list that exists is used.
 
 0. certificate: answers prove that this cut of this store reaches the target. No model of the errors is assumed.
-1. audit: a person judged random kept pixels of this store. The interval depends on the random draw alone.
+1. audit: a person judged random kept pixels of this store, in an audit or for a certificate. The interval depends on
+   the random draw alone; it is that of a fixed number of answers.
 2. coarse-corrected: agreement with the coarse labels of these images. It is corrected by the errors of coarse labels
    on calibration images. It needs coarse labels, and `curves.json` and `pairs.npz` of `calibrate`. It is not used
    where `calibrate.region` leaves out what people drew.
@@ -26,9 +27,10 @@ from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.format import binding, read_manifest
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.labels.thresholds.intervals import clopper_pearson, lower_bound
+from hmsa_core.labels.thresholds.intervals import Stratum, clopper_pearson, lower_bound, stratified
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import ClassTable
+from pipeline.review.spot_check import Judged, judged
 from pipeline.review.view import StoreView
 from pipeline.workspace.counts import read_pairs
 from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
@@ -36,34 +38,6 @@ from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
 AnyPath = str | os.PathLike[str]
 CONFIDENCE = 0.95  # of intervals and bounds
 FEW = 5  # fewer answers than this say nothing; the calibration speaks instead
-
-
-class Stratum(NamedTuple):
-    """Answers of one stratum: `right` of `n` sampled units, which stand for `weight` units in all."""
-
-    right: int
-    n: int
-    weight: float
-
-
-def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[float, float, float] | None:
-    """Weighted share over strata and the ends of its design-based interval; None when nothing was answered.
-
-    The effective sample size of Korn and Graubard 1998 goes into the formula of Clopper and Pearson, as the US
-    National Center for Health Statistics does. Strata without an answer are left out: the result is then about the
-    others alone. For the design effect one right and one wrong answer are added to each
-    stratum. So a stratum in which everything is right still counts as uncertain.
-    """
-    asked = [s for s in strata if s.n > 0 and s.weight > 0]
-    if not asked:
-        return None
-    total = sum(s.weight for s in asked)
-    value = sum(s.weight * s.right / s.n for s in asked) / total
-    careful = [(s, (s.right + 1) / (s.n + 2)) for s in asked]
-    variance = sum((s.weight / total) ** 2 * p * (1 - p) / s.n for s, p in careful)
-    middle = sum(s.weight * p for s, p in careful) / total
-    effective = min(float(sum(s.n for s in asked)), middle * (1 - middle) / variance)
-    return value, *clopper_pearson(value * effective, effective, confidence)
 
 
 class Precision(NamedTuple):
@@ -74,14 +48,6 @@ class Precision(NamedTuple):
     high: float | None
     source: str
     marginal: float | None = None
-
-
-class AuditAnswer(NamedTuple):
-    """One judged pixel: its class, its code, and whether the class is right."""
-
-    class_id: int
-    code: int
-    right: bool
 
 
 class Evidence(NamedTuple):
@@ -103,8 +69,7 @@ class PrecisionSources:
         totals: pixels of each class and code in the store, (C, 256).
         policy: policy with a calibration table, or None.
         evidence: what calibration images say.
-        answers: judged pixels of an audit of this store.
-        audited: per class the code from which on the audit drew pixels (256 = not drawn).
+        answers: judged pixels of spot checks of this store.
         certified: (class, code) of certified cuts -> estimated precision and lower bound.
     """
 
@@ -113,21 +78,14 @@ class PrecisionSources:
         totals: NDArray[np.int64],
         policy: ThresholdPolicy | None = None,
         evidence: Evidence = NO_EVIDENCE,
-        answers: Sequence[AuditAnswer] = (),
-        audited: Sequence[int] = (),
+        answers: Sequence[Judged] = (),
         certified: Mapping[tuple[int, int], tuple[float, float]] | None = None,
     ) -> None:
         self.totals, self.policy = totals, policy
         self.table = None if policy is None else policy.table
         self._evidence, curves = evidence, evidence.curves
         self._counts = None if curves is None else (curves.kept("total"), curves.kept("correct"))
-        self._answers, self._audited, self._certified = list(answers), list(audited), certified or {}
-
-    def _judged(self, c: int, code: int) -> list[bool]:
-        """Answers that are a random sample of what is kept: the audit drew from a set that contains it."""
-        if c >= len(self._audited) or self._audited[c] > code:
-            return []
-        return [a.right for a in self._answers if a.class_id == c and a.code >= code]
+        self._answers, self._certified = list(answers), certified or {}
 
     def expected(self, codes: NDArray[np.integer]) -> float | None:
         """Expected precision of all that is kept under one code per class (256 = nothing of it)."""
@@ -152,10 +110,10 @@ class PrecisionSources:
         if (c, code) in self._certified:
             value, least = self._certified[c, code]
             return Precision(value, least, None, "certificate", marginal)
-        judged = self._judged(c, code)
-        if len(judged) >= FEW:
-            low, high = clopper_pearson(sum(judged), len(judged))
-            return Precision(sum(judged) / len(judged), low, high, "audit", marginal)
+        right = judged(self._answers, c, code)
+        if len(right) >= FEW:
+            low, high = clopper_pearson(sum(right), len(right))
+            return Precision(sum(right) / len(right), low, high, "audit", marginal)
         if corrected is not None:
             return Precision(corrected, None, None, "coarse-corrected", marginal)
         return self._calibrated(c, code, marginal)
@@ -186,8 +144,8 @@ class PrecisionSources:
             known: `of_classes` at these codes.
         """
         kept = [int(self.totals[c, min(int(code), NUM_CODES) :].sum()) for c, code in enumerate(codes)]
-        judged = [self._judged(c, int(code)) for c, code in enumerate(codes)]
-        strata = [Stratum(sum(right), len(right), float(n)) for right, n in zip(judged, kept, strict=True)]
+        answers = [judged(self._answers, c, int(code)) for c, code in enumerate(codes)]
+        strata = [Stratum(sum(right), len(right), float(n)) for right, n in zip(answers, kept, strict=True)]
         if all(s.n >= FEW for s in strata if s.weight) and (share := stratified(strata)):
             return Precision(*share, "audit")
         rows = [(p, pixels) for p, pixels in zip(known, kept, strict=True) if pixels]

@@ -15,12 +15,13 @@ from hmsa_core.labels.diff import other_pictures
 from hmsa_core.labels.review import ReviewFile, labels_id, marked_store
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.store.format import binding
-from hmsa_core.labels.thresholds.certificate import Certificate
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
-from pipeline.review.audit import Audit, AuditFile, audit_path
-from pipeline.review.certify import CertificateFile, begin
+from pipeline.review.audit import Audit
+from pipeline.review.certificate import Certificate
+from pipeline.review.certify import begin
 from pipeline.review.pictures import safe_colours
 from pipeline.review.precision import NO_EVIDENCE, AnyPath, PrecisionSources, find_curves, load_policy, workspace_around
+from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Cuts, parse_cuts, to_policy
 from pipeline.review.view import StoreView
 
@@ -80,8 +81,8 @@ class Session:
         self.reviewer = reviewer
         store, labels = marked_store(folder, self.view.kind), labels_id(self.view.lineage)
         self.review = ReviewFile(store, self.view.image_digests, labels)
-        self.audits = AuditFile(audit_path(folder), self.view)
-        self.certificates = CertificateFile(self.view)
+        self.audits = SpotFile(Audit, self.view)
+        self.certificates = SpotFile(Certificate, self.view)
         self._start_policy = policy if policy is not None else evidence
         self._write = threading.Lock()
 
@@ -134,13 +135,12 @@ class Session:
     def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
         """What is known about precision now."""
         audit, (certificate, _) = self.audits.current, self.certificates.usable()
-        answers = audit.answers() if audit else ()
-        audited = audit.audited(self.view.classes.num_classes) if audit else ()
+        answers = [answer for check in (audit, certificate) if check is not None for answer in check.answers()]
         certified = {} if certificate is None else certificate.certified()
         known, calibrated = policy or self.policies.get("policy") or self.evidence, self.calibrated
         if self.view.kind != "raw":  # what people drew has code 0, and calibration is of what the teacher said
             known, calibrated = None, NO_EVIDENCE
-        return PrecisionSources(self.view.totals, known, calibrated, answers, audited, certified)
+        return PrecisionSources(self.view.totals, known, calibrated, answers, certified)
 
     def describe(self) -> dict[str, Any]:
         """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
@@ -233,9 +233,9 @@ class Session:
             self.certificates.start(begin(self.view, delta=0.05, policy=policy, who=self.reviewer, **asked))
         )
 
-    def answer_certificate(self, plan: str, number: int, answer: str) -> dict[str, Any]:
+    def answer_certificate(self, check_id: str, number: int, verdict: str) -> dict[str, Any]:
         """Record an answer; the certificate with the answers of everybody."""
-        return self._shown(self.certificates.answer(plan, number, answer))
+        return self._shown(self.certificates.answer(check_id, number, verdict))
 
     def certificate(self) -> dict[str, Any]:
         """The certificate as the page shows it under "current", and why one that is there is void."""
@@ -243,29 +243,16 @@ class Session:
         return {"current": None if found is None else self._shown(found), "void": why}
 
     def _shown(self, certificate: Certificate) -> dict[str, Any]:
-        ids = [row["class"] for row in certificate.classes]
-        lows = [[band["low"] for band in row["bands"]] for row in certificate.classes]
+        rows = zip(certificate.classes, certificate.results().values(), strict=True)
         return {
             "kind": "certificate",
-            "id": certificate.plan_digest,
+            "id": certificate.id,
             "file": str(self.certificates.path),
-            **{key: certificate.value[key] for key in ("target", "delta", "budget")},
-            "items": [
-                {
-                    **{key: draw[key] for key in ("x", "y", "code")},
-                    "name": draw["image"],
-                    "class": ids[draw["class"]],
-                    "low": lows[draw["class"]][draw["band"]],
-                    "verdict": draw["answer"],
-                }
-                for draw in certificate.draws
-            ],
-            "results": [
-                {"class": c, "drawn": row["draws"], **row}
-                for c, row in zip(ids, certificate.results().values(), strict=True)
-            ],
+            **{key: certificate.value[key] for key in ("target", "delta", "budget", "items")},
+            "results": [{"class": about["class"], "drawn": row["draws"], **row} for about, row in rows],
             "wrong": certificate.expected_wrong(self.view, limit=5),
             "pays": certificate.pays(self.view, self.cuts().codes),
+            "more": certificate.more(),
             "overall": None,
         }
 

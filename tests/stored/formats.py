@@ -31,7 +31,8 @@ from hmsa_core.labels.thresholds.settings import CalibrateConfig, MergeConfig, P
 from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.taxonomy import IGNORE, cityscapes
 from hmsa_core.training.state import StateStore
-from pipeline.review.audit import Audit, AuditFile
+from pipeline.review.audit import Audit
+from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import parse_cuts
 from pipeline.review.view import StoreView
 from tests.support.label_maps import coarse_of, maps, toy_classes
@@ -76,7 +77,7 @@ def _write_stores(folder: Path, policy: ThresholdPolicy, rules: MergeRules) -> N
         writer.add("bonn_0", *maps(7))
     view = StoreView(folder / "raw")
     audit = Audit.draw(view, parse_cuts(view.classes, "0.70"), per_class=3, seed=1)
-    file = AuditFile(folder / "audit.json", view)
+    file = SpotFile(Audit, view, folder / "audit.json")
     file.start(audit)
     file.answer(audit.id, 0, "right")
 
@@ -123,7 +124,7 @@ def _store(path: Path) -> Any:
 
 
 def _audit(folder: Path) -> Any:
-    audit = AuditFile(folder / "audit.json", StoreView(folder / "raw")).current
+    audit = SpotFile(Audit, StoreView(folder / "raw"), folder / "audit.json").current
     assert audit is not None
     return [audit.id, audit.overall(), [[i["name"], i["rank"], i["verdict"]] for i in audit.value["items"]]]
 

@@ -42,8 +42,9 @@ def _run(copy: Path, code: str) -> str:
     return done.stdout
 
 
-def test_the_page_has_the_four_changes() -> None:
-    assert list(DIFFS) == ["Another loss", "Another trunk", "Another stage", "Another threshold rule"]
+def test_the_page_has_the_five_changes() -> None:
+    changes = ["loss", "trunk", "stage", "threshold rule", "certificate bound"]
+    assert list(DIFFS) == [f"Another {change}" for change in changes]
 
 
 def test_another_loss_is_one_file_and_its_option(packages: Path, tmp_path: Path) -> None:
@@ -112,3 +113,25 @@ def test_another_threshold_rule_is_one_file(packages: Path, tmp_path: Path) -> N
         "print(rule_names(), find_rule(config.rule).__module__)",
     )
     assert out.strip() == "['best_f1', 'promise', 'teach'] hmsa_core.labels.thresholds.rules.best_f1"
+
+
+def test_another_certificate_bound_is_one_file(packages: Path, tmp_path: Path) -> None:
+    copy, files = _apply(packages, tmp_path, "Another certificate bound")
+    assert files == ["hmsa_core/labels/thresholds/bounds/hoeffding.py"]
+    out = _run(
+        copy,
+        "import numpy as np; from hmsa_core.labels.thresholds.bounds import bound_names, find_bound\n"
+        "from hmsa_core.labels import LabelStoreWriter\n"
+        "from pipeline.review.certificate import Certificate; from pipeline.review.view import StoreView\n"
+        "with LabelStoreWriter('raw', {'classes': None}) as writer:\n"
+        "    writer.add('one', np.zeros((40, 40), np.uint8), np.full((40, 40), 0.9, np.float32))\n"
+        "view = StoreView('raw')\n"
+        "certificate = Certificate.plan(view, target=0.8, bound='hoeffding')\n"
+        "while certificate.plan_draws(view):\n"
+        "    for number in range(len(certificate.items)): certificate.answer(view, number, 'right')\n"
+        "rng = np.random.default_rng(0)\n"  # of 1000 audits that are too wrong, at most delta are ever certified
+        "wrong = (rng.random((1000, 300)) < 0.2).cumsum(axis=1)\n"
+        "false = (find_bound('hoeffding')(np.arange(1, 301), wrong, 0.2) >= np.log(20)).any(axis=1)\n"
+        "print(bound_names(), [row['certified'] for row in certificate.results().values()], false.mean() <= 0.05)",
+    )
+    assert out.strip() == "['betting', 'hoeffding'] [True] True"

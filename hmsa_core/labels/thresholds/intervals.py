@@ -11,7 +11,9 @@ covers at least 90 % from 8 blocks on (tests/unit/hmsa_core/labels).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +73,34 @@ def clopper_pearson(right: float, n: float, confidence: float = 0.95) -> tuple[f
     low = 0.0 if right <= 0 else float(betaincinv(right, n - right + 1, tail))
     high = 1.0 if right >= n else float(betaincinv(right + 1, n - right, 1.0 - tail))
     return low, high
+
+
+class Stratum(NamedTuple):
+    """Answers of one stratum: `right` of `n` sampled units, which stand for `weight` units in all."""
+
+    right: int
+    n: int
+    weight: float
+
+
+def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[float, float, float] | None:
+    """Weighted share over strata and the ends of its design-based interval; None when nothing was answered.
+
+    The effective sample size of Korn and Graubard 1998 goes into the formula of Clopper and Pearson, as the US
+    National Center for Health Statistics does. Strata without an answer are left out: the result is then about the
+    others alone. For the design effect one right and one wrong answer are added to each
+    stratum. So a stratum in which everything is right still counts as uncertain.
+    """
+    judged_strata = [s for s in strata if s.n > 0 and s.weight > 0]
+    if not judged_strata:
+        return None
+    total = sum(s.weight for s in judged_strata)
+    value = sum(s.weight * s.right / s.n for s in judged_strata) / total
+    careful = [(s, (s.right + 1) / (s.n + 2)) for s in judged_strata]
+    variance = sum((s.weight / total) ** 2 * p * (1 - p) / s.n for s, p in careful)
+    middle = sum(s.weight * p for s, p in careful) / total
+    effective = min(float(sum(s.n for s in judged_strata)), middle * (1 - middle) / variance)
+    return value, *clopper_pearson(value * effective, effective, confidence)
 
 
 def spread_of_errors(total: NDArray[np.integer], correct: NDArray[np.integer]) -> tuple[float, float]:

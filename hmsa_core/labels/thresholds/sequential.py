@@ -1,251 +1,265 @@
-"""A sequential test of "at least `target` of what a cut keeps is right", valid whenever a person stops.
+"""A sequential test of "at least `target` of what a threshold keeps is right", and where the next answers pay most.
 
-Every class is cut into bands of codes, the surest first; cut j keeps bands 0..j. Within a band pixels are drawn
-uniformly and independently, so its answers are Bernoulli with the band's unknown error rate, however errors cluster
-in images. Which band is drawn next may depend on all answers before.
+A class has candidate thresholds, the surest first; the last one keeps the whole class. An answer is about a pixel that
+was drawn uniformly from what one candidate keeps (its reach). It counts for each candidate of this reach or a surer one
+that keeps the pixel: there it is a uniform draw too, however errors cluster in images. Candidate and class of the next
+draw may depend on all answers before.
 
-Evidence against "cut j is less than `target` right" is Q / max L (universal inference, Wasserman, Ramdas and
-Balakrishnan 2020; the likelihood-ratio form of the bets of Waudby-Smith and Ramdas 2024). Q is the predictive
-probability of the answers under a mixture of guesses. L is their likelihood, and the maximum is over all error rates
-of the bands that make cut j too wrong. Under such rates Q / L is a martingale that starts at 1, so the evidence ever
-reaches 1 / level with a probability of at most `level` (Ville). A bad guess costs answers, never this.
+*Start.* The first PILOT answers of a class choose the candidate `start`, and are never bet. Answers of an earlier
+audit serve as well. So the start of a class is fixed when its evidence begins to run, at 1. It is the candidate whose
+evidence should grow fastest. That costs the lower ones nothing: answers about them are answers about it, too.
+*Evidence.* Each candidate has an e-process by the bound (`bounds/`), of the answers after the pilot that count for it.
+*Levels.* Class c has delta * weight[c] / (sum of weights of classes that are not finished). Of it `start` has
+1 - _RESERVE, and a surer candidate has the rest, which may pass where `start` does not. A candidate that passes hands
+its share on to the next lower one; a class whose candidates all pass hands its level on to the others (a graph of
+levels: Bretz, Maurer, Brannath and Posch 2009).
 
-The search for the cut is paid for by a graph of levels (Bretz, Maurer, Brannath and Posch 2009). A class has
-delta / (classes that are not yet finished) (Holm). FALLBACK of that belongs to its surest cut and the rest to the cut
-where it starts. A cut that is certified hands its level on to the next lower one.
+*Why delta holds.* Let F be the candidates that keep less than `target` right. Until the first of F passes, a candidate
+i of F has at most the level delta * v[i], where v[i] is its share once all candidates outside of F have passed. v[i] is
+known when the evidence E[i] begins at 1, and the v[i] sum to at most 1. So the sum of v[i] * E[i] over F is a
+supermartingale that begins at 1 or less. Ever to reach 1 / delta has a probability of at most delta (Ville 1939).
 
-Arrays: (..., C, B) for classes and bands, (..., C, J) for cuts, J = B; leading axes are independent runs. Bands that
-keep nothing pad classes with fewer bands.
+*Plan.* Error rates of bands (codes between two candidates) are guessed as scale * guess ** power; answers weigh the
+scales and powers. The next answers go where they add most certified pixels each. A bad guess costs answers, no promise.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import betaln, xlogy
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import xlogy
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-FALLBACK = 0.2
-EXPLORE = 24  # draws after which a class that looks hopeless is left
-_STRETCH = 4.0  # a class may seem to need this many times the draws that are left
-_SCALES = ((0.1, 0.2), (0.2, 0.25), (0.4, 0.3), (0.6, 0.25))  # of the allowed error, and weight of the guess
-# How the guess may be meant: its power, the draws that it is worth, and the weight of that reading.
-_READINGS = ((1.0, 300.0, 0.35), (0.5, 30.0, 0.3), (0.5, 4.0, 0.15))
-_PSEUDO = 20.0  # draws that plan the very first ones
-_UNLIKELY = 3.0  # nats of likelihood below the best explanation: answers speak against it
+PILOT = 10
+_RESERVE = 0.1  # share of a class's level that a surer candidate than its start has
+_SURER = 0.5  # what it keeps of the pixels that the start keeps
+_PRICE = 0.7  # share of a class that as many answers as the whole budget must add
+_SCALES = np.geomspace(0.03, 10.0, 16)
+_POWERS = (0.5, 1.0, 2.0)
+_SPREAD = 1.5  # standard deviation of the log of the scale before any answer
+_UNSEEN_GAIN, _UNSEEN_COST = 0.6, 1.5  # of a class without a start: share of it, and of the fewest answers it needs
+_STRETCH = 4.0  # a candidate may seem to need this many times the answers that are left
+_SLACK = 0.3  # nats that a mixture of bets loses
 
 
-def closest(n: Floats, wrong: Floats, shares: Floats, allowed: Floats | float) -> Floats:
-    """Error rates (..., B) that explain the answers best among those with sum(shares * rates) >= allowed.
+class Answer(NamedTuple):
+    """An answer about a drawn pixel."""
 
-    Bands without an answer get rate 1: nothing speaks against it.
+    reach: int  # the candidate that it was drawn from
+    band: int  # the surest candidate that keeps it
+    wrong: bool
+
+
+class Option(NamedTuple):
+    """A candidate that more answers may certify."""
+
+    class_index: int
+    candidate: int
+    needed: float  # answers until then, as far as known
+    gain: float  # pixels of the class that it adds to those that are certified
+
+
+class ClassTest:
+    """The test of one class.
+
+    Args:
+        pixels: what each candidate keeps, rising, (J,).
+        guess: guessed error rate of each band, (J,), in (0, 1).
+        before: answers of each band that were given earlier, and wrong ones, (2, J).
+        share: weight of the class, of the sum of weights.
     """
-    asked = n > 0
-    free = np.divide(wrong, n, out=np.ones(np.broadcast(n, wrong).shape), where=asked)
-    low, high = np.full(np.broadcast(n, shares).shape[:-1], -10.0), 18.0
-    step = high - low
-    for _ in range(26):  # the multiplier of the constraint, on a logarithmic scale
-        step = step / 2
-        rates = _rates(np.exp(low + step)[..., None] * shares, n, wrong)
-        low = np.where((shares * np.where(asked, rates, 1.0)).sum(-1) < allowed, low + step, low)
-    bound = np.where(asked, _rates(np.exp(low)[..., None] * shares, n, wrong), 1.0)
-    is_free = ((shares * free).sum(-1) >= allowed)[..., None]
-    return np.where(is_free, free, np.minimum(bound, 1.0))
+
+    def __init__(self, pixels: Floats, guess: Floats, before: Floats, share: float) -> None:
+        self.pixels, self.guess, self.share = pixels, guess, share
+        self.seen = before.copy()  # answers and wrong ones of bands, the pilot's included
+        self.pilot = max(0, PILOT - int(before[0].sum()))  # answers that it still lacks
+        self.counted = np.zeros_like(before)  # answers and wrong ones of candidates, without the pilot's
+        self.now, self.best = np.zeros(len(pixels)), np.full(len(pixels), -np.inf)  # log evidence
+        self.shares: Floats | None = None  # of the class's level that candidates have before any passes
+        width = np.diff(pixels, prepend=0.0)
+        shapes = [guess**power for power in _POWERS]
+        levelled = [shape * np.average(guess, weights=width) / np.average(shape, weights=width) for shape in shapes]
+        self._bands = np.clip(np.multiply.outer(_SCALES, levelled).reshape(-1, len(guess)), 1e-4, 0.9)  # (H, J)
+        self._prior = np.repeat(-0.5 * (np.log(_SCALES) / _SPREAD) ** 2, len(_POWERS))
+        self._errors = np.cumsum(self._bands * width, axis=1) / pixels  # of candidates, (H, J)
+
+    @property
+    def _weights(self) -> Floats:
+        """How probable each guess of the error rates is, (H,)."""
+        n, wrong = self.seen
+        log = self._prior + np.log(self._bands) @ wrong + np.log1p(-self._bands) @ (n - wrong)
+        likely = np.exp(log - log.max())
+        return np.asarray(likely / likely.sum())
+
+    @property
+    def rates(self) -> Floats:
+        """Expected error rate of each band, (J,)."""
+        return np.asarray(self._weights @ self._bands)
+
+    def pace(self, allowed: float) -> Floats:
+        """Expected growth of the log evidence of each candidate by one answer that counts for it, (J,)."""
+        e = np.minimum(self._errors, allowed)
+        growth = xlogy(e, e / allowed) + (1 - e) * np.log((1 - e) / (1 - allowed))
+        return np.asarray(np.maximum(self._weights @ growth, 1e-9))
+
+    def add(self, answers: Sequence[Answer], test: SequentialTest) -> None:
+        """Take more answers in the order of draws."""
+        pilot, rest = answers[: self.pilot], answers[self.pilot :]
+        self.seen += self._of_bands(pilot)
+        self.pilot -= len(pilot)
+        if self.shares is None and not self.pilot:
+            self.shares = self._chosen(test)
+        if not rest:
+            return
+        places = np.arange(len(self.pixels))
+        reach, band, is_wrong = np.array(rest, np.int64).T[..., None]
+        inside = (band <= places) & (places <= reach)
+        counted = self.counted[:, None] + np.cumsum(np.stack([inside, inside * is_wrong]), axis=1)
+        evidence = test.bound(counted[0], counted[1], 1 - test.target)
+        self.now, self.best = evidence[-1], np.maximum(self.best, evidence.max(axis=0))
+        self.counted = counted[:, -1]
+        self.seen += self._of_bands(rest)
+
+    def _of_bands(self, answers: Sequence[Answer]) -> Floats:
+        """Answers and wrong ones of each band, (2, J)."""
+        found = np.zeros_like(self.seen)
+        for one in answers:
+            found[:, one.band] += 1, one.wrong
+        return found
+
+    def _chosen(self, test: SequentialTest) -> Floats:
+        """Shares of the candidates: see the top of the file."""
+        pace = self.pace(1 - test.target)
+        needed = (_SLACK - np.log(test.delta * self.share)) / pace
+        aim = int(np.argmax(self.pixels / self.pixels[-1] - _PRICE * needed / test.budget))
+        start = int(np.argmax((self.pixels * pace)[: aim + 1]))
+        shares = np.zeros(len(self.pixels))
+        shares[start] = 1 - _RESERVE
+        shares[np.searchsorted(self.pixels, _SURER * self.pixels[start])] += _RESERVE
+        return shares
+
+    def passes(self, level: float) -> tuple[Floats, Bools]:
+        """Log level of each candidate and whether it is certified, (J,) both, where the class has this level."""
+        levels, passed = np.full(len(self.pixels), -np.inf), np.zeros(len(self.pixels), np.bool_)
+        handed_on = 0.0
+        for j, part in enumerate(() if self.shares is None else self.shares):
+            handed_on += part
+            if handed_on:
+                levels[j] = np.log(min(handed_on, 1.0) * level)
+                passed[j] = self.best[j] >= -levels[j]
+                handed_on = handed_on if passed[j] else 0.0
+        return levels, passed
 
 
-def _rates(pull: Floats, n: Floats, wrong: Floats) -> Floats:
-    """Root of pull * e^2 + (n - pull) * e - wrong in [0, 1], in the form that does not cancel."""
-    b = n - pull
-    root = np.sqrt(b * b + 4 * pull * wrong)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(b > 0, 2 * wrong / (b + root), (root - b) / (2 * pull)))
-
-
-def divergence(p: Floats, q: Floats) -> Floats:
-    """Kullback-Leibler divergence of Bernoulli(p) from Bernoulli(q) in nats."""
-    return np.asarray(xlogy(p, p / np.maximum(q, 1e-12)) + xlogy(1 - p, (1 - p) / np.maximum(1 - q, 1e-12)))
-
-
-class Turn(NamedTuple):
-    """What the next draws of each class would do, (..., C) each."""
-
-    cut: NDArray[np.int64]  # the cut that they are for
-    band: NDArray[np.int64]  # the band to draw from
-    needed: Floats  # draws until it is certified, as far as known; inf = hopeless or finished
-    may_be_good: Bools  # the answers do not speak against a third of the allowed error
-    gain: Floats  # share of the class's pixels that its certificate would add
-
-
-@dataclass(frozen=True, eq=False)
 class SequentialTest:
     """The test of all classes together.
 
-    Attributes:
-        kept: pixels of each band, (..., C, B).
-        guess: guessed error rate of each band, (..., C, B), in (0, 1).
-        start: cut at which each class starts, (..., C).
-        target, delta: what is promised, and how often the promise may fail for all classes together.
+    Args:
+        classes: one a class.
+        target: precision of what is certified.
+        delta: how often any certificate may be false.
+        budget: answers that are planned, of all classes.
+        bound: log evidence from answers, wrong ones and the allowed error rate (`bounds/`).
     """
 
-    kept: Floats
-    guess: Floats
-    start: NDArray[np.int64]
-    target: float
-    delta: float
+    def __init__(
+        self,
+        classes: Sequence[ClassTest],
+        target: float,
+        delta: float,
+        budget: int,
+        bound: Callable[[ArrayLike, ArrayLike, float], Floats],
+    ) -> None:
+        self.classes, self.target, self.delta, self.budget, self.bound = list(classes), target, delta, budget, bound
 
-    @cached_property
-    def _real(self) -> Bools:
-        """Cuts that exist, (..., C, J)."""
-        return np.asarray(self.kept > 0)
-
-    @cached_property
-    def _shares(self) -> Floats:
-        """Share of each band in what a cut keeps, (..., C, J, B)."""
-        bands = self.kept.shape[-1]
-        inside = np.tril(np.ones((bands, bands))) * self.kept[..., None, :]
-        return np.asarray(inside / np.maximum(inside.sum(-1, keepdims=True), 1.0))
-
-    @cached_property
-    def coverage(self) -> Floats:
-        """Share of the class's pixels that each cut keeps, (..., C, J)."""
-        summed = np.cumsum(self.kept, axis=-1)
-        return np.asarray(summed / np.maximum(summed[..., -1:], 1.0))
-
-    @cached_property
-    def _prior(self) -> tuple[Floats, Floats, Floats]:
-        """Guesses (K, ..., C, B), what each is worth in draws, and its log weight, (K, 1, ...) both."""
-        allowed = 1 - self.target
-        rows, strengths, weights = [self.guess], [_READINGS[0][1]], [0.2]
-        for power, strength, share in _READINGS:
-            shape = self.guess**power
-            mean = (self._at_start(self._shares) * shape).sum(-1, keepdims=True)
-            for scale, weight in _SCALES:
-                rows.append(shape * scale * allowed / np.maximum(mean, 1e-9))
-                strengths.append(strength)
-                weights.append(share * weight)
-        shape_of = (-1,) + (1,) * self.kept.ndim
-        clipped = np.clip(np.array(rows), 1e-4, 0.6)
-        return clipped, np.array(strengths).reshape(shape_of), np.log(np.array(weights)).reshape(shape_of[:-1])
-
-    def _at_start(self, of_cuts: Floats) -> Floats:
-        return np.take_along_axis(of_cuts, self.start[..., None, None], axis=-2)[..., 0, :]
-
-    def predict(self, n: Floats, wrong: Floats) -> tuple[Floats, Floats]:
-        """Log of Q, (..., C), and the error rates that the answers suggest, (..., C, B)."""
-        guess, strength, log_weight = self._prior
-        a, b = strength * guess, strength * (1 - guess)
-        each = log_weight + (betaln(a + wrong, b + n - wrong) - betaln(a, b)).sum(-1)
-        log_q = np.logaddexp.reduce(each, axis=0)
-        posterior = np.exp(each - log_q)[..., None]
-        return log_q, (posterior * (a + wrong) / (strength + n)).sum(0)
-
-    def evidence(self, n: Floats, wrong: Floats, target: Floats | float | None = None) -> Floats:
-        """Log evidence (..., C, J) for each cut's being at least `target` right (default: the test's)."""
-        allowed = 1 - (self.target if target is None else target)
-        n, wrong = np.asarray(n, np.float64), np.asarray(wrong, np.float64)
-        of_cuts, wrong_of = n[..., None, :], wrong[..., None, :]
-        rates = closest(of_cuts, wrong_of, self._shares, allowed)
-        likelihood = (xlogy(wrong_of, rates) + xlogy(of_cuts - wrong_of, 1 - rates)).sum(-1)
-        found = self.predict(n, wrong)[0][..., None] - likelihood
-        return np.asarray(np.where(self._real, found, -np.inf))
-
-    def levels(self, best: Floats) -> tuple[Floats, Bools]:
-        """Log level of each cut and whether it is certified, (..., C, J), from the largest evidence so far."""
-        some = self._real.any(-1)
-        unfinished = np.maximum(some.sum(-1), 1)
+    def _class_levels(self) -> list[float]:
+        """The level of each class: its share of delta, of that of finished classes too."""
+        finished: set[int] = set()
         while True:
-            level, certified = self._passed_on(best, np.log(self.delta / unfinished)[..., None])
-            finished = (certified | ~self._real).all(-1) & some
-            left = np.maximum((some & ~finished).sum(-1), 1)
-            if (left >= unfinished).all():
-                return level, certified
-            unfinished = np.minimum(left, unfinished)
+            rest = sum(one.share for c, one in enumerate(self.classes) if c not in finished)
+            found = [self.delta * min(1.0, one.share / rest) for one in self.classes]
+            now = {c for c, one in enumerate(self.classes) if one.passes(found[c])[1].all()}
+            if now == finished or len(now) == len(found):
+                return found
+            finished = now
 
-    def _passed_on(self, best: Floats, log_level: Floats) -> tuple[Floats, Bools]:
-        first = self.start == 0
-        levels, passed, pool = [], [], np.zeros(self.start.shape)
-        for j in range(best.shape[-1]):
-            own = np.where(self.start == j, np.where(first, 1.0, 1 - FALLBACK), 0.0)
-            pool = pool + own + (np.where(first, 0.0, FALLBACK) if j == 0 else 0.0)
+    def levels(self) -> list[tuple[Floats, Bools]]:
+        """Of each class the log levels of its candidates and which of them are certified, (J,) both."""
+        return [one.passes(level) for one, level in zip(self.classes, self._class_levels(), strict=True)]
+
+    def certified(self) -> list[int]:
+        """Of each class its lowest certified candidate, -1 for none."""
+        return [_last(passed) for _, passed in self.levels()]
+
+    def options(self) -> list[Option]:
+        """All candidates that more answers may certify."""
+        found = []
+        for c, (one, level) in enumerate(zip(self.classes, self._class_levels(), strict=True)):
+            if one.shares is None:
+                fewest = np.log(self.delta * one.share) / np.log(self.target)
+                needed = one.pilot + _UNSEEN_COST * fewest
+                found.append(Option(c, len(one.pixels) - 1, needed, _UNSEEN_GAIN * one.pixels[-1]))
+                continue
+            lowest = _last(one.passes(level)[1])
+            had = one.pixels[lowest] if lowest >= 0 else 0.0
             with np.errstate(divide="ignore"):
-                levels.append(log_level + np.log(np.minimum(pool, 1.0)))
-            passed.append((best[..., j] >= -levels[-1]) & (pool > 0))
-            pool = np.where(passed[-1], pool, 0.0)
-        return np.stack(levels, -1), np.stack(passed, -1)
+                missing = np.maximum(-np.log(np.minimum(np.cumsum(one.shares), 1.0) * level) - one.now, _SLACK) + _SLACK
+            # Draws from candidate j count for a surer one, which must pass first, as often as it keeps their pixels.
+            rounds = missing / (one.pace(1 - self.target) * one.pixels)
+            for first in np.flatnonzero(one.shares):
+                front = max(int(first), lowest + 1)
+                needed = np.maximum.accumulate(rounds[front:]) * one.pixels[front:]
+                found += [
+                    Option(c, front + j, float(n), float(one.pixels[front + j] - had)) for j, n in enumerate(needed)
+                ]
+        return found
 
-    def turn(self, n: Floats, wrong: Floats, best: Floats) -> Turn:
-        """Where the next draw of each class is best made, and how many more its certificate needs."""
-        level, certified = self.levels(best)
-        cuts = np.arange(best.shape[-1])
-        lowest = np.where(certified, cuts, -1).max(-1)
-        rates = self.predict(n, wrong)[1]
-        smooth = n[..., None, :] + _PSEUDO * self._shares
-        least = closest(smooth, smooth * rates[..., None, :], self._shares, 1 - self.target)
-        speed = np.where(self._shares > 0, divergence(rates[..., None, :], least), 0.0)  # (..., C, J, B)
-        pace = (speed.max(-1) + (smooth * speed).sum(-1) / smooth.sum(-1)) / 2
-        wanted = self._real & (cuts > lowest[..., None]) & np.isfinite(level) & (pace > 1e-6)
-        missing = np.maximum(-level - self.evidence(n, wrong), 0.1)
-        needed = np.divide(missing, pace, out=np.full(pace.shape, np.inf), where=wanted)
-        # A class goes on from its start, unless another cut is nearer by far.
-        cut = np.argmin(np.where(cuts == self.start[..., None], needed, 2 * needed), axis=-1)
-        at = cut[..., None]
-        band = np.argmax(np.take_along_axis(speed, at[..., None], axis=-2)[..., 0, :], axis=-1)
-        had = np.take_along_axis(self.coverage, np.maximum(lowest, 0)[..., None], -1)[..., 0]
-        gain = np.take_along_axis(self.coverage, at, -1)[..., 0] - np.where(lowest >= 0, had, 0.0)
-        inside = np.take_along_axis(self._shares, at[..., None], axis=-2)[..., 0, :] > 0
-        seen, good = (n * inside).sum(-1), np.asarray((1 - self.target) / 3)
-        error = np.maximum((wrong * inside).sum(-1) / np.maximum(seen, 1), good)
-        may_be_good = seen * divergence(error, good) < _UNLIKELY
-        return Turn(cut, band, np.take_along_axis(needed, at, -1)[..., 0], may_be_good, gain)
+    def best_option(self, left: float, options: Sequence[Option] | None = None) -> Option | None:
+        """The option that `left` answers are best spent on; None where no option is worth them."""
+        within = [o for o in (self.options() if options is None else options) if o.needed <= _STRETCH * left]
+        return max(within, key=lambda o: o.gain / o.needed * min(1.0, left / o.needed) ** 2, default=None)
 
-    def pick(self, turn: Turn, n: Floats, best: Floats, left: Floats | float) -> NDArray[np.int64]:
-        """The class that the next draws are for, (...), -1 where none is worth the `left` draws.
+    def forecast(self, answers: float) -> list[Option]:
+        """What so many more answers are expected to certify: `needed` holds the answers, `gain` the pixels."""
+        options, found = self.options(), []
+        while answers > 0 and (one := self.best_option(answers, options)) is not None:
+            share = min(1.0, answers / one.needed)
+            found.append(one._replace(needed=share * one.needed, gain=share * one.gain))
+            answers -= one.needed
+            options = [o for o in options if o.class_index != one.class_index]
+        return found
 
-        Classes without a certificate come first, the nearest first; then the looks at those that seem hopeless; then
-        classes that need more than is left, as far as known, for few answers tell that badly; then those that seem
-        hopeless by bad luck alone; then lower cuts, by the pixels that a draw brings.
-        """
-        has = self.levels(best)[1].any(-1)
-        most = np.asarray(left)[..., None]
-        within = np.where(turn.needed <= most, turn.needed, np.inf)
-        unseen = ~has & self._real.any(-1) & (n.sum(-1) < EXPLORE)
-        cost = np.where(has, 2e6 + within / np.maximum(turn.gain, 1e-6), within)
-        cost = np.where(unseen & ~np.isfinite(cost), 1e6, cost)
-        far = ~has & ~unseen & (turn.needed > most) & (turn.needed <= _STRETCH * most)
-        cost = np.where(far, 1.5e6 + turn.needed, cost)
-        unlucky = ~has & ~np.isfinite(cost) & self._real.any(-1) & turn.may_be_good
-        cost = np.where(unlucky, 1.9e6, cost)
-        chosen = np.argmin(cost, axis=-1)
-        is_any = np.isfinite(np.take_along_axis(cost, chosen[..., None], -1)[..., 0]) & (np.asarray(left) >= 1)
-        return np.asarray(np.where(is_any, chosen, -1))
-
-    def lower(self, n: Floats, wrong: Floats) -> Floats:
-        """Largest precision that each cut's evidence supports at the level it has now, (..., C, J)."""
-        level, _ = self.levels(self.evidence(n, wrong))
-        low, high = np.zeros(level.shape), np.ones(level.shape)
-        for _ in range(20):
+    def lower(self, class_index: int, candidate: int) -> float:
+        """Largest precision that the answers support for a candidate at the level that it has now."""
+        one = self.classes[class_index]
+        level = self.levels()[class_index][0][candidate]
+        low, high = 0.0, 1.0
+        for _ in range(20 if np.isfinite(level) else 0):
             middle = (low + high) / 2
-            enough = self.evidence(n, wrong, middle) >= -level
-            low, high = np.where(enough, middle, low), np.where(enough, high, middle)
+            enough = self.bound(one.counted[0, candidate], one.counted[1, candidate], 1 - middle) >= -level
+            low, high = (middle, high) if enough else (low, middle)
         return low
 
 
-def choose_start(kept: Floats, guess: Floats, target: float, delta: float) -> int:
-    """Index of the cut at which a class starts; per band, (B,): `kept` pixels and `guess` of the error rate.
+def _last(passed: Bools) -> int:
+    return int(np.flatnonzero(passed)[-1]) if passed.any() else -1
 
-    The lowest cut whose expected number of draws is at most 1.5 times the least of any cut; 0 where none can pass.
+
+def shares_of(pixels: Sequence[float]) -> list[float]:
+    """Weights of classes: a class that keeps more needs fewer answers, as it is worth more."""
+    return list(np.asarray(pixels, np.float64) / sum(pixels))
+
+
+def candidates(counts: NDArray[np.integer]) -> list[int]:
+    """Codes of a class's candidates, the surest first: twentieths of its pixels.
+
+    Args:
+        counts: its pixels of each code, (256,).
     """
-    error = np.maximum(np.cumsum(kept * guess) / np.cumsum(kept), (1 - target) / 10)
-    allowed = 1 - target
-    speed = np.where(error < allowed, divergence(error, np.full(error.shape, allowed)), 0.0)
-    if not speed.any():
-        return 0
-    draws = np.divide(-math.log(delta), speed, out=np.full(speed.shape, np.inf), where=speed > 0)
-    return int(np.flatnonzero(draws <= 1.5 * draws.min())[-1])
+    coverage = np.cumsum(counts[::-1])[::-1] / counts.sum()
+    return sorted({int(np.flatnonzero(coverage >= part / 20)[-1]) for part in range(1, 21)}, reverse=True)

@@ -44,7 +44,7 @@ const certified = () => audit.results.filter((row) => row.certified);
 
 function certificateState(row) {
   const more = row.more_draws === null ? "" : `${row.more_draws} more`;
-  return row.certified ? `≥ ${percent(row.lower, 1, 1)} from ${row.threshold} on${more && `; ${more}: +${row.more_pixels} px`}` : more;
+  return row.certified ? `≥ ${percent(row.lower, 1, 1)} from ${row.threshold} on, keeps ${percent(row.coverage, 1, 0)}${more && `; ${more}: +${row.more_pixels} px`}` : more;
 }
 
 function drawMask(planes, item, canvas, left, top, size) {
@@ -141,6 +141,7 @@ function finish() {
     const names = certified().map((row) => store.classes[row.class].name);
     const [[worst], [next]] = [audit.wrong, audit.pays];
     setText(byId("audit-summary"), `${answered()} pixels judged. Certified at ${percent(audit.target, 1, 1)}: ${names.join(", ") || "no class"}.`
+      + ` ${audit.more.answers} more answers add about ${audit.more.pixels} pixels (${percent(audit.more.coverage, 1, 1)} of all).`
       + (worst ? ` Most wrong pixels are expected in ${worst.image} (${worst.class}).` : "")
       + (next ? ` 50 more answers pay most in ${next.class}: they confirm about ${next.confirm} kept pixels and bring ${next.bring}.` : ""));
   } else setText(byId("audit-summary"), audit.overall
@@ -180,7 +181,7 @@ async function answer(verdict) {
 /** Take the draws that were added and what others answered; what is not sent yet stays. */
 function merge(reply) {
   const mine = audit.items;
-  [audit.wrong, audit.pays] = [reply.wrong, reply.pays];
+  [audit.wrong, audit.pays, audit.more] = [reply.wrong, reply.pays, reply.more];
   audit.items = reply.items.map((item, number) => Object.assign(mine[number] ?? {}, { ...item, verdict: item.verdict ?? mine[number]?.verdict ?? null }));
 }
 

@@ -19,11 +19,12 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.store.format import read_manifest
-from hmsa_core.labels.thresholds.certificate import Certificate, certificate_path
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
-from pipeline.review.certify import CertificateFile, begin
+from pipeline.review.certificate import Certificate
+from pipeline.review.certify import begin
 from pipeline.review.session import Session
+from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes, make_scenes
 
@@ -106,21 +107,23 @@ def test_a_certificate_is_recomputed_from_its_draws_and_a_changed_byte_refused(
 
 
 def _wrong(value: dict[str, Any]) -> dict[str, Any]:
-    return next(draw for draw in value["draws"] if draw["answer"] == "wrong")
+    return next(draw for draw in value["items"] if draw["verdict"] == "wrong")
 
 
 ALTERED: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "an answer": lambda value: _wrong(value).update(answer="right"),
-    "a pixel": lambda value: value["draws"][0].update(x=value["draws"][0]["x"] + 1),
-    "a wrong draw less": lambda value: value["draws"].remove(_wrong(value)),
+    "an answer": lambda value: _wrong(value).update(verdict="right"),
+    "a pixel": lambda value: value["items"][0].update(x=value["items"][0]["x"] + 1),
+    "a wrong draw less": lambda value: value["items"].remove(_wrong(value)),
     "all certified": lambda value: [row.update(certified=True) for row in value["results"].values()],
     "a number too large": lambda value: value.update(target=10**400),
     "a negative class": lambda value: value["classes"][0].update({"class": -1}),
-    "a pixel more in a band": lambda value: value["classes"][0]["bands"][0].update(
-        pixels=value["classes"][0]["bands"][0]["pixels"] + 1
+    "a pixel more in a class": lambda value: value["classes"][0]["pixels"].append(
+        value["classes"][0]["pixels"].pop() + 1
     ),
-    "a list for a band": lambda value: value["draws"][0].update(band=[[]]),
-    "very many draws": lambda value: value.update(draws=value["draws"] * 100),
+    "candidates out of order": lambda value: value["classes"][0]["codes"].reverse(),
+    "a list for a code": lambda value: value["items"][0].update(low=[[]]),
+    "no such bound": lambda value: value.update(bound="none"),
+    "very many draws": lambda value: value.update(items=value["items"] * 100),
     "no results": lambda value: value.pop("results"),
 }
 
@@ -147,7 +150,7 @@ def test_a_certificate_is_void_once_the_store_is_made_anew(
     assert "void: the store has changed" in capsys.readouterr().err
     assert Session(tmp_path / "raw").certificate() == {
         "current": None,
-        "void": "void: the store has changed since it was certified",
+        "void": "void: the store has changed since this certificate was drawn",
     }
 
 
@@ -170,7 +173,7 @@ def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate
     assert saved.on(raw.digest) is saved
     finalise(raw, Recipe(saved), tmp_path / "final")
     proof = read_manifest(tmp_path / "final")["policy"]["certificate"]
-    assert proof["digest"] == sealed.read(certificate_path(own.store))["digest"]
+    assert proof["digest"] == sealed.read(Certificate.path_of(own.store))["digest"]
     assert proof["classes"] == passed
     elsewhere = saved.on("0" * 64)
     assert [entry.code for entry in elsewhere.entries] == [entry.code for entry in saved.entries]
@@ -204,21 +207,21 @@ def test_answers_of_people_are_put_aside_and_go_on_when_their_plan_comes_back(
     own: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = ("--target", 0.9, "--budget", 500, "--classes", *CLASSES)
-    file = certificate_path(own.store)
+    file = Certificate.path_of(own.store)
     assert certify(own.store, *plan) == 0
-    kept = CertificateFile(StoreView(own.store))
+    kept = SpotFile(Certificate, StoreView(own.store))
     for number in range(6):
-        kept.answer(Certificate.load(file).plan_digest, number, "right")
+        kept.answer(Certificate.load(file).id, number, "right")
     capsys.readouterr()
     file.with_name(f"{file.stem}-{'0' * 16}.json").write_text("damaged")
     assert certify(own.store, "--target", 0.8) == 0
     assert "note: the answers of another certificate are kept in " in capsys.readouterr().err
     assert certify(own.store, *plan) == 0
-    assert [draw["answer"] for draw in Certificate.load(file).draws[:6]] == ["right"] * 6
+    assert [draw["verdict"] for draw in Certificate.load(file).items[:6]] == ["right"] * 6
     assert by_labels(own, made) == 0, "the same plan, answered by label maps"
     aside = Path(capsys.readouterr().err.split("are kept in ")[1].strip())
     assert main(["verify", "--certificate", str(aside)]) == 0, "its store is found by its name"
-    assert [draw["answer"] for draw in Certificate.load(aside).draws[:7]] == ["right"] * 6 + [None]
+    assert [draw["verdict"] for draw in Certificate.load(aside).items[:7]] == ["right"] * 6 + [None]
 
 
 def test_label_maps_of_other_proportions_answer_nothing(
@@ -231,7 +234,7 @@ def test_label_maps_of_other_proportions_answer_nothing(
     said = capsys.readouterr().err
     assert "is 128x256, the labels of " in said
     assert "are 256x128: they do not show the same" in said
-    assert not certificate_path(own.store).exists()
+    assert not Certificate.path_of(own.store).exists()
 
 
 def test_a_finished_store_is_certified_as_it_is(
@@ -247,46 +250,46 @@ def test_a_finished_store_is_certified_as_it_is(
 
 def test_two_people_answer_one_certificate_and_no_answer_is_lost(own: Scenes) -> None:
     views = [StoreView(own.store) for _ in range(2)]
-    files = [CertificateFile(view) for view in views]
+    files = [SpotFile(Certificate, view) for view in views]
     plan = {"target": 0.9, "delta": 0.05, "budget": 60, "seed": 0, "classes": CLASSES}
     certificate = files[0].start(begin(views[0], **plan))
-    assert files[1].start(begin(views[1], **plan)).plan_digest == certificate.plan_digest
+    assert files[1].start(begin(views[1], **plan)).id == certificate.id
 
     def answer(who: int) -> None:
         for number in range(who, 10, 2):
-            files[who].answer(certificate.plan_digest, number, "right" if who else "unsure")
+            files[who].answer(certificate.id, number, "right" if who else "unsure")
 
     people = [threading.Thread(target=answer, args=(who,)) for who in range(2)]
     for person in people:
         person.start()
     for person in people:
         person.join()
-    kept = Certificate.load(certificate_path(own.store))
-    assert [draw["answer"] for draw in kept.draws[:10]] == ["unsure", "right"] * 5
+    kept = Certificate.load(Certificate.path_of(own.store))
+    assert [draw["verdict"] for draw in kept.items[:10]] == ["unsure", "right"] * 5
     kept.check(views[0], "it")
 
 
 def test_an_answer_that_is_left_out_stops_the_count_of_its_class(own: Scenes) -> None:
     view = StoreView(own.store)
     certificate = begin(view, target=0.9, delta=0.05, budget=300, seed=0, classes=["sky"])
-    while len(certificate.draws) < 120 and certificate.plan_draws(view):
-        for number, draw in enumerate(certificate.draws):
-            if draw["answer"] is None and number:  # the first one is hard, and left out
-                certificate.answer(number, "right")
+    while len(certificate.items) < 120 and certificate.plan_draws(view):
+        for number, draw in enumerate(certificate.items):
+            if draw["verdict"] is None and number:  # the first one is hard, and left out
+                certificate.answer(view, number, "right")
     assert not certificate.results()["sky"]["certified"]
-    certificate.answer(0, "unsure")
+    certificate.answer(view, 0, "unsure")
     assert certificate.results()["sky"]["lower"] > 0.5
 
 
 def test_other_answers_than_of_its_plan_are_refused(own: Scenes) -> None:
     view = StoreView(own.store)
-    file = CertificateFile(view)
+    file = SpotFile(Certificate, view)
     plan = {"target": 0.9, "delta": 0.05, "budget": 60, "classes": CLASSES}
     old = file.start(begin(view, seed=0, **plan))
-    file.answer(old.plan_digest, 0, "wrong")
+    file.answer(old.id, 0, "wrong")
     file.start(begin(view, seed=1, **plan))
-    with pytest.raises(InputError, match="begun since"):
-        file.answer(old.plan_digest, 1, "right")
+    with pytest.raises(InputError, match="drawn since"):
+        file.answer(old.id, 1, "right")
     assert len(list(own.store.parent.glob("raw.certificate-*.json"))) == 1
 
 
@@ -304,7 +307,7 @@ def test_a_wrong_option_is_told_in_one_line(
 ) -> None:
     assert certify(own.store, *options) in (2, 3)
     assert said in capsys.readouterr().err
-    assert not certificate_path(own.store).exists()
+    assert not Certificate.path_of(own.store).exists()
 
 
 def test_without_answers_it_says_how_many_are_wanted_where(own: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,4 +315,4 @@ def test_without_answers_it_says_how_many_are_wanted_where(own: Scenes, capsys: 
     told = capsys.readouterr().out
     assert "sky: about" in told
     assert "more answers until it is certified" in told
-    assert np.all([d["answer"] is None for d in Certificate.load(certificate_path(own.store)).draws])
+    assert np.all([d["verdict"] is None for d in Certificate.load(Certificate.path_of(own.store)).items])

@@ -7,8 +7,9 @@ import pytest
 
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from pipeline.night.figures import precision_alarms, wrong_regions
-from pipeline.review.audit import Audit, AuditFile, audit_path
+from pipeline.review.audit import Audit
 from pipeline.review.certify import begin
+from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Cuts
 from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes, make_scenes
@@ -42,17 +43,17 @@ def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expect
     assert policy.table is not None
     certificate = begin(view, target=0.9, delta=0.05, budget=400, seed=0, classes=["sky"], policy=scenes.policy)
     (before,) = certificate.pays(view, policy.codes())
-    while len(certificate.draws) < 30:
+    while len(certificate.items) < 30:
         certificate.plan_draws(view)
     for number in range(20):
-        certificate.answer(number, "right")
+        certificate.answer(view, number, "right")
     (after,) = certificate.pays(view, policy.codes())
     assert after["answers"] < before["answers"]
     assert after["confirm"] + after["bring"] >= before["confirm"] + before["bring"]
     bad = begin(view, target=0.9, delta=0.05, budget=400, seed=0, classes=["sky"], policy=scenes.policy)
     bad.plan_draws(view)
     for number in range(10):
-        bad.answer(number, "wrong")
+        bad.answer(view, number, "wrong")
     sky = view.classes.index("sky")
     counts = view.totals[sky]
     errors = [np.average(1 - c.refined(view, policy.table)[sky], weights=counts) for c in (certificate, bad)]
@@ -62,14 +63,14 @@ def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expect
 def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(scenes: Scenes) -> None:
     view = StoreView(scenes.store)
     cuts = Cuts(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
-    files = AuditFile(audit_path(scenes.store.parent / "raw"), view)
+    files = SpotFile(Audit, view, Audit.path_of(scenes.store.parent / "raw"))
     sky = view.classes.index("sky")
     told = []
     for night in range(5):
         audit = files.start(Audit.draw(view, cuts, per_class=40, seed=night, classes=[sky]))
         for item in range(40):
             audit.answer(view, item, "wrong" if item < (1 if night < 3 else 12) else "right")
-        files._save(audit, files.path)
+        audit.save(files.path)
         told.append(precision_alarms(files.every(), {"sky": 0.95, "road": 0.9}, dict.fromkeys(["sky", "road"], 0)))
     assert len(files.every()) == 5
     assert told[:3] == [[], [], []]

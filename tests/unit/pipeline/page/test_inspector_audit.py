@@ -10,7 +10,8 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.labels import LabelStore
-from pipeline.review.audit import Audit, AuditFile, audit_path
+from pipeline.review.audit import Audit
+from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Cuts, parse_cuts
 from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes
@@ -102,23 +103,23 @@ def test_unsure_counts_for_neither_side_but_is_told(view: StoreView, cuts: Cuts)
 
 
 def test_answers_are_on_disk_at_once_and_come_back(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
-    path = audit_path(tmp_path / "raw")
+    path = Audit.path_of(tmp_path / "raw")
     assert path.name == "raw.audit.json"
-    file = AuditFile(path, view)
+    file = SpotFile(Audit, view, path)
     audit = file.start(Audit.draw(view, cuts, per_class=3, seed=0))
     file.answer(audit.id, 2, "wrong")
     on_disk = json.loads(path.read_text())
     assert on_disk["items"][2]["verdict"] == "wrong"
     assert on_disk["results"][0]["wrong"] == 1
-    again = AuditFile(path, view).current
+    again = SpotFile(Audit, view, path).current
     assert again is not None
     assert again.results() == file.current.results()
     file.answer(audit.id, 2, "right")  # a changed mind
-    assert AuditFile(path, view).current.results()[0]["right"] == 1
+    assert SpotFile(Audit, view, path).current.results()[0]["right"] == 1
 
 
 def test_drawing_again_never_throws_answers_away(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
-    file = AuditFile(tmp_path / "raw.audit.json", view)
+    file = SpotFile(Audit, view, tmp_path / "raw.audit.json")
     first = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
     file.answer(first.id, 0, "right")
     assert file.start(Audit.draw(view, cuts, per_class=2, seed=0)).answers() == file.current.answers()  # goes on
@@ -137,8 +138,8 @@ def test_an_audit_of_other_labels_is_no_evidence(view: StoreView, cuts: Cuts, tm
     path = tmp_path / "raw.audit.json"
     audit = Audit.draw(view, cuts, per_class=2, seed=0)
     audit.value["store"] = "f" * 64
-    AuditFile(path, view).start(audit)
-    assert AuditFile(path, view).current is None
+    SpotFile(Audit, view, path).start(audit)
+    assert SpotFile(Audit, view, path).current is None
     assert LabelStore.open(scenes.store).digest == view.digest
 
 
@@ -147,17 +148,17 @@ def test_an_audit_of_last_nights_labels_is_put_aside_by_the_next(
     view: StoreView, cuts: Cuts, tmp_path: Path, verdict: str
 ) -> None:
     path = tmp_path / "raw.audit.json"
-    file = AuditFile(path, view)
+    file = SpotFile(Audit, view, path)
     old = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
     file.answer(old.id, 0, verdict)
     value = json.loads(path.read_text()) | {"store": "f" * 64}  # the store has other labels since
     path.write_text(json.dumps(value))
-    AuditFile(path, view).start(Audit.draw(view, cuts, per_class=2, seed=1))
+    SpotFile(Audit, view, path).start(Audit.draw(view, cuts, per_class=2, seed=1))
     assert json.loads((tmp_path / f"raw.audit-{old.id}.json").read_text())["items"][0]["verdict"] == verdict
 
 
 def test_two_servers_of_one_store_add_their_answers_up(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
-    one, two = (AuditFile(tmp_path / "raw.audit.json", view) for _ in range(2))
+    one, two = (SpotFile(Audit, view, tmp_path / "raw.audit.json") for _ in range(2))
     audit = one.start(Audit.draw(view, cuts, per_class=3, seed=0))
     assert two.start(Audit.draw(view, cuts, per_class=3, seed=0)).id == audit.id
     one.answer(audit.id, 0, "right")
@@ -181,7 +182,7 @@ def test_an_audit_of_no_pixels_or_too_many_is_refused(view: StoreView, cuts: Cut
 def test_what_another_server_drew_or_was_told_is_what_this_one_shows(
     view: StoreView, cuts: Cuts, tmp_path: Path
 ) -> None:
-    one, two = (AuditFile(tmp_path / "raw.audit.json", view) for _ in range(2))
+    one, two = (SpotFile(Audit, view, tmp_path / "raw.audit.json") for _ in range(2))
     assert two.current is None
     audit = one.start(Audit.draw(view, cuts, per_class=3, seed=0))
     one.answer(audit.id, 0, "wrong")
@@ -205,7 +206,7 @@ ANSWERED = [{"name": "x", "class": 0, "rank": 0, "verdict": "right"}]  # without
     ],
 )
 def test_a_damaged_audit_file_is_named(view: StoreView, cuts: Cuts, tmp_path: Path, key: str, new: object) -> None:
-    file = AuditFile(tmp_path / "raw.audit.json", view)
+    file = SpotFile(Audit, view, tmp_path / "raw.audit.json")
     audit = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
     value = json.loads(file.path.read_text())
     if new is None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
-from hmsa_core.labels.thresholds.intervals import clopper_pearson
+from hmsa_core.labels.thresholds.intervals import Stratum, clopper_pearson, stratified
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.review.pictures import _distances, _views, safe_colours
-from pipeline.review.precision import AuditAnswer, PrecisionSources, Stratum, find_curves, stratified
+from pipeline.review.precision import PrecisionSources, find_curves
+from pipeline.review.spot_check import Judged
 from pipeline.review.stats import (
     ImageQuery,
     OffGridError,
@@ -261,8 +262,8 @@ def test_precision_names_the_best_source_there_is(view: StoreView, scenes: Scene
     assert expected.source == "expected"
     by_hand = np.average(policy.table[rider, 90:], weights=view.totals[rider, 90:])
     assert expected.value == pytest.approx(float(by_hand))
-    answers = [AuditAnswer(rider, 120, right=i > 0) for i in range(10)]
-    sources = PrecisionSources(view.totals, policy, answers=answers, audited=[80] * 19)
+    answers = [Judged(rider, 80, 120, right=i > 0) for i in range(10)]
+    sources = PrecisionSources(view.totals, policy, answers=answers)
     audited = sources.of_classes(codes)[rider]
     assert audited is not None
     assert (audited.source, audited.value) == ("audit", 0.9)
@@ -273,8 +274,8 @@ def test_the_precision_of_all_is_that_of_the_rows_above_it(view: StoreView, scen
     policy = ThresholdPolicy.load(scenes.policy)
     cuts = parse_cuts(view.classes, "0.5")
     road = view.classes.index("road")
-    answers = [AuditAnswer(road, 200, right) for right in [True] * 3 + [False] * 7]
-    several = PrecisionSources(view.totals, policy, answers=answers, audited=[0] * 19)
+    answers = [Judged(road, 0, 200, right) for right in [True] * 3 + [False] * 7]
+    several = PrecisionSources(view.totals, policy, answers=answers)
     for sources, source in ((PrecisionSources(view.totals, policy), "expected"), (several, "by class")):
         stats = store_stats(view, cuts, sources)
         rows = [row for row in stats["classes"] if row["kept"]]
@@ -286,8 +287,8 @@ def test_the_precision_of_all_is_that_of_the_rows_above_it(view: StoreView, scen
 
 def test_an_audit_speaks_for_higher_cuts_but_never_for_lower_ones(view: StoreView) -> None:
     rider = view.classes.index("rider")
-    answers = [AuditAnswer(rider, code, right=code >= 150) for code in range(100, 200, 5)]
-    sources = PrecisionSources(view.totals, answers=answers, audited=[100] * 19)
+    answers = [Judged(rider, 100, code, right=code >= 150) for code in range(100, 200, 5)]
+    sources = PrecisionSources(view.totals, answers=answers)
     at = lambda code: sources.of_classes(np.full(19, code))[rider]  # noqa: E731
     assert at(99) is None
     assert at(100).value == 0.5

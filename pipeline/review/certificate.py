@@ -1,0 +1,447 @@
+"""A certificate: which classes of one store a person's answers prove right often enough, and from which code on.
+
+One sealed JSON file beside the store holds the plan, every drawn pixel with its answer, and the results. All else
+follows from these, so `check` recomputes them. It is about the labels of one store: made anew, they void it.
+"Can't tell" counts as wrong. Answers count in the order of the draws of a class, up to the first that is missing:
+nobody can leave out a hard pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from hmsa_core.io import sealed
+from hmsa_core.io.atomic import digest
+from hmsa_core.io.errors import ConfigError, StoreError
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.thresholds.bounds import find_bound
+from hmsa_core.labels.thresholds.sequential import Answer, ClassTest, Floats, SequentialTest, candidates, shares_of
+from pipeline.review.audit import Audit
+from pipeline.review.spot_check import VERDICTS, ClassId, Code, Item, SpotCheck, Strict, pixel, ranks
+from pipeline.review.view import StoreView
+
+FORMAT, VERSION = "hmsa-label-certificate", 2
+MAX_BUDGET = 20_000
+BATCH = 10  # draws that are planned at once, and unanswered draws that are kept ready
+MORE = 100  # answers whose worth is forecast
+_PEOPLE = 0.02  # guessed error rate of pixels that people drew: a finished store gives them code 0
+_EDGES = np.array([float(edge) for edge in ConfidenceCode().edges])
+_FORECASTS = {"more_draws", "more_pixels", "aim"}  # no results: their last digits may differ on other machines
+
+Counts = NDArray[np.int64]
+
+
+class _Class(Strict):
+    class_id: int = ClassId
+    name: str
+    codes: list[int] = Field(min_length=1, max_length=NUM_CODES)
+    pixels: list[int] = Field(min_length=1)
+    guess: list[float] = Field(min_length=1)
+    before: list[list[int]] = Field(min_length=2, max_length=2)
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Self:
+        lists = [self.codes, self.pixels, *self.before]
+        if {len(self.guess), *map(len, lists)} != {len(self.codes)} or min(map(min, lists)) < 0:
+            raise ValueError("candidates of a class do not fit each other")
+        if any(np.diff(self.codes) >= 0) or any(np.diff([0, *self.pixels]) <= 0) or max(self.codes) >= NUM_CODES:
+            raise ValueError("candidates of a class out of order")
+        if not 0 < min(self.guess) <= max(self.guess) < 1:
+            raise ValueError("an impossible guess of a class")
+        return self
+
+
+class _Draw(Item):
+    low: int = Code
+    code: int = Code
+
+
+class _Certificate(Strict):
+    store: str
+    who: str
+    target: float
+    delta: float
+    budget: int
+    seed: int
+    bound: str
+    classes: list[_Class] = Field(min_length=1, max_length=255)
+    items: list[_Draw]
+    results: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        try:
+            _check_settings(self.target, self.delta, self.budget, self.seed)
+            find_bound(self.bound)
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+        codes = {one.class_id: one.codes for one in self.classes}
+        if list(codes) != sorted(codes) or len(codes) < len(self.classes) or len(self.items) > self.budget:
+            raise ValueError("classes out of order, or more draws than its budget")
+        if any(item.low not in codes.get(item.class_id, ()) or item.code < item.low for item in self.items):
+            raise ValueError("a draw is of no class or candidate of its plan")
+        return self
+
+
+class Certificate(SpotCheck):
+    """Plan, draws and answers."""
+
+    KIND, SCHEMA = "certificate", _Certificate
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        super().__init__(value)
+        self.classes: list[dict[str, Any]] = value["classes"]
+        self._places = {row["class"]: c for c, row in enumerate(self.classes)}
+        self._taken: list[list[Answer]] = [[] for _ in self.classes]  # answers that the test has
+        self._where: dict[tuple[int, int], Counts] = {}
+        self._images: list[Counts] = []
+
+    @cached_property
+    def id(self) -> str:
+        """16 hex digits of all but draws, answers, and who answers."""
+        return digest({key: one for key, one in self.value.items() if key not in ("items", "who", "number")})[:16]
+
+    # -- plan --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def plan(
+        cls,
+        view: StoreView,
+        *,
+        target: float = 0.95,
+        delta: float = 0.05,
+        budget: int = 300,
+        seed: int = 0,
+        classes: Sequence[str] = (),
+        bound: str = "betting",
+        table: Floats | None = None,
+        policy: str | None = None,
+        audit: Audit | None = None,
+        who: str = "",
+        answers: str = "people",
+    ) -> Certificate:
+        """A certificate without an answer.
+
+        Args:
+            view: the store.
+            target: precision that each certified class has, with confidence 1 - delta for all of them together.
+            budget: draws of all classes together.
+            classes: names; default all that have a pixel.
+            bound: a file of `hmsa_core/labels/thresholds/bounds`.
+            table: P(right) of each class and code (C, 256), as a guess; default: the confidence itself.
+            policy: digest of the policy that `table` is from.
+            audit: earlier answers about the store, for the pilot.
+            who: who answers.
+            answers: "people", or the folder of the label maps that answer.
+
+        Raises:
+            ConfigError: a number out of range, an unknown class or bound, or no pixel of any class.
+        """
+        settings = {"target": target, "delta": delta, "budget": budget, "seed": seed, "bound": bound}
+        _check_settings(target, delta, budget, seed)
+        find_bound(bound)
+        named = {view.classes.index(name) for name in classes}
+        wanted = [c for c in sorted(named or range(view.classes.num_classes)) if view.totals[c].any()]
+        if not wanted:
+            raise ConfigError("no class has a pixel: there is nothing to certify")
+        planned = []
+        for c in wanted:
+            errors = np.clip(1 - (_EDGES if table is None else table[c]), 1e-3, 0.6)
+            if view.kind != "raw":
+                errors[0] = _PEOPLE
+            planned.append({"class": c, "name": view.classes.classes[c], **_candidates(view.totals[c], errors)})
+            planned[-1]["before"] = _before(audit, c, planned[-1]["codes"])
+        about = {"store": view.digest, "teacher": view.lineage.get("teacher"), "policy": policy, "who": who}
+        about |= {"format": FORMAT, "version": VERSION, "answers": answers}
+        return cls({**about, **settings, "classes": planned, "items": []})
+
+    @cached_property
+    def _test(self) -> SequentialTest:
+        value, shares = self.value, shares_of([row["pixels"][-1] for row in self.classes])
+        tests = [_class_test(row, share) for row, share in zip(self.classes, shares, strict=True)]
+        return SequentialTest(tests, value["target"], value["delta"], value["budget"], find_bound(value["bound"]))
+
+    @property
+    def test(self) -> SequentialTest:
+        """The test with all answers so far that count."""
+        answers: list[list[Answer]] = [[] for _ in self.classes]
+        waits = [False] * len(self.classes)
+        for item in self.items:
+            c = self._places[item["class"]]
+            waits[c] = waits[c] or item["verdict"] is None
+            if not waits[c]:
+                codes = self.classes[c]["codes"]
+                wrong = item["verdict"] != "right"
+                answers[c].append(Answer(codes.index(item["low"]), _band(codes, item["code"]), wrong))
+        for c, (found, had) in enumerate(zip(answers, self._taken, strict=True)):
+            if found[: len(had)] != had:  # an answer was changed
+                self._test.classes[c], had = _class_test(self.classes[c], self._test.classes[c].share), []
+            self._test.classes[c].add(found[len(had) :], self._test)
+        self._taken = answers
+        return self._test
+
+    def draw_on(self, view: StoreView) -> None:
+        """Add draws where few wait for an answer."""
+        while sum(item["verdict"] is None for item in self.items) < BATCH and self.plan_draws(view):
+            pass
+
+    def plan_draws(self, view: StoreView, count: int = BATCH) -> list[dict[str, Any]]:
+        """Add up to `count` draws where they add most; [] when the rest of the budget is of no use."""
+        left, waiting, test = self.value["budget"] - len(self.items), [0] * len(self.classes), self.test
+        for item in self.items:
+            waiting[self._places[item["class"]]] += item["verdict"] is None
+        options = [o._replace(needed=o.needed - waiting[o.class_index]) for o in test.options()]
+        best = test.best_option(left, [o for o in options if o.needed > 0])
+        if best is None:
+            return []
+        row = self.classes[best.class_index]
+        for _ in range(min(count, left, int(np.ceil(best.needed)))):
+            self._draw(view, row["class"], row["codes"][best.candidate])
+        return self.items[-min(count, left, int(np.ceil(best.needed))) :]
+
+    def _draw(self, view: StoreView, class_id: int, low: int) -> None:
+        number = sum(item["class"] == class_id and item["low"] == low for item in self.items)
+        name, rank = self._drawn(view, class_id, low, number)
+        item = {"name": name, "class": class_id, "low": low, "rank": rank, "verdict": None}
+        self.items.append({**item, **pixel(view, name, class_id, low, rank)})
+
+    def _drawn(self, view: StoreView, class_id: int, low: int, number: int) -> tuple[str, int]:
+        """Image and rank of the `number`-th pixel of what a class keeps from a code on: by the seed alone."""
+        if (class_id, low) not in self._where:
+            only = np.full(view.classes.num_classes, NUM_CODES)
+            only[class_id] = low
+            self._where[class_id, low] = view.kept(only)[:, class_id]
+        kept = self._where[class_id, low]
+        rng = np.random.default_rng([self.value["seed"], class_id, low, number])
+        ((image, rank),) = ranks(kept, rng.integers(0, int(kept.sum()), 1))
+        return view.names[image], rank
+
+    # -- results -----------------------------------------------------------------------------------------
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Per class name: the threshold that is certified or aimed at, with answers, estimate, bound and coverage."""
+        test = self.test
+        options = test.options()
+        certified = test.certified()
+        return {row["name"]: self._result(c, certified[c], options, test) for c, row in enumerate(self.classes)}
+
+    def certified(self) -> dict[tuple[int, int], tuple[float, float]]:
+        """(class, code) of each certified threshold -> estimated precision and its lower bound."""
+        ids = [row["class"] for row in self.classes]
+        return {
+            (c, row["code"]): (row["precision"], row["lower"])
+            for c, row in zip(ids, self.results().values(), strict=True)
+            if row["certified"]
+        }
+
+    def _result(self, c: int, at: int, options: Sequence[Any], test: SequentialTest) -> dict[str, Any]:
+        row, passed = self.classes[c], at >= 0
+        verdicts = [item["verdict"] for item in self.items if item["class"] == row["class"] and item["verdict"]]
+        best = test.best_option(self.value["budget"], [o for o in options if o.class_index == c])
+        aim = at if passed or best is None else best.candidate
+        n, wrong = test.classes[c].counted[:, aim]
+        code, lower = row["codes"][aim], test.lower(c, aim)
+        return {
+            "certified": passed,
+            "threshold": ConfidenceCode().threshold(code) if passed else None,
+            "code": code if passed else None,
+            "aim": None if passed or best is None else code,
+            "draws": len(verdicts),
+            **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+            "precision": round(1 - wrong / n, 6) if n else None,
+            "lower": round(max(lower, self.value["target"]) if passed else lower, 6),
+            "coverage": round(row["pixels"][at] / row["pixels"][-1], 6) if passed else 0.0,
+            "pixels": row["pixels"][at] if passed else 0,
+            "more_draws": None if best is None else int(np.ceil(best.needed)),
+            "more_pixels": 0 if best is None else round(best.gain),
+        }
+
+    def more(self) -> dict[str, Any]:
+        """What MORE further answers are expected to add: pixels, and their share of the pixels of all classes."""
+        pixels = sum(one.gain for one in self.test.forecast(MORE))
+        whole = sum(row["pixels"][-1] for row in self.classes)
+        return {"answers": MORE, "pixels": round(pixels), "coverage": round(pixels / whole, 6)}
+
+    def pays(self, view: StoreView, codes: NDArray[np.integer], clicks: int = 50) -> list[dict[str, Any]]:
+        """What `clicks` more answers are worth in each class, the most pixels first.
+
+        Args:
+            view: the store.
+            codes: thresholds in use, (C,), 256 for none.
+            clicks: answers that are given to one class.
+
+        Returns:
+            Rows with "class", "answers" (until its next certificate), "threshold" (that it would prove), and the pixels
+            that `clicks` answers are expected to "confirm" (kept by `codes`) and to "bring" (beyond them): their share
+            of the answers, of all that the certificate would add.
+        """
+        test, rows = self.test, []
+        options, certified = test.options(), test.certified()
+        for c, row in enumerate(self.classes):
+            best = test.best_option(self.value["budget"], [o for o in options if o.class_index == c])
+            if best is None:
+                continue
+            high = row["codes"][certified[c]] if certified[c] >= 0 else NUM_CODES
+            low, counts = row["codes"][best.candidate], view.totals[row["class"]]
+            kept = int(counts[max(low, int(codes[row["class"]])) : high].sum())
+            share = min(1.0, clicks / best.needed) * best.gain / max(1, int(counts[low:high].sum()))
+            rows.append(
+                {
+                    "class": row["name"],
+                    "answers": int(np.ceil(best.needed)),
+                    "threshold": ConfidenceCode().threshold(low),
+                    "confirm": round(share * kept),
+                    "bring": round(share * (int(counts[low:high].sum()) - kept)),
+                }
+            )
+        return sorted(rows, key=lambda row: -row["confirm"] - row["bring"])
+
+    def refined(self, view: StoreView, right: Floats) -> Floats:
+        """P(right) of each class and code (C, 256), with the error rates of bands that were judged as answers tell."""
+        found = np.array(right, np.float64)
+        for row, one in zip(self.classes, self.test.classes, strict=True):
+            for high, low, rate, n in zip(
+                [NUM_CODES, *row["codes"]], row["codes"], one.rates, one.seen[0], strict=False
+            ):
+                of = row["class"], slice(low, high)
+                mean = float(np.average(1 - found[of], weights=view.totals[of]))
+                if n:
+                    found[of] = 1 - np.clip((1 - found[of]) * rate / mean, 0, 1) if mean > 0 else 1 - rate
+        return found
+
+    def expected_wrong(self, view: StoreView, limit: int = 10) -> list[dict[str, Any]]:
+        """Images and classes by the wrong certified pixels that the answers let expect, most first."""
+        test = self.test
+        certified, steps = test.certified(), max(len(row["codes"]) for row in self.classes)
+        for j in range(len(self._images), steps):
+            codes = np.full(view.classes.num_classes, NUM_CODES)
+            codes[list(self._places)] = [row["codes"][min(j, len(row["codes"]) - 1)] for row in self.classes]
+            self._images.append(view.kept(codes)[:, list(self._places)])
+        bands: Floats = np.diff(np.stack(self._images).astype(np.float64), axis=0, prepend=0.0)  # (J, N, classes)
+        total = np.zeros(bands.shape[1:])
+        for c, (at, one) in enumerate(zip(certified, test.classes, strict=True)):
+            total[:, c] = one.rates[: at + 1] @ bands[: at + 1, :, c]
+        order = np.argsort(-total, axis=None, kind="stable")[:limit]
+        return [
+            {"image": view.names[i], "class": self.classes[c]["name"], "wrong_pixels": round(float(total[i, c]))}
+            for i, c in zip(*np.unravel_index(order, total.shape), strict=True)
+            if total[i, c] >= 0.5
+        ]
+
+    # -- the file ----------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write the sealed file with its results."""
+        sealed.write(path, self._to_json())
+
+    def _to_json(self) -> dict[str, Any]:
+        return {**self.value, "results": self.results()}
+
+    @property
+    def digest(self) -> str:
+        """Digest of the file with the answers of now."""
+        return sealed.dump(self._to_json())[11:75].decode("ascii")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a certificate; one that is damaged, edited, or does not say what its answers prove is refused.
+
+        Raises:
+            StoreError: with what is wrong.
+        """
+        value = sealed.read(path)
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise StoreError(f"{path}: not a certificate of version {VERSION}", hint="certify the labels anew")
+        if wrong := cls.damage(value):
+            raise StoreError(f"{path}: refused: {wrong}")
+        said = value.pop("results")
+        value.pop("digest")
+        found = cls(value)
+        if _differ(said, found.results()):
+            raise StoreError(f"{path}: refused: its results are not those of its answers")
+        return found
+
+    def check(self, view: StoreView, where: str) -> None:
+        """Recompute candidates and draws from the store; the first difference is a StoreError of one line."""
+        if not self.is_of(view):
+            raise StoreError(
+                f"{where}: void: the store has changed since (it is of {self.value['store'][:12]}, "
+                f"the store is {view.digest[:12]})",
+                hint="certify the labels of now: `autolabel certify STORE`",
+            )
+        if self.value["teacher"] != view.lineage.get("teacher"):
+            raise StoreError(f"{where}: refused: it names another teacher than the store")
+        for row in self.classes:
+            names = view.classes.classes
+            if row["class"] >= len(names) or names[row["class"]] != row["name"]:
+                raise StoreError(f"{where}: refused: class {row['name']!r} is not class {row['class']} of the store")
+            counts = view.totals[row["class"]]
+            if (
+                row["pixels"] != [int(counts[code:].sum()) for code in row["codes"]]
+                or row["pixels"][-1] != counts.sum()
+            ):
+                raise StoreError(f"{where}: refused: class {row['name']!r} has other pixels in the store")
+        seen: dict[tuple[int, int], int] = {}
+        for number, item in enumerate(self.items):
+            of = item["class"], item["low"]
+            name, rank = self._drawn(view, *of, seen.get(of, 0))
+            drawn = {"name": name, "rank": rank, **pixel(view, name, *of, rank)}
+            if drawn != {key: item[key] for key in drawn}:
+                raise StoreError(f"{where}: refused: pixel {number} is not the one that the certificate's seed draws")
+            seen[of] = seen.get(of, 0) + 1
+
+
+def _check_settings(target: float, delta: float, budget: int, seed: int) -> None:
+    for name, number, low, high in (("target", target, 0.5, 0.999), ("delta", delta, 1e-6, 0.5)):
+        if not low <= number <= high:
+            raise ConfigError(f"{name} {number:g}: expected {low:g} to {high:g}")
+    for name, count, low, high in (("budget", budget, 1, MAX_BUDGET), ("seed", seed, 0, 2**32 - 1)):
+        if not low <= count <= high:
+            raise ConfigError(f"{name} {count}: expected {low:g} to {high}")
+
+
+def _candidates(counts: Counts, errors: Floats) -> dict[str, Any]:
+    """Candidate codes of a class, the pixels that each keeps, and the guessed error rate of each band."""
+    codes = candidates(counts)
+    bands = [(slice(low, high)) for high, low in zip([NUM_CODES, *codes], codes, strict=False)]
+    guess = [round(float(np.average(errors[band], weights=counts[band])), 6) for band in bands]
+    return {"codes": codes, "pixels": [int(counts[code:].sum()) for code in codes], "guess": guess}
+
+
+def _before(audit: Audit | None, class_id: int, codes: Sequence[int]) -> list[list[int]]:
+    """Decided answers of an audit in each band of a class, and wrong ones."""
+    found = np.zeros((2, len(codes)), np.int64)
+    for one in [] if audit is None else audit.answers():
+        if one.class_id == class_id:
+            found[:, _band(codes, one.code)] += 1, not one.right
+    return [list(map(int, row)) for row in found]
+
+
+def _band(codes: Sequence[int], code: int) -> int:
+    return next(band for band, low in enumerate(codes) if code >= low)
+
+
+def _class_test(row: Mapping[str, Any], share: float) -> ClassTest:
+    pixels, guess, before = (np.array(row[key], np.float64) for key in ("pixels", "guess", "before"))
+    return ClassTest(pixels, guess, before, share)
+
+
+def _differ(said: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> bool:
+    if said.keys() != found.keys():
+        return True
+    for name, row in found.items():
+        told = said[name]
+        if not isinstance(told, dict) or told.keys() != row.keys():
+            return True
+        for key in row.keys() - _FORECASTS:
+            near = key in ("lower", "precision") and isinstance(told[key], float) and isinstance(row[key], float)
+            if not (abs(told[key] - row[key]) < 1e-4 if near else told[key] == row[key]):
+                return True
+    return False

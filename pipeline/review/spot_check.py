@@ -1,0 +1,275 @@
+"""A spot check: pixels drawn with known probabilities, judged by people, kept in a file beside the store.
+
+Each item was drawn uniformly from all pixels that its class keeps from its code `low` on, independently of the others:
+{"name": image, "class", "rank": place among these pixels of the image, "low", "verdict", and "x", "y", "code" once
+known}. Two kinds draw and read them in their own way: an audit (a fixed number a class) and a certificate (drawn on
+where answers prove most). Answers of both are evidence about precision, and those of an audit guide a certificate.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from hmsa_core.io.errors import HmsaError, InputError, IntegrityError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.io.records import saving, stamp_of
+from hmsa_core.labels.store.codes import NUM_CODES
+from pipeline.review.view import StoreView
+
+Verdict = Literal["right", "wrong", "unsure"]
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+Code = Field(ge=0, lt=NUM_CODES)
+ClassId = Field(ge=0, lt=255, alias="class")
+
+
+class Strict(BaseModel):
+    """A part of a stored file: values of the right kind, other keys allowed."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Item(Strict):
+    """A drawn pixel of a file (see the top)."""
+
+    name: str
+    class_id: int = ClassId
+    rank: int = Field(ge=0)
+    verdict: Verdict | None
+    code: int | None = Field(None, ge=0, lt=NUM_CODES)
+
+    @model_validator(mode="after")
+    def _answered_pixels_are_known(self) -> Self:
+        if self.verdict is not None and self.code is None:
+            raise ValueError("an answered pixel without its 'code'")
+        return self
+
+
+class Judged(NamedTuple):
+    """A decided answer: it is a uniform draw from what any threshold from `low` to `code` keeps."""
+
+    class_id: int
+    low: int
+    code: int
+    right: bool
+
+
+class SpotCheck:
+    """Drawn pixels with the answers so far; `value` is what the file holds."""
+
+    KIND: ClassVar[str]  # the file is STORE.KIND.json
+    SCHEMA: ClassVar[type[Strict]]
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self.items: list[dict[str, Any]] = value["items"]
+
+    @classmethod
+    def path_of(cls, store: str | os.PathLike[str]) -> Path:
+        """Where the check of a store is kept: beside it, for DVC empties or watches other folders."""
+        base = Path(store)
+        return base.with_name(f"{base.name}.{cls.KIND}.json")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file; a damaged one or another version is an IntegrityError."""
+        raise NotImplementedError
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        raise NotImplementedError
+
+    @property
+    def id(self) -> str:
+        """16 hex digits: which draw it is, whatever the answers."""
+        raise NotImplementedError
+
+    def draw_on(self, view: StoreView) -> None:
+        """Add draws where few wait for an answer."""
+
+    def low(self, item: dict[str, Any]) -> int:
+        """The code from which on an item's pixel was drawn."""
+        return int(item["low"])
+
+    @classmethod
+    def damage(cls, value: dict[str, Any]) -> str:
+        """What is wrong with a file's content, "" where nothing is."""
+        try:
+            TypeAdapter(cls.SCHEMA).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            return f"{first['msg']} at {' '.join(map(repr, first['loc'])) or 'its top'}"
+        return ""
+
+    def is_of(self, view: StoreView) -> bool:
+        """Whether it is about these very labels: evidence about others is none about these."""
+        return bool(self.value["store"] == view.digest)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anybody answered, "can't tell" included."""
+        return any(item["verdict"] for item in self.items)
+
+    def located(self, view: StoreView, number: int) -> dict[str, Any]:
+        """An item with the position (x, y) and code of its pixel, which is looked up when first needed.
+
+        Raises:
+            InputError: no such item. IntegrityError: the image's maps do not hold what its histogram says.
+        """
+        if not 0 <= number < len(self.items):
+            raise InputError(f"item {number}: this {self.KIND} has {len(self.items)}")
+        found = self.items[number]
+        if "code" not in found:
+            found.update(pixel(view, found["name"], found["class"], self.low(found), found["rank"]))
+        return found
+
+    def answer(self, view: StoreView, number: int, verdict: str) -> None:
+        """Record or change the answer to one item."""
+        if verdict not in VERDICTS:
+            raise InputError(f"verdict {verdict!r}: expected {', '.join(VERDICTS)}")
+        self.located(view, number)["verdict"] = verdict
+
+    def answers(self) -> list[Judged]:
+        """Decided answers."""
+        decided = (item for item in self.items if item["verdict"] in ("right", "wrong"))
+        return [Judged(i["class"], self.low(i), i["code"], i["verdict"] == "right") for i in decided]
+
+
+def judged(answers: list[Judged], class_id: int, code: int) -> list[bool]:
+    """Which of the answers are right that are a random sample of what a class keeps from a code on."""
+    return [a.right for a in answers if a.class_id == class_id and a.low <= code <= a.code]
+
+
+def pixel(view: StoreView, name: str, class_id: int, low: int, rank: int) -> dict[str, int]:
+    """Position and code of the `rank`-th pixel of an image that a class keeps from a code on.
+
+    Raises:
+        IntegrityError: the image's maps do not hold what its histogram says.
+    """
+    label, code = view.read(name)
+    where = np.flatnonzero((label == class_id) & (code >= low))
+    if rank >= len(where):
+        raise IntegrityError(f"image {name!r}: its maps and its histogram differ", hint="run `autolabel verify`")
+    y, x = divmod(int(where[rank]), code.shape[1])
+    return {"x": x, "y": y, "code": int(code[y, x])}
+
+
+def ranks(kept: NDArray[np.int64], drawn: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(image, rank among its kept pixels) of positions in the row of all kept pixels (N,) of a class."""
+    ends = np.cumsum(kept)
+    images = np.searchsorted(ends, drawn, side="right")
+    return list(zip(images.tolist(), (drawn - (ends[images] - kept[images])).tolist(), strict=True))
+
+
+Kind = TypeVar("Kind", bound=SpotCheck)
+
+
+class SpotFile(Generic[Kind]):
+    """The spot check of one kind beside a store, with the answers of all servers.
+
+    Args:
+        kind: `Audit` or `Certificate`.
+        view: the store.
+        path: the file; default: beside the store.
+    """
+
+    def __init__(self, kind: type[Kind], view: StoreView, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = kind.path_of(view.path.resolve()) if path is None else Path(path)
+        self.aside: Path | None = None  # where answers of another draw were put
+        self._kind, self._view, self._lock = kind, view, threading.Lock()
+        self._seen: tuple[tuple[int, int], Kind] | None = None
+
+    def every(self) -> list[Kind]:
+        """All checks of the store that was or is here, of whatever labels, in the order in which they were drawn."""
+        found = {one.id: one for path in (*self._asides(), self.path) if (one := self._load(path)) is not None}
+        return sorted(found.values(), key=lambda one: (one.value.get("number", 0), one.id))
+
+    def _asides(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}-*.json"))
+
+    def _aside(self, check: Kind) -> Path:
+        return self.path.with_name(f"{self.path.stem}-{check.id}.json")
+
+    def _load(self, path: Path) -> Kind | None:
+        return self._kind.load(path) if path.is_file() else None
+
+    def _kept(self) -> Kind | None:
+        """What the file holds now, of whatever labels: another server may have written it."""
+        stamp = stamp_of(self.path)
+        if stamp is None:
+            return None
+        if self._seen is None or self._seen[0] != stamp:
+            self._seen = stamp, self._kind.load(self.path)
+        return self._seen[1]
+
+    @property
+    def current(self) -> Kind | None:
+        """The check of these very labels, finished or not, with the answers of all servers."""
+        kept = self._kept()
+        return kept if kept is not None and kept.is_of(self._view) else None
+
+    def usable(self) -> tuple[Kind | None, str]:
+        """The check of these very labels, or None and why the one that is there does not count ("" = none)."""
+        try:
+            kept = self._kept()
+        except HmsaError as error:
+            return None, f"does not count: {error.message}"
+        if kept is None or kept.is_of(self._view):
+            return kept, ""
+        return None, f"void: the store has changed since this {self._kind.KIND} was drawn"
+
+    def start(self, check: Kind) -> Kind:
+        """Keep a new check, or go on with the same draw; answers of another one are put aside, never lost."""
+        with self._alone():
+            kept = self._kept()
+            if kept is None or kept.id != check.id or check.is_begun:
+                if kept is not None and kept.id != check.id and kept.is_begun:
+                    self.aside = self._aside(kept)
+                    kept.save(self.aside)
+                before = None if check.is_begun else self._load(self._aside(check))  # the same draw, answered before
+                check.value["number"] = 1 + len(self._asides())
+                kept = check if before is None else before
+            self._save(kept)
+            return kept
+
+    def answer(self, check_id: str, number: int, verdict: str) -> Kind:
+        """Record an answer, draw on, and rewrite the file; what could not be written does not count.
+
+        Raises:
+            InputError: the check of the file is of other labels, or another one was begun.
+        """
+        with self._alone():
+            self._view.check_current()
+            kept = self.current
+            if kept is None:
+                raise InputError(f"no {self._kind.KIND} {check_id!r} is under way", hint="draw a new one")
+            if kept.id != check_id:
+                hint = f"open the {self._kind.KIND} anew to go on"
+                raise InputError(f"{self.path}: another {self._kind.KIND} was drawn since", hint=hint)
+            self._seen = None
+            kept.answer(self._view, number, verdict)
+            self._save(kept)
+            return kept
+
+    def _save(self, check: Kind) -> None:
+        self._seen = None
+        check.draw_on(self._view)
+        check.save(self.path)
+        if (stamp := stamp_of(self.path)) is not None:
+            self._seen = stamp, check
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        what = f"{self._kind.KIND} {self.path}"
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), what=what, wait_s=10.0)
+        with self._lock, saving(self.path), lock:
+            yield
