@@ -93,7 +93,7 @@ def hard_store(seed: int, target: float) -> Store:
     return Store(counts, errors)
 
 
-def false_share(audits: int, first: int, target: float = 0.9, budget: int = 400) -> tuple[float, float]:
+def false_share(audits: int, first: int, target: float = 0.9, budget: int = 200) -> tuple[float, float]:
     """Share of audits with any false certificate, and its upper 95 % bound."""
     wrong = 0
     for seed in range(first, first + audits):
