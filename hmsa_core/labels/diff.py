@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.labels.exporting import Selection, target_path
-from hmsa_core.labels.store.format import png_bytes
+from hmsa_core.labels.exporting import Selection
+from hmsa_core.labels.store.format import plain_path, png_bytes
 from hmsa_core.taxonomy import IGNORE
 
 Labels = NDArray[np.uint8]
@@ -120,7 +120,7 @@ def write_pictures(diff: StoreDiff, a: Selection, b: Selection, out: str | Path,
         third[moved & (label_b == IGNORE)] = (255, 255, 255)  # lost: white, so that it is not taken for "same"
         gap = np.full((label_a.shape[0], 4, 3), 128, np.uint8)
         picture = np.concatenate([palette[label_a], gap, palette[label_b], gap, third.astype(np.uint8)], axis=1)
-        path = target_path(Path(out), "", f"{rank:03d}-{name}.png")
+        path = plain_path(Path(out), "", f"{rank:03d}-{name}.png")
         write_bytes(path, png_bytes(picture))
         written.append(path)
     return written

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from hmsa_core.data.decode import read_label, read_label_ids
 from hmsa_core.data.walk import LABEL_SUFFIXES, stem_of, walk
 from hmsa_core.io.errors import DecodeError, HmsaError, InputError, LayoutError
-from hmsa_core.labels.exporting import IMAGE_ENDING, IMPORTED_BYTES, MARK, city_of
+from hmsa_core.labels.formats._folder import MARK
+from hmsa_core.labels.formats.cityscapes import IMAGE_ENDING, city_of
+from hmsa_core.labels.formats.released import IMPORTED_BYTES
 from hmsa_core.labels.store.writer import LabelStoreWriter
 from hmsa_core.taxonomy import ClassTable
 

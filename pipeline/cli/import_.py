@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _corrections(args: argparse.Namespace) -> int:
-    from hmsa_core.labels.exchange.corrections import bring_back
-    from hmsa_core.labels.exchange.folder import Exported
+    from hmsa_core.labels.corrections import Exported, bring_back
     from hmsa_core.labels.store.reader import LabelStore
     from hmsa_core.runtime.progress import Progress
 

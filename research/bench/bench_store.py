@@ -27,7 +27,7 @@ from PIL import Image
 from examples.streets.annotate import cityscapes_polygons, draw_cityscapes
 from examples.streets.scene import city_picture
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter, StoreStatistics
-from hmsa_core.labels.exporting import prob_bytes_of_codes
+from hmsa_core.labels.formats.released import prob_bytes_of_codes
 from hmsa_core.labels.store.format import encode
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "hmsa_core": _declared(),
     "hmsa_core/io/remote.py": _declared("remote"),
     "hmsa_core/io/engine.py": _declared("ray"),
-    "hmsa_core/labels/exchange": _declared("exchange"),
+    "hmsa_core/labels/formats": _declared("exchange"),
     "hmsa_core/inference/folder/cvat_function.py": _declared("exchange"),
     "hmsa_core/models/export.py": _declared("onnx"),
     "hmsa_core/runtime/tracking.py": _declared("tracking"),

@@ -440,3 +440,4 @@ _MAKERS = {
     "huggingface": _HUGGINGFACE,
     "fiftyone": _FIFTYONE,
 }
+TOOLS = tuple(_MAKERS)  # formats that come back

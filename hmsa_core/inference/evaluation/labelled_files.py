@@ -19,7 +19,7 @@ from hmsa_core.data.decode import Header, holds_train_ids, read_header, read_ima
 from hmsa_core.data.index import Sample
 from hmsa_core.data.walk import by_image, is_empty, stem_of, walk
 from hmsa_core.io.errors import DecodeError, InputError
-from hmsa_core.labels.exporting import IMAGE_ENDING, city_of
+from hmsa_core.labels.formats.cityscapes import IMAGE_ENDING, city_of
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import IGNORE, ClassTable
 

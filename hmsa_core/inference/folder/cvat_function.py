@@ -18,7 +18,7 @@ from hmsa_core.config import RuntimeConfig
 from hmsa_core.inference.network.predictor import open_tiler
 from hmsa_core.inference.teachers.run_options import run_options
 from hmsa_core.io.errors import ConfigError, needs_extra
-from hmsa_core.labels.exchange.cvat import pieces
+from hmsa_core.labels.formats.cvat import pieces
 from hmsa_core.taxonomy import IGNORE
 
 with needs_extra("exchange"):

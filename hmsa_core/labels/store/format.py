@@ -331,3 +331,11 @@ def refuse_in_store(out: Path) -> None:
                     f"{out}: lies in a label store, which holds nothing but its own files",
                     hint="give a folder elsewhere",
                 )
+
+
+def plain_path(out: Path, folder: str, file: str) -> Path:
+    """`out/folder/file`, refused when a name from a store would leave `out`."""
+    path = out / folder / file
+    if not path.resolve().is_relative_to(out.resolve()) or Path(file).name != file:
+        raise InputError(f"image name {file!r} is not a plain file name", hint="rename the image in the store")
+    return path

@@ -17,9 +17,9 @@ from PIL import Image
 from hmsa_core.data.sampling import find_centroids
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, LayoutError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
-from hmsa_core.labels.exchange.folder import export_to_tool
-from hmsa_core.labels.exporting import export_store, prob_bytes_of_codes
+from hmsa_core.labels.exporting import export_store
 from hmsa_core.labels.finalise import Recipe, finalise
+from hmsa_core.labels.formats.released import prob_bytes_of_codes
 from hmsa_core.labels.importing import find_files, import_folder
 from hmsa_core.labels.merge import MergeRules
 from hmsa_core.labels.review import UNTOUCHED
@@ -436,7 +436,7 @@ def test_what_people_drew_is_sure_in_exports(tmp_path: Path) -> None:
         assert (prob[human] == 254).all()
         assert (prob[~kept] == 0).all()
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
-    export_to_tool(final, tmp_path / "hf", "huggingface", picture=lambda _name: tmp_path / "photo.png")
+    export_store(final, tmp_path / "hf", "huggingface", picture=lambda _name: tmp_path / "photo.png")
     for row in pq.read_table(next((tmp_path / "hf" / "data").iterdir())).to_pylist():
         code = np.asarray(Image.open(io.BytesIO(row["confidence"]["bytes"])))
         assert (code[final.read_source(row["name"]) == 2] == 255).all()

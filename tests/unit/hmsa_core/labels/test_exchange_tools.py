@@ -26,16 +26,17 @@ from PIL import Image
 from hmsa_core.io.atomic import sha256_bytes
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
-from hmsa_core.labels.exchange.corrections import Summary, bring_back
-from hmsa_core.labels.exchange.folder import TOOLS, Exported, export_to_tool
-from hmsa_core.labels.exporting import export_store, prob_bytes_of_codes
+from hmsa_core.labels.corrections import Exported, Summary, bring_back
+from hmsa_core.labels.exporting import export_store
 from hmsa_core.labels.finalise import Recipe, finalise
+from hmsa_core.labels.formats.released import prob_bytes_of_codes
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
 from pipeline.stages.pseudo_label import review_of
+from tests.support.hostile_exports import TOOLS
 from tests.support.label_maps import maps, opened
 
 pytestmark = pytest.mark.long
@@ -72,7 +73,7 @@ def exports(first: LabelStore, tmp_path_factory: pytest.TempPathFactory) -> Path
     """One export of all images in each format. Look, do not touch."""
     folder = tmp_path_factory.mktemp("exports")
     for fmt in TOOLS:
-        export_to_tool(first, folder / fmt, fmt, picture=_picture(first), policy=POLICY)
+        export_store(first, folder / fmt, fmt, picture=_picture(first), policy=POLICY)
     return folder
 
 
@@ -508,10 +509,10 @@ def test_a_conflict_has_its_own_line_and_status_and_the_rest_is_taken(
 def test_a_later_export_holds_the_corrections_of_before(store: LabelStore, tmp_path: Path, fix: Fix) -> None:
     fix("kim", _spots(store))
     for fmt in ("cvat", "fiftyone"):
-        export_to_tool(store, tmp_path / fmt, fmt, picture=_picture(store), policy=POLICY)
+        export_store(store, tmp_path / fmt, fmt, picture=_picture(store), policy=POLICY)
     found, before = _cvat(tmp_path / "cvat"), _wanted(store)
     final = _final(store, tmp_path / "final")
-    export_to_tool(final, tmp_path / "heat", "fiftyone", picture=_picture(store))
+    export_store(final, tmp_path / "heat", "fiftyone", picture=_picture(store))
     export_store(final, tmp_path / "prob", "released-flat")
     for name, spot in _spots(store).items():
         assert (found[name][spot[:2]] == spot[2]).all()
@@ -584,12 +585,12 @@ def test_exports_that_cannot_be_made_are_refused_and_leave_nothing_behind(
     assert "--images" in capsys.readouterr().err
     _picture(store)(store.names()[7]).write_bytes(b"another")
     with pytest.raises(IntegrityError, match="another picture"):
-        export_to_tool(store, out, "fiftyone", picture=_picture(store))
+        export_store(store, out, "fiftyone", picture=_picture(store))
     assert not out.exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
-        export_to_tool(store, tmp_path / "full", "fiftyone", picture=_picture(store))
+        export_store(store, tmp_path / "full", "fiftyone", picture=_picture(store))
 
 
 @pytest.mark.parametrize(("fmt", "module"), [("cvat", "cvat_sdk"), ("label-studio", "label_studio_sdk")])
@@ -600,16 +601,16 @@ def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=f"{module}.* is not installed") as told:
-        export_to_tool(store, tmp_path / "out", fmt, picture=_picture(store))
+        export_store(store, tmp_path / "out", fmt, picture=_picture(store))
     assert "pip install 'hmsa-autolabel[exchange]'" in told.value.hint
     assert not (tmp_path / "out").exists()
 
 
 def test_no_tools_library_is_loaded_before_its_format_is_asked_for() -> None:
     code = (
-        "import sys, pipeline.cli.export, pipeline.cli.import_, hmsa_core.labels.exchange.folder, "
-        "hmsa_core.labels.exchange.corrections\nfor name in ('cvat', 'coco_panoptic', 'fiftyone', 'huggingface', 'label_studio'):\n"
-        "    __import__('hmsa_core.labels.exchange.' + name)\n"
+        "import sys, pipeline.cli.export, pipeline.cli.import_, "
+        "hmsa_core.labels.corrections\nfor name in ('cvat', 'coco_panoptic', 'fiftyone', 'huggingface', 'label_studio'):\n"
+        "    __import__('hmsa_core.labels.formats.' + name)\n"
         "print({'cvat_sdk', 'label_studio_sdk', 'pycocotools', 'datasets', 'torch'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

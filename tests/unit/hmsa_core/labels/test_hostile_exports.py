@@ -10,10 +10,10 @@ from PIL import Image
 
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
-from hmsa_core.labels.exchange.corrections import bring_back
-from hmsa_core.labels.exchange.folder import TOOLS, Exported, export_to_tool
+from hmsa_core.labels.corrections import Exported, bring_back
+from hmsa_core.labels.exporting import export_store
 from hmsa_core.labels.review import ReviewFile
-from tests.support.hostile_exports import hostile
+from tests.support.hostile_exports import TOOLS, hostile
 from tests.support.label_maps import maps, opened
 
 SEED, EACH, SHAPE = 42, 40, (24, 40)  # forty drawn files of each of the five formats, and some fixed ones
@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
 def test_forty_damaged_or_hostile_files_of_a_format_are_refused_by_name(
     store: LabelStore, tmp_path: Path, fmt: str
 ) -> None:
-    export_to_tool(store, tmp_path / "out", fmt, picture=lambda name: store.path.parent / f"{name}.png")
+    export_store(store, tmp_path / "out", fmt, picture=lambda name: store.path.parent / f"{name}.png")
     exported, before = Exported(tmp_path / "out"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     accepted, nameless = [], []
     for number, (kind, returned) in enumerate(hostile(fmt, tmp_path / "out", tmp_path / "hostile", EACH, SEED)):

@@ -20,7 +20,8 @@ import yaml
 from hmsa_core.data.decode import read_label_bytes
 from hmsa_core.io.atomic import write_json, write_text
 from hmsa_core.io.errors import InputError, StoreError
-from hmsa_core.labels.exchange.folder import About, Exported, Item, Returned
+from hmsa_core.labels.formats._item import About, Item
+from hmsa_core.labels.formats._returned import Exported, Returned
 from hmsa_core.labels.store.codes import EDGES
 from hmsa_core.labels.store.format import ParquetSink, full_lineage, parquet_errors, png_bytes
 

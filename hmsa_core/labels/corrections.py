@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.labels.exchange.folder import Exported, Returned
+from hmsa_core.labels.formats._returned import Exported, Returned
 from hmsa_core.labels.review import UNTOUCHED, Labels, Mark, Patch, ReviewFile, marked_store, reviewed
 from hmsa_core.labels.store.reader import LabelStore
+
+__all__ = ["Exported", "Summary", "bring_back"]
 
 
 @dataclass

@@ -15,8 +15,8 @@ import numpy as np
 from hmsa_core.data.decode import read_image
 from hmsa_core.io.atomic import write_bytes, write_json
 from hmsa_core.io.errors import InputError
-from hmsa_core.labels.exchange.folder import About, Exported, Item, Returned, load_json
-from hmsa_core.labels.review import Labels
+from hmsa_core.labels.formats._item import About, Item, Labels, shifted
+from hmsa_core.labels.formats._returned import Exported, Returned, load_json
 from hmsa_core.labels.store.format import png_bytes
 from hmsa_core.taxonomy import IGNORE
 
@@ -28,7 +28,7 @@ def write(folder: Path, about: About, items: Iterator[Item]) -> None:
     annotations: list[dict[str, Any]] = []
     for number, item in enumerate(items, 1):
         write_bytes(folder / "images" / item.file, item.picture)
-        ids = np.where(item.label == IGNORE, np.uint8(0), item.label + np.uint8(1))
+        ids = shifted(item.label)
         write_bytes(folder / "panoptic" / f"{item.name}.png", png_bytes(np.stack([ids, ids * 0, ids * 0], axis=-1)))
         height, width = ids.shape
         images.append({"id": number, "file_name": item.file, "height": height, "width": width})

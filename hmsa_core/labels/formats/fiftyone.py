@@ -14,7 +14,9 @@ import numpy as np
 from hmsa_core.data.decode import read_label
 from hmsa_core.io.atomic import write_bytes, write_text
 from hmsa_core.io.errors import InputError
-from hmsa_core.labels.exchange.folder import About, Exported, Item, Returned
+from hmsa_core.labels.formats._item import About, Item, shifted
+from hmsa_core.labels.formats._returned import Exported, Returned
+from hmsa_core.labels.formats.released import prob_of
 from hmsa_core.labels.store.format import png_bytes
 from hmsa_core.taxonomy import IGNORE
 
@@ -45,9 +47,9 @@ def write(folder: Path, about: About, items: Iterator[Item]) -> None:
     write_text(folder / "open_in_fiftyone.py", _SCRIPT.replace("{targets}", repr(targets)))
     for item in items:
         write_bytes(folder / "data" / item.file, item.picture)
-        ids = np.where(item.label == IGNORE, np.uint8(0), item.label + np.uint8(1))
+        ids = shifted(item.label)
         write_bytes(folder / "labels" / f"{item.name}.png", png_bytes(ids))
-        write_bytes(folder / "confidence" / f"{item.name}.png", png_bytes(item.prob))
+        write_bytes(folder / "confidence" / f"{item.name}.png", png_bytes(prob_of(about.store, item.label, item.code)))
 
 
 def read(path: Path, exported: Exported) -> Iterator[Returned]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import open_atomic, write_bytes, write_text
 from hmsa_core.io.errors import InputError, needs_extra
-from hmsa_core.labels.exchange.folder import About, Canvas, Exported, Item, Returned, load_json
-from hmsa_core.labels.review import labels_id
+from hmsa_core.labels.formats._item import About, Item
+from hmsa_core.labels.formats._returned import Canvas, Exported, Returned, load_json
 
 _FROM, _TO = "label", "image"
 
@@ -36,7 +36,7 @@ def write(folder: Path, about: About, items: Iterator[Item]) -> None:
         f'<View>\n  <Image name="{_TO}" value="$image" zoom="true"/>\n'
         f'  <BrushLabels name="{_FROM}" toName="{_TO}">\n{rows}  </BrushLabels>\n</View>\n',
     )
-    model = f"autolabel {labels_id(about.store.lineage)}"
+    model = f"autolabel {about.labels}"
     with open_atomic(folder / "tasks.json") as file:
         between = "[\n"
         for item in items:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import open_atomic, write_bytes, write_json
 from hmsa_core.io.errors import InputError, needs_extra
-from hmsa_core.labels.exchange.folder import About, Canvas, Exported, Item, Returned
-from hmsa_core.labels.review import Labels
+from hmsa_core.labels.formats._item import About, Item, Labels
+from hmsa_core.labels.formats._returned import Canvas, Exported, Returned
 
 ANNOTATIONS = "annotations.xml"
 _BLOCK, _IMAGE = 1 << 16, 64 << 20  # bytes that are read at once, and of one image
