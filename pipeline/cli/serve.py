@@ -2,7 +2,6 @@
 
 autolabel serve labels/raw --policy calibration/policy.json --images data/cityscapes
 autolabel serve labels/raw --compare other/labels/raw        (two stores, swipe)
-autolabel serve labels/raw --export page --limit 24          (the same page as plain files)
 
 Listens on 127.0.0.1; from another machine use an SSH tunnel, or --host with --token. Ctrl-C ends it.
 """
@@ -42,10 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--token", metavar="T", help="secret that reading needs too; demanded beyond loopback")
     add("--host-name", action="append", default=[], metavar="NAME", help="further name of this server")
     add("--open", action="store_true", help="open the page in the browser")
-    add("--export", type=Path, metavar="DIR", help="write the page as static files and end")
-    add("--limit", type=int, default=24, metavar="N", help="images in an export (default: %(default)s)")
-    add("--sort", default="coverage", help="which images an export holds (as in `inspect`)")
-    add("--threshold", metavar="T", help="threshold of an export (default: the policy, else 0.9)")
 
 
 def _port(text: str) -> int:
@@ -56,7 +51,7 @@ def _port(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve, or export."""
+    """Serve."""
     # Imported here: the server's packages take longer than `--help` may.
     from pipeline.review.precision import calibration_policy
     from pipeline.review.session import Session, image_root, policy_target
@@ -66,8 +61,6 @@ def run(args: argparse.Namespace) -> int:
     known, unfit = (None, "") if args.policy else calibration_policy(args.store)
     if unfit:
         sys.stderr.write(f"note: no precision: {unfit}\n")
-    # An export saves nothing, so there is nothing to refuse.
-    target = None if args.export is not None else args.save_policy or policy_target(args.store, args.policy)
     session = Session(
         args.store,
         policy=args.policy,
@@ -75,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         images=images,
         other=args.compare,
         other_policy=args.compare_policy,
-        save_to=target,
+        save_to=args.save_policy or policy_target(args.store, args.policy),
         reviewer=_user() if args.reviewer is None else args.reviewer,
     )
     for view in (session.view, session.other):
@@ -83,11 +76,6 @@ def run(args: argparse.Namespace) -> int:
             sys.stderr.write(f"note: {view.path}: {view.pictures.note}\n")
     for note in session.notes:
         sys.stderr.write(f"note: {note}\n")
-    if args.export is not None:
-        from pipeline.page.export import export_page
-
-        export_page(session, args.export, limit=args.limit, sort=args.sort, threshold=args.threshold)
-        return 0
     with needs_extra("ui"):
         from pipeline.page.server import ServeOptions, serve
 

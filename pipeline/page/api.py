@@ -33,7 +33,7 @@ from hmsa_core.io.errors import (
 )
 from hmsa_core.io.records import SaveError
 from hmsa_core.labels.review import MarkError
-from pipeline.page.export import MEDIA_TYPES, static_sources
+from pipeline.page.files import MEDIA_TYPES, static_sources
 from pipeline.review.session import Session, policy_setting
 from pipeline.review.stats import Cuts, ImageQuery, OffGridError, image_rows, parse_sort, store_stats
 from pipeline.review.view import StaleError

@@ -37,7 +37,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hmsa_core.io.errors import ConfigError
 from pipeline.page.api import HANDLERS, Api, Page
-from pipeline.page.export import CONTENT_POLICY
+from pipeline.page.files import CONTENT_POLICY
 from pipeline.review.session import Session
 from pipeline.review.weights import WeightJobs
 

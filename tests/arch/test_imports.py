@@ -18,7 +18,7 @@ LAYERS = {
     line.split()[0]: line.split()[1:]
     for line in (REPO / "docs" / "design.md").read_text("utf-8").split("<!-- layers -->\n```\n")[1].split("```")[0].splitlines()
 }
-SERVER = ("pipeline.page.server", "pipeline.page.export")
+SERVER = ("pipeline.page.server", "pipeline.page.files")
 FOREIGN_TO_CORE = {"dvc", "prefect", "fastapi", "uvicorn", "starlette", "pipeline", "research", "examples"}
 
 

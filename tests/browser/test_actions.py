@@ -1,4 +1,4 @@
-"""Review, audit, saving, export, and what the page does when things are broken."""
+"""Review, audit, saving, and what the page does when things are broken."""
 
 from __future__ import annotations
 
@@ -388,32 +388,6 @@ def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, t
     road = inspect(store, "--threshold", "0.9", "--class", "road")
     assert (road["precision"], road["precision_source"]) == (0.9, "audit")
     assert road["precision_low"] < 0.9 < road["precision_high"]
-
-
-def test_an_export_opens_from_a_folder_and_follows_the_slider(
-    browser: Any, street: Scenes, tmp_path: Path, inspect
-) -> None:
-    command = ["serve", str(street.store), "--policy", str(street.policy), "--images", str(street.images)]
-    assert main([*command, "--export", str(tmp_path / "page"), "--limit", "5"]) == 0
-    page = Page(browser, (tmp_path / "page" / "index.html").as_uri())
-    page.open()
-    assert page.kept() == inspect(street.store, "--policy", street.policy)["kept"]
-    for threshold in ("0.5", "0.95"):
-        page.set_threshold(threshold)
-        assert page.kept() == inspect(street.store, "--threshold", threshold)["kept"]
-    first = page.image()
-    page.keys(Keys.ARROW_RIGHT)
-    page.until(lambda: page.image() != first)
-    page.js("const s = document.getElementById('sort'); s.value = 'coverage'; s.dispatchEvent(new Event('change'))")
-    page.until(lambda: "sort=coverage" in page.browser.current_url)
-    page.until(lambda: len(page.all(".tile img[src]")) == 5)
-    assert page.find("#open-audit").get_attribute("disabled")
-    address = page.browser.current_url
-    browser.get("about:blank")
-    browser.get(address)
-    page.until(lambda: page.js("return document.documentElement.dataset.ready") == "true")
-    assert page.find("#threshold").get_attribute("data-edge") == "0.95"
-    assert page.console() == []
 
 
 def test_a_damaged_shard_is_named_and_the_rest_stays_usable(browser: Any, street: Scenes, tmp_path: Path) -> None:

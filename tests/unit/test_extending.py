@@ -42,8 +42,8 @@ def _run(copy: Path, code: str) -> str:
     return done.stdout
 
 
-def test_the_page_has_the_five_changes() -> None:
-    changes = ["loss", "trunk", "stage", "threshold rule", "certificate bound"]
+def test_the_page_has_the_six_changes() -> None:
+    changes = ["loss", "trunk", "stage", "threshold rule", "certificate bound", "exchange format"]
     assert list(DIFFS) == [f"Another {change}" for change in changes]
 
 
@@ -135,3 +135,26 @@ def test_another_certificate_bound_is_one_file(packages: Path, tmp_path: Path) -
         "print(bound_names(), [row['certified'] for row in certificate.results().values()], false.mean() <= 0.05)",
     )
     assert out.strip() == "['betting', 'hoeffding'] [True] True"
+
+
+def test_another_exchange_format_is_one_file_that_corrections_come_back_from(packages: Path, tmp_path: Path) -> None:
+    copy, files = _apply(packages, tmp_path, "Another exchange format")
+    assert files == ["hmsa_core/labels/formats/voc.py"]
+    out = _run(
+        copy,
+        "import numpy as np; from pathlib import Path; from PIL import Image\n"
+        "from hmsa_core.io.atomic import sha256_file; from hmsa_core.labels import LabelStoreWriter\n"
+        "from pipeline.cli.main import main\n"
+        "Image.new('RGB', (4, 4)).save('a.png')\n"
+        "with LabelStoreWriter('raw', {'teacher': '0'}) as writer:\n"
+        "    label, sure = np.zeros((4, 4), np.uint8), np.ones((4, 4), np.float32)\n"
+        "    writer.add('a', label, sure, image_path='a.png', image_sha256=sha256_file(Path('a.png')))\n"
+        "assert main(['export', 'raw', 'out', '--format', 'voc', '--images', '.']) == 0\n"
+        "mask = Image.open('out/SegmentationClass/a.png'); mask.putpixel((1, 2), 13)\n"
+        "mask.save('out/SegmentationClass/a.png')\n"
+        "assert main(['import', 'out', 'raw', '--corrections-of', 'out', '--by', 'kim']) == 0\n"
+        "try: main(['export', '--help'])\n"
+        "except SystemExit: pass",
+    )
+    assert '"pixels"' in (copy / "raw.review.jsonl").read_text()
+    assert "voc                    PASCAL VOC: palette PNG files" in out

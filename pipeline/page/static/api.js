@@ -1,4 +1,4 @@
-// Where data comes from: the server, or (in a static export) files beside the page.
+// Where data comes from: the server.
 
 /** An answer that is an error; `message` is one line for the user. */
 export class ApiError extends Error {
@@ -58,7 +58,6 @@ async function renewToken() {
 }
 
 class Server {
-  isExport = false;
   url = (path, params = {}) => address(path, params);
   json = async (path, params = {}, signal = undefined) => (await send(address(path, params), { signal })).json();
   bytes = async (path, params = {}, signal = undefined) => (await send(address(path, params), { signal })).arrayBuffer();
@@ -73,10 +72,4 @@ class Server {
   };
 }
 
-/** The source in use: {isExport, url, json, bytes, post}. */
-export const api = { ...new Server() };
-
-/** Use another source (the static export does). */
-export function useSource(source) {
-  Object.assign(api, source);
-}
+export const api = new Server();

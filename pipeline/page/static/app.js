@@ -1,6 +1,5 @@
 // Starts the page: store, address, parts, keyboard.
 
-import "./export.js";
 import { api } from "./api.js";
 import { startAudit, openAudit } from "./audit.js";
 import { startClasses, useStats } from "./classes.js";
@@ -164,7 +163,7 @@ function describeStore() {
   setText(byId("store-name"), store.path.split("/").slice(-2).join("/"));
   byId("store-name").title = store.path;
   setText(byId("store-kind"), store.kind);
-  setText(byId("store-size"), store.exported ? `${plain(store.exported)} of ${plain(store.images)} images` : `${plain(store.images)} images`);
+  setText(byId("store-size"), `${plain(store.images)} images`);
   setText(byId("teacher"), store.teacher ? `teacher ${store.teacher.slice(0, 8)}` : "");
   document.title = `${store.name} · autolabel inspector`;
   byId("problems").hidden = !store.problems.length;
@@ -176,7 +175,7 @@ function wire() {
   byId("next").addEventListener("click", () => go(1));
   for (const verdict of ["accept", "flag"]) byId(verdict).addEventListener("click", () => markAndGo(verdict));
   byId("open-audit").addEventListener("click", openAudit);
-  byId("open-audit").disabled = api.isExport || store.kind !== "raw";
+  byId("open-audit").disabled = store.kind !== "raw";
   byId("open-help").addEventListener("click", () => byId("help").showModal());
   byId("retry").addEventListener("click", () => show(state.image));
   byId("copy-link").addEventListener("click", async () => {
@@ -223,7 +222,7 @@ async function start() {
   await firstImage();
   reveal();
   showImageState();
-  if (!api.isExport) askStats();
+  askStats();
 }
 
 start().catch(fatal);

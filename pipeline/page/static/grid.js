@@ -35,8 +35,7 @@ export function selection() {
   if (state.query) params.q = state.query;
   if (state.city) params.city = state.city;
   if (state.review) params.review = state.review;
-  if (api.isExport) params.codes = scene.cuts;
-  else Object.assign(params, cutParams(state, store));
+  Object.assign(params, cutParams(state, store));
   return params;
 }
 

@@ -1,6 +1,5 @@
 // The right-hand panel: one threshold for all, live totals, the two charts.
 
-import { api } from "./api.js";
 import { binsOf, makeCurve, makeHistogram } from "./charts.js";
 import { at, CODES, edgeText, nearestCode, parseThreshold } from "./cuts.js";
 import { byId, clamp, compact, debounce, fill, h, percent, plain, setText, sharp } from "./dom.js";
@@ -138,7 +137,7 @@ function typed() {
 }
 
 const fetchSources = debounce(() => {
-  if (!api.isExport) document.dispatchEvent(new CustomEvent("wantstats"));
+  document.dispatchEvent(new CustomEvent("wantstats"));
 }, 250);
 
 export function startPanel(data) {

@@ -12,7 +12,7 @@ const now = () => JSON.stringify(cutParams(state, store));
 
 function show() {
   const fresh = now() === saved;
-  byId("save-policy").disabled = store.kind !== "raw" || api.isExport;
+  byId("save-policy").disabled = store.kind !== "raw";
   byId("save-policy").classList.toggle("done", fresh);
   setText(byId("save-label"), fresh ? "Policy saved" : "Save policy");
 }

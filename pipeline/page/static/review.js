@@ -43,7 +43,7 @@ function showMarks() {
   const what = (mark) => `${SAID[mark.verdict]} ${mark.region ? "region" : mark.verdict === "correct" ? "pixels" : "image"}${mark.earlier ? " (other labels)" : ""}`;
   fill(byId("marks"), marks.map((mark) => h(`li.mark-item.${mark.verdict}`, {}, icon(mark.verdict), h("b", {}, what(mark)),
     mark.note && h("span.note", {}, mark.note), mark.reviewer && h("span.muted", {}, mark.reviewer),
-    !api.isExport && h("button.ghost", { type: "button", "aria-label": `withdraw: ${what(mark)}`, title: "withdraw", onclick: () => withdraw(mark) }, icon("undo")))));
+    h("button.ghost", { type: "button", "aria-label": `withdraw: ${what(mark)}`, title: "withdraw", onclick: () => withdraw(mark) }, icon("undo")))));
   byId("region").setAttribute("aria-pressed", String(Boolean(corners || region)));
   setText(byId("region-label"), corners ? "Click corners, Enter to close" : region ? "Region drawn (Esc discards)" : "Region");
 }
@@ -64,7 +64,7 @@ const send = (...mark) => post(...mark).then(() => true, (error) => { report(err
 /** Mark the image, or the region that was drawn; true when the image was marked and the next one may follow. */
 export async function mark(verdict) {
   const { name } = scene;
-  if (!scene.planes || api.isExport || name !== state.image) return false; // only what is on the screen can be judged
+  if (!scene.planes || name !== state.image) return false; // only what is on the screen can be judged
   if (corners) {
     toast("A region is being drawn: Enter closes it, Esc leaves it");
     return false;
@@ -123,7 +123,7 @@ const withdraw = (entry) => send(scene.name, { withdraws: entry.id }, "Withdrawn
 
 /** Start to draw a region: clicks set corners, a drag draws a box. */
 export function startRegion() {
-  if (!scene.planes || api.isExport) return;
+  if (!scene.planes) return;
   corners = [];
   region = null;
   stage.classList.add("drawing");
@@ -188,7 +188,6 @@ export function startReview(onChange) {
   stage.addEventListener("pointerdown", press);
   stage.addEventListener("dblclick", () => { if (corners) { corners.pop(); closeRegion(); } });
   byId("region").addEventListener("click", () => (corners || region ? cancelRegion() : startRegion()));
-  byId("review-bar").hidden = api.isExport;
   onScene((_, what) => {
     if (what !== "image" && what !== "error") return;
     changeOwner();

@@ -1,6 +1,5 @@
 // Buttons around the picture: layers, opacity, zoom, compare, palette, theme, filters of the list.
 
-import { api } from "./api.js";
 import { at, edgeText, parseThreshold } from "./cuts.js";
 import { byId, debounce, fill, h, setText } from "./dom.js";
 import { storeSums } from "./numbers.js";
@@ -42,7 +41,7 @@ function availability() {
   };
   set("image", Boolean(scene.details?.picture), store.hasPictures ? "this image has no picture under the image root" : "no pictures: start with --images ROOT");
   set("human", Boolean(scene.details?.human), "no human label is known for this image");
-  set("weights", store.canWeigh && !api.isExport, "scale weights need a checkpoint: start with --checkpoint F");
+  set("weights", store.canWeigh, "scale weights need a checkpoint: start with --checkpoint F");
 }
 
 /** Switch compare on or off. */

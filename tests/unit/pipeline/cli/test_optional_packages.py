@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "lacks"),
     [
         ("inspect STORE --threshold 0.9", ""),
-        ("serve STORE --export PAGE --threshold 0.9", ""),
+        ("export STORE PAGE", ""),
         ("verify STORE", ""),
         ("serve STORE --port 0", "uvicorn is not installed; this command needs the optional packages [ui]"),
         (

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from hmsa_core.labels import LabelStoreWriter
-from pipeline.cli.main import main
 from pipeline.review.session import Session
 from tests.support.asgi import Reply, client_of
 from tests.support.label_scenes import LINEAGE
@@ -36,39 +35,36 @@ def ask(session: Session, what: str, name: str = "a") -> Reply:
         return client.get(f"/api/{what}", name=name)
 
 
-def export(store: Path, images: object, target: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Export the page; what it said on standard error."""
-    capsys.readouterr()
-    assert main(["serve", str(store), "--images", str(images), "--export", str(target), "--threshold", "0.9"]) == 0
-    return capsys.readouterr().err
+def look(store: Path, images: str | Path) -> tuple[str, int]:
+    """What `serve` notes of a folder of photographs, and how many of the store's are found in it."""
+    pictures = Session(store, images=Path(images)).view.pictures
+    return pictures.note, sum(ask(Session(store, images=Path(images)), "picture", name).status == 200 for name in "ab")
 
 
-def test_the_folder_that_was_labelled_and_its_parent_are_both_taken(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_folder_that_was_labelled_and_its_parent_are_both_taken(tmp_path: Path, monkeypatch) -> None:
     store = make_store(tmp_path, "photos/x.png", "photos/cam/y.png")
     make_picture(tmp_path / "photos/x.png")
     make_picture(tmp_path / "photos/cam/y.png")
     monkeypatch.chdir(tmp_path)
-    assert export(store, ".", Path("from-parent"), capsys) == ""
-    said = export(store, "photos", Path("from-folder"), capsys)
-    assert (
-        said == f"note: {store}: its paths begin one folder above photos ('photos/x.png'); nothing else there is read\n"
+    assert look(store, ".") == ("", 2)
+    assert look(store, "photos") == (
+        "its paths begin one folder above photos ('photos/x.png'); nothing else there is read",
+        2,
     )
     monkeypatch.chdir(tmp_path / "photos")
-    export(store, ".", tmp_path / "from-inside", capsys)
-    for page in ("from-parent", "from-folder", "from-inside"):
-        assert len(list((tmp_path / page / "pictures").iterdir())) == 2
+    assert look(store, ".")[1] == 2
 
 
-def test_a_folder_without_any_photograph_of_the_store_is_told_with_the_one_to_give(tmp_path: Path, capsys) -> None:
+def test_a_folder_without_any_photograph_of_the_store_is_told_with_the_one_to_give(tmp_path: Path) -> None:
     store = make_store(tmp_path, "photos/x.png", "photos/y.png")
     (tmp_path / "else").mkdir()
-    said = export(store, tmp_path / "else", tmp_path / "page", capsys)
-    assert said.count("\n") == 1
+    said, _ = look(store, tmp_path / "else")
+    assert "\n" not in said
     assert f"0 of its 2 photographs are below {tmp_path / 'else'}" in said
     assert "give --images the folder that holds 'photos/x.png'" in said
-    assert "it names none" in export(make_store(tmp_path / "none", ""), tmp_path, tmp_path / "page-2", capsys)
-    odd = export(make_store(tmp_path / "odd", "x\nerror: \x1b[2J.png"), tmp_path, tmp_path / "page-3", capsys)
-    assert (odd.count("\n"), "\x1b" in odd) == (1, False), "control characters write no line of their own"
+    assert "it names none" in look(make_store(tmp_path / "none", ""), tmp_path)[0]
+    odd, _ = look(make_store(tmp_path / "odd", "x\nerror: \x1b[2J.png"), tmp_path)
+    assert not {"\n", "\x1b"} & set(odd), "control characters write no line of their own"
 
 
 def test_paths_that_begin_in_the_folder_are_never_followed_from_its_parent(tmp_path: Path) -> None:
@@ -116,9 +112,7 @@ def test_a_path_that_cannot_be_one_does_not_keep_the_page_from_starting(tmp_path
 
 
 @pytest.mark.parametrize("size", [(4000, 8), (300, 1), (1, 300), (8, 4000), (1, 1), (3, 2), (1, 40000)])
-def test_an_image_of_any_shape_has_its_thumbnails_and_can_be_exported(
-    tmp_path: Path, size: tuple[int, int], capsys
-) -> None:
+def test_an_image_of_any_shape_has_its_thumbnails(tmp_path: Path, size: tuple[int, int]) -> None:
     store = make_store(tmp_path, "photos/x.png", size=size)
     make_picture(tmp_path / "photos/x.png", size)
     session = Session(store, images=tmp_path)
@@ -133,8 +127,6 @@ def test_an_image_of_any_shape_has_its_thumbnails_and_can_be_exported(
     thumb = ask(session, "thumb").picture()
     assert thumb.shape[0] <= 4 * 288
     assert max(thumb.shape[:2]) >= 288
-    export(store, tmp_path, tmp_path / "page", capsys)
-    assert len(list((tmp_path / "page/thumbs").iterdir())) == 1
 
 
 def test_a_usual_thumbnail_samples_the_middle_of_each_step(tmp_path: Path) -> None:
