@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from hmsa_core.data.decode import read_label
 from hmsa_core.io.atomic import write_bytes, write_text
 from hmsa_core.io.errors import InputError
@@ -18,7 +16,6 @@ from hmsa_core.labels.formats._item import About, Item, shifted
 from hmsa_core.labels.formats._returned import Exported, Returned
 from hmsa_core.labels.formats.released import prob_of
 from hmsa_core.labels.store.format import png_bytes
-from hmsa_core.taxonomy import IGNORE
 
 _SCRIPT = '''"""Open this export in FiftyOne: `python open_in_fiftyone.py`."""
 
