@@ -23,7 +23,8 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.trees import new_tree
 from pipeline.cli.main import run_command
 from pipeline.night.parameters import set_keys
-from pipeline.workspace.strict_yaml import read_yaml
+from pipeline.workspace.params import Params
+from pipeline.workspace.yaml_text import read_yaml
 from research.ablation.prepare import make_camvid_workspace
 
 _FOLDERS = ("train/images", "train/labels", "train_coarse", "ceiling")
@@ -74,14 +75,15 @@ def run(args: argparse.Namespace) -> int:
 def _set_recipe(params: Path, factor: float, crops: int) -> None:
     """Crops of the pictures' scale, and as many of them an epoch as with all fine labels."""
     document = read_yaml(params)
+    settings = Params.parse(document)
     for section in ("teacher_train", "student_train"):
-        values = document.values[section]
+        values = getattr(settings, section)
         set_keys(
             document.values,
             {
-                f"{section}.crop": [round(side * factor) for side in values["crop"]],
+                f"{section}.crop": [round(side * factor) for side in values.crop],
                 f"{section}.epoch_samples": crops,
-                f"{section}.sampling.tile": round(values["sampling"]["tile"] * factor),
+                f"{section}.sampling.tile": round(values.sampling.tile * factor),
             },
         )
     atomic.write_text(params, json.dumps(document.values, indent=1))

@@ -16,7 +16,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from pipeline.cli.main import COMMANDS
-from pipeline.workspace.settings import profile_text
+from pipeline.workspace.params import Params
+from pipeline.workspace.settings import annotated
 from tools.lock import REPO
 
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)(?:#[^)\s]*)?\)")
@@ -65,5 +66,5 @@ def _commands() -> str:
 
 
 def _settings() -> str:
-    text = profile_text("cityscapes")
-    return f"# Settings\n\nA whole `params.yaml`, here of profile `cityscapes`.\n\n```yaml\n{text}```\n"
+    text = annotated(Params.of_profile("cityscapes")).lstrip()
+    return f"# Settings\n\n`autolabel config show` of profile `cityscapes`.\n\n```yaml\n{text}```\n"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.workspace.init import render_dvc_yaml
+from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.settings import profile_text
 from pipeline.workspace.table import TABLE
 

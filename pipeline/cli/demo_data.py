@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workers: expected at least 1, found {args.workers}")
     profile, out = args.profile, args.out
     if profile is None or out is None:
-        from pipeline.workspace.strict_yaml import read_yaml
         from pipeline.workspace.workspace import Workspace
+        from pipeline.workspace.yaml_text import read_yaml
 
         ws = Workspace.find(args.workspace)
         profile = profile or read_yaml(ws.path("params.yaml")).values.get("profile")

@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand: exit status 1 when something is broken."""
     root = _root(args.workspace)
-    if args.fix and (root / "dvc.yaml").exists() and (done := doctor_dvc.repair_lock(Workspace(root))):
-        sys.stderr.write(f"{done}\n")
+    if args.fix and (root / "dvc.yaml").exists():
+        done = (doctor_dvc.repair_lock(Workspace(root)), doctor_dvc.renew_stages(Workspace(root)))
+        sys.stderr.write("".join(f"{line}\n" for line in done if line))
     findings = examine(root, deep=not args.quick)
     if args.json:
         sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=1) + "\n")

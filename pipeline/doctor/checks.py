@@ -93,7 +93,7 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
         "devices": lambda: _devices(ws, gpus),
         "shared memory": lambda: _shared_memory(ws),
         "scales": lambda: _scales(ws),
-        "dvc.yaml": lambda: _pretrain_dependency(ws),
+        "dvc.yaml": lambda: doctor_dvc.examine_stages(ws),
         "locks": lambda: _locks(ws),
         "disk": lambda: _disk(ws),
         "dvc": lambda: doctor_dvc.examine(ws),
@@ -206,24 +206,6 @@ def _foreign_teacher(ws: Workspace) -> Iterator[Finding]:
             _ = source.names, source.files
     except HmsaError as error:
         yield Finding("auto_infer.teacher", "broken", error.message, error.hint or "correct it in params.yaml")
-
-
-def _pretrain_dependency(ws: Workspace) -> Iterator[Finding]:
-    """DVC reads the root of the pretraining set from params.yaml: one without the other is an error of DVC's own."""
-    path = ws.path("dvc.yaml")
-    try:
-        named = "${data.pretrain.root}" in path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        mend = "write it as UTF-8, or take it from version control"
-        yield Finding("dvc.yaml", "broken", f"{path}: no UTF-8 text: every dvc repro fails ({one_line(error)})", mend)
-        return
-    is_given = ws.params.data.pretrain is not None
-    if named and not is_given:
-        text = "stage prepare depends on data.pretrain.root, params.yaml has none"
-        yield Finding("dvc.yaml", "broken", text, "sed -i '/data.pretrain.root/d' dvc.yaml")
-    elif is_given and not named:
-        text = "stage prepare does not depend on data.pretrain.root: changes go unseen"
-        yield Finding("dvc.yaml", "warning", text, "add `- ${data.pretrain.root}` to the deps of prepare in dvc.yaml")
 
 
 def _locks(ws: Workspace) -> Iterator[Finding]:

@@ -8,13 +8,16 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from hmsa_core.io.errors import ConfigError, one_line
+from hmsa_core.io.errors import ConfigError
+from pipeline.workspace.dvc_yaml import check_dvc_yaml, renew_dvc_yaml, stages_of
 from pipeline.workspace.workspace import Workspace
 
 
@@ -41,16 +44,25 @@ def named(ws: Workspace, key: str) -> set[str]:
     Raises:
         ConfigError: dvc.yaml cannot be read.
     """
-    path = ws.path("dvc.yaml")
-    try:
-        stages = yaml.safe_load(path.read_text("utf-8", errors="replace"))["stages"]
-        found = [name for stage in stages.values() for name in stage.get(key, [])]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path}: no stages can be read: every dvc repro fails ({one_line(error)})",
-            hint="take it from version control, or from a new workspace of `autolabel init`",
-        ) from error
+    found = [name for stage in stages_of(ws.path("dvc.yaml")).values() for name in stage.get(key, [])]
     return {name for one in found for name in (one if isinstance(one, dict) else [one])}
+
+
+def examine_stages(ws: Workspace) -> Iterator[Finding]:
+    """Whether dvc.yaml is what this program and params.yaml need."""
+    try:
+        check_dvc_yaml(ws.path("dvc.yaml"), ws.params)
+    except ConfigError as error:
+        mend = "autolabel doctor --fix" if "doctor --fix" in error.hint else error.hint
+        yield Finding("dvc.yaml", "broken", error.message, mend)
+
+
+def renew_stages(ws: Workspace) -> str | None:
+    """Write the stages of dvc.yaml that are not what this program and params.yaml need; say what was done."""
+    with suppress(ConfigError):  # of a file that cannot be read the findings say more
+        if renewed := renew_dvc_yaml(ws.path("dvc.yaml"), ws.params):
+            return f"written anew in {ws.path('dvc.yaml')}: {', '.join(renewed)}"
+    return None
 
 
 _RWLOCK = ".dvc/tmp/rwlock"
@@ -132,8 +144,8 @@ def _lock_file(ws: Workspace) -> Iterator[Finding]:
         return
     text = path.read_text("utf-8", errors="replace")
     try:
-        is_whole = isinstance(yaml.safe_load(text), dict) and not re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
-    except yaml.YAMLError:
+        is_whole = isinstance(YAML(typ="safe").load(text), dict) and not re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
+    except YAMLError:
         is_whole = False
     if is_whole:
         yield Finding("dvc.lock", "ok", "can be read")

@@ -37,6 +37,7 @@ from pipeline.report.render import Table
 from pipeline.report.sections import trust
 from pipeline.report.since import artifacts, as_markdown
 from pipeline.stages.disk import check_machine
+from pipeline.workspace.dvc_yaml import SETTINGS_STAGE
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 
@@ -117,6 +118,9 @@ def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arg
             unchanged = dvc_unchanged(ws.root)
             check_machine_task(ws, [] if unchanged else chosen)
             arrived |= discover_task(ws)
+            if not unchanged:  # DVC compares the settings of a stage with what this one wrote
+                log = get_run_logger()
+                run_stage(SETTINGS_STAGE, ws.root, say=log.info, alive=ServerWatch(PREFECT_API_URL.value()).alive)
             for stage in chosen:
                 took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
                 seconds |= {stage: took} if took else {}

@@ -20,8 +20,8 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.params import Params, over
-from pipeline.workspace.strict_yaml import Document, read_yaml
 from pipeline.workspace.workspace import PARAMS_OF_NIGHT, PARAMS_VARIABLE
+from pipeline.workspace.yaml_text import Document, read_yaml
 
 _FIRST = "calibrate"  # the trainings before may be done, and the checkpoints that they started from gone
 
@@ -63,15 +63,13 @@ def set_keys(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Set dotted keys ("pseudo_label.threshold") in the values of a params.yaml; a mapping keeps what it does not name.
 
     Raises:
-        ConfigError: a section that is not there; the message names the key.
+        ConfigError: a key below a value that is no section.
     """
     for dotted, value in changes.items():
         *parents, last = dotted.split(".")
         here: Any = values
         for part in parents:
-            if not isinstance(here, dict) or part not in here:
-                raise ConfigError(f"parameter {dotted!r}: params.yaml has no section {part!r}")
-            here = here[part]
+            here = here.setdefault(part, {}) if isinstance(here, dict) else here
         if not isinstance(here, dict):
             raise ConfigError(f"parameter {dotted!r}: {'.'.join(parents)} is a value in params.yaml, not a section")
         here[last] = over(here, {last: value})[last]

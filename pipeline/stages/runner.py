@@ -23,8 +23,10 @@ from pipeline.stages import module_of
 from pipeline.stages.time_left import seconds_left
 from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.registry import Registry
+from pipeline.workspace.settings import write_resolved
 from pipeline.workspace.table import STAGES, Stage, row_of
-from pipeline.workspace.workspace import Workspace
+from pipeline.workspace.workspace import SETTINGS, Workspace
+from pipeline.workspace.yaml_text import read_yaml
 
 _LOG = logging.getLogger(__name__)
 _REVIEW = "labels/raw.review.jsonl"
@@ -41,7 +43,8 @@ def run_stage(ws: Workspace, stage: str) -> None:
     started = time.monotonic()
     module = module_of(stage)
     row = row_of(stage)
-    before = _inputs(ws, row)  # a mistake in params.yaml is reported before anything is touched
+    write_resolved(ws)  # a mistake in params.yaml is reported before anything is touched
+    before = _inputs(ws, row)
     check_named_files(ws.root, ws.params, stage)
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
@@ -55,7 +58,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
             if (saved, files) == (saved_meanwhile, files_meanwhile):
                 break
         _LOG.info("%s: marks, a policy or files of a data set came meanwhile: once more, for what they change", stage)
-    _check_inputs(stage, before | saved, _inputs(Workspace(ws.root), row) | saved_meanwhile)
+    _check_inputs(stage, before | saved, _inputs(ws, row) | saved_meanwhile)
     for root in (root for root in files if files[root] != files_meanwhile[root]):
         told = "%s: files in %s go on changing. What came last waits for the next change there, or `dvc repro -f %s`"
         _LOG.warning(told, stage, root, stage)
@@ -74,13 +77,13 @@ def run_stage(ws: Workspace, stage: str) -> None:
 
 def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
     """What DVC will record of what people change, when the stage has ended: path to value."""
-    values = ws.params.model_dump(mode="json")
+    values = read_yaml(ws.path(SETTINGS)).values
     found: dict[str, Any] = {}
     for dotted in row.watched:
         here: Any = values
         for part in dotted.split("."):
             here = here.get(part) if isinstance(here, dict) else None
-        found[f"params.yaml: {dotted}"] = here
+        found[f"{SETTINGS}: {dotted}"] = here
     if "models/current.json" in row.deps:
         found["models/current.json"] = Registry(ws.root).current()
     return found

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InputError, one_line
+from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.params import PROFILES, Params
 from pipeline.workspace.registry import TEACHER_STAGE
-from pipeline.workspace.settings import profile_text
-from pipeline.workspace.strict_yaml import read_yaml
-from pipeline.workspace.table import PRETRAIN_ROOT, TABLE
+from pipeline.workspace.settings import profile_text, resolved_text
+from pipeline.workspace.workspace import SETTINGS
+from pipeline.workspace.yaml_text import read_yaml
 
 GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
 CAMVID_ENV = "AUTOLABEL_CAMVID"
@@ -89,24 +90,6 @@ def generate_data(out: Path, profile: str, *, workers: int = 2) -> None:
         sys.path.append(str(checkout))
     streets = importlib.import_module("examples.streets")
     streets.generate(streets.default_spec(profile), out, workers)
-
-
-def render_dvc_yaml(*, has_pretrain: bool) -> str:
-    """dvc.yaml of a workspace from the table of stages; a pretraining root is a dependency only where there is one."""
-    lines = [*_template("dvc-head.txt").splitlines(), "stages:"]
-    for row in TABLE:
-        deps = [dep for dep in row.deps if has_pretrain or dep != PRETRAIN_ROOT]
-        lines += [f"  {row.name}:", f"    desc: {row.description}", f"    cmd: exec autolabel stage {row.name}"]
-        for key, values in (
-            ("deps", deps),
-            ("params", row.watched),
-            ("outs", row.outs),
-            ("metrics", [f"{row.metrics}: {{cache: false}}"]),
-            ("plots", row.plots),
-        ):
-            lines += [f"    {key}:", *(f"      - {value}" for value in values)] if values else []
-        lines.append("")
-    return "\n".join(lines)
 
 
 def _template(name: str) -> str:
@@ -207,10 +190,13 @@ def _camvid_root(request: InitRequest, folder: Path) -> str:
 
 def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> None:
     """Write each file that is not there yet; one that is there is whole, and may be somebody's work by now."""
-    profile, data = request.profile, {name: {"root": root} for name, root in roots.items()}
+    profile, params = request.profile, folder / "params.yaml"
+    if not params.exists():
+        atomic.write_text(params, profile_text(profile, roots, deterministic=request.deterministic))
+    settings = Params.load(params)
     files = {
-        "params.yaml": profile_text(profile, data, deterministic=request.deterministic),
-        "dvc.yaml": render_dvc_yaml(has_pretrain=Params.of_profile(profile).data.pretrain is not None),
+        "dvc.yaml": render_dvc_yaml(has_pretrain=settings.data.pretrain is not None),
+        SETTINGS: resolved_text(settings),
         ".gitignore": _template("gitignore"),
         ".dvcignore": _template("dvcignore"),
         "README.md": _template("README.md").replace("@PROFILE", profile),

@@ -34,11 +34,14 @@ from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.thresholds.settings import CalibrateConfig, MergeConfig
 from hmsa_core.spec import EvaluationSetting
-from pipeline.workspace.strict_yaml import Document, read_yaml
 from pipeline.workspace.table import TABLE, Stage
+from pipeline.workspace.yaml_text import Document, Key, dotted, read_yaml
 
 Profile = Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"]
 PROFILES: tuple[str, ...] = typing.get_args(Profile)
+TRAININGS = ("teacher_pretrain", "teacher_train", "student_train")  # sections that `train` holds for
+_ONLY_WRITTEN: dict[Key, tuple[str, ...]] = {(): ("train",), ("runtime",): ("engine",)}  # keys of no section's class
+RUNNING = (*TRAININGS, "auto_infer", "evaluate")  # sections that `runtime` holds for
 Workers = Annotated[int, Field(ge=1), NotInKey]
 Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
 # What pseudo_label.threshold may name -> the file that calibrate makes.
@@ -234,24 +237,10 @@ class ReportConfig(Section):
     pictures: Count = knob(6, "images shown with label, confidence and scale weights")
 
 
-if TYPE_CHECKING:
-    VersionsConfig = Section
-else:
-    VersionsConfig = create_model(
-        "VersionsConfig",
-        __base__=Section,
-        __doc__="Code version of each stage (`pipeline.stages.VERSIONS`), where DVC can see it.",
-        **{row.section: (PositiveInt, Field(description="code version")) for row in TABLE},
-    )
-
-
 class _Params(Section):
     """A workspace's params.yaml: one section per stage (what each is about: `pipeline.stages.TABLE`)."""
 
     profile: Profile = Field(description="which profile this file came from; `autolabel demo-data` and the tests ask")
-    versions: VersionsConfig = Field(
-        description="code version of each stage; raising one re-runs that stage and the next ones"
-    )
     runtime: EngineConfig = knob(EngineConfig(), "who does the work; no result depends on it")
     data: DataConfig = Field(description="where the data lie, and who may use which image")
     prepare: PrepareConfig
@@ -263,17 +252,6 @@ class _Params(Section):
     student_train: StudentConfig
     evaluate: EvaluateConfig
     report: ReportConfig
-
-    @model_validator(mode="after")
-    def _versions_are_ours(self) -> Self:
-        for row in TABLE:
-            theirs = getattr(self.versions, row.section)
-            if theirs != row.version:
-                raise ValueError(
-                    f"versions.{row.section} is {theirs}, this program's {row.name} has code version {row.version}: "
-                    f"write {row.version} to accept it (the stage and those after it run again)"
-                )
-        return self
 
     @model_validator(mode="after")
     def _thresholds_are_for_the_pixels_they_cut(self) -> Self:
@@ -292,26 +270,50 @@ class _Params(Section):
         return cls.parse(read_yaml(path))
 
     @classmethod
-    def of_profile(cls, name: str, data: Mapping[str, Any] | None = None) -> Self:
-        """Settings of a profile: its file laid over the defaults of the code.
-
-        Args:
-            name: one of `PROFILES`.
-            data: replaces what the profile says in section `data`, {"target": {"root": PATH}}.
-        """
-        overlay = read_yaml(profile_file(name))
-        versions = {row.section: row.version for row in TABLE}
-        values = overlay.values | {"data": over(overlay.values["data"], data or {})}
-        added: dict[str, Any] = {row.section: {} for row in TABLE if row.section not in values}
-        return cls.parse(replace(overlay, values={"profile": name, "versions": versions} | added | values))
+    def of_profile(cls, name: str) -> Self:
+        """Settings of a profile, as `autolabel init` writes them."""
+        return cls.load(profile_file(name))
 
     @classmethod
     def parse(cls, document: Document) -> Self:
-        """Check the values of a document that was read."""
+        """Settings in effect: what the document says, over `train` and `runtime` of it, over the defaults of the code.
+
+        Raises:
+            ConfigError: the first mistake in one line.
+        """
+        values = _in_effect(document)
         try:
-            return cls.model_validate(document.values)
+            return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(explain(error, document, cls)) from None
+            raise ConfigError(explain(error, replace(document, values=values), cls)) from None
+
+
+def _in_effect(document: Document) -> dict[str, Any]:
+    """One section per stage: `train` holds for the trainings, `runtime` for all, and a section's values go first."""
+    common = {name: document.values.get(name, {}) for name in ("train", "runtime")}
+    for name, value in common.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{document.where((name,))}: {name}: expected `key: value` lines, found {value!r}")
+    values = {row.section: {} for row in TABLE} | {k: v for k, v in document.values.items() if k != "train"}
+    machine = {key: value for key, value in common["runtime"].items() if key not in EngineConfig.model_fields}
+    if "runtime" in values:
+        values["runtime"] = {key: value for key, value in common["runtime"].items() if key not in machine}
+    for section, of_section in values.items():
+        if section in RUNNING and isinstance(of_section, Mapping):
+            trained = over({"runtime": machine}, common["train"] if section in TRAININGS else {})
+            values[section] = over(trained, of_section)
+    return values
+
+
+def written_at(key: Key, lines: Mapping[Key, int]) -> Key:
+    """The key of params.yaml that gives a setting its value: its own, or that of `train` or `runtime`."""
+    section, rest = key[:1], key[1:]
+    places = [key]
+    if section and section[0] in TRAININGS:
+        places.append(("train", *rest))
+    if section and section[0] in RUNNING and rest[:1] == ("runtime",):
+        places.append(rest)
+    return next((place for place in places if place in lines), key)
 
 
 def _section_from(row: Stage) -> type[Section]:
@@ -356,13 +358,16 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
     if first["type"] == "missing":
         # A misspelt key is missing under its right name too: what is there says more than what is not.
         first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), first)
-    key, owner = _resolve(model, first["loc"], document.values)
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    place, told = f"{document.where(key)}: {document.dotted(key) or '(file)'}", _expected(first)
+    where, owner = _resolve(model, first["loc"], document.values)
+    key = written_at(where, document.lines)
+    # A mistake in `train` is one of each training.
+    others = {written_at(_resolve(model, fault["loc"], document.values)[0], document.lines) for fault in faults} - {key}
+    more = f" (and {len(others)} more)" if others else ""
+    place, told = f"{document.where(key)}: {dotted(key) or '(file)'}", _expected(first)
     named = re.match(r"[a-z_]+(\.[a-z_]+)+", told)
     if first["type"] == "extra_forbidden":
-        known = f"the keys here are: {', '.join(sorted(owner.model_fields))}"
-        told = f"unknown key; {did_you_mean(str(key[-1]), owner.model_fields, known)}"
+        names = sorted({*owner.model_fields, *_ONLY_WRITTEN.get(key[:-1], ())})
+        told = "unknown key; " + did_you_mean(str(key[-1]), names, f"the keys here are: {', '.join(names)}")
     elif first["type"] == "missing":
         told = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
     elif not key and named:  # a check over several sections names its key itself

@@ -1,10 +1,10 @@
-"""Settings as text: the annotated params.yaml of a profile or workspace, where values come from, and what differs."""
+"""Settings as text: a profile's params.yaml, all settings with explanations and origins, and what differs."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +12,69 @@ from pydantic import BaseModel
 
 from hmsa_core.config import Section
 from hmsa_core.data.source import OnlyFor, SourceSpec
+from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, did_you_mean
 from pipeline.workspace.params import PROFILES, Params, profile_file
-from pipeline.workspace.strict_yaml import is_plain_text, read_yaml
 from pipeline.workspace.table import TABLE
+from pipeline.workspace.workspace import SETTINGS, Workspace
+from pipeline.workspace.yaml_text import dump_editable, load_editable
 
 _COLUMN = 36  # where explanations begin
-_EVERY_KEY = """\
-# Every key is explained at its end of line. An unknown key is refused with the nearest valid name; a missing one takes
-# the default of the code, the paper's value where there is one. `autolabel config diff` prints what was changed.
+_RESOLVED = """\
+# All settings in effect: params.yaml over the program's defaults. DVC compares these values; edit params.yaml.
 """
+# Read as itself without quotes, in lists and mappings of one line too.
+_PLAIN_TEXT = re.compile(r"(?!(?:null|true|false)$)[A-Za-z/][\w./+-]*(?: [\w./+-]+)*", re.ASCII | re.IGNORECASE)
 Key = tuple[str, ...]
 # What `auto` of the runtime becomes where results have to be the same on every processor.
-_PINNED = {"threads": "1", "precision": "fp32", "channels_last": "true"}
+_PINNED = {"threads": 1, "precision": "fp32", "channels_last": True}
+_WATCHED = tuple(dict.fromkeys(key.partition(".")[0] for row in TABLE for key in row.watched))
 
 
-def profile_text(profile: str, data: Mapping[str, Any] | None = None, *, deterministic: bool = False) -> str:
-    """The params.yaml that `autolabel init` writes: all settings of a profile with their explanations.
+def profile_text(profile: str, roots: Mapping[str, str] | None = None, *, deterministic: bool = False) -> str:
+    """The params.yaml that `autolabel init` writes: the profile, which is self-contained.
 
     Args:
         profile: one of `PROFILES`.
-        data: replaces what the profile says in section `data`.
-        deterministic: no setting of the runtime is left to the machine: numbers instead of `auto`.
+        roots: replace `data.NAME.root`, by NAME.
+        deterministic: no setting of the runtime is left to the machine: values instead of `auto`.
     """
-    lines = profile_file(profile).read_text("utf-8").splitlines(keepends=True)
-    head = "".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
-    text = annotated(Params.of_profile(profile, data))
-    for name, value in _PINNED.items() if deterministic else ():
-        text = re.sub(rf"(?m)^( +{name}: )auto\b", rf"\g<1>{value}", text)
-    return head + _EVERY_KEY + "\n" + text
+    document = load_editable(profile_file(profile).read_text("utf-8"))
+    for name, root in (roots or {}).items():
+        document["data"][name]["root"] = root
+    sections = (document, *(section for section in document.values() if isinstance(section, Mapping)))
+    for runtime in [section["runtime"] for section in sections if deterministic and "runtime" in section]:
+        runtime.update({key: _PINNED[key] for key, value in runtime.items() if value == "auto" and key in _PINNED})
+    return dump_editable(document)
 
 
-def annotated(params: Params, told: Mapping[Key, str] | None = None) -> str:
-    """All settings as a params.yaml, each with its description at its end of line, and `told` (`origins`) before it."""
+def resolved_text(params: Params) -> str:
+    """The file of settings that DVC compares: what the stages depend on, and each stage's version."""
+    versions = "".join(f"  {row.section}: {row.version}\n" for row in TABLE)
+    return f"{_RESOLVED}{annotated(params, only=_WATCHED)}\nversions:\n{versions}"
+
+
+def write_resolved(ws: Workspace) -> None:
+    """Bring a workspace's file of settings up to date; one that says the same is left alone."""
+    path, text = ws.path(SETTINGS), resolved_text(ws.params)
+    if not path.is_file() or path.read_text("utf-8", errors="replace") != text:
+        atomic.write_text(path, text)
+
+
+def annotated(params: Params, told: Mapping[Key, str] | None = None, only: Collection[str] = ()) -> str:
+    """Settings as a params.yaml, each with its description at its end of line, and `told` (`origins`) before it.
+
+    Args:
+        params: the settings.
+        told: stands before the description of a key.
+        only: sections to write; empty = all.
+    """
     about = {row.section: f"{row.name}: {row.description}" for row in TABLE}
     lines: list[str] = []
     for name, info in type(params).model_fields.items():
         value = getattr(params, name)
+        if only and name not in only:
+            continue
         if isinstance(value, Section):
             lines += ["", f"# {about.get(name) or info.description}", f"{name}:"]
             lines += _section(value, (name,), told or {})
@@ -65,7 +91,7 @@ def _section(section: BaseModel, at: Key, told: Mapping[Key, str]) -> Iterator[s
             yield _line(key, "", "")
             yield from _section(value, key, told)
         else:
-            yield from _leaf(key, value, "" if at == ("versions",) else described, told)
+            yield from _leaf(key, value, described, told)
 
 
 def _shown(section: BaseModel) -> Iterator[tuple[str, Any]]:
@@ -100,7 +126,7 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, str) and is_plain_text(value):
+    if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
         return value
     # JSON's own escapes above U+FFFF are two, of which YAML makes two characters.
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False))
@@ -144,7 +170,7 @@ def other_settings(name: str, params: Params) -> dict[Key, Any]:
         known = ("defaults", *PROFILES)
         hint = did_you_mean(name, known, f"expected a params.yaml or one of {', '.join(known)}")
         raise ConfigError(f"{name}: no such settings; {hint}")
-    return _flat(Params.parse(read_yaml(path)))
+    return _flat(Params.load(path))
 
 
 def differences(params: Params, other: Mapping[Key, Any]) -> Iterator[str]:

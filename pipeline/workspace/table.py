@@ -1,4 +1,4 @@
-"""The table of the chain's stages: dvc.yaml, `versions`, the command line and docs/stages.md follow from it.
+"""The table of the chain's stages: dvc.yaml, the command line and docs/stages.md follow from it.
 
 A stage is a row of `TABLE` and a module of `pipeline.stages`. This file imports nothing heavy.
 """
@@ -21,7 +21,7 @@ class Stage:
     deps: tuple[str, ...]
     outs: tuple[str, ...]
     plots: tuple[str, ...]
-    params: tuple[str, ...] = ()  # keys of params.yaml that it reads besides its own section
+    params: tuple[str, ...] = ()  # settings that it reads besides its own section
     version: int = 1  # raised when its results change for the same parameters and inputs: the stage then runs again
     # Settings of a stage whose section no class of `params` describes: name -> (default, description).
     settings: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Stage:
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """Keys of params.yaml whose changes make it run again."""
+        """Keys of settings.yaml whose changes make it run again."""
         return (f"versions.{self.section}", self.section, *self.params)
 
     @property
@@ -154,7 +154,7 @@ TABLE = (
 )
 
 STAGES: tuple[str, ...] = tuple(row.name for row in TABLE)  # in the order of the chain
-# The same numbers stand in params.yaml (`versions`), where DVC sees them: raising one re-runs that stage everywhere.
+# The same numbers stand in settings.yaml (`versions`), where DVC sees them: raising one re-runs that stage everywhere.
 VERSIONS: dict[str, int] = {row.name: row.version for row in TABLE}
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MARKS = ("params.yaml", "dvc.yaml")
 JUDGED_CURVES = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
 PARAMS_VARIABLE = "AUTOLABEL_PARAMS"  # names the file of a night that is read in place of params.yaml
+SETTINGS = "settings.yaml"  # all settings in effect, as the last stage that started had them; DVC compares its values
 PARAMS_OF_NIGHT = "work/nightly/params.yaml"  # that file
 
 

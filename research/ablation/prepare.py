@@ -80,7 +80,7 @@ def make_camvid_workspace(
         settings: values of params.yaml that are not the profile's, by dotted key.
     """
     from pipeline.night.parameters import set_keys
-    from pipeline.workspace.strict_yaml import read_yaml
+    from pipeline.workspace.yaml_text import read_yaml
     from research.ablation.catalogue import camvid_variant, named_variant
 
     changes = settings or {}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.io import atomic
-from pipeline.workspace.init import render_dvc_yaml
+from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.settings import profile_text
 from pipeline.workspace.workspace import Workspace
 from research.ablation import jobs, run

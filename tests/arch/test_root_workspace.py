@@ -17,7 +17,7 @@ def test_dvc_finds_the_stages_of_the_table_in_the_root_and_nothing_else() -> Non
     command = [sys.executable, "-m", "dvc", "stage", "list", "--all", "--name-only"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert tuple(done.stdout.split()) == STAGES
+    assert tuple(done.stdout.split()) == ("settings", *STAGES)
 
 
 @pytest.mark.parametrize("path", rendered(), ids=lambda path: path.name)

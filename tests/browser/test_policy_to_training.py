@@ -13,6 +13,7 @@ import pytest
 from hmsa_core.data.index import Index
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from tests.support.browser_page import Page, serving
+from tests.support.chain import set_params
 from tests.support.label_scenes import LINEAGE, imitate_teacher
 
 pytestmark = pytest.mark.chain
@@ -25,24 +26,13 @@ def autolabel(*args: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def set_params(workspace: Path, **changes: str) -> None:
-    """Change single lines of params.yaml, as a person would in an editor."""
-    path = workspace / "params.yaml"
-    lines = path.read_text().splitlines()
-    for key, value in changes.items():
-        (number,) = [i for i, line in enumerate(lines) if line.strip().startswith(f"{key}:")]
-        indent = lines[number][: len(lines[number]) - len(lines[number].lstrip())]
-        lines[number] = f"{indent}{key}: {value}"
-    path.write_text("\n".join(lines) + "\n")
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
     """A tiny workspace after `prepare`, with raw labels of a simulated teacher."""
     folder = tmp_path_factory.mktemp("chain") / "tiny"
     autolabel("init", str(folder), "--profile", "tiny", cwd=repo)
     autolabel("stage", "prepare", "--workspace", str(folder), cwd=repo)
-    set_params(folder, use_coarse="false", mask_void_share="null")
+    set_params(folder, {"pseudo_label.merge.use_coarse": False, "pseudo_label.merge.mask_void_share": None})
     index = Index.load(folder / "data" / "index" / "unlabelled.parquet")
     with LabelStoreWriter(folder / "labels" / "raw", LINEAGE, 4, classes=index.classes) as writer:
         for number, sample in enumerate(index.samples):
@@ -72,7 +62,7 @@ def test_pseudo_label_keeps_exactly_what_the_page_showed(browser: Any, workspace
         kept, said = page.kept(), page.text("#toasts")
         assert page.console() == []
     assert "pseudo_label.threshold: policies/raw.json" in said
-    set_params(workspace, threshold="policies/raw.json")
+    set_params(workspace, {"pseudo_label.threshold": "policies/raw.json"})
     autolabel("stage", "pseudo-label", "--workspace", str(workspace), cwd=repo)
     final = LabelStore.open(workspace / "labels" / "final")
     assert sum(int((final.read_label(name) != 255).sum()) for name in final.names()) == kept

@@ -11,7 +11,7 @@ import pytest
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.workspace.table import STAGES, TABLE
-from tests.support.chain import REPO, Whole, change_param, dvc, lock_file, run
+from tests.support.chain import REPO, Whole, change_param, dvc, lock_file, run, set_params
 
 pytestmark = pytest.mark.chain
 
@@ -90,7 +90,7 @@ def test_a_changed_target_precision_measures_again_without_a_new_inference(works
     assert "calibrate" in done.ran
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert json.loads((workspace / "calibration" / "policy.json").read_text())["settings"]["target"] == 0.6
-    change_param(workspace, "  region: all", "  region: outside_coarse")
+    set_params(workspace, {"calibrate.region": "outside_coarse"})
     dvc(workspace, "repro", "pseudo-label")
     assert {p: p.stat().st_mtime_ns for p in before} == before
     everywhere, judged = (Curves.load(workspace / "calibration" / f) for f in ("curves.json", "curves-judged.json"))

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.night.parameters import set_keys
-from pipeline.workspace.strict_yaml import read_yaml
+from pipeline.workspace.yaml_text import read_yaml
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -29,8 +29,8 @@ class Done:
 
     @property
     def ran(self) -> list[str]:
-        """Stages that DVC ran."""
-        return re.findall(r"Running stage '([a-z-]+)'", self.text)
+        """Stages that DVC ran, but for the first one, which writes the settings in effect."""
+        return [stage for stage in re.findall(r"Running stage '([a-z-]+)'", self.text) if stage != "settings"]
 
 
 @dataclass(frozen=True)

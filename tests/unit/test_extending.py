@@ -85,7 +85,7 @@ def test_another_stage_is_one_file_and_a_row(packages: Path, tmp_path: Path) -> 
     assert "cmd: exec autolabel stage gallery" in (copy / "ws/dvc.yaml").read_text()
     assert re.search(
         r"^gallery:.*\n  images: 20 +# number of images on the page$",
-        (copy / "ws/params.yaml").read_text(),
+        (copy / "ws/settings.yaml").read_text(),
         re.MULTILINE,
     )
     store = copy / "ws/labels/raw"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pipeline.stages.runner import check_space
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 from research.tests.ablations import bare_workspace
-from tests.support.photographs import photograph, photographs, work_over
+from tests.support.photographs import edited, photograph, photographs, work_over
 
 BY_SIZE = ("calibrate", "auto-infer", "pseudo-label", "evaluate")  # what these take depends on the images
 
@@ -119,8 +118,7 @@ def test_the_disk_of_dvcs_cache_is_asked_too(ws: Workspace, tmp_path: Path, monk
 @pytest.mark.parametrize("trunk", ["hrnet_w18", "hrnet_w48"])
 def test_a_larger_trunk_asks_for_more_before_the_first_run(ws: Workspace, trunk: str) -> None:
     small = disk_need(ws)
-    params = ws.path("params.yaml")
-    params.write_text(re.sub(r"trunk: \w+", f"trunk: {trunk}", params.read_text()))
+    edited(ws, {"train.model.trunk": trunk})
     large = disk_need(Workspace(ws.root))
     weights = 4 * {"hrnet_w18": 13, "hrnet_w48": 72}[trunk] * 1_000_000
     assert large.total - small.total > 2 * 3 * weights, "teacher and student: progress, output, DVC's cache"

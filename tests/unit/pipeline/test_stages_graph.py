@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.workspace.init import render_dvc_yaml
+from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.table import STAGES
 
 GRAPH = yaml.safe_load(render_dvc_yaml(has_pretrain=True))["stages"]
+SETTINGS_STAGE = GRAPH.pop("settings")
 ALL = set(STAGES)
 AFTER_TEACHER = ALL - {"prepare", "teacher-pretrain"}
 AFTER_LABELS = {"pseudo-label", "student-train", "evaluate", "report"}
@@ -51,7 +52,7 @@ def _first(changed: str) -> set[str]:
     if changed.startswith("file:"):
         path = changed.removeprefix("file:")
         return {name for name, s in GRAPH.items() if path in s["deps"]}
-    return {name for name, s in GRAPH.items() if any(_touches(d, changed) for d in s["params"])}
+    return {name for name, s in GRAPH.items() if any(_touches(d, changed) for d in s["params"][0]["settings.yaml"])}
 
 
 def _outputs(stage: str) -> list[str]:
@@ -81,8 +82,10 @@ def test_a_change_re_runs_exactly_the_stages_of_the_golden_table(changed: str) -
 def test_every_section_of_the_params_is_watched_by_some_stage() -> None:
     from pipeline.workspace.params import Params
 
-    watched = {p.split(".")[0] for s in GRAPH.values() for p in s["params"]}
-    assert set(Params.model_fields) - {"profile", "runtime"} == watched, "who runs the units changes no byte"
+    watched = {p.split(".")[0] for s in GRAPH.values() for p in s["params"][0]["settings.yaml"]}
+    assert {*Params.model_fields, "versions"} - {"profile", "runtime"} == watched, "who runs the units changes no byte"
+    assert SETTINGS_STAGE["params"] == [{"params.yaml": None}]
+    assert SETTINGS_STAGE["outs"] == ["settings.yaml"]
 
 
 def test_stages_are_plain_commands_with_dvc_as_parent_outputs_are_cached_and_metrics_stay_in_git() -> None:

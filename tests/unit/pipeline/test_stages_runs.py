@@ -34,6 +34,7 @@ from pipeline.report.facts import collect
 from pipeline.report.results import over, summary_text
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, teacher_pretrain
 from pipeline.stages.time_left import megapixels, seconds_left
+from pipeline.workspace import settings
 from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.workspace import Workspace
 from tests.support.label_maps import maps, write_store
@@ -366,10 +367,16 @@ def test_another_file_of_trunk_weights_is_another_training(ws, monkeypatch):
 @pytest.mark.parametrize(("key", "refused"), [("data.target.max_bad", True), ("evaluate.draws", False)])
 def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own(ws, monkeypatch, key, refused):
     whole_run = prepare.run
-    monkeypatch.setattr(prepare, "run", lambda of: whole_run(of) or edited(of, {key: 0.4 if refused else 999}))
-    told = pytest.raises(ConfigError, match=r"params\.yaml: data\S* was changed while prepare ran")
-    with told if refused else nullcontext():
-        runner.run_stage(ws, "prepare")  # dvc records nothing of a stage that failed
+    change = {key: 0.4 if refused else 999}
+    before = settings.resolved_text(ws.params)
+    monkeypatch.setattr(prepare, "run", lambda of: whole_run(of) or edited(of, change))
+    runner.run_stage(Workspace(ws.root), "prepare")
+    assert ws.path("settings.yaml").read_text() == before, "an edit counts from the next run on: dvc records these"
+    edited(ws, {"data.target.max_bad": 0.3})
+    monkeypatch.setattr(prepare, "run", lambda of: whole_run(of) or settings.write_resolved(edited(of, change)))
+    told = pytest.raises(ConfigError, match=r"settings\.yaml: data\S* was changed while prepare ran")
+    with told if refused else nullcontext():  # another stage was started after an edit
+        runner.run_stage(Workspace(ws.root), "prepare")  # dvc records nothing of a stage that failed
 
 
 @pytest.mark.parametrize("times", [1, 99])

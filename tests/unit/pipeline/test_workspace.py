@@ -53,7 +53,7 @@ def test_a_new_workspace_is_a_committed_git_and_dvc_repository_with_the_stages(m
     assert not (made.root / ".autolabel-init").exists()
     command = [sys.executable, "-m", "dvc", "stage", "list", "--names-only"]
     listed = subprocess.run(command, cwd=made.root, capture_output=True, text=True, check=True).stdout.split()
-    assert tuple(listed) == STAGES
+    assert tuple(listed) == ("settings", *STAGES)
 
 
 def test_git_ignores_every_cached_output_and_keeps_lock_and_metrics(made):
@@ -226,13 +226,14 @@ def test_camvid_is_found_by_option_by_environment_and_its_absence_is_told(tmp_pa
     assert not (tmp_path / "c").exists()
 
 
-def test_a_data_root_given_at_init_stands_in_params_with_its_comment(tmp_path, no_tools):
+def test_a_data_root_given_at_init_stands_in_params(tmp_path, no_tools):
     (tmp_path / "cs").mkdir()
     (tmp_path / "mv").mkdir()
     ws = _make(tmp_path / "ws", "cityscapes", data=tmp_path / "cs", pretrain_data=tmp_path / "mv")
     assert ws.roots == {"target": tmp_path / "cs", "pretrain": tmp_path / "mv"}
-    line = next(row for row in (ws.root / "params.yaml").read_text().splitlines() if str(tmp_path / "cs") in row)
-    assert "# folder" in line
+    assert (
+        f"  target: {{root: {tmp_path}/cs, splits: [train, val, train_extra]}}\n" in ws.path("params.yaml").read_text()
+    )
 
 
 def test_another_data_root_for_a_workspace_that_is_there_is_refused_not_ignored(tmp_path, no_tools):

@@ -60,8 +60,7 @@ def test_a_shared_memory_that_the_loaders_would_overrun_is_told_with_the_size_th
     monkeypatch.setattr(doctor, "_SHM", tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=64_000, f_frsize=1000))
     assert "shared memory" not in states(workspace.root), "no loader processes, no need"
-    params = workspace.path("params.yaml")
-    params.write_text(re.sub(r"workers: 0\b", "workers: 50", params.read_text()))
+    set_params(workspace.root, {"runtime.workers": 50})
     findings = [f for f in doctor.examine(workspace.root) if f.name == "shared memory"]
     (told,) = [f for f in findings if "of teacher_train fill" in f.text]
     assert told.state == "broken"
@@ -137,8 +136,7 @@ def test_a_workspace_that_lost_its_params_is_not_taken_for_the_one_around_it(wor
 
 
 def test_a_mistake_in_params_is_told_once(workspace: Workspace) -> None:
-    params = workspace.path("params.yaml")
-    params.write_text(params.read_text().replace("use_coarse:", "use_corse:"))
+    set_params(workspace.root, {"pseudo_label.merge.use_corse": True})
     (told,) = [f for f in doctor.examine(workspace.root) if "use_corse" in f.text]
     assert (told.name, told.state) == ("params.yaml", "broken")
     assert told.mend

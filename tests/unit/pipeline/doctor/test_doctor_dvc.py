@@ -87,7 +87,7 @@ def test_dvc_is_known_by_its_program_not_by_a_word_of_another_command_line(
         (b"stages:\n<<<<<<< HEAD\n  a: {cmd: x}\n=======\n>>>>>>> b\n", "no stages can be read"),
         (b"", "no stages can be read"),
         (b"stages: 3\n", "no stages can be read"),
-        ("stages: {}\n# größer\n".encode("latin-1"), "no UTF-8 text"),
+        ("stages: {}\n# größer\n".encode("latin-1"), "no stages can be read"),
     ],
 )
 def test_a_stage_file_that_cannot_be_read_is_told_beside_the_rest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from pipeline.night.history import track_night
 from pipeline.workspace.workspace import Workspace
 from tests.conftest import REPO
+from tests.support.chain import set_params
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 LINE = {
@@ -28,10 +28,8 @@ LINE = {
 def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(REPO / "dvc.yaml", tmp_path / "dvc.yaml")
-    head, student, rest = re.split(r"(?m)^(?=student_train:|evaluate:)", (REPO / "params.yaml").read_text("utf-8"))
-    student = re.sub(r"(?m)^( +tracking:) none", r"\1 [mlflow]", student)
-    text = re.sub(r"(?m)^(  threshold:) \S+", r"\1 policies/ours.json", head) + student + rest
-    (tmp_path / "params.yaml").write_text(text, "utf-8")
+    shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
+    set_params(tmp_path, {"student_train.runtime.tracking": ["mlflow"], "pseudo_label.threshold": "policies/ours.json"})
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies/ours.json").write_text('{"policy": "ours"}')
     (tmp_path / "morning.html").write_text("<p>kept</p>")
