@@ -1,1 +1,1 @@
-"""What all stages share: starting jobs of `hmsa_core`, measuring a teacher, the machine."""
+"""Code that all stages share: start jobs of `hmsa_core`, measure a teacher, describe the machine."""

@@ -1,7 +1,7 @@
-"""Which accelerators this machine has, and one kernel lock for each that a job uses.
+"""Accelerators of this machine, and one kernel lock for each that a job uses.
 
-No torch here: the driver's own tool lists the devices. Their UUIDs name the locks, the same for every workspace and
-program of this user. CUDA_VISIBLE_DEVICES takes UUIDs, too.
+The driver's tool lists the devices, so torch is not imported. Device UUIDs name the locks, the same for every workspace
+and program of this user. CUDA_VISIBLE_DEVICES also takes UUIDs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Claim:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the job's environment needs; empty on a CPU."""
+        """Variables that the job's environment needs; empty on a CPU."""
         return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {}
 
 
@@ -52,13 +52,13 @@ def cpu_emulates_bf16() -> bool:
     try:
         lines = CPUINFO.read_text("utf-8", errors="replace").splitlines()
     except OSError:
-        return False  # no Linux: nothing is known, nothing is claimed
+        return False  # not Linux: the instructions are unknown
     known = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":", 1)[1].split()}
     return bool(known) and not known & _BF16_UNITS
 
 
 def gpu_list(field: str) -> list[str]:
-    """A field (`uuid`, `name`) of each GPU as the driver's own tool lists them; empty without a driver."""
+    """A field (`uuid`, `name`) of each GPU as the driver's tool lists them; empty without a driver."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -75,8 +75,8 @@ def claim_devices(device: str, count: int) -> Iterator[Claim]:
     """Lock `count` free devices for the length of the block (none for `cpu`, or `auto` without a GPU).
 
     Raises:
-        ConfigError: `cuda` asked for, or more ranks than GPUs.
-        LockedError: too few are free; the message names an owner.
+        ConfigError: `cuda` without a visible GPU, or more ranks than GPUs.
+        LockedError: too few devices are free; the message names the owner of one.
     """
     present = [] if device == "cpu" else visible_devices()
     if not present:

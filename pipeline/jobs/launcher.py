@@ -1,9 +1,9 @@
-"""Start a job of `hmsa_core.runtime` as a process or under torchrun, and bring its outcome home.
+"""Start a job of `hmsa_core.runtime` as a process or under torchrun, and raise the error that it reports.
 
 The chain is dvc -> `autolabel stage` (on other nodes `autolabel join`) -> agent (torchrun) -> ranks. Each asks the
 kernel for a signal when its parent dies, and passes a stop request down. Thread counts are pinned: they change the last
-bits of a result. A rank that a signal killed, or whose node is lost, is started again from its last checkpoint, a
-bounded number of times; an error that the rank explained is raised here as it is.
+bits of a result. A rank that a signal killed, or whose node is lost, is started again from its last checkpoint, at most
+RELAUNCHES times. An error that a rank reported is raised here unchanged.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pipeline.jobs.devices import Claim, claim_devices, cpu_emulates_bf16
 from pipeline.jobs.nodes import Meeting, done_mark, interface_of, is_open, launch_prefix, meetings, node_command
 
 RELAUNCHES = 2
-SILENT_S = 60  # of a node that is lost
+SILENT_S = 60  # seconds without a sign of life after which a node counts as lost
 _LOOK_S = 2.0
 _LOG = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # of a pod or task that is a whole node here
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # variables of a pod or task; here each pod or task is a whole node
 # glibc gives freed memory back to the kernel at every step and faults it in again at the next: a fifth of the time of
 # a narrow network (research/bench/bench_train_step.py with and without). 32 MiB is the most that all versions take.
 KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
-# Every error of ours by exit status; subclasses share their parent's, so the parent is what comes back.
+# Each error class by exit status; subclasses share the status of their parent, so the parent class is raised.
 _KINDS: list[type[errors.HmsaError]] = [*errors.HmsaError.__subclasses__(), errors.HmsaError]
 _BY_STATUS = {kind.exit_code: kind for kind in _KINDS}
 
@@ -44,14 +44,14 @@ def run_job(spec: JobSpec, *, stop: StopRequest) -> None:
     """Run a job to its end, on all its nodes; its results lie below `spec.work` afterwards.
 
     Raises:
-        HmsaError: what the job itself reported. The class belongs to its exit status: InterruptedRunError when `stop`
+        HmsaError: the error that the job reported, in the class of its exit status: InterruptedRunError when `stop`
             was set, LockedError when a GPU is taken. Also raised when a rank died more often than RELAUNCHES times.
     """
     work = Path(spec.work)
     save_spec(work / "spec.json", spec)
     runtime = runtime_of(spec)
     claimed = runtime.ranks
-    if spec.job == "infer" and "RAY_ADDRESS" not in os.environ:  # the GPUs of a cluster are Ray's to share out
+    if spec.job == "infer" and "RAY_ADDRESS" not in os.environ:  # Ray assigns the GPUs of a cluster
         claimed = spec.config.runtime.ranks
     with ExitStack() as held:
         another, prefix = None, []
@@ -78,8 +78,8 @@ def run_job(spec: JobSpec, *, stop: StopRequest) -> None:
             if attempt == RELAUNCHES:
                 break
             why = fault.message if fault else f"status {status}"
-            told = "a rank of %s was lost (%s); start %d of %d from the last checkpoint"
-            _LOG.warning(told, spec.job, why, attempt + 2, RELAUNCHES + 1)
+            message = "a rank of %s was lost (%s); start %d of %d from the last checkpoint"
+            _LOG.warning(message, spec.job, why, attempt + 2, RELAUNCHES + 1)
     if fault:
         raise fault
     raise errors.HmsaError(
@@ -89,9 +89,9 @@ def run_job(spec: JobSpec, *, stop: StopRequest) -> None:
 
 
 def take_part(record: Path, stop: StopRequest) -> int:
-    """Run this node's ranks of the job that a stage has written down; return the status of their agent.
+    """Run this node's ranks of the job that a stage recorded; return the status of their agent.
 
-    They are stopped when the stage has ended, or has begun another start of the job.
+    The ranks are stopped when the stage has ended, or has started the job again.
     """
     spec = load_spec(record.parent / "spec.json")
     runtime = runtime_of(spec)
@@ -119,7 +119,7 @@ def _run_here(spec: JobSpec, meeting: Meeting, stop: StopRequest, claim: Claim) 
     runtime = runtime_of(spec)
     environment = job_environment(runtime, os.environ, meeting) | claim.environment
     if spec.job == "train" and not claim.devices:
-        environment = KEEP_HEAP | environment  # what the user has set stays
+        environment = KEEP_HEAP | environment  # variables that the user has set stay
         if runtime.precision == "bf16" and cpu_emulates_bf16():
             _LOG.warning(
                 "%s: bf16 is emulated on this processor and slower than fp32; set runtime.precision of this "
@@ -131,39 +131,39 @@ def _run_here(spec: JobSpec, meeting: Meeting, stop: StopRequest, claim: Claim) 
 
 
 def fault_of(status: int, message: str) -> errors.HmsaError | None:
-    """The error that a status of an agent stands for; None where it ended well or was stopped."""
+    """The error for an agent's status; None where the agent ended well or was stopped."""
     if status in (0, errors.InterruptedRunError.exit_code):
         return None
     return _BY_STATUS.get(status, errors.DeviceError)(message)
 
 
 def _raise_reported(work: Path, status: int, stop: StopRequest) -> errors.DeviceError | None:
-    """Raise what the job said about its end; return when it may be started again: it was killed, or a GPU failed."""
+    """Raise the error that the job reported; return when the job may be started again: killed, or a GPU failed."""
     if stop.is_set():
         raise errors.InterruptedRunError("stopped on request; progress is saved, run again to go on")
     record = work / ERROR_FILE
-    told = read_json(record) if record.exists() else {}
-    code = int(told.get("exit_code", status))
+    reported = read_json(record) if record.exists() else {}
+    code = int(reported.get("exit_code", status))
     was_killed = status < 0 or (status > 128 and status != errors.InterruptedRunError.exit_code)
     if was_killed:
         return None  # ranks that torchrun stopped afterwards may have left a record: it is not the cause
     if status == errors.NoSpaceError.exit_code != code:
         # The rank that met the full disk could not write its record; another one, which lost it, could.
-        told, code = {}, status
+        reported, code = {}, status
     kind = _BY_STATUS.get(code, errors.HmsaError)
-    message = str(told.get("message") or f"the job ended with status {status}; its output is above")
-    found = kind(message, hint=str(told.get("hint", "")))
+    message = str(reported.get("message") or f"the job ended with status {status}; its output is above")
+    found = kind(message, hint=str(reported.get("hint", "")))
     if isinstance(found, errors.DeviceError):
         return found
     raise found
 
 
 def job_environment(runtime: RuntimeConfig, env: Mapping[str, str], meeting: Meeting) -> dict[str, str]:
-    """The environment of all ranks: pinned threads, unbuffered output, the one network that they talk over."""
+    """The environment of all ranks: pinned threads, unbuffered output, the network interface that they use."""
     result = {name: value for name, value in env.items() if name not in _PLACE}
     result |= {name: str(runtime.thread_count) for name in _THREADS}
     result["PYTHONUNBUFFERED"] = "1"
-    result[REPORTS] = "record"  # `_raise_reported` says it, once
+    result[REPORTS] = "record"  # `_raise_reported` reports the error, once
     if runtime.ranks * runtime.nodes > 1 and sys.platform.startswith("linux"):
         # Without these gloo and nccl resolve the host's name, which fails or hangs on a machine without DNS.
         name = "lo" if runtime.nodes == 1 else interface_of(meeting.own_address())
@@ -181,7 +181,7 @@ def job_command(spec: Path, runtime: RuntimeConfig, meeting: Meeting) -> list[st
 
 
 def agent_arguments(runtime: RuntimeConfig, meeting: Meeting) -> list[str]:
-    """Torchrun's arguments. A lost rank ends the job: only here is known whether it may be started again."""
+    """Torchrun's arguments. A lost rank ends the job: only this program knows whether the job may be started again."""
     host = f"[{meeting.host}]" if ":" in meeting.host else meeting.host
     wait_s = max(1, round(60 * runtime.lost_minutes))
     given = {

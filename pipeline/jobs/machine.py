@@ -1,4 +1,4 @@
-"""What this machine has: versions of packages, memory. No torch is imported."""
+"""Versions of packages and memory of this machine, found without importing torch."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def versions() -> dict[str, str]:
 
 
 def torch_pair() -> str | None:
-    """What is wrong with the torch and torchvision installed, or None.
+    """Describe what is wrong with the installed torch and torchvision; None if they fit.
 
-    torchvision's own metadata names the torch that it needs.
+    torchvision's metadata names the versions of torch that it needs.
     """
     have = versions()
     if not have["torch"] or Version(have["torch"]).release < _LEAST_TORCH:
@@ -40,16 +40,16 @@ def torch_pair() -> str | None:
         return "torchvision is missing"
     for line in metadata.requires("torchvision") or []:
         need = Requirement(line)
-        own = need.name == "torch" and need.marker is None
-        if own and not need.specifier.contains(have["torch"].split("+")[0], prereleases=True):
+        is_torch = need.name == "torch" and need.marker is None
+        if is_torch and not need.specifier.contains(have["torch"].split("+")[0], prereleases=True):
             return f"torchvision {have['torchvision']} needs torch {need.specifier}, installed is {have['torch']}"
     return None
 
 
 def torch_works() -> str | None:
-    """What goes wrong when torch and torchvision work together, or None (starts a process: some seconds).
+    """Describe the error of torch and torchvision working together; None without one (starts a process: some seconds).
 
-    Versions can fit on paper while the compiled parts do not: then torchvision's own operators are missing.
+    Versions can match while the compiled parts do not: then torchvision's operators are missing.
     """
     code = "import torch, torchvision; torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -60,10 +60,10 @@ def torch_works() -> str | None:
 
 
 def reinstall(*, anew: bool = False) -> str:
-    """The command that lays the pinned packages into this environment again.
+    """Command that installs the pinned packages into this environment again.
 
     Args:
-        anew: remove the environment first, where it is one of `make setup`.
+        anew: remove the environment first, if `make setup` made it.
     """
     prefix = Path(sys.prefix)
     stamps = sorted(prefix.glob(".ready-*"))  # while one is there, `make setup` takes the environment for finished

@@ -1,7 +1,7 @@
 """Precision of a teacher on images with fine labels: one inference into a store, then counts on stored codes.
 
-`calibrate` measures on the calibration images and chooses thresholds; `evaluate` measures what they do on the
-report images. Both run in the precision of `auto-infer`, because they use its settings.
+`calibrate` measures on the calibration images and chooses thresholds; `evaluate` measures these thresholds on the
+report images. Both use the settings of `auto-infer`, and so the same precision of numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on
 class Precision:
     """Curves of one teacher on one role's images, and the store they were counted on.
 
-    `judged` are those of the pixels that `calibrate.region` names; `curves` are those of all pixels.
+    `judged` counts the pixels that `calibrate.region` selects; `curves` counts all pixels.
     """
 
     store: LabelStore
@@ -50,7 +50,7 @@ def fine_samples(ws: Workspace, role: str) -> list[Sample]:
 
 
 def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Spec]) -> Judgement:
-    """Leave out what a judged model learned from (`evaluate.max_leaked`, `max_gap`, `max_distance`)."""
+    """Leave out images that a judged model learned from (`evaluate.max_leaked`, `max_gap`, `max_distance`)."""
     config = ws.params.evaluate
     return judge_only_unseen(
         samples,
@@ -90,7 +90,7 @@ def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ..
 def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:
     for sample in index.select(names=names):
         if sample.name not in store:
-            continue  # its bytes changed since `prepare`: listed as skipped in the store's manifest
+            continue  # the file changed since `prepare`: the store's manifest lists it as skipped
         label, code = store.read(sample.name)
         truth = read_label(root / sample.label, index.classes, sha256=sample.label_sha256)
         human = None
@@ -100,7 +100,7 @@ def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) 
 
 
 def policy_file(ws: Workspace) -> Path | None:
-    """The file that `pseudo_label.threshold` names, there or not; None where it is a number."""
+    """The file that `pseudo_label.threshold` names, even if it does not exist; None for a number."""
     threshold = ws.params.pseudo_label.threshold
     if isinstance(threshold, float | int):
         return None
@@ -108,7 +108,7 @@ def policy_file(ws: Workspace) -> Path | None:
 
 
 def chosen_policy(ws: Workspace, made: LabelStore | Curves) -> ThresholdPolicy:
-    """The policy that `pseudo_label.threshold` names, refused where it was made for another teacher."""
+    """The policy that `pseudo_label.threshold` names; refuses a policy that was made for another teacher."""
     threshold, path = ws.params.pseudo_label.threshold, policy_file(ws)
     if path is None:
         return from_threshold(float(threshold), made.classes)
@@ -126,9 +126,9 @@ def chosen_policy(ws: Workspace, made: LabelStore | Curves) -> ThresholdPolicy:
 
 
 def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict[str, dict[str, Any]]]:
-    """The policy that makes the training labels, and each class's figures on the calibration images at its cuts.
+    """The policy that makes the training labels, and each class's figures on the calibration images at its threshold.
 
-    A policy of plain numbers gets the measured table of what confidences are worth. Without calibration images there
+    A policy of plain numbers gets the measured table of precision by confidence. Without calibration images there
     are no figures.
     """
     policy = chosen_policy(ws, store)
@@ -144,16 +144,16 @@ def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict
 
 
 def judged_curves(ws: Workspace, folder: str) -> Path:
-    """Curves of the pixels that were judged: a file of their own where `calibrate.region` leaves some out."""
+    """Curves file of the judged pixels: a separate file where `calibrate.region` leaves pixels out."""
     judged = ws.path(f"{folder}/{JUDGED_CURVES}")
     return judged if judged.exists() else ws.path(f"{folder}/curves.json")
 
 
 def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfig) -> dict[str, Any]:
-    """What a policy keeps on the images of the curves: per class, all pixels together, and the class means."""
+    """Figures of the pixels that a policy keeps on the curves' images: per class, of all pixels, and class means."""
     codes = policy.codes()
-    asked = (config.confidence, config.marginal_share)
-    rows = {e.name: figures(curves, c, int(codes[c]), *asked) for c, e in enumerate(policy.entries)}
+    limits = (config.confidence, config.marginal_share)
+    rows = {e.name: figures(curves, c, int(codes[c]), *limits) for c, e in enumerate(policy.entries)}
     for entry in policy.entries:
         rows[entry.name]["status"] = entry.status
     total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)
@@ -173,7 +173,7 @@ def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfi
 
 
 def in_sampled_crops(ws: Workspace, store: LabelStore, role: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """Precision of kept pixels as the student's sampler would show them, beside plain pixels (`sampled_precision`)."""
+    """Compare precision of kept pixels in the student sampler's crops with that of all pixels (`sampled_precision`)."""
     index, policy = Index.load(role_index(ws, role)), chosen_policy(ws, store)
     by_name, root = index.by_name(), ws.roots[index.root]
 
@@ -186,10 +186,10 @@ def in_sampled_crops(ws: Workspace, store: LabelStore, role: str, names: tuple[s
 
 
 def beside_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
-    """The policy beside one threshold for all classes, on the classes whose thresholds were measured or estimated.
+    """Compare the policy with one threshold for all classes, on classes with a measured or estimated threshold.
 
-    The rival is the smallest threshold that is as precise in its worst class *on these very images*. So it is chosen
-    with knowledge that the policy does not have. The paper takes 0.9.
+    The rival is the smallest threshold that is as precise in its worst class *on these very images*. This choice uses
+    fine labels that the policy does not know. The paper takes 0.9.
     """
     codes = policy.codes()
     classes = [c for c, e in enumerate(policy.entries) if e.status in ("measured", "estimate") and codes[c] < NUM_CODES]

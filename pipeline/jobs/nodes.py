@@ -1,8 +1,8 @@
-"""Jobs over several nodes: where the nodes meet, what starts them, and over which network they talk.
+"""Jobs over several nodes: the rendezvous of the nodes, the command that starts them, and the network that they use.
 
 The stage that runs a job writes `nodes-ID.json` into the job's work folder, on the disk that all nodes share, and holds
-`nodes.lock` there for as long as it runs. A node takes part while both are true (`launcher.take_part`). Each start of
-a job has an ID of its own, so that what is left of the start before is never met again.
+`nodes.lock` there while the job runs. A node takes part while the file exists and the lock is held
+(`launcher.take_part`). Each start of a job has a new ID, so that no node joins an earlier start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RECORDS = "nodes-*.json"
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the agents of one start of a job meet: address and port, and an id that is used once."""
+    """Rendezvous of the agents of one start of a job: address and port, and an id that is used once."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -38,7 +38,7 @@ class Meeting:
 
     @classmethod
     def of(cls, record: Path) -> Meeting:
-        """The meeting that a stage has written down."""
+        """Read the meeting from the record that a stage has written."""
         host, port = read_json(record)["endpoint"]
         return cls(host, port, record.stem)
 
@@ -52,25 +52,25 @@ class Meeting:
             family, _, _, _, target = socket.getaddrinfo(self.host, self.port or 1, type=socket.SOCK_DGRAM)[0]
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect(target)  # a datagram socket sends nothing
-                own = str(probe.getsockname()[0])
+                address = str(probe.getsockname()[0])
         except OSError as error:
             raise ConfigError(
                 f"no way to the rendezvous {self.host}:{self.port} ({error.strerror})",
                 hint=f"set {ENDPOINT}=ADDRESS:PORT to an address of one of the nodes that all of them can reach",
             ) from error
-        if own == "::1" or own.startswith("127."):
+        if address == "::1" or address.startswith("127."):
             raise ConfigError(
-                f"the rendezvous {self.host} is the loopback address {own} on {socket.gethostname()}",
+                f"the rendezvous {self.host} is the loopback address {address} on {socket.gethostname()}",
                 hint=f"set {ENDPOINT}=ADDRESS:PORT to an address that the other nodes can reach",
             )
-        return own
+        return address
 
 
 def endpoint(nodes: int, env: Mapping[str, str]) -> tuple[str, int]:
     """Host and port of the rendezvous: AUTOLABEL_RDZV_ENDPOINT, or the first node of a Slurm job.
 
     Raises:
-        ConfigError: nothing names one. A stage opens no port to a network that it was not told of.
+        ConfigError: neither names one. A stage opens no port to a network that the user has not named.
     """
     if given := env.get(ENDPOINT):
         host, _, port = given.rpartition(":")
@@ -88,7 +88,7 @@ def endpoint(nodes: int, env: Mapping[str, str]) -> tuple[str, int]:
 
 @contextmanager
 def meetings(work: Path, nodes: int, env: Mapping[str, str]) -> Iterator[Callable[[], Path]]:
-    """What makes the record of another start of the job in `work`; other nodes take part until the block ends."""
+    """Yield a function that writes the record of the job's next start in `work`; nodes take part within the block."""
     where = endpoint(nodes, env)
 
     def forget() -> None:
@@ -101,7 +101,7 @@ def meetings(work: Path, nodes: int, env: Mapping[str, str]) -> Iterator[Callabl
         write_json(record, {"endpoint": where})
         return record
 
-    with FileLock(work / "nodes.lock", what=f"the job in {work}", wait_s=1.0):  # who looks whether it is held holds it
+    with FileLock(work / "nodes.lock", what=f"the job in {work}", wait_s=1.0):  # a node that tests the lock holds it
         try:
             yield another
         finally:
@@ -109,7 +109,7 @@ def meetings(work: Path, nodes: int, env: Mapping[str, str]) -> Iterator[Callabl
 
 
 def done_mark(record: Path) -> Path:
-    """File that says that all nodes came to their end: some launchers drop the status."""
+    """File that marks that all nodes came to their end: some launchers drop the status."""
     return record.with_suffix(".done")
 
 
@@ -124,10 +124,10 @@ def open_meetings(root: Path) -> list[Path]:
 
 
 def launch_prefix(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
-    """Words in front of the command of a node that start it on all nodes; none where the nodes come by themselves.
+    """Words before the command of a node that start it on all nodes; none where users start the nodes.
 
     Raises:
-        ConfigError: no such command.
+        ConfigError: the launcher's command does not exist.
     """
     if runtime.launcher == "local":
         return []
@@ -139,11 +139,11 @@ def launch_prefix(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
         )
     if words != ["srun"]:
         return words
-    # By itself srun gives a task one core, and waits for the other tasks when one has failed.
+    # Without options srun gives a task one core, and waits for the other tasks when one has failed.
     cores = env.get("SLURM_CPUS_ON_NODE") or str(runtime.ranks * (runtime.thread_count + runtime.workers))
     count = str(runtime.nodes)
-    asked = {"nodes": count, "ntasks": count, "ntasks-per-node": "1", "cpus-per-task": cores}
-    return ["srun", *(f"--{k}={v}" for k, v in asked.items()), "--kill-on-bad-exit=1", "--input=none"]
+    options = {"nodes": count, "ntasks": count, "ntasks-per-node": "1", "cpus-per-task": cores}
+    return ["srun", *(f"--{k}={v}" for k, v in options.items()), "--kill-on-bad-exit=1", "--input=none"]
 
 
 def node_command(record: Path) -> list[str]:
@@ -156,4 +156,4 @@ def interface_of(address: str) -> str:
     import psutil
 
     rows = ((name.partition(":")[0], row.address) for name, found in psutil.net_if_addrs().items() for row in found)
-    return next((name for name, own in rows if own.partition("%")[0] == address), "")
+    return next((name for name, its_address in rows if its_address.partition("%")[0] == address), "")

@@ -1,4 +1,4 @@
-"""Where and with what a figure was made: machine, versions, commit. No host name, no path, no clock."""
+"""Describe how a figure was made: machine, versions, commit. Host name, paths and times are left out."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def describe_run(files: Sequence[str] = ()) -> dict[str, Any]:
-    """Machine, versions and commit; `files` are those whose uncommitted changes matter."""
+    """Machine, versions and commit; only uncommitted changes of `files` are listed."""
     return {"machine": describe_machine(), "versions": versions(), **commit_of(REPOSITORY, files)}
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide numbers."""
+    """Versions of Python and of the packages that affect results."""
     wanted = ("torch", "torchvision", "numpy", "opencv-python-headless")
     installed = machine.versions()
     return {"python": platform.python_version()} | {name: installed[name] for name in wanted}
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor with its family (its bits and speed go with that, its name may say less), cores and GPUs by name."""
-    told = _first_processor()
-    processor = told.get("model name") or platform.processor() or platform.machine()
-    family = {k: told[k] for k in ("cpu family", "model") if k in told}
+    """Processor with its family (bits and speed depend on the family, not on the name), cores and GPUs by name."""
+    fields = _first_processor()
+    processor = fields.get("model name") or platform.processor() or platform.machine()
+    family = {k: fields[k] for k in ("cpu family", "model") if k in fields}
     return {"processor": processor, "family": family, "cores": os.cpu_count(), "gpus": gpu_list("name")}
 
 
 def _first_processor() -> dict[str, str]:
-    """What the kernel says of it; nothing where it says nothing."""
+    """Fields that the kernel lists for the first processor; {} where the kernel lists none."""
     try:
         text = CPUINFO.read_text("utf-8", errors="replace")
     except OSError:
@@ -51,7 +51,7 @@ def commit_of(root: Path, files: Sequence[str] = ()) -> dict[str, Any]:
     if shutil.which("git") is None:
         return {"commit": None, "uncommitted": []}
     head = _git(root, "rev-parse", "HEAD")
-    # An installed package may lie in a folder that another project's git ignores: its commit says nothing of ours.
+    # An installed package may lie in a folder that another project's git ignores: that commit is not this program's.
     if head is None or _git(root, "ls-files", "--error-unmatch", "pipeline/__init__.py") is None:
         return {"commit": None, "uncommitted": []}
     changed = _git(root, "status", "--porcelain", "--", *files) if files else ""
@@ -59,7 +59,7 @@ def commit_of(root: Path, files: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    # A caller's hook sets GIT_DIR and friends: they would point at another repository.
+    # A git hook that calls this program sets GIT_DIR and similar variables: git would use the hook's repository.
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     done = subprocess.run(["git", *arguments], cwd=root, env=env, capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Training, labelling and scoring as jobs in keyed work folders: what a key holds, what of it is done, publishing."""
+"""Training, labelling and scoring as jobs in keyed work folders: keys, finished work, publishing."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def role_index(ws: Workspace, role: str) -> Path:
-    """Index of the target images of one role; a file of its own, so that DVC re-runs only what reads it."""
+    """Index of the target images of one role: a separate file, so that DVC re-runs only the stages that read it."""
     return ws.path(f"{INDEX}/{role}.parquet")
 
 
 def fine_data(ws: Workspace, name: str = "learn") -> FineData:
-    """The images that learn from fine labels: "learn" of the target's, or "pretrain"."""
+    """Images that trainings learn from by fine labels: "learn" of the target set, or "pretrain"."""
     centroids = ws.path(f"{INDEX}/centroids-{'target' if name == 'learn' else name}.parquet")
     return FineData(
         selection=Selection(index=role_index(ws, name), roles=("learn",), kinds=("fine",)), centroids=centroids
@@ -58,22 +58,22 @@ def weights_of(checkpoint: Path) -> str:
 
 
 def labelling_teacher(ws: Workspace) -> tuple[str, ...]:
-    """Who labels, for `auto-infer` and for all that is measured of its labels: `auto_infer.teacher`, else the teacher.
+    """Teacher for `auto-infer` and for measurements of its labels: `auto_infer.teacher`, else the workspace's teacher.
 
-    Students start from, and are judged against, the workspace's own teacher in any case.
+    Students always start from, and are judged against, the workspace's teacher.
     """
     chosen = ws.params.auto_infer.teacher
     return (str(ws.teacher()),) if chosen is None else resolved(chosen, ws.resolve)
 
 
 def run_job(ws: Workspace, spec: JobSpec) -> None:
-    """Run a job; a stop request is its to answer meanwhile."""
+    """Run a job; the job answers stop requests meanwhile."""
     with ws.job():
         launcher.run_job(spec, stop=ws.stop)
 
 
 def provenance(stage: str) -> dict[str, Any]:
-    """What every result records besides its inputs."""
+    """Fields that every result records besides its inputs: stage and versions."""
     return {"stage": stage, "code_version": f"{__version__}, {stage} {VERSIONS[stage]}"}
 
 
@@ -89,15 +89,15 @@ def train_model(
     teacher: tuple[str, ...] | None = None,
     validate_every: int = 0,
 ) -> Path:
-    """Train (or go on training, or find trained) and return the folder of the progress with `model/` in it.
+    """Start or continue a training, or find it finished; return its work folder, with `model/` in it.
 
-    `teacher` made the labels of the auto-labelled half, where `init_from` did not.
+    `teacher` names the maker of the auto-labels where `init_from` did not make them.
     """
     spec = TrainSpec(
         work=ws.work(stage),
         roots=ws.roots,
         stage=stage,
-        # `control` and the like are the stage's: the job gets the training part alone.
+        # `control` and similar settings belong to the stage: the job gets the training settings alone.
         config=TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields))),
         fine=fine,
         pseudo=pseudo,
@@ -116,7 +116,7 @@ def train_model(
 
 
 def _validation(ws: Workspace, every: int) -> ValidationData | None:
-    """Scores in the log at ends of epochs, on the images that calibration keeps out of every training."""
+    """Scores for the log at ends of epochs, on the calibration images, which no training learns from."""
     if not every:
         return None
     chosen = Selection(index=role_index(ws, "calibrate"), roles=("calibrate",), kinds=("fine",))
@@ -135,7 +135,7 @@ def _is_trained(model: Path) -> bool:
 
 
 def check_classes(ws: Workspace, what: str, held: ClassTable, wanted: ClassTable) -> None:
-    """ConfigError for a teacher, or labels of one, whose class names are not those of the fine labels."""
+    """Raise a ConfigError where a teacher, or labels of one, have other class names than the fine labels."""
     if held.classes == wanted.classes:
         return
     names = (", ".join(table.classes[:6]) + (", ..." if table.num_classes > 6 else "") for table in (held, wanted))
@@ -161,7 +161,7 @@ def evaluate_model(
     *,
     details: bool = False,
 ) -> Path:
-    """Confusion counts of a checkpoint, one `<setting>.npz` each, in the folder returned."""
+    """Count confusions of a checkpoint, one `<setting>.npz` per setting, and return their folder."""
     spec = EvaluateSpec(
         work=ws.work(stage),
         roots=ws.roots,
@@ -183,22 +183,22 @@ def evaluate_model(
 def infer_store(
     ws: Workspace, stage: str, job: str, config: InferConfig, teacher: Spec, index: Path, names: tuple[str, ...]
 ) -> Path:
-    """Label images into a raw store below `work/`, only those that it lacks; return the store's folder.
+    """Label the images that a raw store below `work/` lacks; return the store's folder.
 
-    Which images are wanted is not in the key: new ones are appended to the store of the same teacher, classes and
-    settings. A store that holds images no longer wanted (or changed ones) is left, and another one begun.
+    The key does not hold the wanted images: new ones are appended to the store of the same teacher, classes and
+    settings. A store that holds changed or no longer wanted images is left as it is, and another store is begun.
     """
     listed = Index.load(index)
     wanted = {s.name: s.image_sha256 for s in listed.select(names=names)}
     sources, alone = parse(teacher), only_checkpoint(teacher)
     classes = listed.classes if alone is None else _classes_of(alone, listed)
     check_classes(ws, f"{alone}", classes, listed.classes)
-    # `teacher` of the stage's settings is the stage's: the key holds its digest, the job gets it beside its settings.
+    # The key holds the digest of the stage's setting `teacher`; the job gets the teacher separately from its settings.
     plain = InferConfig.model_validate(config.model_dump(include=set(InferConfig.model_fields)))
     kind = "" if alone is None else str(read_meta(alone)["kind"])
     material = {
         "version": VERSIONS[stage],
-        # Precision as the settings name it; device, threads and shards too, so that a store is of one piece.
+        # Precision as the settings name it; device, threads and shards too, so that one store's labels are made alike.
         **infer_material(plain, digest_of(sources), classes, kind=kind, precision=plain.runtime.precision),
         "runtime": key_material(plain.runtime),
         "images_per_shard": plain.images_per_shard,
@@ -225,15 +225,15 @@ def infer_store(
 
 
 def _classes_of(checkpoint: Path, index: Index) -> ClassTable:
-    """Classes that a checkpoint's labels get: its own, or the index's where it has none (imported weights)."""
+    """Classes of a checkpoint's labels: the checkpoint's, or the index's where it has none (imported weights)."""
     table = read_meta(checkpoint).get("class_table")
     return ClassTable.from_json(table) if table else index.classes
 
 
 def _begun(folder: Path, job: str, material: dict[str, Any], wanted: dict[str, str]) -> dict[str, str]:
-    """What tells a store from the others of the same teacher and settings: the images that it began with.
+    """Digest of the images that a store began with: it separates stores of the same teacher and settings.
 
-    The newest that holds only what is wanted goes on growing; without one, a store of its own begins.
+    The newest store that holds only wanted images goes on growing; without one, a new store begins.
     """
     taken = []
     for key in reversed(keys.used(folder, job)):
@@ -245,7 +245,7 @@ def _begun(folder: Path, job: str, material: dict[str, Any], wanted: dict[str, s
                 return {"images": str(described["images"])}
             taken.append(described["images"])
     images = atomic.digest(sorted(wanted.items()))
-    while images in taken:  # it began with these, and has grown since
+    while images in taken:  # a store that began with these images has grown since
         images = atomic.digest(images)
     return {"images": images}
 
@@ -258,7 +258,7 @@ def _images_of(store: Path) -> dict[str, str]:
 
 
 def left_out(store: Path) -> dict[str, str]:
-    """{name: reason} of images that a finished store could not label; the job looks whether they were restored."""
+    """{name: reason} of images that a finished store could not label; the job checks whether they were restored."""
     if not (store / "manifest.json").exists():
         return {}
     return {str(row["name"]): str(row["reason"]) for s in read_manifest(store)["shards"] for row in s["skipped"]}
@@ -272,7 +272,7 @@ def _planned(plan: Path) -> dict[str, str]:
 
 
 def _is_whole(store: Path) -> bool:
-    """Whether all files of a finished store are there (their digests are checked when they are read)."""
+    """Whether all files of a finished store exist (their digests are checked when they are read)."""
     try:
         return all((store / file).exists() for file in listed_files(read_manifest(store)))
     except StoreError:
@@ -280,26 +280,26 @@ def _is_whole(store: Path) -> bool:
 
 
 def record_skip(ws: Workspace, place: str, reason: str) -> None:
-    """Write why an output holds nothing, into its folder: skipped.json."""
+    """Write the reason why an output is empty to skipped.json in the output's folder."""
     with new_tree(ws.path(place)) as out:
         atomic.write_json(out / "skipped.json", {"reason": reason})
 
 
 def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:
-    """Hard-link a checkpoint folder into the place of an output."""
+    """Hard-link a checkpoint folder to the path of an output."""
     publish_tree(model, ws.path(target), last=("model.json",))
 
 
 def speed_file(ws: Workspace, stage: str) -> Path:
-    """Images a second, waiting and memory of the stage's trainings, by run."""
+    """File with images per second, waiting and memory of each training of the stage."""
     return ws.path(f"work/times/{stage}-training.json")
 
 
 def warn(stage: str, text: str) -> None:
-    """Say what a person should know now, with the stage's name in front."""
+    """Log a warning for the user, with the stage's name in front."""
     _LOG.warning("%s: %s", stage, text)
 
 
 def write_metrics(ws: Workspace, stage: str, values: Mapping[str, Any]) -> None:
-    """Write metrics/<stage>.json: what `dvc metrics show` and `diff` read. No times: they differ every run."""
+    """Write metrics/<stage>.json for `dvc metrics show` and `diff`, without times, which differ in every run."""
     atomic.write_json(ws.path(f"metrics/{stage}.json"), dict(values))

@@ -1,1 +1,1 @@
-"""Looking at labels: statistics, precision, answers of people, certificates."""
+"""Review of labels: statistics, precision, answers of people, certificates."""

@@ -23,7 +23,7 @@ from pipeline.review.stats import Cuts
 from pipeline.review.view import StoreView
 
 FORMAT, VERSION = "hmsa-click-audit", 1
-LIMIT = 500  # pixels a class
+LIMIT = 500  # pixels per class
 
 
 class _Stratum(Strict):
@@ -62,7 +62,7 @@ class Audit(SpotCheck):
         items: list[dict[str, Any]] = []
         strata = []
         for c, total in ((c, int(kept[:, c].sum())) for c in wanted if kept[:, c].any()):
-            # Not sorted: the page asks in this order, and who stops midway has judged a random sample as well.
+            # Not sorted: the page shows pixels in this order, so who stops midway has judged a random sample as well.
             drawn = ranks(kept[:, c], np.random.default_rng([seed, c]).integers(0, total, per_class))
             stratum = {"class": c, "name": view.classes.classes[c], "kept": total, "drawn": per_class}
             strata.append({**stratum, "code": int(cuts.codes[c]), "threshold": cuts.edge(c)})
@@ -76,7 +76,7 @@ class Audit(SpotCheck):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the file; a damaged one or another version is an IntegrityError."""
+        """Read the file; raise an IntegrityError if it is damaged or of another version."""
         value = read_json(path)
         if value.get("format") != FORMAT or value.get("version") != VERSION:
             raise IntegrityError(f"{path}: not a click audit of version {VERSION}")
@@ -90,11 +90,11 @@ class Audit(SpotCheck):
 
     @property
     def id(self) -> str:
-        """16 hex digits: which draw it is."""
+        """16 hex digits that identify the draw."""
         return str(self.value["id"])
 
     def low(self, item: dict[str, Any]) -> int:
-        """The code from which on an item's pixel was drawn: that of its class."""
+        """Smallest code of the pixels among which an item was drawn: that of the item's class."""
         return int(self.value["codes"][item["class"]])
 
     def results(self) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ class Audit(SpotCheck):
         return rows
 
     def overall(self) -> dict[str, Any] | None:
-        """Precision over all judged classes, weighted with what each keeps; None without an answer."""
+        """Precision over all judged classes, weighted by the pixels that each class keeps; None without an answer."""
         strata = [Stratum(r["right"], r["right"] + r["wrong"], float(r["kept"])) for r in self.results()]
         share = stratified(strata)
         return share and {
@@ -123,9 +123,9 @@ class Audit(SpotCheck):
         }
 
     def judged(self, name: str, cut: int) -> tuple[int, int]:
-        """Decided answers about pixels of a class from this code on, and how many are "wrong".
+        """Number of decided answers about pixels of a class from code `cut` on, and number of "wrong" ones among them.
 
-        None counts where the audit drew from a higher code on: its pixels are no sample of all that `cut` keeps.
+        No answer counts where the audit drew from a higher code on: its pixels are no sample of all that `cut` keeps.
         """
         of_name = [s["class"] for s in self.value["strata"] if s["name"] == name]
         right = [is_right for c in of_name for is_right in judged(self.answers(), c, cut)]

@@ -1,7 +1,7 @@
-"""A certificate: which classes of one store a person's answers prove right often enough, and from which code on.
+"""A certificate: classes of one store that a person's answers prove right often enough, and from which code on.
 
-One sealed JSON file beside the store holds the plan, every drawn pixel with its answer, and the results. All else
-follows from these, so `check` recomputes them. It is about the labels of one store: made anew, they void it.
+One sealed JSON file next to the store holds the plan, every drawn pixel with its answer, and the results. Plan and
+answers determine the rest, so `load` and `check` recompute it. New labels in the store make its certificate void.
 "Can't tell" counts as wrong. Answers count in the order of the draws of a class, up to the first that is missing:
 nobody can leave out a hard pixel.
 """
@@ -30,7 +30,7 @@ from pipeline.review.view import StoreView
 FORMAT, VERSION = "hmsa-label-certificate", 2
 MAX_BUDGET = 20_000
 BATCH = 10  # draws that are planned at once, and unanswered draws that are kept ready
-MORE = 100  # answers whose worth is forecast
+MORE = 100  # further answers whose gain is forecast
 _PEOPLE = 0.02  # guessed error rate of pixels that people drew: a finished store gives them code 0
 _EDGES = np.array([float(edge) for edge in ConfidenceCode().edges])
 _FORECASTS = {"more_draws", "more_pixels", "aim"}  # no results: their last digits may differ on other machines
@@ -99,13 +99,13 @@ class Certificate(SpotCheck):
         super().__init__(value)
         self.classes: list[dict[str, Any]] = value["classes"]
         self._places = {row["class"]: c for c, row in enumerate(self.classes)}
-        self._taken: list[list[Answer]] = [[] for _ in self.classes]  # answers that the test has
+        self._taken: list[list[Answer]] = [[] for _ in self.classes]  # answers that the test has counted
         self._where: dict[tuple[int, int], Counts] = {}
         self._images: list[Counts] = []
 
     @cached_property
     def id(self) -> str:
-        """16 hex digits of all but draws, answers, and who answers."""
+        """16 hex digits of the digest of all fields but items, who and number."""
         return digest({key: one for key, one in self.value.items() if key not in ("items", "who", "number")})[:16]
 
     # -- plan --------------------------------------------------------------------------------------------
@@ -133,12 +133,12 @@ class Certificate(SpotCheck):
             view: the store.
             target: precision that each certified class has, with confidence 1 - delta for all of them together.
             budget: draws of all classes together.
-            classes: names; default all that have a pixel.
+            classes: names; default: all classes that have a pixel.
             bound: a file of `hmsa_core/labels/thresholds/bounds`.
             table: P(right) of each class and code (C, 256), as a guess; default: the confidence itself.
             policy: digest of the policy that `table` is from.
             audit: earlier answers about the store, for the pilot.
-            who: who answers.
+            who: name of the person who answers.
             answers: "people", or the folder of the label maps that answer.
 
         Raises:
@@ -170,7 +170,7 @@ class Certificate(SpotCheck):
 
     @property
     def test(self) -> SequentialTest:
-        """The test with all answers so far that count."""
+        """The test with all answers that count so far."""
         answers: list[list[Answer]] = [[] for _ in self.classes]
         waits = [False] * len(self.classes)
         for item in self.items:
@@ -188,12 +188,12 @@ class Certificate(SpotCheck):
         return self._test
 
     def draw_on(self, view: StoreView) -> None:
-        """Add draws where few wait for an answer."""
+        """Add draws until enough wait for an answer, or no further draw is of use."""
         while sum(item["verdict"] is None for item in self.items) < BATCH and self.plan_draws(view):
             pass
 
     def plan_draws(self, view: StoreView, count: int = BATCH) -> list[dict[str, Any]]:
-        """Add up to `count` draws where they add most; [] when the rest of the budget is of no use."""
+        """Add up to `count` draws where they gain most; [] when the rest of the budget is of no use."""
         left, waiting, test = self.value["budget"] - len(self.items), [0] * len(self.classes), self.test
         for item in self.items:
             waiting[self._places[item["class"]]] += item["verdict"] is None
@@ -213,7 +213,7 @@ class Certificate(SpotCheck):
         self.items.append({**item, **pixel(view, name, class_id, low, rank)})
 
     def _drawn(self, view: StoreView, class_id: int, low: int, number: int) -> tuple[str, int]:
-        """Image and rank of the `number`-th pixel of what a class keeps from a code on: by the seed alone."""
+        """Image and rank of draw `number` among the pixels that a class keeps from a code on; only the seed decides."""
         if (class_id, low) not in self._where:
             only = np.full(view.classes.num_classes, NUM_CODES)
             only[class_id] = low
@@ -226,7 +226,7 @@ class Certificate(SpotCheck):
     # -- results -----------------------------------------------------------------------------------------
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Per class name: the threshold that is certified or aimed at, with answers, estimate, bound and coverage."""
+        """{class name: result}: the certified or intended threshold, with answers, estimate, bound and coverage."""
         test = self.test
         options = test.options()
         certified = test.certified()
@@ -264,23 +264,23 @@ class Certificate(SpotCheck):
         }
 
     def more(self) -> dict[str, Any]:
-        """What MORE further answers are expected to add: pixels, and their share of the pixels of all classes."""
+        """Expected gain of MORE further answers: pixels, and their share of the pixels of all classes."""
         pixels = sum(one.gain for one in self.test.forecast(MORE))
         whole = sum(row["pixels"][-1] for row in self.classes)
         return {"answers": MORE, "pixels": round(pixels), "coverage": round(pixels / whole, 6)}
 
     def pays(self, view: StoreView, codes: NDArray[np.integer], clicks: int = 50) -> list[dict[str, Any]]:
-        """What `clicks` more answers are worth in each class, the most pixels first.
+        """Expected gain of `clicks` more answers in each class, the most pixels first.
 
         Args:
             view: the store.
-            codes: thresholds in use, (C,), 256 for none.
+            codes: codes of the thresholds in use, (C,), 256 for none.
             clicks: answers that are given to one class.
 
         Returns:
-            Rows with "class", "answers" (until its next certificate), "threshold" (that it would prove), and the pixels
-            that `clicks` answers are expected to "confirm" (kept by `codes`) and to "bring" (beyond them): their share
-            of the answers, of all that the certificate would add.
+            Rows with "class", "answers" (until its next certificate), "threshold" (that it would prove), and two
+            expected numbers of pixels: "confirm" (kept by `codes`) and "bring" (beyond `codes`). Fewer answers than
+            the certificate needs gain their share of its pixels.
         """
         test, rows = self.test, []
         options, certified = test.options(), test.certified()
@@ -304,7 +304,7 @@ class Certificate(SpotCheck):
         return sorted(rows, key=lambda row: -row["confirm"] - row["bring"])
 
     def refined(self, view: StoreView, right: Floats) -> Floats:
-        """P(right) of each class and code (C, 256), with the error rates of bands that were judged as answers tell."""
+        """P(right) of each class and code (C, 256), with the error rates that answers show in judged bands."""
         found = np.array(right, np.float64)
         for row, one in zip(self.classes, self.test.classes, strict=True):
             for high, low, rate, n in zip(
@@ -317,7 +317,7 @@ class Certificate(SpotCheck):
         return found
 
     def expected_wrong(self, view: StoreView, limit: int = 10) -> list[dict[str, Any]]:
-        """Images and classes by the wrong certified pixels that the answers let expect, most first."""
+        """Images and classes by their expected number of wrong certified pixels, most first."""
         test = self.test
         certified, steps = test.certified(), max(len(row["codes"]) for row in self.classes)
         for j in range(len(self._images), steps):
@@ -346,15 +346,15 @@ class Certificate(SpotCheck):
 
     @property
     def digest(self) -> str:
-        """Digest of the file with the answers of now."""
+        """Digest of the file with the current answers."""
         return sealed.dump(self._to_json())[11:75].decode("ascii")
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a certificate; one that is damaged, edited, or does not say what its answers prove is refused.
+        """Read a certificate; refuse one that is damaged, edited, or has results that its answers do not prove.
 
         Raises:
-            StoreError: with what is wrong.
+            StoreError: the message names the fault.
         """
         value = sealed.read(path)
         if value.get("format") != FORMAT or value.get("version") != VERSION:
@@ -369,7 +369,7 @@ class Certificate(SpotCheck):
         return found
 
     def check(self, view: StoreView, where: str) -> None:
-        """Recompute candidates and draws from the store; the first difference is a StoreError of one line."""
+        """Recompute candidates and draws from the store; raise a StoreError of one line at the first difference."""
         if not self.is_of(view):
             raise StoreError(
                 f"{where}: void: the store has changed since (it is of {self.value['store'][:12]}, "
@@ -416,7 +416,7 @@ def _candidates(counts: Counts, errors: Floats) -> dict[str, Any]:
 
 
 def _before(audit: Audit | None, class_id: int, codes: Sequence[int]) -> list[list[int]]:
-    """Decided answers of an audit in each band of a class, and wrong ones."""
+    """Decided answers of an audit in each band of a class, and the number of wrong ones."""
     found = np.zeros((2, len(codes)), np.int64)
     for one in [] if audit is None else audit.answers():
         if one.class_id == class_id:
@@ -437,11 +437,11 @@ def _differ(said: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> 
     if said.keys() != found.keys():
         return True
     for name, row in found.items():
-        told = said[name]
-        if not isinstance(told, dict) or told.keys() != row.keys():
+        stored = said[name]
+        if not isinstance(stored, dict) or stored.keys() != row.keys():
             return True
         for key in row.keys() - _FORECASTS:
-            near = key in ("lower", "precision") and isinstance(told[key], float) and isinstance(row[key], float)
-            if not (abs(told[key] - row[key]) < 1e-4 if near else told[key] == row[key]):
+            near = key in ("lower", "precision") and isinstance(stored[key], float) and isinstance(row[key], float)
+            if not (abs(stored[key] - row[key]) < 1e-4 if near else stored[key] == row[key]):
                 return True
     return False

@@ -1,4 +1,4 @@
-"""Certificates: begun, answered by true label maps, and turned into policies."""
+"""Begin certificates, answer them from true label maps, and make policies from them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from hmsa_core.inference.evaluation.labelled_files import Ids
 
 UInt8 = NDArray[np.uint8]
-_LOOKED_AT = 12  # label maps that tell which numbers they hold
+_LOOKED_AT = 12  # label maps that are read to find out whether they hold trainIds
 
 
 def begin(view: StoreView, *, policy: Path | None = None, **settings: Any) -> Certificate:
-    """A certificate without answers; the calibration of the workspace, or of `policy`, and the audit are the guess.
+    """Begin a certificate without answers; the first guess is the calibration (of `policy` or the workspace) and audit.
 
-    `settings`, and errors, are those of `Certificate.plan`.
+    `settings` and errors are those of `Certificate.plan`.
     """
     known = policy if policy is not None else calibration_policy(view.path)[0]
     found = None if known is None else load_policy(known, view)
     audit = None
-    with suppress(IntegrityError):  # a damaged audit guesses nothing
+    with suppress(IntegrityError):  # a damaged audit is left out of the guess
         audit = SpotFile(Audit, view).current
     if found is not None and found.table is not None:
         settings |= {"table": found.table, "policy": found.digest}
@@ -52,12 +52,12 @@ def begin(view: StoreView, *, policy: Path | None = None, **settings: Any) -> Ce
 
 
 class TrueLabels:
-    """Label maps NAME.png below a folder that answer in a person's place; void is "can't tell".
+    """Label maps NAME.png below a folder that answer instead of a person; void means "can't tell".
 
     Args:
         folder: NAME.png for the images of the store; sub-folders and the endings of Cityscapes and CamVid are known.
         classes: class table of the store.
-        ids: what the maps hold; "auto": ids of the class table or trainIds, whichever agrees with the labels.
+        ids: values in the maps; "auto": ids of the class table or trainIds, whichever agrees with the labels.
     """
 
     def __init__(self, folder: Path, view: StoreView, ids: Ids = "auto") -> None:
@@ -78,7 +78,7 @@ class TrueLabels:
         self._read = lru_cache(maxsize=64)(label_reader(of, colours=ids == "colours"))
 
     def _guessed(self) -> tuple[Ids, str]:
-        """Whether the maps hold trainIds or ids of the class table: whichever they agree with more."""
+        """Guess whether the maps hold trainIds or ids of the class table: the values that fit the labels better."""
         classes = self._view.classes
         agree = {"train": 0, "file": 0}
         for name in list(self.files)[:: max(1, len(self.files) // _LOOKED_AT)]:
@@ -135,11 +135,11 @@ def answer_all(certificate: Certificate, view: StoreView, labels: TrueLabels, te
         tell(len(certificate.items))
 
 
-# -- what a certificate is good for -----------------------------------------------------------------------
+# -- policies from certificates -----------------------------------------------------------------------------
 
 
 def certified_policy(certificate: Certificate, view: StoreView, measured: ThresholdPolicy | None) -> ThresholdPolicy:
-    """A policy with the certified cuts, status "certified"; other classes as `measured` has them, else withheld."""
+    """A policy with the certified thresholds, status "certified"; other classes as in `measured`, else withheld."""
     from hmsa_core.labels.store.format import binding
 
     results = certificate.results()
@@ -170,7 +170,7 @@ def certified_policy(certificate: Certificate, view: StoreView, measured: Thresh
 
 
 def _taken_over(policy: ThresholdPolicy, class_id: int) -> ClassPolicy:
-    """A class's entry of another policy with that policy's target; only this certificate's classes stay certified."""
+    """A class's entry of another policy with that policy's target; the status "certified" becomes "estimate"."""
     entry = policy.entries[class_id]
     evidence = {"target": policy.evidence.get("target"), **entry.evidence}
     if entry.status != "certified":

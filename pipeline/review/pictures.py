@@ -24,13 +24,13 @@ class Pictures:
 
     Attributes:
         root: folder outside of which no file is read, or None.
-        note: what the user should know of it: no photograph is found, or the paths begin above the root; else "".
+        note: message for the user: no photograph is found, or the paths begin above the root; else "".
 
     Args:
         root: as `root`: `image_path` and `coarse_path` of the store are relative to it or begin with its name.
-        info: what the store knows of an image by name (an unknown name is an InputError).
+        info: fields that the store has of an image, by name (an unknown name is an InputError).
         classes: class table that human labels are read with.
-        paths: `image_path` of all images; only asked for with a root.
+        paths: `image_path` of all images; read only where a root is given.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Pictures:
         return root
 
     def _file(self, name: str, column: str) -> Path | None:
-        """A file of an image below the image root; None when there is none. Names come from the store alone."""
+        """Path of an image's file below the image root; None if it does not exist. Names come from the store alone."""
         relative = self._info(name)[column]
         if self.root is None or not relative:
             return None
@@ -73,7 +73,7 @@ class Pictures:
         return path if path.is_file() else None
 
     def has_picture(self, name: str, column: str = "image_path") -> bool:
-        """Whether the photograph is there (of "coarse_path": the human label)."""
+        """Whether the photograph exists (with "coarse_path": the human label)."""
         try:
             return self._file(name, column) is not None
         except StoreError:
@@ -102,7 +102,7 @@ class Pictures:
     def thumb(self, name: str, width: int = 288) -> bytes:
         """A small JPEG of the photograph, at most four times as high as `width`."""
         path = self.picture_path(name)
-        read_header(path)  # refuses bombs and what is no picture before a decoder sees it
+        read_header(path)  # refuses bombs and files that are no picture before a decoder reads them
         image = _reduced(path)
         if image is None:
             image = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
@@ -120,7 +120,7 @@ class Pictures:
 
 
 def _follow(start: Path, relative: str, root: Path) -> Path:
-    """Where a path of the store leads, links followed; out of `root` is a StoreError."""
+    """Resolve a path of the store with all links; a path out of `root` is a StoreError."""
     try:
         path = (start / relative).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL, links in a circle
@@ -132,7 +132,7 @@ def _follow(start: Path, relative: str, root: Path) -> Path:
 
 def _is_below(start: Path, relative: str, root: Path) -> bool:
     try:
-        # The cheap question first: in a wrong folder it is asked for every image.
+        # The cheap test comes first: in a wrong folder it runs for every image.
         return (start / relative).is_file() and _follow(start, relative, root).is_file()
     except (OSError, ValueError, StoreError):
         return False
@@ -142,7 +142,7 @@ _MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RI
 
 
 def _is_upright_webp(data: bytes, path: Path) -> bool:
-    """Browsers turn no WebP by its EXIF data, as labels are."""
+    """Whether a WebP needs no turning: browsers do not turn a WebP by its EXIF data, but labels are turned."""
     return data[8:12] == b"WEBP" and read_header(path).orientation == 1
 
 
@@ -187,7 +187,7 @@ _TO_LAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-# What lies under an overlay is mostly grey road and dark scenery, and black reads as "nothing".
+# Photographs below an overlay are mostly grey road and dark scenery, and black looks like no label.
 _AVOID: tuple[Colour, ...] = ((0, 0, 0), (110, 110, 110))
 
 
@@ -206,7 +206,7 @@ def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.flo
 
 @cache
 def safe_colours(count: int) -> tuple[Colour, ...]:
-    """`count` RGB colours that four kinds of colour vision tell apart; beyond 108 colours this is not sought.
+    """`count` RGB colours that four kinds of colour vision tell apart; beyond 108 colours some may look alike.
 
     Each colour is as far as possible from those before it: give the first ones to frequent classes.
     """

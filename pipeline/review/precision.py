@@ -1,13 +1,13 @@
 """Precision of the kept pixels, and the evidence for it. The first source of this list that exists is used.
 
-0. certificate: answers prove that this cut of this store reaches the target. No model of the errors is assumed.
+0. certificate: answers prove that this threshold of this store reaches the target. No model of the errors is assumed.
 1. audit: a person judged random kept pixels of this store, in an audit or for a certificate. The interval depends on
-   the random draw alone; it is that of a fixed number of answers.
+   the random draw alone, and is computed as for a fixed number of answers.
 2. coarse-corrected: agreement with the coarse labels of these images. It is corrected by the errors of coarse labels
    on calibration images. It needs coarse labels, and `curves.json` and `pairs.npz` of `calibrate`. It is not used
-   where `calibrate.region` leaves out what people drew.
-3. calibration: counted on images that the teacher never saw, with a lower bound over blocks. The curves file gives it
-   at any cut, the policy's own evidence at the policy's cut. "outside-coarse": only on pixels that people left open.
+   where `calibrate.region` leaves out pixels that people labelled.
+3. calibration: counted on images that the teacher never saw, with a lower bound over blocks. Sources: the curves file
+   at any threshold, the policy's evidence at its thresholds. "outside-coarse": only on pixels that people left open.
 4. expected: the policy's table code -> P(correct), weighted with this store's histogram. It has no interval.
 """
 
@@ -37,7 +37,7 @@ from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
 
 AnyPath = str | os.PathLike[str]
 CONFIDENCE = 0.95  # of intervals and bounds
-FEW = 5  # fewer answers than this say nothing; the calibration speaks instead
+FEW = 5  # with fewer answers the calibration is used instead
 
 
 class Precision(NamedTuple):
@@ -51,7 +51,7 @@ class Precision(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What calibration images say of a store's labels."""
+    """Evidence from calibration images about a store's labels."""
 
     curves: Curves | None = None
     # Counts over (human class, class, code) of this store and of the calibration images.
@@ -63,14 +63,14 @@ NO_EVIDENCE = Evidence()
 
 
 class PrecisionSources:
-    """Everything that is known about precision for one store.
+    """All sources of precision for one store.
 
     Args:
         totals: pixels of each class and code in the store, (C, 256).
         policy: policy with a calibration table, or None.
-        evidence: what calibration images say.
+        evidence: evidence from calibration images.
         answers: judged pixels of spot checks of this store.
-        certified: (class, code) of certified cuts -> estimated precision and lower bound.
+        certified: (class, code) of certified thresholds -> estimated precision and lower bound.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PrecisionSources:
         self._answers, self._certified = list(answers), certified or {}
 
     def expected(self, codes: NDArray[np.integer]) -> float | None:
-        """Expected precision of all that is kept under one code per class (256 = nothing of it)."""
+        """Expected precision of all pixels kept under one code per class (256 = the class is withheld)."""
         if self.table is None:
             return None
         keeps = np.arange(NUM_CODES)[None, :] >= np.asarray(codes)[:, None]
@@ -96,7 +96,7 @@ class PrecisionSources:
         return float((kept * self.table).sum() / kept.sum()) if kept.any() else None
 
     def of_classes(self, codes: NDArray[np.integer]) -> list[Precision | None]:
-        """Precision of what each class keeps from its code on; None where nothing is kept or known."""
+        """Precision of the pixels that each class keeps from its code on; None where nothing is kept or known."""
         corrected: list[float | None] = [None] * len(codes)
         curves, coarse = self._evidence.curves, self._evidence.coarse
         if curves is not None and coarse is not None:
@@ -135,12 +135,12 @@ class PrecisionSources:
         return None if value is None else Precision(value, None, None, "expected", marginal)
 
     def overall(self, codes: NDArray[np.integer], known: Sequence[Precision | None]) -> Precision | None:
-        """Precision of everything that is kept: from the audit when it covers every kept class, else from the classes.
+        """Precision of all kept pixels: from the audit when it covers every kept class, else from the classes.
 
-        A total of classes with several sources has the source "by class"; they weigh by the pixels that they keep.
+        Classes with several sources give the source "by class"; each class weighs by the pixels that it keeps.
 
         Args:
-            codes: one a class.
+            codes: one code per class.
             known: `of_classes` at these codes.
         """
         kept = [int(self.totals[c, min(int(code), NUM_CODES) :].sum()) for c, code in enumerate(codes)]
@@ -158,7 +158,7 @@ class PrecisionSources:
 
 
 def load_policy(path: AnyPath, store: StoreView | LabelStore) -> ThresholdPolicy:
-    """Read a policy and refuse one that was measured for other classes or another teacher."""
+    """Read a policy; refuse one that was measured for other classes or another teacher."""
     if not Path(path).is_file():
         raise InputError(f"{path}: policy file not found")
     policy = ThresholdPolicy.load(Path(path))
@@ -167,15 +167,15 @@ def load_policy(path: AnyPath, store: StoreView | LabelStore) -> ThresholdPolicy
 
 
 def find_curves(store: StoreView, policy: AnyPath | None, curves: AnyPath | None) -> Evidence:
-    """The calibration counts that belong to a store: the named file, or those beside the policy that it comes from.
+    """Calibration counts that belong to a store: of the named file, or of the files next to the store's policy.
 
-    With `pairs.npz` beside it (what coarse labels say on the calibration images) also the counts for
-    coarse-corrected precision, where the store knows coarse labels. Of a policy that was measured outside of coarse
-    labels (`curves-judged.json`) only those pixels count: on the others people's own labels are used.
+    `pairs.npz` next to them (coarse labels compared with fine ones on the calibration images) adds counts for
+    coarse-corrected precision, where the store knows coarse labels. For a policy measured outside of coarse
+    labels (`curves-judged.json`) only those pixels count: on the others training uses people's labels.
     """
     if curves is None:
-        beside = [] if policy is None else [Path(policy).with_name(name) for name in (JUDGED_CURVES, "curves.json")]
-        path = next((path for path in beside if path.is_file()), None)
+        candidates = [] if policy is None else [Path(policy).with_name(name) for name in (JUDGED_CURVES, "curves.json")]
+        path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             return NO_EVIDENCE
     elif not (path := Path(curves)).is_file():
@@ -192,15 +192,15 @@ def find_curves(store: StoreView, policy: AnyPath | None, curves: AnyPath | None
 def workspace_around(store: AnyPath) -> Workspace | None:
     """The workspace that a store lies in, if it lies in one."""
     try:
-        return Workspace.find(Path(store).resolve().parent)  # a store that is made anew is away for a time
+        return Workspace.find(Path(store).resolve().parent)  # a store is missing for a time while it is made anew
     except HmsaError:
         return None
 
 
 def calibration_policy(store: AnyPath) -> tuple[Path | None, str]:
-    """The measured policy of the workspace around a raw store, or None and why it says nothing about this store.
+    """The measured policy of the workspace around a raw store; or None, and why no policy fits this store.
 
-    The reason is empty where there is no workspace or no calibration yet: nothing was expected then.
+    The reason is empty where there is no workspace or no calibration yet: then no policy was expected.
     """
     manifest, ws = read_manifest(Path(store)), workspace_around(store)
     if ws is None or manifest["kind"] != "raw" or not (path := ws.path("calibration/policy.json")).is_file():

@@ -1,4 +1,4 @@
-"""What one `autolabel serve` works on: stores, policies, review file, audit, and the answers the page needs."""
+"""State of one `autolabel serve`: stores, policies, review file, audit, and the answers that the page needs."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Session:
         images: root of the photographs (and human labels).
         other: second store for compare; must have the same classes.
         other_policy: second policy for compare.
-        save_to: where "Save policy" writes, never over `policy`; default: `STORE.policy.json`, or -2 behind the name.
+        save_to: where "Save policy" writes, never over `policy`; default: `STORE.policy.json` (-2.json, ...).
         reviewer: name that marks carry.
-        curves: calibration counts behind the policy; default: those beside the policy, if they are there.
-        evidence: measured policy that tells how right kept pixels are where `policy` is None; its cuts are not used.
+        curves: calibration counts behind the policy; default: those next to the policy, if they exist.
+        evidence: measured policy for the precision of kept pixels where `policy` is None; its thresholds are not used.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Session:
                 f"{save_to}: would overwrite the policy it starts from",
                 hint="leave --save-policy out, or give it the name of a new file",
             )
-        beside = folder.with_name(f"{folder.name}.policy.json")
-        self.save_path = Path(save_to) if save_to is not None else _not_over(beside, policy)
+        default = folder.with_name(f"{folder.name}.policy.json")
+        self.save_path = Path(save_to) if save_to is not None else _not_over(default, policy)
         self.reviewer = reviewer
         store, labels = marked_store(folder, self.view.kind), labels_id(self.view.lineage)
         self.review = ReviewFile(store, self.view.image_digests, labels)
@@ -88,7 +88,7 @@ class Session:
 
     @property
     def version(self) -> str:
-        """Which labels are served: a part of the addresses of what browsers keep."""
+        """Version of the served labels: a part of the URLs of everything that browsers cache."""
         return self.view.digest[:16] + ("" if self.other is None else f"-{self.other.digest[:16]}")
 
     def side(self, side: str) -> StoreView:
@@ -110,7 +110,7 @@ class Session:
 
     @property
     def notes(self) -> list[str]:
-        """What cannot be compared with the second store."""
+        """Messages about what cannot be compared with the second store."""
         if self.other is None or not self._other_pictures:
             return []
         count, first = len(self._other_pictures), min(self._other_pictures)
@@ -133,17 +133,17 @@ class Session:
         return parse_cuts(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
 
     def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
-        """What is known about precision now."""
+        """Current sources of precision."""
         audit, (certificate, _) = self.audits.current, self.certificates.usable()
         answers = [answer for check in (audit, certificate) if check is not None for answer in check.answers()]
         certified = {} if certificate is None else certificate.certified()
         known, calibrated = policy or self.policies.get("policy") or self.evidence, self.calibrated
-        if self.view.kind != "raw":  # what people drew has code 0, and calibration is of what the teacher said
+        if self.view.kind != "raw":  # people's pixels have code 0, and calibration judges the teacher's labels
             known, calibrated = None, NO_EVIDENCE
         return PrecisionSources(self.view.totals, known, calibrated, answers, certified)
 
     def describe(self) -> dict[str, Any]:
-        """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
+        """All data that the page needs to compute without another request: classes, edges, histogram, policies."""
         view, sources, policy = self.view, self.sources(), self._policy_json("policy")
         classes = view.classes
         order = np.argsort(-view.totals.sum(axis=1), kind="stable")
@@ -181,7 +181,7 @@ class Session:
 
     def _policy_json(self, key: str) -> dict[str, Any] | None:
         policy = self.policies.get(key)
-        if policy is None or self.view.kind != "raw":  # thresholds would hide what people drew: it has code 0
+        if policy is None or self.view.kind != "raw":  # thresholds would hide what people drew: code 0
             return None
         return {
             "name": self.policy_names[key],
@@ -191,7 +191,7 @@ class Session:
         }
 
     def image_details(self, name: str) -> dict[str, Any]:
-        """What is known of one image."""
+        """Details of one image."""
         view = self.image(name)
         row = view.info(name)
         return {
@@ -203,7 +203,7 @@ class Session:
         }
 
     def save_policy(self, cuts: Cuts) -> tuple[Path, str]:
-        """Write the cuts as a policy file that training reads; returns path and digest."""
+        """Write the thresholds as a policy file that training reads; return path and digest."""
         if self.view.kind != "raw":
             raise ConfigError("a thresholded store has no policy to save")
         policy = to_policy(cuts, self.view.classes, self.policies.get("policy"))
@@ -221,24 +221,24 @@ class Session:
             return self.save_path, policy.save(self.save_path)
 
     def draw_audit(self, cuts: Cuts, *, per_class: int, seed: int, classes: list[str]) -> Audit:
-        """Draw and keep a new audit."""
+        """Draw and store a new audit."""
         wanted = [self.view.classes.index(name) for name in classes]
         return self.audits.start(Audit.draw(self.view, cuts, per_class=per_class, seed=seed, classes=wanted))
 
     def begin_certificate(self, *, target: float, budget: int, seed: int, classes: list[str]) -> dict[str, Any]:
-        """Begin a certificate, or go on with the one of the same plan."""
+        """Begin a certificate, or continue the one of the same plan."""
         policy = None if self._start_policy is None else Path(self._start_policy)
-        asked: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "classes": classes}
+        settings: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "classes": classes}
         return self._shown(
-            self.certificates.start(begin(self.view, delta=0.05, policy=policy, who=self.reviewer, **asked))
+            self.certificates.start(begin(self.view, delta=0.05, policy=policy, who=self.reviewer, **settings))
         )
 
     def answer_certificate(self, check_id: str, number: int, verdict: str) -> dict[str, Any]:
-        """Record an answer; the certificate with the answers of everybody."""
+        """Record an answer; return the certificate with the answers of all people."""
         return self._shown(self.certificates.answer(check_id, number, verdict))
 
     def certificate(self) -> dict[str, Any]:
-        """The certificate as the page shows it under "current", and why one that is there is void."""
+        """The certificate as the page shows it under "current", and why an existing one is void."""
         found, why = self.certificates.usable()
         return {"current": None if found is None else self._shown(found), "void": why}
 
@@ -267,7 +267,7 @@ def _text(value: object) -> str:
 
 
 def image_root(store: AnyPath) -> Path | None:
-    """Root of the target data set of the workspace around `store`; None outside of one or without the folder."""
+    """Root of the target data set of the workspace around `store`; None without a workspace or without that folder."""
     ws = workspace_around(store)
     try:
         root = None if ws is None else ws.roots.get("target")
@@ -277,15 +277,15 @@ def image_root(store: AnyPath) -> Path | None:
 
 
 def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path | None:
-    """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one."""
+    """Path for a saved policy of a raw store in a workspace: in the folder that DVC watches; else None."""
     ws = workspace_around(store)
     return None if ws is None else _not_over(ws.path(f"policies/{Path(store).resolve().name}.json"), start)
 
 
 def _not_over(target: Path, start: AnyPath | None) -> Path:
-    """`target`, or the first free of NAME-2.json, NAME-3.json, ... where it is the policy that is started from.
+    """`target`, or the first free of NAME-2.json, NAME-3.json, ... where `target` is the page's start policy.
 
-    The page goes on from a saved policy as from a measured one: it is still there to go back to.
+    So the page never overwrites the policy that it starts with, and users can return to that policy.
     """
     if start is None or target.resolve() != Path(start).resolve():
         return target
@@ -293,7 +293,7 @@ def _not_over(target: Path, start: AnyPath | None) -> Path:
 
 
 def policy_setting(store: AnyPath, policy: Path) -> str:
-    """What `pseudo_label.threshold` is set to for a saved policy: its path from the workspace, if it lies in one."""
+    """Value of `pseudo_label.threshold` for a saved policy: its path from the workspace, if it lies in one."""
     path, ws = policy.resolve(), workspace_around(store)
     inside = ws is not None and path.is_relative_to(ws.root.resolve())
     return path.relative_to(ws.root.resolve()).as_posix() if ws and inside else str(path)

@@ -1,9 +1,9 @@
-"""A spot check: pixels drawn with known probabilities, judged by people, kept in a file beside the store.
+"""A spot check: pixels drawn with known probabilities, judged by people, kept in a file next to the store.
 
 Each item was drawn uniformly from all pixels that its class keeps from its code `low` on, independently of the others:
-{"name": image, "class", "rank": place among these pixels of the image, "low", "verdict", and "x", "y", "code" once
-known}. Two kinds draw and read them in their own way: an audit (a fixed number a class) and a certificate (drawn on
-where answers prove most). Answers of both are evidence about precision, and those of an audit guide a certificate.
+Fields: "name" (image), "class", "rank" (place among these pixels of the image), "low", "verdict"; "x", "y", "code" once
+known. The two kinds are an audit (a fixed number per class) and a certificate (draws where answers prove most). Answers
+of both are evidence about precision, and those of an audit guide a certificate.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ ClassId = Field(ge=0, lt=255, alias="class")
 
 
 class Strict(BaseModel):
-    """A part of a stored file: values of the right kind, other keys allowed."""
+    """A part of a stored file: the types of values are checked, other keys are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
 class Item(Strict):
-    """A drawn pixel of a file (see the top)."""
+    """A drawn pixel of a file (fields: see the module's docstring)."""
 
     name: str
     class_id: int = ClassId
@@ -55,7 +55,7 @@ class Item(Strict):
 
 
 class Judged(NamedTuple):
-    """A decided answer: it is a uniform draw from what any threshold from `low` to `code` keeps."""
+    """A decided answer: a uniform draw from the pixels that any threshold from `low` to `code` keeps."""
 
     class_id: int
     low: int
@@ -64,7 +64,7 @@ class Judged(NamedTuple):
 
 
 class SpotCheck:
-    """Drawn pixels with the answers so far; `value` is what the file holds."""
+    """Drawn pixels with the answers so far; `value` is the content of the file."""
 
     KIND: ClassVar[str]  # the file is STORE.KIND.json
     SCHEMA: ClassVar[type[Strict]]
@@ -75,13 +75,13 @@ class SpotCheck:
 
     @classmethod
     def path_of(cls, store: str | os.PathLike[str]) -> Path:
-        """Where the check of a store is kept: beside it, for DVC empties or watches other folders."""
+        """Path of the check of a store: next to the store, because DVC empties or watches other folders."""
         base = Path(store)
         return base.with_name(f"{base.name}.{cls.KIND}.json")
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a file; a damaged one or another version is an IntegrityError."""
+        """Read a file; raise an IntegrityError if it is damaged or of another version."""
         raise NotImplementedError
 
     def save(self, path: Path) -> None:
@@ -90,19 +90,19 @@ class SpotCheck:
 
     @property
     def id(self) -> str:
-        """16 hex digits: which draw it is, whatever the answers."""
+        """16 hex digits that identify the draw, whatever the answers."""
         raise NotImplementedError
 
     def draw_on(self, view: StoreView) -> None:
-        """Add draws where few wait for an answer."""
+        """Add draws until enough wait for an answer."""
 
     def low(self, item: dict[str, Any]) -> int:
-        """The code from which on an item's pixel was drawn."""
+        """Smallest code of the pixels among which an item was drawn."""
         return int(item["low"])
 
     @classmethod
     def damage(cls, value: dict[str, Any]) -> str:
-        """What is wrong with a file's content, "" where nothing is."""
+        """Describe the fault of a file's content; "" without one."""
         try:
             TypeAdapter(cls.SCHEMA).validate_python(value)
         except ValidationError as error:
@@ -111,7 +111,7 @@ class SpotCheck:
         return ""
 
     def is_of(self, view: StoreView) -> bool:
-        """Whether it is about these very labels: evidence about others is none about these."""
+        """Whether the check is about these very labels: answers about other labels are no evidence about these."""
         return bool(self.value["store"] == view.digest)
 
     @property
@@ -120,10 +120,10 @@ class SpotCheck:
         return any(item["verdict"] for item in self.items)
 
     def located(self, view: StoreView, number: int) -> dict[str, Any]:
-        """An item with the position (x, y) and code of its pixel, which is looked up when first needed.
+        """An item with the position (x, y) and code of its pixel, which are looked up at first use.
 
         Raises:
-            InputError: no such item. IntegrityError: the image's maps do not hold what its histogram says.
+            InputError: no such item. IntegrityError: the image's maps do not agree with its histogram.
         """
         if not 0 <= number < len(self.items):
             raise InputError(f"item {number}: this {self.KIND} has {len(self.items)}")
@@ -145,7 +145,7 @@ class SpotCheck:
 
 
 def judged(answers: list[Judged], class_id: int, code: int) -> list[bool]:
-    """Which of the answers are right that are a random sample of what a class keeps from a code on."""
+    """Whether each answer is right, of the answers that are a random sample of what a class keeps from a code on."""
     return [a.right for a in answers if a.class_id == class_id and a.low <= code <= a.code]
 
 
@@ -153,7 +153,7 @@ def pixel(view: StoreView, name: str, class_id: int, low: int, rank: int) -> dic
     """Position and code of the `rank`-th pixel of an image that a class keeps from a code on.
 
     Raises:
-        IntegrityError: the image's maps do not hold what its histogram says.
+        IntegrityError: the image's maps do not agree with its histogram.
     """
     label, code = view.read(name)
     where = np.flatnonzero((label == class_id) & (code >= low))
@@ -164,7 +164,7 @@ def pixel(view: StoreView, name: str, class_id: int, low: int, rank: int) -> dic
 
 
 def ranks(kept: NDArray[np.int64], drawn: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(image, rank among its kept pixels) of positions in the row of all kept pixels (N,) of a class."""
+    """(image, rank among its kept pixels) for positions in the row of all kept pixels of a class; kept pixels: (N,)."""
     ends = np.cumsum(kept)
     images = np.searchsorted(ends, drawn, side="right")
     return list(zip(images.tolist(), (drawn - (ends[images] - kept[images])).tolist(), strict=True))
@@ -174,22 +174,22 @@ Kind = TypeVar("Kind", bound=SpotCheck)
 
 
 class SpotFile(Generic[Kind]):
-    """The spot check of one kind beside a store, with the answers of all servers.
+    """The spot check of one kind next to a store, with the answers of all servers.
 
     Args:
         kind: `Audit` or `Certificate`.
         view: the store.
-        path: the file; default: beside the store.
+        path: the file; default: next to the store.
     """
 
     def __init__(self, kind: type[Kind], view: StoreView, path: str | os.PathLike[str] | None = None) -> None:
         self.path = kind.path_of(view.path.resolve()) if path is None else Path(path)
-        self.aside: Path | None = None  # where answers of another draw were put
+        self.aside: Path | None = None  # file to which answers of another draw were moved
         self._kind, self._view, self._lock = kind, view, threading.Lock()
         self._seen: tuple[tuple[int, int], Kind] | None = None
 
     def every(self) -> list[Kind]:
-        """All checks of the store that was or is here, of whatever labels, in the order in which they were drawn."""
+        """All checks of past and present labels of the store, in the order in which they were drawn."""
         found = {one.id: one for path in (*self._asides(), self.path) if (one := self._load(path)) is not None}
         return sorted(found.values(), key=lambda one: (one.value.get("number", 0), one.id))
 
@@ -203,7 +203,7 @@ class SpotFile(Generic[Kind]):
         return self._kind.load(path) if path.is_file() else None
 
     def _kept(self) -> Kind | None:
-        """What the file holds now, of whatever labels: another server may have written it."""
+        """The check in the file, of whatever labels; read again when another server has written the file."""
         stamp = stamp_of(self.path)
         if stamp is None:
             return None
@@ -218,7 +218,7 @@ class SpotFile(Generic[Kind]):
         return kept if kept is not None and kept.is_of(self._view) else None
 
     def usable(self) -> tuple[Kind | None, str]:
-        """The check of these very labels, or None and why the one that is there does not count ("" = none)."""
+        """The check of these very labels; or None, and why an existing check does not count ("" = none exists)."""
         try:
             kept = self._kept()
         except HmsaError as error:
@@ -228,7 +228,7 @@ class SpotFile(Generic[Kind]):
         return None, f"void: the store has changed since this {self._kind.KIND} was drawn"
 
     def start(self, check: Kind) -> Kind:
-        """Keep a new check, or go on with the same draw; answers of another one are put aside, never lost."""
+        """Store a new check, or continue the same draw; answers of another draw go to another file, never lost."""
         with self._alone():
             kept = self._kept()
             if kept is None or kept.id != check.id or check.is_begun:
@@ -242,7 +242,7 @@ class SpotFile(Generic[Kind]):
             return kept
 
     def answer(self, check_id: str, number: int, verdict: str) -> Kind:
-        """Record an answer, draw on, and rewrite the file; what could not be written does not count.
+        """Record an answer, draw on, and rewrite the file; an answer that could not be written does not count.
 
         Raises:
             InputError: the check of the file is of other labels, or another one was begun.

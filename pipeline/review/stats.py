@@ -23,7 +23,7 @@ _CODE = ConfidenceCode()
 
 
 class OffGridError(ConfigError):
-    """A threshold that is no edge of the confidence code; `neighbours` are the edges beside it."""
+    """A threshold that is no edge of the confidence code; `neighbours` are the nearest edges."""
 
     def __init__(self, given: str, neighbours: tuple[str, ...]) -> None:
         super().__init__(
@@ -35,7 +35,7 @@ class OffGridError(ConfigError):
 
 @dataclass(frozen=True)
 class Cuts:
-    """One code per class, and where it comes from."""
+    """Thresholds: one code per class, and the origin of each."""
 
     codes: NDArray[np.int64]  # smallest code that is kept, (C,); 256 = withheld
     statuses: tuple[str, ...]  # per class "one for all", a policy's status, "yours" or "withheld"
@@ -53,7 +53,7 @@ class Cuts:
 
 
 def code_of(text: str | float) -> int:
-    """Code of a threshold on the grid; anything else is an OffGridError with its neighbours."""
+    """Code of a threshold on the grid; any other threshold is an OffGridError with its neighbours."""
     below, above = _CODE.neighbours(text)  # not a number at all: ConfigError
     if below is not None and below == above:
         return _CODE.code_for(below)
@@ -70,12 +70,12 @@ def _pin(pair: str, classes: ClassTable) -> tuple[int, int]:
 def parse_cuts(
     classes: ClassTable, threshold: str, pins: Sequence[str] = (), policies: Mapping[str, ThresholdPolicy] | None = None
 ) -> Cuts:
-    """Cuts of a base and pins.
+    """Thresholds from a base and from pins of single classes.
 
     Args:
         classes: class table of the store.
         threshold: an edge of the grid, or a key of `policies`.
-        pins: "CLASS:THRESHOLD" or "CLASS:withheld", for classes with their own threshold.
+        pins: "CLASS:THRESHOLD" or "CLASS:withheld", for classes with another threshold.
         policies: policies by the names they go by ("policy", "policy-b").
 
     Raises:
@@ -99,10 +99,10 @@ def parse_cuts(
 
 
 def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None) -> ThresholdPolicy:
-    """The policy file that stands for these cuts.
+    """The policy file for these thresholds.
 
-    A class whose code is the measured policy's keeps its entry with all evidence; another one becomes
-    "given" (or "withheld"), and says what it was before.
+    A class whose code is the measured policy's keeps its entry with all evidence; the entry of another class becomes
+    "given" (or "withheld") and records the earlier threshold.
     """
     settings: dict[str, Any] = {"chosen_by": "user"} | ({} if cuts.threshold is None else {"threshold": cuts.threshold})
     before: Sequence[ClassPolicy | None] = measured.entries if measured else (None,) * len(classes.classes)
@@ -149,7 +149,7 @@ def parse_sort(text: str) -> Sort:
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """Which images are listed, and in which order."""
+    """Filter and order of the listed images."""
 
     sort: Sort = Sort("name")
     class_id: int | None = None
@@ -163,7 +163,7 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def _only(codes: NDArray[np.int64], class_id: int) -> NDArray[np.int64]:
-    """Cuts that withhold every other class."""
+    """Codes that withhold every other class."""
     only = np.full_like(codes, NUM_CODES)
     only[class_id] = codes[class_id]
     return only
@@ -177,10 +177,10 @@ def _precision_json(found: Precision | None, expected: float | None) -> dict[str
 
 
 def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id: int | None = None) -> dict[str, Any]:
-    """What the cuts keep: totals and one row per class, as plain JSON.
+    """Figures of the kept pixels: totals and one row per class, as plain JSON.
 
     Shares are per cent. `coverage` is kept / predicted as that class; `kept_share` is kept / all pixels.
-    `marginal_precision` is the precision of the pixels exactly at the cut: what the last step bought.
+    `marginal_precision` is the precision of the pixels exactly at the threshold: the last step added these.
     """
     totals = view.totals
     keeps = np.arange(NUM_CODES)[None, :] >= cuts.codes[:, None]
@@ -244,7 +244,7 @@ def image_rows(
     limit: int = 100,
     statuses: Mapping[str, str] | None = None,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Number of matching images and one page of them, the ones to look at first coming first.
+    """Number of matching images and one page of them; images that people should look at first come first.
 
     With a class, all figures (pixels, kept, conflict, ...) are of that class alone, and images without it are
     left out. `uncertain` is the mean of 1 - confidence; `drop` the pixels lost between the two thresholds.
@@ -256,7 +256,7 @@ def image_rows(
 
     pixels = view.pixels if c is None else total(view.predicted)
     kept, area = total(view.kept(cuts.codes)), np.maximum(pixels, 1)
-    found = np.zeros(len(view.names))  # the figure that is sorted by
+    found = np.zeros(len(view.names))  # figure to sort by
     if sort.kind == "conflict":
         found = total(view.conflict(cuts.codes))
     elif sort.kind == "uncertain":
@@ -264,7 +264,7 @@ def image_rows(
     elif sort.kind == "drop":
         found = total(view.kept(sort.low)) - total(view.kept(sort.high))
     keys = {"name": np.array(view.names, object), "coverage": kept / area, "conflict": -found / area}
-    order = np.argsort(keys.get(sort.kind, -found), kind="stable")  # ties in the store's order
+    order = np.argsort(keys.get(sort.kind, -found), kind="stable")  # ties stay in the store's order
     order = order[_matching(view, query, pixels, reviewed)[order]]
     rows = []
     for i in order[offset : offset + limit]:

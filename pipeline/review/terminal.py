@@ -1,4 +1,4 @@
-"""Tables of `autolabel inspect`: what a threshold keeps, per class and per image, for people."""
+"""Tables of `autolabel inspect`: pixels that a threshold keeps, per class and per image, for people."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _title(stats: dict[str, Any]) -> str:
 
 
 def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable, unfit: str = "") -> None:
-    """One row a class: threshold, kept, coverage, precision and how it is known (`unfit`: why it is not)."""
+    """One row per class: threshold, kept, coverage, precision and its source (`unfit`: why there is none)."""
     title = f"{stats['store']}  ·  {stats['images']:,} images  ·  {_title(stats)}"
     table = Table(title=title, title_justify="left", show_footer=True)
     footers = {"class": "all", "threshold": "", "status": "", "kept pixels": f"{stats['kept']:,}"}
@@ -81,7 +81,7 @@ def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable, un
 
 
 def print_step(console: Console, first: dict[str, Any], second: dict[str, Any], classes: ClassTable) -> None:
-    """Two thresholds side by side: what the step costs in pixels and brings in precision."""
+    """Two thresholds side by side: pixels that the step loses, and precision that the step gains."""
     title = f"{first['store']}  ·  {_title(first)} → {_title(second)}"
     table = Table(title=title, title_justify="left", show_footer=True)
     table.add_column("class", footer="all")
@@ -111,7 +111,7 @@ _METRIC = {"conflict": "conflict", "uncertain": "in doubt", "drop": "lost pixels
 def print_images(
     console: Console, rows: Sequence[dict[str, Any]], total: int, sort: str, class_name: str | None
 ) -> None:
-    """Images most affected, in the chosen order."""
+    """The most affected images, in the chosen order."""
     kind = sort.partition(":")[0]
     what = f" with {class_name}" if class_name else ""
     # A title of the table would be folded at the width of its columns.

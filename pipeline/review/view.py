@@ -23,14 +23,14 @@ from hmsa_core.taxonomy import IGNORE
 from pipeline.review.pictures import Pictures
 
 UInt8 = NDArray[np.uint8]
-_OPEN_SHARDS = 4  # a thread
+_OPEN_SHARDS = 4  # per thread
 _MINI_WIDTH, _MINI_HEIGHT = 176, 704  # pixels of a thumbnail's label map
 # Edges at which the spread of confidence is sampled: enough to order images, few enough to read at once.
 DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
 
 class StaleError(HmsaError):
-    """The labels on the disk, or those that are asked for, are no longer those that were opened."""
+    """The labels on the disk, or the requested ones, are no longer those that were opened."""
 
 
 class StoreView:
@@ -61,7 +61,7 @@ class StoreView:
 
     @cached_property
     def _store(self) -> LabelStore:
-        # Opened when first needed: it looks at every shard, which figures from the sidecar do not need.
+        # Opened at first use: opening looks at every shard, which figures from the sidecar do not need.
         with self._lock:
             store = LabelStore(self.path, self.manifest)
             store.look()
@@ -69,7 +69,7 @@ class StoreView:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with the store's files, as far as sizes and footers tell."""
+        """Faults of the store's files, as far as sizes and footers show them."""
         return [str(problem) for problem in self._store.problems]
 
     @property
@@ -178,7 +178,7 @@ class StoreView:
         return counts
 
     def check_current(self) -> None:
-        """Refuse to mix labels: some files of a store that was replaced are still open, others are those of now.
+        """Refuse to mix labels: of a replaced store, some open files may be old and others new.
 
         Raises:
             StaleError: the store was made anew, or is being made anew.
@@ -197,8 +197,8 @@ class StoreView:
     # --- maps and pictures --------------------------------------------------------------------------
 
     def _reader(self, name: str) -> LabelStore:
-        # Open Parquet files are not for several threads at once: each thread has a copy with its own. It holds few
-        # of them open, because the footers of hundreds of shards are what would make the server grow.
+        # Threads cannot share open Parquet files: each thread has a copy of the store. A copy keeps few files
+        # open, because the footers of hundreds of shards are what would make the server grow.
         local = self._local
         if not hasattr(local, "store"):
             local.store, local.shards = copy.copy(self._store), set()
@@ -229,7 +229,7 @@ class StoreView:
         label, code = self.read(name)
         height, width = label.shape
         step = max(1, -(-width // _MINI_WIDTH), -(-height // _MINI_HEIGHT))
-        # From the middle of the first step, or of an image that is smaller than one: something is always left.
+        # Start in the middle of the first step, or of an image smaller than one step: some pixel is always left.
         y, x = min(step, height) // 2, min(step, width) // 2
         small = [np.ascontiguousarray(plane[y::step, x::step]) for plane in (label, code)]
         return encode(np.concatenate(small), "label", "png")

@@ -29,7 +29,7 @@ class WeightJobs:
             raise InputError(f"{checkpoint}: checkpoint not found")
         self._view, self._checkpoint = view, checkpoint.resolve()
         self._folder = tempfile.TemporaryDirectory(prefix="autolabel-weights-")
-        self._asking = threading.Lock()  # nobody asks twice for one image
+        self._asking = threading.Lock()  # one start for an image at a time
         self._lock = threading.Lock()  # held while a process runs: one at a time
         self._states: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -37,7 +37,7 @@ class WeightJobs:
         self._process: subprocess.Popen[str] | None = None
 
     def close(self) -> None:
-        """End what is running and remove what was computed."""
+        """End the running process and remove all computed weights."""
         self._closed = True
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
@@ -108,7 +108,7 @@ class WeightJobs:
 
 
 def _reason(stderr: str) -> str:
-    """The line that says what went wrong."""
+    """The line of the output that names the error."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return one_line((said or lines or ["it ended without a message"])[-1])

@@ -1,4 +1,4 @@
-"""auto-infer: label coarse and unlabelled images with the current teacher; only images that are new to it."""
+"""auto-infer: label coarse and unlabelled images that the current teacher has not labelled before."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.report import plots
 from pipeline.workspace.workspace import Workspace
 
 STAGE = "auto-infer"
-# Bytes a pixel of label and code as PNG: 0.6 on CamVid and the demo's scenes; three times, since DVC parts the
-# output from the progress in work/ and keeps a copy of its own (docs/reliability.md).
+# Bytes per pixel of label and code as PNG: 0.6 on CamVid and the demo's scenes. Three copies exist: the progress in
+# work/, the output, and the copy in DVC's cache (docs/reliability.md).
 _BYTES_PER_PIXEL = 3 * 0.7
 
 
@@ -27,7 +27,7 @@ def disk_estimate(ws: Workspace) -> int:
 
 
 def run(ws: Workspace) -> None:
-    """Label what is new and publish labels/raw."""
+    """Label new images and publish labels/raw."""
     index = role_index(ws, "unlabelled")
     samples = Index.load(index).samples
     names = tuple(s.name for s in samples)
@@ -53,13 +53,13 @@ def run(ws: Workspace) -> None:
 
 
 def self_taught(ws: Workspace, samples: Iterable[Sample]) -> int:
-    """How many images the teacher has learned from by labels of an earlier teacher."""
+    """Number of images that the teacher has learned from by labels of an earlier teacher."""
     images = lineage_of(labelling_teacher(ws)).images
     return sum(s.image_sha256 in images and images[s.image_sha256].source == "pseudo" for s in samples)
 
 
 def told_of_self_taught(taught: int, images: int) -> str:
-    """What that means, in words."""
+    """Warning about `taught` images that the teacher has learned from by labels of an earlier teacher."""
     return (
         f"the teacher has learned from {taught} of these {images} images by labels of an earlier teacher: what was "
         "wrong then may come back surer, and thresholds are measured on images that it never saw (docs/thresholds.md)"

@@ -1,4 +1,4 @@
-"""calibrate: how often is the teacher right, by class and confidence, on images it never saw; thresholds from it.
+"""calibrate: measure how often the teacher is right on unseen images, by class and confidence; choose thresholds.
 
 Curves (counts), calibration table and policy are three files: a new target precision needs no new inference,
 and a new calibration changes no label store.

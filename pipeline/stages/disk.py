@@ -1,4 +1,4 @@
-"""Disk that a run will take: what its stages ask for themselves, before the files are there that they go by."""
+"""Estimate the disk space of a run from the estimates of its stages, before their input files exist."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 
 RESERVE = 512 << 20  # bytes that stay free: a full system disk breaks more than this run
-_HEADERS = 256  # new images whose size is read; the others are taken to be like them
+_HEADERS = 256  # new images whose size is read; the others are assumed to have the same mean size
 
 
 @dataclass(frozen=True)
 class Need:
-    """Disk that a run will use, in bytes: at most, by stage, and what is free; `least` without which none can begin.
+    """Disk space of a run in bytes: at most (`total`, and by stage), at least to begin (`least`), and free.
 
-    A stage that ran before has most of its files already and adds what is new; how much that is cannot be foreseen. It
-    asks for all of it when it starts, so the largest of them must fit.
+    A stage that ran before has most of its files already; the size of new ones is unknown. When it starts, a stage
+    requires its full estimate, so the largest estimate must fit.
     """
 
     total: int
     least: int
     parts: dict[str, int]
     free: int
-    place: Path  # where that is: the workspace or DVC's cache
-    unknown: str = ""  # what is not counted, and why, in words
+    place: Path  # the place that has `free` bytes: the workspace or DVC's cache
+    unknown: str = ""  # text: what is not counted, and why
 
     def __str__(self) -> str:
         free, total = (f"{size / 2**30:.1f} GiB" for size in (self.free, self.total))
@@ -47,12 +47,12 @@ class Need:
 
     @property
     def fits(self) -> bool:
-        """Whether the run can be begun."""
+        """Whether the run can begin."""
         return self.least + RESERVE <= self.free
 
     @property
     def is_tight(self) -> bool:
-        """Whether it may have to stop on the way."""
+        """Whether the run can begin, but may have to stop for lack of space."""
         return self.fits and self.total + RESERVE > self.free
 
 
@@ -64,19 +64,19 @@ class _Foreseen(Workspace):
         self._index = index
 
     def path(self, relative: str) -> Path:
-        """Absolute path of something in the workspace; of the index, in its own folder."""
+        """Absolute path of something in the workspace; paths of the index lie in the other index's folder."""
         inside = relative.removeprefix(f"{INDEX}/")
         return super().path(relative) if inside == relative else self._index / inside
 
 
 def disk_need(ws: Workspace, stages: Collection[str] = STAGES) -> Need:
-    """What these stages ask for: each is to begin with what those before it left over.
+    """Disk space that these stages need: each begins with the space that the stages before it left.
 
-    Their estimates go by the index and by the raw labels. Neither knows tonight's images, and before the first run
-    neither is there, so the stages are shown the index that `prepare` would write from the data set's folder now.
+    The estimates depend on the index and on the raw labels. Both lack new images, and before the first run both are
+    missing. So the stages read the index that `prepare` would write from the data set's folder now.
     """
     parts: dict[str, int] = {}
-    refused: dict[str, str] = {}  # stage -> why it can tell nothing
+    refused: dict[str, str] = {}  # stage -> why it has no estimate
     with tempfile.TemporaryDirectory(prefix="autolabel-") as folder:
         seen, why = _foreseen(ws, Path(folder)) if "prepare" in stages else (ws, "")
         for stage in (s for s in STAGES if s in stages):
@@ -85,7 +85,7 @@ def disk_need(ws: Workspace, stages: Collection[str] = STAGES) -> Need:
             except HmsaError as error:
                 refused[stage] = why or error.message
     if "pseudo-label" in parts and "auto-infer" in stages:
-        # Final labels are at most as large as raw ones, and these are still to come.
+        # Final labels are at most as large as the raw labels, which auto-infer has yet to write.
         parts["pseudo-label"] = max(parts["pseudo-label"], parts.get("auto-infer", 0))
         if not parts["pseudo-label"] and "auto-infer" in refused:
             refused["pseudo-label"] = refused["auto-infer"]
@@ -98,7 +98,7 @@ def disk_need(ws: Workspace, stages: Collection[str] = STAGES) -> Need:
 
 
 def _foreseen(ws: Workspace, folder: Path) -> tuple[Workspace, str]:
-    """The workspace with tonight's index in `folder`; or as it is, and why that index cannot be told."""
+    """The workspace with a new index in `folder`; or the unchanged workspace, and why no index could be made."""
     try:
         _write_indexes(ws, folder)
     except HmsaError as error:
@@ -133,7 +133,7 @@ def _sizes(ws: Workspace, root: Path, found: Sequence[Found]) -> dict[str, tuple
     new = [f for f in found if f.name not in sizes]
     read = []
     for one in new[:: max(1, len(new) // _HEADERS)]:
-        with suppress(DecodeError):  # `prepare` will leave it out
+        with suppress(DecodeError):  # `prepare` leaves this image out
             header = read_header(root / one.image)
             sizes[one.name] = (header.height, header.width)
             read.append(header.height * header.width)
@@ -145,11 +145,11 @@ def _sizes(ws: Workspace, root: Path, found: Sequence[Found]) -> dict[str, tuple
 
 
 def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
-    """Refuse to start what cannot finish; return what was found, a line each.
+    """Refuse a run that cannot finish; return what was found, one line each.
 
     Args:
-        ws: where it will run.
-        stages: those that have something to do.
+        ws: workspace of the run.
+        stages: stages that have something to do.
 
     Raises:
         ConfigError: torch and torchvision do not fit, or locks do not work here.
@@ -166,8 +166,8 @@ def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
             f"{need.place}: at least {need.least / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
             hint="free some space, or `dvc gc --workspace` to drop old label stores",
         )
-    told = str(need)
-    told += f" ({need.unknown})" if need.unknown else ""
-    told += ": it may have to stop on the way" if need.is_tight else ""
+    text = str(need)
+    text += f" ({need.unknown})" if need.unknown else ""
+    text += ": it may have to stop on the way" if need.is_tight else ""
     have = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
-    return [f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {told}", have]
+    return [f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {text}", have]

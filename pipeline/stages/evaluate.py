@@ -1,6 +1,6 @@
-"""evaluate: teacher, student, control and incumbent on images in nobody's lineage, with intervals and a verdict.
+"""evaluate: score teacher, student, control and incumbent on images that none learned from; intervals and a verdict.
 
-All models are judged on the same images: those that none of them learned from. The unit of every interval is
+All models are judged on the same images: images that none of the models learned from. The unit of every interval is
 the block (drive, city, run of frames).
 """
 
@@ -35,7 +35,7 @@ _ALONE = (
 
 @dataclass(frozen=True)
 class Scores:
-    """One model under one setting."""
+    """Confusion counts of one model under one setting."""
 
     names: tuple[str, ...]
     blocks: tuple[str, ...]
@@ -64,7 +64,7 @@ def disk_estimate(ws: Workspace) -> int:
 
 
 def run(ws: Workspace) -> None:
-    """Judge and publish evaluation/."""
+    """Score the models and publish evaluation/."""
     models, champion = _models(ws)
     samples = measure.fine_samples(ws, "report")
     if not samples:
@@ -103,7 +103,7 @@ def run(ws: Workspace) -> None:
 
 
 def _models(ws: Workspace) -> tuple[dict[str, Path], str | None]:
-    """Who is judged: name -> checkpoint folder; and which of them is the pinned reference, if one is pinned.
+    """The judged models, name -> checkpoint folder; and the name of the pinned reference, if one is pinned.
 
     The incumbent is the teacher until a version is promoted.
     """
@@ -192,7 +192,7 @@ def _metrics(
 
 
 def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scores]]:
-    """Comparisons that matter, each on the same images: (name, scores, baseline, scores)."""
+    """Comparisons to report, each on the same images: (name, scores, baseline, scores)."""
     main, *others = (s.name for s in ws.params.evaluate.settings)
     pairs = [
         (a, results[a][main], b, results[b][main])
@@ -217,7 +217,7 @@ def _per_class(results: Results, kept: dict[str, Any], classes: tuple[str, ...])
 
 
 def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
-    """What `dvc metrics diff` compares."""
+    """Figures that `dvc metrics diff` compares."""
     means = {
         model: {setting: finite(np.nanmean(s.iou)) for setting, s in by_setting.items()}
         for model, by_setting in results.items()
@@ -250,7 +250,7 @@ def _plot(ws: Workspace, results: Results, classes: tuple[str, ...]) -> None:
 
 
 def _record_unverified(ws: Workspace, models: Mapping[str, Path]) -> None:
-    """Profile paper-final: all fine data learned, nobody is left to judge."""
+    """Record that no image is left to judge: profile paper-final trains on all fine data."""
     reason = "no image has the role `report`: this student is unverified (a release twin is judged by the test server)"
     weights = {name: weights_of(path) for name, path in models.items()}
     verdict = {"promote": False, "sentence": reason, "reasons": [reason]}

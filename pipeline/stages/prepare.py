@@ -1,4 +1,4 @@
-"""prepare: index the data sets, check every file, find class centroids; one small index a role.
+"""prepare: index the data sets, check every file, find class centroids; one small index per role.
 
 Checked results stay in `work/prepare/<key>/`; files with a known digest are not decoded again.
 """
@@ -72,7 +72,7 @@ def run(ws: Workspace) -> None:
             f"{STAGE}: no image with a fine label has role learn: the teacher has nothing to train on",
             hint="name splits with fine labels in data.roles.learn_splits, and fewer places in calibrate and report",
         )
-    # Now, not after the trainings.
+    # Warn before the trainings, not after.
     _warn(_for_want_of_images(ws.params, index))
     _warn(_used_for_nothing(ws.params, ws.source("target"), index))
     if unseen := [name for name, tiles in target.centroids.items() if not tiles]:
@@ -92,7 +92,7 @@ def _warn(told: Iterable[str]) -> None:
 
 
 def _check_class_names(params: Params, classes: ClassTable) -> None:
-    """Now, not after the trainings: a name that no class has would be ignored, or stop a later stage."""
+    """Refuse a class name that no class has: after the trainings a later stage would ignore it, or stop."""
     known = {name.lower() for name in classes.classes}
     rules, gate = params.pseudo_label.merge.rules, params.evaluate.gate
     for key, names in (
@@ -109,14 +109,14 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
 
 
 def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
-    """Which later stage will refuse, or have nothing to do, for want of images of some kind."""
+    """Warnings about later stages that will refuse, or have nothing to do, because images of some kind are missing."""
     images = index.select(roles=("calibrate",), kinds=("fine",))
     nobody, name_cities = "no image with a fine label has role calibrate", "name cities in data.roles.calibrate"
     for stage in ("teacher_train", "student_train"):
         every = getattr(params, stage).validate_every
         if every and not images:
-            told = f"{stage}.validate_every is {every}, but {nobody}: that training will stop"
-            yield f"{told}; set it to 0, or {name_cities}"
+            message = f"{stage}.validate_every is {every}, but {nobody}: that training will stop"
+            yield f"{message}; set it to 0, or {name_cities}"
     if not images and params.pseudo_label.is_measured:
         yield (
             f"pseudo_label.threshold is {params.pseudo_label.threshold}, but {nobody}: pseudo-label will stop; "
@@ -153,8 +153,8 @@ def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
 
 
 def _used_for_nothing(params: Params, source: SourceSpec, index: Index) -> Iterator[str]:
-    """Labels and folders of images that are there, but that no role or split takes."""
-    if source.kind == "camvid":  # its roles come with it
+    """Warnings about existing labels and folders of images that no role or split takes."""
+    if source.kind == "camvid":  # CamVid brings its roles
         return
     idle = [s.name for s in index.select(roles=("guard",), kinds=("coarse",))]
     if idle:
@@ -180,7 +180,7 @@ def _used_for_nothing(params: Params, source: SourceSpec, index: Index) -> Itera
 
 
 def _outside(source: SourceSpec) -> Iterator[str]:
-    """DVC watches the data root; what lies elsewhere changes unseen."""
+    """Warnings about data outside of the data root: DVC watches the root only, and does not see changes elsewhere."""
     root = Path(source.root)
     for key in ("images", "labels", "coarse", "classes"):
         path = getattr(source, key)
@@ -192,7 +192,7 @@ def _outside(source: SourceSpec) -> Iterator[str]:
 
 
 def _linked(root: Path) -> Iterator[str]:
-    """DVC follows a data root that is a link, but looks behind none that lies in it."""
+    """Warnings about links inside a data root: DVC follows a root that is a link, but no link inside a root."""
     folders = (Path(folder, name) for folder, below, _ in os.walk(root) for name in below)
     linked = sorted(folder.relative_to(root).as_posix() for folder in folders if folder.is_symlink())
     if linked:
@@ -204,7 +204,7 @@ def _linked(root: Path) -> Iterator[str]:
 
 
 def _leaks(params: Params, index: Index) -> Iterator[str]:
-    """Which images calibrate and evaluate will leave out, or stop for."""
+    """Warnings about images that calibrate and evaluate will leave out, or stop for."""
     config = params.evaluate
     limits = {"max_gap": config.max_gap, "max_distance": config.max_distance}
     for stage, role, learning in (
@@ -226,7 +226,7 @@ def _leaks(params: Params, index: Index) -> Iterator[str]:
 
 
 def _tell(ws: Workspace, summary: prepare.Summary) -> None:
-    """What a person should know before hours of training: who does what, and what was left out."""
+    """Log the images of each role and all images left out, before hours of training."""
     roles = ", ".join(f"{count} {role}" for role, count in summary.by_role.items())
     _LOG.info("%s %s: %d images: %s", STAGE, summary.root, summary.images, roles)
     if summary.refused:
@@ -238,9 +238,9 @@ def _tell(ws: Workspace, summary: prepare.Summary) -> None:
 
 
 def _all_learn(source: SourceSpec) -> RolesSpec:
-    """Roles of a pretraining set: what is labelled learns, of splits that are named or of the usual training splits.
+    """Roles of a pretraining set: labelled images of the named splits, or of the usual training splits, learn.
 
-    Vistas has no city or sequence: all of its training images learn, validation images are for nothing here.
+    Vistas has no city or sequence: all of its training images learn, and its validation images are not used.
     """
     named = source.splits if source.kind == "folder" else None
     return RolesSpec(learn_splits=named or ("training", "train", "all"), unlabelled_splits=())

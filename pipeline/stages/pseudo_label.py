@@ -56,7 +56,7 @@ def _coarse_label(
 def review_of(
     marks: Mapping[str, list[Mark]], classes: ClassTable, name: str, height: int, width: int
 ) -> tuple[NDArray[np.bool_], Labels] | None:
-    """Flagged pixels and corrected labels of an image, or None when nobody looked at it."""
+    """Flagged pixels and corrected labels of an image, or None when nobody reviewed the image."""
     return reviewed(marks[name], height, width, classes) if name in marks else None
 
 
@@ -94,7 +94,7 @@ def _check_stop(ws: Workspace) -> None:
 
 
 def curves_of(ws: Workspace, raw: LabelStore) -> Curves | None:
-    """Curves of the calibration images, if they belong to this teacher and inference."""
+    """Curves of the calibration images, if they were measured with this teacher and inference."""
     path = ws.path("calibration/curves.json")
     if not path.exists():
         return None
@@ -106,7 +106,7 @@ def curves_of(ws: Workspace, raw: LabelStore) -> Curves | None:
 
 
 def make_recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Curves | None) -> Recipe:
-    """What this stage does to a raw store under a policy (ablations give another one than the workspace's)."""
+    """Recipe that this stage applies to a raw store under a policy (ablations pass another than the workspace's)."""
     config, sampling = ws.params.pseudo_label, ws.params.student_train.sampling
     index = Index.load(role_index(ws, "unlabelled"))
     check_classes(ws, str(raw.path), raw.classes, index.classes)
@@ -131,7 +131,7 @@ def make_recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves:
         table=load_table(ws.path("calibration/table.json")) if curves is not None else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
         per_image={
-            # The path, too: a label file's name says how it is read, and the final store says where it lies.
+            # The path counts too: a label file's name decides how it is read, and the final store records the path.
             name: [drawn.get(name, ""), coarse.get(name, ""), [mark.to_json() for mark in marks.get(name, [])]]
             for name in sorted({*coarse, *marks})
         },
@@ -164,7 +164,7 @@ def _tell_of_other_coarse_labels(raw: LabelStore, drawn: Mapping[str, str]) -> N
 
 
 def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
-    """Static camera masks by image size: the given one, or what is void in nearly all fine labels."""
+    """Static camera masks by image size: the given mask, or the pixels that are void in nearly all fine labels."""
     merge = ws.params.pseudo_label.merge
     if merge.mask is not None:
         mask = read_mask(ws.resolve(merge.mask))
@@ -179,7 +179,7 @@ def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
 
 
 def _check_mask(ws: Workspace, mask: NDArray[np.bool_]) -> None:
-    """A mask of another size than the images would leave out nothing."""
+    """Refuse a mask that fits no image, and warn about images of other sizes: the mask leaves out nothing there."""
     sizes = Counter((sample.height, sample.width) for sample in Index.load(role_index(ws, "unlabelled")).samples)
     path, (height, width) = ws.params.pseudo_label.merge.mask, mask.shape
     others = {size: n for size, n in sizes.items() if size != mask.shape}
@@ -197,7 +197,7 @@ def _check_mask(ws: Workspace, mask: NDArray[np.bool_]) -> None:
 
 
 def _fine_labels(ws: Workspace, at_least: int) -> Iterator[NDArray[np.uint8]]:
-    """Labels of sizes that enough images have: a count for every size of a mixed collection would fill the memory."""
+    """Yield labels of sizes that at least `at_least` images have: counts for every size would fill the memory."""
     index = Index.load(role_index(ws, "learn"))
     samples = index.select(kinds=("fine",))
     of_size = Counter((sample.height, sample.width) for sample in samples)
@@ -208,7 +208,7 @@ def _fine_labels(ws: Workspace, at_least: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _shift(ws: Workspace, policy: ThresholdPolicy, curves: Curves | None) -> dict[str, Any]:
-    """Does the evidence cover these images: per class and city, and precision judged by coarse labels."""
+    """Report whether the evidence covers these images: per class and city, and precision judged by coarse labels."""
     if curves is None:
         return {"skipped": "no calibration for this teacher: nothing to compare with"}
     statistics = StoreStatistics.open(ws.path("labels/raw"))

@@ -1,4 +1,4 @@
-"""Run a stage: clean up after a dead one, check the disk, measure time and memory."""
+"""Run a stage: clean up after a killed run, check the disk, measure time and memory."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from pipeline.workspace.yaml_text import read_yaml
 
 _LOG = logging.getLogger(__name__)
 _REVIEW = "labels/raw.review.jsonl"
-_ROUNDS = 4  # of a stage whose marks or policies change while it runs
-_RESERVE = 64 << 20  # bytes that stay free: logs, locks, DVC's own files
+_ROUNDS = 4  # runs of a stage whose marks or policies change meanwhile
+_RESERVE = 64 << 20  # bytes that stay free: logs, locks, DVC's files
 
 
 def run_stage(ws: Workspace, stage: str) -> None:
     """Run one stage in this process; its lock is held by the caller.
 
-    Seconds and peak memory go to `work/times/<stage>.json`: not into an output of DVC, which must be the same
+    Seconds and peak memory go to `work/times/<stage>.json`, not to an output of DVC: outputs must be the same
     bytes for the same parameters.
     """
     started = time.monotonic()
@@ -49,7 +49,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
     for turn in range(_ROUNDS):
-        # In the last round people wait with their marks (the page keeps what they drew), or they might never pause.
+        # The last round locks the marks (the page keeps new ones until then), because people might never pause.
         is_held = turn == _ROUNDS - 1 and _REVIEW in row.deps
         with ReviewFile(ws.path("labels/raw")).lock() if is_held else nullcontext():
             saved, files = _saved_by_people(ws, row), _data_files(ws, row)
@@ -60,8 +60,8 @@ def run_stage(ws: Workspace, stage: str) -> None:
         _LOG.info("%s: marks, a policy or files of a data set came meanwhile: once more, for what they change", stage)
     _check_inputs(stage, before | saved, _inputs(ws, row) | saved_meanwhile)
     for root in (root for root in files if files[root] != files_meanwhile[root]):
-        told = "%s: files in %s go on changing. What came last waits for the next change there, or `dvc repro -f %s`"
-        _LOG.warning(told, stage, root, stage)
+        message = "%s: files in %s go on changing. What came last waits for the next change there, or `dvc repro -f %s`"
+        _LOG.warning(message, stage, root, stage)
     record = {
         "stage": stage,
         "seconds": round(time.monotonic() - started, 2),
@@ -76,7 +76,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
 
 
 def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
-    """What DVC will record of what people change, when the stage has ended: path to value."""
+    """{path: value} of what people can change and DVC records when the stage has ended."""
     values = read_yaml(ws.path(SETTINGS)).values
     found: dict[str, Any] = {}
     for dotted in row.watched:
@@ -90,7 +90,7 @@ def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
 
 
 def _saved_by_people(ws: Workspace, row: Stage) -> dict[str, Any]:
-    """The same of what people save in the page at any time, marks and policies: a stage takes those of its own time."""
+    """{path: SHA-256} of marks and policies, which people save in the page at any time; a change re-runs the stage."""
     paths = [ws.path(_REVIEW)] if _REVIEW in row.deps else []
     if "policies" in row.deps:
         paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name))
@@ -98,26 +98,26 @@ def _saved_by_people(ws: Workspace, row: Stage) -> dict[str, Any]:
 
 
 def _data_files(ws: Workspace, row: Stage) -> dict[Path, str]:
-    """Fingerprints of the data sets that a stage reads: DVC takes files that come meanwhile for seen."""
+    """Fingerprints of the data sets that a stage reads: DVC counts files that arrive meanwhile as read."""
     sources = (ws.params.data.target, ws.params.data.pretrain) if row.name == "prepare" else ()
     roots = [ws.resolve(source.root) for source in sources if source and not is_url(source.root)]
     return {root: _fingerprint(root) for root in roots}
 
 
 def _fingerprint(root: Path) -> str:
-    """Changes when a file below a folder comes, goes or is written again; no file is opened."""
+    """Digest that changes when a file below a folder comes, goes or is written again; no file is opened."""
     found = hashlib.sha256()
     for folder, below, names in os.walk(root):
         below.sort()
         for path in (f"{folder}/{name}" for name in sorted(names)):
-            with suppress(OSError):  # it went a moment ago, or is a link to nothing
-                told = os.stat(path)  # noqa: PTH116 - a Path each would take twice the time
-                found.update(f"{path} {told.st_size} {told.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            with suppress(OSError):  # the file was removed a moment ago, or is a broken link
+                status = os.stat(path)  # noqa: PTH116 - a Path each would take twice the time
+                found.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return found.hexdigest()
 
 
 def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """DVC reads parameters when a stage has ended, and would record the new ones for what the old ones made."""
+    """Refuse changed parameters: DVC reads them when a stage has ended, and would record new ones for old results."""
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     if changed:
         raise ConfigError(
@@ -127,7 +127,7 @@ def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> 
 
 
 def check_space(ws: Workspace, stage: str, needed: int) -> None:
-    """NoSpaceError where a stage's estimate (progress in work/, outputs, DVC's cache) exceeds the free space."""
+    """Raise a NoSpaceError where a stage's estimate (work/, outputs, DVC's cache) exceeds the free space."""
     free, place = free_space(ws)
     wanted = needed + _RESERVE
     if free < wanted:
@@ -138,7 +138,7 @@ def check_space(ws: Workspace, stage: str, needed: int) -> None:
 
 
 def free_space(ws: Workspace) -> tuple[int, Path]:
-    """Bytes that are free, and where: on the disk of the workspace or on that of DVC's cache, whichever has less."""
+    """Free bytes and their place: the disk of the workspace or that of DVC's cache, whichever has less."""
     settings = configparser.ConfigParser(interpolation=None, strict=False)
     try:
         settings.read((ws.path(".dvc/config"), ws.path(".dvc/config.local")))
@@ -155,7 +155,7 @@ def _duration(seconds: float) -> str:
 
 
 def _peak_memory() -> int:
-    """Bytes of the largest process of the stage (jobs included; the sum over ranks is not known)."""
+    """Peak memory in bytes of the stage's largest process (jobs included; the sum over ranks is not known)."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 

@@ -1,4 +1,4 @@
-"""student-train: half fine, half auto-labelled crops, from the teacher or another start; and the control beside it.
+"""student-train: train a student on half fine, half auto-labelled crops, from the teacher or another start; a control.
 
 The control has the same start, steps, number of crops and seed, and sees fine labels only. The student's gain over
 the control is the gain by auto-labels.
@@ -52,7 +52,7 @@ def run(ws: Workspace) -> None:
     )
     runs = {"student": student}
     if config.control:
-        # Its key must not change with settings of the other half; crops an epoch do not depend on them.
+        # The control's key must not change with settings of the auto-labelled half; crops per epoch do not.
         fine_only = config.model_copy(update={"pseudo": PseudoConfig()})
         runs["control"] = train_model(ws, STAGE, "control", fine_only, fine, init_from=start, validate_every=every)
     publish_checkpoint(ws, student / "model", "models/student")
@@ -64,12 +64,12 @@ def run(ws: Workspace) -> None:
 
 
 def pseudo_data(ws: Workspace) -> tuple[PseudoData, ...]:
-    """The workspace's own labels, then those of other workspaces (student_train.stores).
+    """Labels of the workspace, then those of other workspaces (student_train.stores).
 
     Raises:
-        ConfigError: a store does not lie in a workspace, or was labelled by another teacher than the own one.
+        ConfigError: a store does not lie in a workspace, or another teacher than this workspace's labelled the store.
     """
-    own = _store_of(ws, ws.path("labels/final"))
+    local = _store_of(ws, ws.path("labels/final"))
     others = []
     for given in ws.params.student_train.stores:
         store = ws.resolve(given.store)
@@ -77,15 +77,15 @@ def pseudo_data(ws: Workspace) -> tuple[PseudoData, ...]:
             home = Workspace.find(store)
         except HmsaError as error:
             raise ConfigError(f"student_train.stores: {store}: not in a workspace ({error.message})") from error
-        by, teacher = (read_manifest(labels)["lineage"].get("teacher") for labels in (store, own.store))
+        by, teacher = (read_manifest(labels)["lineage"].get("teacher") for labels in (store, local.store))
         if by != teacher:
             raise ConfigError(
-                f"student_train.stores: {store}: labelled by {str(by)[:16]}, {own.store} by {str(teacher)[:16]}",
+                f"student_train.stores: {store}: labelled by {str(by)[:16]}, {local.store} by {str(teacher)[:16]}",
                 hint="label both with one teacher (`autolabel models register`), or leave the store out",
             )
         found = _store_of(home, store)
         others.append(found.model_copy(update={"root": home.roots["target"], "weight": given.weight}))
-    return own, *others
+    return local, *others
 
 
 def _store_of(ws: Workspace, store: Path) -> PseudoData:
@@ -93,18 +93,18 @@ def _store_of(ws: Workspace, store: Path) -> PseudoData:
 
 
 def start_of(ws: Workspace, teacher: Path) -> Path | None:
-    """The checkpoint that student and control start from; None = their trunk's own weights."""
+    """The checkpoint that student and control start from; None = the weights of their trunk."""
     init = ws.params.student_train.init
     return None if init == "pretrained" else teacher if init == "teacher" else ws.resolve(init)
 
 
 def check_teacher(labels: Path, teacher: Spec) -> None:
-    """ConfigError for labels that another teacher made: the stages before were not run for this one."""
+    """Raise a ConfigError for labels that another teacher made: the stages before were not run for this teacher."""
     made_by, now = read_manifest(labels)["lineage"].get("teacher"), digest_of(teacher)
     if made_by != now:
-        told = ", ".join(str(source) for source in parse(teacher))
+        names = ", ".join(str(source) for source in parse(teacher))
         raise ConfigError(
-            f"{labels}: labelled by {str(made_by)[:16]}, but the teacher is now {told} ({now[:16]})",
+            f"{labels}: labelled by {str(made_by)[:16]}, but the teacher is now {names} ({now[:16]})",
             hint="`dvc repro` labels again with this teacher"
             if only_checkpoint(teacher)
             else "`dvc repro --force --single-item calibrate auto-infer`, then `dvc repro`",
@@ -112,7 +112,7 @@ def check_teacher(labels: Path, teacher: Spec) -> None:
 
 
 def check_rounds(ws: Workspace, labeller: Spec) -> None:
-    """ConfigError where the lineage of a labelling checkpoint holds as many rounds as student_train.max_rounds.
+    """Raise a ConfigError where a labelling checkpoint's lineage holds as many rounds as student_train.max_rounds.
 
     A student repeats its teacher's errors with more confidence, and does so in each round.
     """
@@ -129,7 +129,7 @@ def check_rounds(ws: Workspace, labeller: Spec) -> None:
 
 
 def _check_classes(ws: Workspace, labels: Path, teacher: Path | None, wanted: ClassTable) -> None:
-    """Refuse labels of other classes than the fine ones, with the way out, before a job does it without one."""
+    """Refuse labels of other classes than the fine labels, with a hint, before a job refuses them without one."""
     held = ClassTable.from_json(read_manifest(labels)["classes"])
     if held == wanted:
         return

@@ -21,7 +21,7 @@ def disk_estimate(ws: Workspace) -> int:
 
 
 def run(ws: Workspace) -> None:
-    """Train and publish models/pretrain, or write its record."""
+    """Train and publish models/pretrain, or record why there is none."""
     config = ws.params.teacher_pretrain
     fine = fine_data(ws, "pretrain")
     if not Index.load(fine.selection.index).select(roles=("learn",), kinds=("fine",)):

@@ -1,6 +1,6 @@
-"""How long the chain will still take: the work of each stage in megapixels through a network, and the speed so far.
+"""Estimate how long the chain will still take: megapixels of each stage through a network, and the speed so far.
 
-An estimate for people: no result depends on it. Stages without a network count as nothing.
+No result depends on the estimate. Stages without a network count as nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.workspace.workspace import Workspace
 
 _BACKWARD = 3  # passes that a training pass costs: forward, and twice that backward
 _LEARN_FROM = {"teacher-pretrain": "pretrain", "teacher-train": "learn", "student-train": "learn"}
-_TOLD_FROM = 0.15  # share of the work that has to be done before its speed says something
+_TOLD_FROM = 0.15  # share of the work that has to be done before an estimate is given
 
 
 def seconds_left(ws: Workspace, after: str) -> float | None:
-    """Seconds from the end of stage `after` to the end of the chain; None while too little is done to tell."""
+    """Seconds from the end of stage `after` to the end of the chain; None while too little is done for an estimate."""
     if not ws.path(INDEX).exists():  # a stage that needs no images was run by hand
         return None
     work = megapixels(ws)
@@ -41,7 +41,7 @@ def _times(ws: Workspace, stage: str) -> Path:
 
 
 def _seconds(ws: Workspace, stage: str) -> float:
-    """Of the stage's last run; of a training that went on after a stop, what its log tells of the whole."""
+    """Seconds of the stage's last run; for a training that was resumed, the time of the whole by its logged speed."""
     seconds, speeds = float(atomic.read_json(_times(ws, stage))["seconds"]), speed_file(ws, stage)
     if stage not in _LEARN_FROM or not speeds.exists():
         return seconds
@@ -51,7 +51,7 @@ def _seconds(ws: Workspace, stage: str) -> float:
 
 
 def megapixels(ws: Workspace) -> dict[str, float]:
-    """Stage -> megapixels that it sends through a network, scales and mirror images included."""
+    """Megapixels that each stage sends through a network, scales and mirror images included."""
     params = ws.params
     images = {name: _images(ws, name) for name in ("pretrain", "learn", "calibrate", "unlabelled", "report")}
     trainings = 2 if params.student_train.control else 1

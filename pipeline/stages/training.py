@@ -1,4 +1,4 @@
-"""What the three training stages share: the disk estimate, metrics and the loss picture from the job's log.
+"""Disk estimate, metrics and loss picture from the job's log, for the three training stages.
 
 Metrics hold what a second run repeats to the byte: loss parts, learning rate, pixels of each class, validation. Speed,
 waiting and memory differ from run to run, so they lie outside of the outputs, in work/times/<stage>-training.json.
@@ -19,7 +19,7 @@ from pipeline.report import plots
 from pipeline.workspace.workspace import Workspace
 
 Log = list[dict[str, Any]]
-# Of a log line "train"; everything else in it is a part of the loss.
+# Fields of a log line "train" that are no part of the loss.
 _NOT_LOSS = {"event", "time", "step", "epoch", "lr", "images", "pseudo", "images_per_s", "data_wait", "memory_mb"}
 # Parameters in millions, rounded up, with OCR and attention heads; an unknown trunk counts as the largest.
 _MILLIONS = {
@@ -62,7 +62,7 @@ def report(ws: Workspace, stage: str, runs: Mapping[str, Path]) -> None:
 
 
 def _speed(log: Log) -> dict[str, float] | None:
-    """Over the whole run; each log line weighs by its time (what was saved and validated meanwhile left out)."""
+    """Speed over the whole run; each log line weighs by its time (time to save and to validate is left out)."""
     lines = [line for line in log if line["event"] == "train" and line["images_per_s"]]
     seconds = [line["images"] / line["images_per_s"] for line in lines]
     if not sum(seconds):
@@ -76,7 +76,7 @@ def _speed(log: Log) -> dict[str, float] | None:
 
 
 def _curve(log: Log, event: str, figure: str) -> tuple[list[float], list[float]]:
-    """(steps, figure) of the lines that have both; a step that was done again counts once, the last time."""
+    """(steps, values) of the lines with this event and figure; a step that was repeated counts once, the last time."""
     by_step: dict[int, float] = {}
     for line in log:
         if line["event"] == event and isinstance(line.get(figure), int | float):

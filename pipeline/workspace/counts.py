@@ -29,9 +29,9 @@ def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def fine_pixels(ws: Workspace) -> dict[str, int]:
-    """{class: its pixels in the fine labels that are learned from}; {} before `prepare`.
+    """{class: pixels} of the fine labels that trainings learn from; {} before `prepare`.
 
-    A class with fewer pixels in a tile than `sampling.min_pixels` is not counted there.
+    A tile in which a class has fewer than `sampling.min_pixels` pixels adds nothing to the count of that class.
     """
     learn, centroids = (ws.path(f"data/index/{name}.parquet") for name in ("learn", "centroids-target"))
     if not (learn.exists() and centroids.exists()):
@@ -43,35 +43,35 @@ def fine_pixels(ws: Workspace) -> dict[str, int]:
 
 
 def read_counts(path: Path, *wanted: str) -> tuple[NDArray[Any], ...]:
-    """Arrays of an evaluate job's file (`<setting>.npz`, published as evaluation/confusions-MODEL.npz), by name.
+    """Read arrays by name from an evaluate job's file (`<setting>.npz`, published as evaluation/confusions-MODEL.npz).
 
     Raises:
-        IntegrityError: it is missing or damaged; the hint says what makes it anew.
+        IntegrityError: the file is missing or damaged; the hint names the command that makes the file again.
     """
     place = "it" if path.name.startswith("confusions-") else f"the folder {path.parent}"
     return _arrays(path, wanted, f"delete {place}, then `dvc repro --force --single-item evaluate`")
 
 
 def read_pairs(path: Path, num_classes: int) -> NDArray[np.int64]:
-    """Pixels of (human class, class, code) on calibration images, the last human class is "none": int64 (C+1, C, 256).
+    """Read pixels by (human class, class, code) on calibration images: int64 (C+1, C, 256), human class C is "none".
 
     Raises:
         IntegrityError: the file is damaged, or counted for another number of classes.
     """
-    mend = "delete it, then `dvc repro --force --single-item calibrate`; without it coarse labels correct no precision"
-    (found,) = _arrays(path, ("pairs",), mend)
+    hint = "delete it, then `dvc repro --force --single-item calibrate`; without it coarse labels correct no precision"
+    (found,) = _arrays(path, ("pairs",), hint)
     expected = (num_classes + 1, num_classes, NUM_CODES)
     if found.shape != expected or found.dtype.kind not in "iu":
         said = f"{found.dtype.name} {found.shape}, expected whole numbers {expected}"
-        raise IntegrityError(f"{path}: holds no counts of these classes ({said})", hint=mend)
+        raise IntegrityError(f"{path}: holds no counts of these classes ({said})", hint=hint)
     return np.asarray(found, np.int64)
 
 
 def _arrays(path: Path, wanted: tuple[str, ...], mend: str) -> tuple[NDArray[Any], ...]:
     try:
         with zipfile.ZipFile(path) as file:
-            members = [file.read(f"{name}.npy") for name in wanted]  # whole: numpy alone reads past a wrong checksum
+            members = [file.read(f"{name}.npy") for name in wanted]  # whole: numpy alone ignores a wrong checksum
         return tuple(np.lib.format.read_array(io.BytesIO(member), allow_pickle=False) for member in members)
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        told = f"{path}: the counts of pixels in it cannot be read ({one_line(error)})"
-        raise IntegrityError(told, hint=mend) from error
+        message = f"{path}: the counts of pixels in it cannot be read ({one_line(error)})"
+        raise IntegrityError(message, hint=mend) from error

@@ -22,7 +22,7 @@ _COMPARED = ("deps", "params", "outs")
 
 
 def render_dvc_yaml(*, has_pretrain: bool) -> str:
-    """dvc.yaml from the table of stages; a pretraining root is a dependency only where there is one."""
+    """Text of dvc.yaml from the table of stages; without a pretraining set no stage depends on a pretraining root."""
     lines = _HEAD.read_text("utf-8").replace("@PROGRAM", _program()).splitlines()
     for row in TABLE:
         deps = [dep for dep in row.deps if has_pretrain or dep != PRETRAIN_ROOT]
@@ -41,7 +41,7 @@ def render_dvc_yaml(*, has_pretrain: bool) -> str:
 
 
 def _program() -> str:
-    """Digest of what a params.yaml does not say: the defaults of the code and the versions of the stages."""
+    """Digest of values that no params.yaml holds: the defaults of the code and the versions of the stages."""
     sources = {"target": {"root": "."}, "pretrain": {"root": "."}}
     defaults = Params.parse(Document(Path("defaults"), {"profile": "tiny", "data": sources}))
     return atomic.digest([defaults.model_dump(mode="json"), VERSIONS])[:8]
@@ -51,7 +51,7 @@ def stages_of(path: Path) -> dict[str, Any]:
     """The stages of a dvc.yaml by name.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         stages = YAML(typ="safe").load(path.read_text("utf-8"))["stages"]
@@ -64,7 +64,7 @@ def stages_of(path: Path) -> dict[str, Any]:
 
 
 def differing_stages(path: Path, params: Params) -> list[str]:
-    """Stages that do not stand in a dvc.yaml as this program and these settings need them; additions are no fault."""
+    """Names of stages whose entry in dvc.yaml lacks what this program or these settings need; additions are valid."""
     found, needed = stages_of(path), _needed(params)
     return [name for name, stage in needed.items() if not _holds(found.get(name, {}), stage)]
 
@@ -79,7 +79,7 @@ def check_dvc_yaml(path: Path, params: Params) -> None:
 
 
 def renew_dvc_yaml(path: Path, params: Params) -> list[str]:
-    """Bring the differing stages in line and leave the rest as it is; their names."""
+    """Rewrite the differing stages, leave the rest of dvc.yaml as it is, and return the names of these stages."""
     differing = differing_stages(path, params)
     if differing:
         document, needed = load_editable(path.read_text("utf-8")), _needed(params)
@@ -97,12 +97,12 @@ def _needed(params: Params) -> dict[str, Any]:
 
 def _holds(found: Mapping[str, Any], needed: Mapping[str, Any]) -> bool:
     names = {key: (set(_names(found, key)), set(_names(needed, key))) for key in _COMPARED}
-    is_spare = (PRETRAIN_ROOT, "") in names["deps"][0] - names["deps"][1]  # DVC cannot resolve it
+    is_spare = (PRETRAIN_ROOT, "") in names["deps"][0] - names["deps"][1]  # DVC cannot resolve this variable
     return found.get("cmd") == needed["cmd"] and not is_spare and all(want <= have for have, want in names.values())
 
 
 def _names(stage: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
-    """What a stage names under a key: (path, "") or, for settings of a file, (file, setting)."""
+    """Yield the names that a stage lists under a key: (path, "") or, for settings of a file, (file, setting)."""
     for one in stage.get(key) or ():
         if isinstance(one, Mapping):
             yield from ((file, name) for file, names in one.items() for name in names or ("",))

@@ -26,14 +26,14 @@ GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
 CAMVID_ENV = "AUTOLABEL_CAMVID"
 _HERE = Path(__file__).resolve().parent
 _LOG = logging.getLogger(__name__)
-_UNFINISHED = ".autolabel-init"  # there while a workspace is being made: a killed `init` can be repeated
+_UNFINISHED = ".autolabel-init"  # exists while `init` makes a workspace, so that a killed `init` can be repeated
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage = true\n"
 _IDENTITY = ("-c", "user.name=autolabel", "-c", "user.email=autolabel@localhost", "-c", "commit.gpgsign=false")
 
 
 @dataclass(frozen=True)
 class InitRequest:
-    """What `autolabel init` was asked for."""
+    """Arguments of `autolabel init`."""
 
     folder: Path
     profile: str
@@ -44,12 +44,12 @@ class InitRequest:
 
 
 def init_workspace(request: InitRequest) -> bool:
-    """Make the workspace; False when it was already there (then nothing is changed).
+    """Make the workspace and return True; return False, and change nothing, where a finished one exists.
 
-    After a kill, `init` continues: only what is missing is written, for people may have worked there since.
+    After a kill, `init` continues and writes only missing files, because people may have edited the others.
 
     Raises:
-        ConfigError: unknown profile. InputError: the folder holds other things, or the data are not there.
+        ConfigError: unknown profile. InputError: the folder holds other things, or the data are missing.
     """
     if request.profile not in PROFILES:
         raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
@@ -67,8 +67,8 @@ def init_workspace(request: InitRequest) -> bool:
         atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
     _write_files(folder, request, roots)
     _set_up_version_control(folder)
-    own = Params.of_profile(request.profile).data.target.root  # params.yaml may name other data by now
-    if request.profile in GENERATED and request.make_data and _root_in(folder, "target") == own:
+    profile_root = Params.of_profile(request.profile).data.target.root  # params.yaml may name other data by now
+    if request.profile in GENERATED and request.make_data and _root_in(folder, "target") == profile_root:
         generate_data(folder / "data" / "demo", request.profile)
     (folder / _UNFINISHED).unlink()
     return True
@@ -78,7 +78,7 @@ def generate_data(out: Path, profile: str, *, workers: int = 2) -> None:
     """Generate a profile's street scenes in the folder `out` with the checkout's generator, `examples/streets`.
 
     Raises:
-        ConfigError: the package was installed without a checkout; the generator is no part of it.
+        ConfigError: the package was installed without a checkout, which alone holds the generator.
     """
     checkout = _HERE.parents[1]
     if not (checkout / "examples" / "streets").is_dir():
@@ -101,7 +101,7 @@ def _is_finished(folder: Path, profile: str) -> bool:
         return False
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder")
-    names = {p.name for p in folder.iterdir()} - {".git"}  # a fresh repository is as good as an empty folder
+    names = {p.name for p in folder.iterdir()} - {".git"}  # a folder with a fresh repository counts as empty
     if _UNFINISHED in names:
         _check_same_profile(folder, profile)
         return False
@@ -119,16 +119,16 @@ def _is_finished(folder: Path, profile: str) -> bool:
 
 
 def _check_same_profile(folder: Path, profile: str) -> None:
-    """An unfinished workspace keeps its first profile: files of two profiles do not fit together."""
+    """Refuse another profile for an unfinished workspace: files of two profiles do not fit together."""
     begun = one_line((folder / _UNFINISHED).read_text("utf-8", errors="replace"))
     if begun != profile:
         there = f"of profile {begun}, not {profile}" if begun else "that names no profile"
-        mend = f"--profile {begun} goes on with it; or choose another folder" if begun else "choose another folder"
-        raise InputError(f"{folder}: holds an unfinished workspace {there}", hint=mend)
+        hint = f"--profile {begun} goes on with it; or choose another folder" if begun else "choose another folder"
+        raise InputError(f"{folder}: holds an unfinished workspace {there}", hint=hint)
 
 
 def _check_same_roots(request: InitRequest, folder: Path) -> None:
-    """A path that is given again must be the one in use: it would be ignored in silence."""
+    """Refuse a data path that differs from the one in use: `init` would ignore the new path without a message."""
     if request.data is None and request.pretrain_data is None:
         return
     for name, root in _data_roots(request, folder).items():
@@ -141,7 +141,7 @@ def _check_same_roots(request: InitRequest, folder: Path) -> None:
 
 
 def _root_in(folder: Path, name: str) -> object:
-    """data.NAME.root as params.yaml has it; None where it has none."""
+    """Read data.NAME.root from params.yaml; None where the key is missing."""
     here: object = read_yaml(folder / "params.yaml").values
     for key in ("data", name, "root"):
         here = here.get(key) if isinstance(here, dict) else None
@@ -149,7 +149,7 @@ def _root_in(folder: Path, name: str) -> object:
 
 
 def _data_roots(request: InitRequest, folder: Path) -> dict[str, str]:
-    """Values for data.target.root and data.pretrain.root where they differ from the profile's own."""
+    """Values for data.target.root and data.pretrain.root where they differ from those of the profile."""
     roots: dict[str, str] = {}
     if request.profile in GENERATED and request.data is not None:
         base = _existing(request.data)
@@ -189,7 +189,7 @@ def _camvid_root(request: InitRequest, folder: Path) -> str:
 
 
 def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> None:
-    """Write each file that is not there yet; one that is there is whole, and may be somebody's work by now."""
+    """Write each missing file; an existing file is complete, and people may have edited it."""
     profile, params = request.profile, folder / "params.yaml"
     if not params.exists():
         atomic.write_text(params, profile_text(profile, roots, deterministic=request.deterministic))
@@ -201,7 +201,7 @@ def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> N
         ".dvcignore": _template("dvcignore"),
         "README.md": _template("README.md").replace("@PROFILE", profile),
         "policies/README.md": _template("policies.md"),
-        # `autolabel serve` appends to it. Its first line says nothing: DVC warns about an empty file all the time.
+        # `autolabel serve` appends to this file. The first line holds no mark: DVC keeps warning about an empty file.
         "labels/raw.review.jsonl": '{"id": "0", "name": "", "withdraws": ""}\n',
         "models/current.json": json.dumps({"teacher": TEACHER_STAGE}, indent=1) + "\n",
     }
@@ -236,9 +236,9 @@ def _set_up_dvc(folder: Path) -> None:
 
 
 def _in_git_tree(folder: Path) -> bool:
-    """Whether the folder belongs to a surrounding repository (one that git ignores does not)."""
+    """Whether the folder belongs to a surrounding repository that does not ignore it."""
     if (folder / ".git").exists():
-        return False  # it is a repository of its own
+        return False  # the folder is itself a repository
     return _git(folder, "rev-parse", "--is-inside-work-tree") and not _git(folder, "check-ignore", "-q", str(folder))
 
 
@@ -254,6 +254,6 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def _ended(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    # A caller's hook sets GIT_DIR and friends: they would point our commands at its repository.
+    # A git hook that calls this program sets GIT_DIR and similar variables: git would use the hook's repository.
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"DVC_NO_ANALYTICS": "1"}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
-"""Work folders: each is named by the digest of everything that determines its result; which old ones are kept.
+"""Work folders: named by the digest of everything that determines their result; the oldest folders are removed.
 
-A key never holds a time, a path or a machine's name. `hmsa_core.config.key_material` tells which settings count.
+A key never holds a time, a path or a machine's name. `hmsa_core.config.key_material` selects the settings that count.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def work_key(material: Mapping[str, Any]) -> str:
 
 
 def open_work(folder: Path, job: str, material: Mapping[str, Any]) -> Path:
-    """Make or reopen `folder`/KEY for a job and remove its keys before the last `KEPT`.
+    """Make or reopen `folder`/KEY for a job, and remove all but the last `KEPT` folders of this job.
 
     Args:
         folder: `work/<stage>` of a workspace (the stage's lock is held).
-        job: which of the stage's jobs. Each keeps its own list of keys.
-        material: what determines the result. It is written to `key.json` for people.
+        job: name of one of the stage's jobs; each job has a separate list of keys.
+        material: everything that determines the result; also written to `key.json` for people.
     """
     described = {"job": job, **material}
     key = work_key(described)
@@ -44,12 +44,12 @@ def open_work(folder: Path, job: str, material: Mapping[str, Any]) -> Path:
 
 
 def used(folder: Path, job: str) -> list[str]:
-    """Keys of a job that are on disk, the one used last at the end."""
+    """Keys of a job that are on disk, in order of use, the last used at the end."""
     return [key for key in _ledger(folder).get(job, []) if (folder / key / "key.json").exists()]
 
 
 def _ledger(folder: Path) -> dict[str, Any]:
-    # Order of use is a list in a file: clocks jump, and restored folders carry any time.
+    # A file lists the keys in order of use: clocks jump, and restored folders carry any time.
     path = folder / "keys.json"
     found: dict[str, Any] = atomic.read_json(path) if path.exists() else {}
     return found

@@ -1,4 +1,4 @@
-"""Files and folders that params.yaml names: looked for at once, not by the stage that reads them after hours."""
+"""Check files and folders that params.yaml names before the first stage runs, not when a stage needs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.workspace.workspace import Workspace
 
 
 def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
-    """(key, path as written, stage that reads it last) of everything that is not there."""
+    """Yield (key, path as written, last stage that reads the path) for each path that does not exist."""
     pretrain, teacher, student = params.teacher_pretrain, params.teacher_train, params.student_train
     init, has_pretrain = student.init, params.data.pretrain is not None
     fresh = (  # trainings that may start from a published trunk
@@ -36,10 +36,10 @@ def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
     ):
         if value is not None and not (root / Path(value).expanduser() / needed).is_file():
             yield key, value, reader
-    for given in student.stores:  # the other workspace may be making it just now: its folder must be there
+    for given in student.stores:  # another run may be making the store now: only its parent folder must exist
         if not (root / local_path(given.store).expanduser()).parent.is_dir():
             yield "student_train.stores", given.store, "student-train"
-    made = {root / out for row in TABLE for out in row.outs}  # there when they are read
+    made = {root / out for row in TABLE for out in row.outs}  # the chain makes these before a stage reads them
     for text in params.auto_infer.teacher or ():
         paths = [] if is_url(text) else [path for one in parse(text) for path in (one.path, one.map) if path]
         places = {root / path.expanduser() for path in paths} - made
@@ -48,7 +48,7 @@ def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
 
 
 def mend_of_root(ws: Workspace, name: str) -> str:
-    """What to do where the folder of a data set ("target" or "pretrain") is not there, or holds another layout."""
+    """Advice where the folder of a data set ("target" or "pretrain") is missing, or holds another layout."""
     if ws.roots[name].is_relative_to(ws.path("data/demo")):
         return "autolabel demo-data"
     keys = f"data.{name}.root or data.{name}.kind" if ws.roots[name].is_dir() else f"data.{name}.root"
@@ -56,7 +56,7 @@ def mend_of_root(ws: Workspace, name: str) -> str:
 
 
 def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> None:
-    """Raise a ConfigError for what this stage or a later one reads and nobody can, and for trunks that do not fit."""
+    """Raise a ConfigError for a missing file that this or a later stage reads, and for trunks that do not fit."""
     for key, value, reader in missing_files(root, params):
         if STAGES.index(stage) <= STAGES.index(reader):
             what = "no checkpoint folder" if "init" in key else "no such file or folder"
@@ -68,18 +68,18 @@ def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> Non
 
 
 def _check_trunks(root: Path, params: Params, stage: str) -> None:
-    """Now, not after the trainings: a network starts from one of the same trunk alone."""
+    """Refuse a start network of another trunk now, not after the trainings before it."""
     starts = []
     if params.data.pretrain is not None and not params.teacher_train.init_from:
         starts.append(("teacher_train", "teacher_pretrain", "name a checkpoint in teacher_train.init_from"))
     if params.student_train.init == "teacher":
         starts.append(("student_train", "teacher_train", "write student_train.init: pretrained"))
     for section, parent, otherwise in starts:
-        own, theirs = (getattr(params, name).model.trunk for name in (section, parent))
+        net, parent_net = (getattr(params, name).model.trunk for name in (section, parent))
         is_over = STAGES.index(stage) > STAGES.index(section.replace("_", "-"))
-        if own != theirs and not is_over and not (parent == "teacher_train" and Workspace(root).is_promoted()):
+        if net != parent_net and not is_over and not (parent == "teacher_train" and Workspace(root).is_promoted()):
             raise ConfigError(
-                f"params.yaml: {section}.model.trunk is {own}, but it starts from the network of {parent}, whose trunk "
-                f"is {theirs}",
+                f"params.yaml: {section}.model.trunk is {net}, but it starts from the network of {parent}, whose trunk "
+                f"is {parent_net}",
                 hint=f"write the same trunk, or {otherwise}",
             )

@@ -1,6 +1,6 @@
 """params.yaml as typed sections: one section per stage, one line of explanation for every mistake.
 
-Read by the pipeline only; a job of `hmsa_core` gets its part as a spec file. No torch is imported here.
+Only the pipeline reads params.yaml: a job of `hmsa_core` gets a spec file. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from pipeline.workspace.yaml_text import Document, Key, dotted, read_yaml
 
 Profile = Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"]
 PROFILES: tuple[str, ...] = typing.get_args(Profile)
-TRAININGS = ("teacher_pretrain", "teacher_train", "student_train")  # sections that `train` holds for
-_ONLY_WRITTEN: dict[Key, tuple[str, ...]] = {(): ("train",), ("runtime",): ("engine",)}  # keys of no section's class
-RUNNING = (*TRAININGS, "auto_infer", "evaluate")  # sections that `runtime` holds for
+TRAININGS = ("teacher_pretrain", "teacher_train", "student_train")  # sections that inherit from `train`
+_ONLY_WRITTEN: dict[Key, tuple[str, ...]] = {(): ("train",), ("runtime",): ("engine",)}  # keys in no section class
+RUNNING = (*TRAININGS, "auto_infer", "evaluate")  # sections that inherit from `runtime`
 Workers = Annotated[int, Field(ge=1), NotInKey]
 Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
-# What pseudo_label.threshold may name -> the file that calibrate makes.
+# Names that pseudo_label.threshold accepts -> file that `calibrate` makes.
 MEASURED_POLICIES = {"policy": "calibration/policy.json", "teach": "calibration/teach.json"}
 Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
 
@@ -61,7 +61,7 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _name_roots(cls, value: Any) -> Any:
-        """Indexes and checkpoints know the roots by these names: they are not for a user to choose."""
+        """Set the names of the roots: indexes and checkpoints use these names, so a user cannot choose them."""
         if not isinstance(value, dict):
             return value
         named = {
@@ -178,12 +178,12 @@ class PseudoLabelConfig(Section):
 
     @property
     def own_policy(self) -> str | None:
-        """The policy file that `threshold` names, if it is not one of calibrate's."""
+        """The policy file that `threshold` names; None for a number and for a policy of `calibrate`."""
         return self.threshold if isinstance(self.threshold, str) and not self.is_measured else None
 
     @property
     def is_measured(self) -> bool:
-        """Whether `threshold` is a policy that calibrate makes."""
+        """Whether `threshold` names a policy that `calibrate` makes."""
         return self.threshold in MEASURED_POLICIES
 
     @field_validator("threshold")
@@ -196,7 +196,7 @@ class PseudoLabelConfig(Section):
         if not 0.0 <= value < 1.0:
             raise ValueError('a number from 0 to 0.99999, "policy", "teach", or the path of a policy file (*.json)')
         below, above = ConfidenceCode().neighbours(value)
-        if below != above:  # else pseudo-label refuses it, after hours of training
+        if below != above:  # without this check pseudo-label refuses it, after hours of training
             near = " or ".join(edge for edge in (below, above) if edge is not None)
             raise ValueError(f"a number on the grid of the confidence code, such as its neighbours {near}")
         return value
@@ -276,7 +276,7 @@ class _Params(Section):
 
     @classmethod
     def parse(cls, document: Document) -> Self:
-        """Settings in effect: what the document says, over `train` and `runtime` of it, over the defaults of the code.
+        """Settings in effect: a section's values override `train` and `runtime`, which override the code's defaults.
 
         Raises:
             ConfigError: the first mistake in one line.
@@ -289,7 +289,7 @@ class _Params(Section):
 
 
 def _in_effect(document: Document) -> dict[str, Any]:
-    """One section per stage: `train` holds for the trainings, `runtime` for all, and a section's values go first."""
+    """Values by section: `train` applies to the trainings, `runtime` to all; a section's values override both."""
     common = {name: document.values.get(name, {}) for name in ("train", "runtime")}
     for name, value in common.items():
         if not isinstance(value, Mapping):
@@ -306,7 +306,7 @@ def _in_effect(document: Document) -> dict[str, Any]:
 
 
 def written_at(key: Key, lines: Mapping[Key, int]) -> Key:
-    """The key of params.yaml that gives a setting its value: its own, or that of `train` or `runtime`."""
+    """The key of params.yaml that gives a setting its value: in the setting's section, or in `train` or `runtime`."""
     section, rest = key[:1], key[1:]
     places = [key]
     if section and section[0] in TRAININGS:
@@ -317,9 +317,9 @@ def written_at(key: Key, lines: Mapping[Key, int]) -> Key:
 
 
 def _section_from(row: Stage) -> type[Section]:
-    """The section of a stage that brings its settings in its row."""
+    """Make the section class of a stage whose settings stand in its row of the table."""
     fields: dict[str, Any] = {
-        name: (type(default), Field(default, description=told)) for name, (default, told) in row.settings.items()
+        name: (type(default), Field(default, description=text)) for name, (default, text) in row.settings.items()
     }
     return create_model(f"{row.section}_settings", __base__=Section, __doc__=row.description, **fields)
 
@@ -336,12 +336,12 @@ else:
 
 
 def profile_file(name: str) -> Path:
-    """The overlay of a profile."""
+    """Path of a profile's overlay."""
     return Path(__file__).with_name("profiles") / f"{name}.yaml"
 
 
 def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `changes` in their place, section by section; an empty mapping empties its section."""
+    """`values` overridden by `changes`, section by section; an empty mapping empties its section."""
     merged = dict(values)
     for name, value in changes.items():
         old = values.get(name)
@@ -352,30 +352,30 @@ def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:
-    """The first mistake as one line: place, key, what was expected, what is there, nearest valid key."""
+    """Describe the first mistake in one line: place, key, expected and found value, nearest valid key."""
     faults = error.errors(include_url=False)
     first = faults[0]
     if first["type"] == "missing":
-        # A misspelt key is missing under its right name too: what is there says more than what is not.
+        # A misspelt key is also reported as missing under its right name: the report of the unknown key says more.
         first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), first)
     where, owner = _resolve(model, first["loc"], document.values)
     key = written_at(where, document.lines)
-    # A mistake in `train` is one of each training.
+    # pydantic reports a mistake in `train` once for each training.
     others = {written_at(_resolve(model, fault["loc"], document.values)[0], document.lines) for fault in faults} - {key}
     more = f" (and {len(others)} more)" if others else ""
-    place, told = f"{document.where(key)}: {dotted(key) or '(file)'}", _expected(first)
-    named = re.match(r"[a-z_]+(\.[a-z_]+)+", told)
+    place, message = f"{document.where(key)}: {dotted(key) or '(file)'}", _expected(first)
+    named = re.match(r"[a-z_]+(\.[a-z_]+)+", message)
     if first["type"] == "extra_forbidden":
         names = sorted({*owner.model_fields, *_ONLY_WRITTEN.get(key[:-1], ())})
-        told = "unknown key; " + did_you_mean(str(key[-1]), names, f"the keys here are: {', '.join(names)}")
+        message = "unknown key; " + did_you_mean(str(key[-1]), names, f"the keys here are: {', '.join(names)}")
     elif first["type"] == "missing":
-        told = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
+        message = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
     elif not key and named:  # a check over several sections names its key itself
         place = document.where(tuple(named[0].split(".")))
-    elif not isinstance(first["input"], Mapping | BaseModel) and ", found " not in told:
+    elif not isinstance(first["input"], Mapping | BaseModel) and ", found " not in message:
         text = repr(first["input"])
-        told += f", found {text if len(text) <= 60 else text[:57] + '...'}"
-    return one_line(f"{place}: {told}{more}")
+        message += f", found {text if len(text) <= 60 else text[:57] + '...'}"
+    return one_line(f"{place}: {message}{more}")
 
 
 def _resolve(

@@ -23,8 +23,8 @@ from hmsa_core.io.trees import link_tree, new_tree
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.taxonomy import ClassTable
 
-TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace in which nobody was promoted
-_HISTORY = ("digest", "lineage", "extra")  # of model.json: how the weights came to be, not what they are
+TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace without a promoted model
+_HISTORY = ("digest", "lineage", "extra")  # keys of model.json: how the weights were made, not what the model is
 _REGISTER = "`autolabel models register DIR` gives a checkpoint folder a version"
 _OTHERS = "`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one"
 
@@ -48,7 +48,7 @@ class Registry:
         self._pin = self.folder / "champion.json"
 
     def current(self) -> str:
-        """The teacher: "stage:NAME" or a path relative to the workspace."""
+        """Name of the teacher: "stage:NAME" or a path relative to the workspace."""
         if not self.current_file.exists():
             hint = 'write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`'
             raise ConfigError(f"{self.current_file}: missing", hint=hint)
@@ -62,10 +62,10 @@ class Registry:
         return teacher
 
     def teacher(self) -> Path:
-        """Checkpoint folder of the model that teaches.
+        """Checkpoint folder of the teacher.
 
         Raises:
-            ConfigError: current.json names no registered model, or no checkpoint is there.
+            ConfigError: current.json names no registered model, or the checkpoint is missing.
         """
         current = self.current()
         folder = (self.root / ("models/teacher" if current == TEACHER_STAGE else current)).resolve()
@@ -82,11 +82,11 @@ class Registry:
         return folder
 
     def versions(self) -> list[Version]:
-        """All registered models whose record can be read, oldest first; `read` tells of the others, too."""
+        """All registered models whose record can be read, oldest first; `read` also reports the others."""
         return self.read()[0]
 
     def read(self) -> tuple[list[Version], dict[str, str]]:
-        """The registered models, oldest first, and {name: what is wrong} of those whose record cannot be read."""
+        """The registered models, oldest first, and {name: fault} of those whose record cannot be read."""
         found, torn = [], {}
         for path in sorted(self.folder.glob("v*/record.json")):
             try:
@@ -115,10 +115,10 @@ class Registry:
     def register(
         self, checkpoint: Path, *, metrics: dict[str, Any] | None = None, verdict: dict[str, Any] | None = None
     ) -> Version:
-        """Give a checkpoint folder a version.
+        """Register a checkpoint folder and return its version.
 
-        The same weights with the same description get the same one, made whole if it was damaged; a version's own
-        folder gets its lost record back.
+        The same weights with the same description get their existing version, repaired if it was damaged. Where
+        `checkpoint` is the folder of a version, a lost record is written again.
         """
         if not (checkpoint / "model.json").is_file():
             hint = "give a folder such as models/student"
@@ -128,38 +128,38 @@ class Registry:
         meta = atomic.read_json(checkpoint / "model.json")
         weights = str(meta["weights_sha256"])
         versions, torn = self.read()
-        own = checkpoint.resolve()
-        is_own = own.parent == self.folder.resolve() and own.name.startswith("v")
+        folder = checkpoint.resolve()
+        is_version = folder.parent == self.folder.resolve() and folder.name.startswith("v")
         for version in versions:
             is_same = version.record.get("weights_sha256") == weights and describes(version.path, checkpoint)
-            if version.name == own.name if is_own else is_same:
+            if version.name == folder.name if is_version else is_same:
                 if damage(version.path):
                     _put(checkpoint, version.path, version.record)
                 return version
         numbers = [int(v.record["number"]) for v in versions] + [_number_of(name) for name in torn]
-        number = _number_of(own.name) if is_own else 1 + max(numbers, default=0)
-        path = own if is_own else self.folder / f"v{number:04d}-{weights[:8]}"
+        number = _number_of(folder.name) if is_version else 1 + max(numbers, default=0)
+        path = folder if is_version else self.folder / f"v{number:04d}-{weights[:8]}"
         atomic.sweep_temps(self.folder)
         record = {
             "number": number,
-            "role": "student" if is_own else own.name,
+            "role": "student" if is_version else folder.name,
             "weights_sha256": weights,
             "metrics": metrics or {},
             "verdict": verdict,
             "parents": meta.get("lineage", {}).get("parents", []) if isinstance(meta.get("lineage"), dict) else [],
             "incumbent": self.current(),
         }
-        if is_own:
+        if is_version:
             atomic.write_json(path / "record.json", record)
         else:
             _put(checkpoint, path, record)
         return Version(path.name, path, record)
 
     def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
-        """Let a version teach: pin it where no reference is, append to the history, rewrite `current.json` last.
+        """Make a version the teacher: pin it if nothing is pinned, append to the history, write `current.json` last.
 
         Raises:
-            IntegrityError: its files are damaged.
+            IntegrityError: files of the version are damaged.
         """
         if wrong := damage(version.path):
             raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights mends it")
@@ -170,9 +170,9 @@ class Registry:
             self._switch("promote", f"models/registry/{version.name}", by, reason, now=now)
 
     def rollback(self, *, by: str = "", reason: str = "") -> str:
-        """Let the previous teacher teach again; return its name.
+        """Make the previous teacher the teacher again; return its name.
 
-        Where current.json, or the model that it names, is damaged or gone: the last teacher that is whole.
+        Where current.json, or the model that it names, is damaged or missing, the last undamaged teacher is taken.
 
         Raises:
             InputError: there is no previous teacher, or it is damaged.
@@ -181,7 +181,7 @@ class Registry:
             try:
                 now = self.current()
                 broken = not self._is_whole(now)
-            except HmsaError:  # missing or torn: the last whole teacher takes over
+            except HmsaError:  # current.json is missing or damaged: take the last undamaged teacher
                 now, broken = "", True
             if broken:
                 pinned, before = None, self._last_that_is_whole(now)
@@ -194,52 +194,52 @@ class Registry:
             self._switch("repair" if broken else "rollback", before, by, reason, now=now)
             # Later candidates are compared with the model that teaches again, not with the withdrawn one.
             if pinned == Path(now).name and before == TEACHER_STAGE:
-                self._pin.unlink()  # the next promotion pins itself
+                self._pin.unlink()  # the next promotion pins its version
             elif pinned == Path(now).name:
                 atomic.write_json(self._pin, {"version": Path(before).name})
             return before
 
     def _before(self, now: str) -> str:
-        """The teacher before the present one; a second rollback goes one further back, never forward again."""
-        taught: list[str] = []
+        """The teacher before the present one; a second rollback goes one teacher further back, never forward again."""
+        teachers: list[str] = []
         for line in self._switches(now):
             old, new = str(line["from"]), str(line["to"])
-            if line["action"] == "repair":  # the model that it replaced is damaged or gone
-                taught = _up_to(taught, new) or [new]
-            elif line["action"] == "rollback" and taught[-2:] == [new, old]:
-                taught.pop()
+            if line["action"] == "repair":  # the model that the repair replaced is damaged or gone
+                teachers = _up_to(teachers, new) or [new]
+            elif line["action"] == "rollback" and teachers[-2:] == [new, old]:
+                teachers.pop()
             else:
-                taught = [*(_up_to(taught, old) or [old]), new]
-        taught = _up_to(taught, now)
-        if len(taught) < 2:
+                teachers = [*(_up_to(teachers, old) or [old]), new]
+        teachers = _up_to(teachers, now)
+        if len(teachers) < 2:
             raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace", hint=_OTHERS)
-        return taught[-2]
+        return teachers[-2]
 
     def _switches(self, now: str) -> list[dict[str, Any]]:
-        """The history without lines whose writer was killed before it wrote current.json."""
+        """Lines of the history, without those whose writer was killed before it wrote current.json."""
         lines = self.history()
         then = [*(str(line["from"]) for line in lines[1:]), now]
         return [line for line, after in zip(lines, then, strict=False) if not line["from"] == after != line["to"]]
 
     def _is_whole(self, teacher: str) -> bool:
-        """Whether a name of current.json is a teacher that can be used; the stage's own may be untrained yet."""
+        """Whether current.json may name this teacher: an undamaged version, or teacher-train (even untrained)."""
         folder = (self.root / teacher).resolve()
         return teacher == TEACHER_STAGE or (folder.parent == self.folder.resolve() and not version_damage(folder))
 
     def _last_that_is_whole(self, gone: str) -> str:
-        """The last teacher of the history that is whole and not withdrawn; the stage's own model if none is."""
-        taught = (str(line["to"]) for line in reversed(self.history()))
-        may = (t for t in taught if t != gone and not self.withdrawn(Path(t).name) and self._is_whole(t))
+        """The last undamaged teacher of the history that is not withdrawn; without one, the model of teacher-train."""
+        teachers = (str(line["to"]) for line in reversed(self.history()))
+        may = (t for t in teachers if t != gone and not self.withdrawn(Path(t).name) and self._is_whole(t))
         return next(may, TEACHER_STAGE)
 
     def withdrawn(self, name: str) -> dict[str, Any] | None:
-        """The rollback that ended a version's teaching, if nobody promoted it since; None otherwise.
+        """The rollback that ended a version's time as teacher; None without one, or after a later promotion.
 
-        A person's rollback stands for these weights, under every version that has them.
+        A rollback by a person applies to every version with the same weights.
         """
         try:
             now = self.current()
-        except HmsaError:  # missing or torn: then every line of the history counts
+        except HmsaError:  # current.json is missing or damaged: every line of the history counts
             now = ""
         weights = weights_by_name(self.folder / name)
         same = {p.name for p in self.folder.glob("v*") if weights and weights_by_name(p) == weights} | {name}
@@ -251,14 +251,14 @@ class Registry:
         return None
 
     def rounds(self, checkpoint: Path) -> int:
-        """How many rounds of auto-labels a checkpoint descends from, by its lineage.
+        """Number of rounds of auto-labels that a checkpoint descends from, by its lineage.
 
-        One for its own auto-labelled images, and one for each registered model among its parents that has such images.
+        Its auto-labelled images count as one round, as do those of each registered model among its parents.
         """
-        own = lineage_of_checkpoint(checkpoint)
+        lineage = lineage_of_checkpoint(checkpoint)
         named = ((weights_by_name(version.path), version.path) for version in self.versions())
-        parents = {weights: path for weights, path in named if weights in own.parents}  # other lists are not read
-        return sum(map(_is_self_taught, (own, *map(lineage_of_checkpoint, parents.values()))))
+        parents = {weights: path for weights, path in named if weights in lineage.parents}  # others are not read
+        return sum(map(_is_self_taught, (lineage, *map(lineage_of_checkpoint, parents.values()))))
 
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""
@@ -280,15 +280,15 @@ class Registry:
             yield
         except HmsaError as error:
             path = self._pin
-            mend = f"`autolabel models pin VERSION` names another reference, `rm {path}` none until the next promotion"
+            hint = f"`autolabel models pin VERSION` names another reference, `rm {path}` none until the next promotion"
             said = error.message if str(path) in error.message else f"{path}: {error.message}"
-            raise InputError(said, hint=mend) from error
+            raise InputError(said, hint=hint) from error
 
     def _switch(self, action: str, target: str, by: str, reason: str, *, now: str) -> None:
         if now == target:
             return
         line = {"action": action, "from": now, "to": target, "by": by or _user(), "reason": reason}
-        if self.history()[-1:] != [line]:  # a switch that was cut short after this line is not told twice
+        if self.history()[-1:] != [line]:  # a switch that was killed after this line is not recorded twice
             records.append(self.folder / "history.jsonl", line)
         atomic.write_json(self.current_file, {"teacher": target})
 
@@ -297,14 +297,14 @@ class Registry:
 
 
 def _put(checkpoint: Path, path: Path, record: dict[str, Any]) -> None:
-    """Make `path` a version in one step: the checkpoint's files by hard links, and the record."""
+    """Make `path` a version in one step: hard links to the checkpoint's files, and the record."""
     with new_tree(path, last=("record.json",)) as folder:
         link_tree(checkpoint, folder)
         atomic.write_json(folder / "record.json", record)
 
 
 def _up_to(taught: list[str], name: str) -> list[str]:
-    """Up to the last time that somebody taught; [] if never."""
+    """The list up to the last entry of `name`; [] without one."""
     return taught[: len(taught) - taught[::-1].index(name)] if name in taught else []
 
 
@@ -313,7 +313,7 @@ def _is_self_taught(lineage: Lineage) -> bool:
 
 
 def _number_of(name: str) -> int:
-    """The number in a version's name, 0 where there is none."""
+    """The number in a version's name; 0 without one."""
     digits = name.removeprefix("v").split("-")[0]
     return int(digits) if digits.isdecimal() else 0
 
@@ -329,7 +329,7 @@ def _user() -> str:
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint folder's files, or "": missing, unreadable, or not what their digests say."""
+    """Describe a checkpoint folder's fault: a file missing, unreadable, or different from its digest; "" = no fault."""
     weights, meta = checkpoint / "model.safetensors", checkpoint / "model.json"
     for path in (weights, meta):
         if not path.exists():
@@ -338,7 +338,7 @@ def damage(checkpoint: Path) -> str:
         recorded = sealed.read(meta).get("weights_sha256")
         if (actual := atomic.sha256_file(weights)) != recorded:
             return f"{weights}: bytes differ from model.json's digest (sha256 is {actual}, recorded {recorded})"
-        lineage_of_checkpoint(checkpoint)  # without what it learned from nobody may be judged on any image
+        lineage_of_checkpoint(checkpoint)  # a model without a readable lineage cannot be judged on any image
     except HmsaError as error:
         return error.message
     except OSError as error:
@@ -353,7 +353,7 @@ def knows_other_classes(checkpoint: Path, classes: ClassTable) -> bool:
 
 
 def version_damage(folder: Path) -> str:
-    """What is wrong with a registered model: its checkpoint, or its record is torn (one without is not listed)."""
+    """Describe the fault of a registered model's checkpoint or record; "" = no fault. A missing record is none."""
     record = folder / "record.json"
     try:
         if record.exists():
@@ -376,9 +376,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def describes(folder: Path, checkpoint: Path) -> bool:
-    """Whether a version of the same weights is described as a checkpoint is, as far as its description can be read.
+    """Whether a version of the same weights has a checkpoint's description, as far as this can be read.
 
-    Other classes, inference or shape make another model of the same bytes.
+    The same weights with other classes, inference settings or shapes are another model.
     """
     try:
         meta = sealed.read(folder / "model.json")
@@ -389,7 +389,7 @@ def describes(folder: Path, checkpoint: Path) -> bool:
 
 
 def weights_by_name(folder: Path) -> str:
-    """Digest of a version's weights by its model.json, "" where that cannot be read."""
+    """Digest of a version's weights from its model.json; "" where that file cannot be read."""
     try:
         return str(atomic.read_json(folder / "model.json").get("weights_sha256", ""))
     except (HmsaError, OSError):

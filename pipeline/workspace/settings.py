@@ -1,4 +1,4 @@
-"""Settings as text: a profile's params.yaml, all settings with explanations and origins, and what differs."""
+"""Settings as text: a profile's params.yaml, all settings with explanations and origins, and differences."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline.workspace.table import TABLE
 from pipeline.workspace.workspace import SETTINGS, Workspace
 from pipeline.workspace.yaml_text import dump_editable, load_editable
 
-_COLUMN = 36  # where explanations begin
+_COLUMN = 36  # column at which explanations begin
 _RESOLVED = """\
 # All settings in effect: params.yaml over the program's defaults. DVC compares these values; edit params.yaml.
 """
-# Read as itself without quotes, in lists and mappings of one line too.
+# Texts that YAML reads unchanged without quotes, also in lists and mappings of one line.
 _PLAIN_TEXT = re.compile(r"(?!(?:null|true|false)$)[A-Za-z/][\w./+-]*(?: [\w./+-]+)*", re.ASCII | re.IGNORECASE)
 Key = tuple[str, ...]
-# What `auto` of the runtime becomes where results have to be the same on every processor.
+# Values in place of the runtime's `auto` where results must be the same on every processor.
 _PINNED = {"threads": 1, "precision": "fp32", "channels_last": True}
 _WATCHED = tuple(dict.fromkeys(key.partition(".")[0] for row in TABLE for key in row.watched))
 
@@ -37,7 +37,7 @@ def profile_text(profile: str, roots: Mapping[str, str] | None = None, *, determ
     Args:
         profile: one of `PROFILES`.
         roots: replace `data.NAME.root`, by NAME.
-        deterministic: no setting of the runtime is left to the machine: values instead of `auto`.
+        deterministic: write values instead of `auto`, so that no setting of the runtime depends on the machine.
     """
     document = load_editable(profile_file(profile).read_text("utf-8"))
     for name, root in (roots or {}).items():
@@ -49,24 +49,24 @@ def profile_text(profile: str, roots: Mapping[str, str] | None = None, *, determ
 
 
 def resolved_text(params: Params) -> str:
-    """The file of settings that DVC compares: what the stages depend on, and each stage's version."""
+    """Text of the file of settings that DVC compares: values that the stages depend on, and each stage's version."""
     versions = "".join(f"  {row.section}: {row.version}\n" for row in TABLE)
     return f"{_RESOLVED}{annotated(params, only=_WATCHED)}\nversions:\n{versions}"
 
 
 def write_resolved(ws: Workspace) -> None:
-    """Bring a workspace's file of settings up to date; one that says the same is left alone."""
+    """Update a workspace's file of settings; a file with the same content is not rewritten."""
     path, text = ws.path(SETTINGS), resolved_text(ws.params)
     if not path.is_file() or path.read_text("utf-8", errors="replace") != text:
         atomic.write_text(path, text)
 
 
 def annotated(params: Params, told: Mapping[Key, str] | None = None, only: Collection[str] = ()) -> str:
-    """Settings as a params.yaml, each with its description at its end of line, and `told` (`origins`) before it.
+    """Settings as a params.yaml; each line ends with the setting's text of `told` (`origins`) and its description.
 
     Args:
         params: the settings.
-        told: stands before the description of a key.
+        told: text for a key, placed before the description of the key.
         only: sections to write; empty = all.
     """
     about = {row.section: f"{row.name}: {row.description}" for row in TABLE}
@@ -95,7 +95,7 @@ def _section(section: BaseModel, at: Key, told: Mapping[Key, str]) -> Iterator[s
 
 
 def _shown(section: BaseModel) -> Iterator[tuple[str, Any]]:
-    """Fields and values; of a data source those that its layout reads."""
+    """Fields and values of a section; of a data source those that its layout reads, or that are set."""
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
         kinds = next((mark for mark in info.metadata if isinstance(mark, OnlyFor)), None)
@@ -128,12 +128,12 @@ def _yaml(value: Any) -> str:
         return "[" + ", ".join(map(_yaml, value)) + "]"
     if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
         return value
-    # JSON's own escapes above U+FFFF are two, of which YAML makes two characters.
+    # JSON escapes a character above U+FFFF in two parts, which YAML reads as two characters.
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False))
 
 
 def _flat(section: BaseModel, at: Key = (), *, defaults: bool = False) -> dict[Key, Any]:
-    """{key: value} of all settings that are shown; with `defaults` those of the code, where there are some."""
+    """{key: value} of all settings that are shown; with `defaults` the default values of the code, where they exist."""
     found: dict[Key, Any] = {}
     for name, value in _shown(section):
         info = type(section).model_fields[name]
@@ -147,7 +147,7 @@ def _flat(section: BaseModel, at: Key = (), *, defaults: bool = False) -> dict[K
 
 
 def origins(params: Params) -> dict[Key, str]:
-    """Where each value in effect comes from: `(default)` of the code, `(profile)`, or `(here)`, this workspace."""
+    """Origin of each value in effect: `(default)` of the code, `(profile)`, or `(here)`, this workspace."""
     known = {"(default)": _flat(params, defaults=True), "(profile)": _flat(Params.of_profile(params.profile))}
     return {
         key: next((origin for origin, of in known.items() if key in of and of[key] == value), "(here)")
@@ -156,7 +156,7 @@ def origins(params: Params) -> dict[Key, str]:
 
 
 def other_settings(name: str, params: Params) -> dict[Key, Any]:
-    """What `config diff NAME` compares with: `defaults`, a profile's name, or the path of a params.yaml or its folder.
+    """Settings that `config diff NAME` compares with: `defaults`, a profile, a params.yaml or the folder of one.
 
     Raises:
         ConfigError: none of these, or a params.yaml with a mistake.
@@ -174,10 +174,10 @@ def other_settings(name: str, params: Params) -> dict[Key, Any]:
 
 
 def differences(params: Params, other: Mapping[Key, Any]) -> Iterator[str]:
-    """A line for each setting that differs: `key: theirs -> ours`; a side without the key shows a dash."""
-    ours = _flat(params)
-    for key in {**other, **ours}:
-        if key in ours and key in other and ours[key] == other[key]:
+    """One line per differing setting, `key: value in other -> value in params`; a dash stands for a missing key."""
+    current = _flat(params)
+    for key in {**other, **current}:
+        if key in current and key in other and current[key] == other[key]:
             continue
-        theirs, mine = (_yaml(side[key]) if key in side else "-" for side in (other, ours))
-        yield f"{'.'.join(key)}: {theirs} -> {mine}"
+        other_text, current_text = (_yaml(side[key]) if key in side else "-" for side in (other, current))
+        yield f"{'.'.join(key)}: {other_text} -> {current_text}"

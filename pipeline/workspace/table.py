@@ -14,26 +14,26 @@ __all__ = ["PRETRAIN_ROOT", "STAGES", "TABLE", "VERSIONS", "Stage", "row_of", "s
 
 @dataclass(frozen=True)
 class Stage:
-    """A row: what a stage is, what it reads and what it writes (paths relative to the workspace)."""
+    """A stage's row of the table: description, inputs, outputs and settings (paths relative to the workspace)."""
 
     name: str
     description: str
     deps: tuple[str, ...]
     outs: tuple[str, ...]
     plots: tuple[str, ...]
-    params: tuple[str, ...] = ()  # settings that it reads besides its own section
+    params: tuple[str, ...] = ()  # settings outside of the stage's section that the stage reads
     version: int = 1  # raised when its results change for the same parameters and inputs: the stage then runs again
     # Settings of a stage whose section no class of `params` describes: name -> (default, description).
     settings: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
 
     @property
     def section(self) -> str:
-        """The stage's section of params.yaml, and its module."""
+        """The stage's section of params.yaml, and the name of its module."""
         return section_of(self.name)
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """Keys of settings.yaml whose changes make it run again."""
+        """Keys of settings.yaml whose changes make the stage run again."""
         return (f"versions.{self.section}", self.section, *self.params)
 
     @property

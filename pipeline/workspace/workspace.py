@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from pipeline.workspace.params import Params
 
 _MARKS = ("params.yaml", "dvc.yaml")
-JUDGED_CURVES = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
-PARAMS_VARIABLE = "AUTOLABEL_PARAMS"  # names the file of a night that is read in place of params.yaml
-SETTINGS = "settings.yaml"  # all settings in effect, as the last stage that started had them; DVC compares its values
-PARAMS_OF_NIGHT = "work/nightly/params.yaml"  # that file
+JUDGED_CURVES = "curves-judged.json"  # next to curves.json where `calibrate.region` leaves pixels out
+PARAMS_VARIABLE = "AUTOLABEL_PARAMS"  # variable with the path of the file that a night reads instead of params.yaml
+SETTINGS = "settings.yaml"  # all settings in effect when the last stage started; DVC compares its values
+PARAMS_OF_NIGHT = "work/nightly/params.yaml"  # the file that AUTOLABEL_PARAMS names
 
 
 class Workspace:
     """Paths and parameters of one workspace.
 
-    Light on purpose: parameters are read (and their packages imported) on first use, so that a stage can
-    take its lock before anything heavy happens.
+    Parameters are read (and their packages imported) on first use, so that a stage can take its lock before
+    slow imports.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -39,10 +39,10 @@ class Workspace:
 
     @contextmanager
     def job(self) -> Iterator[None]:
-        """While a job runs a stop request is the job's to answer; what comes after its last look at it ends us.
+        """Leave stop requests to the job while it runs; a request that the job did not see ends this process after it.
 
         Raises:
-            InterruptedRunError: a stop was asked for, and the job came to its end all the same.
+            InterruptedRunError: a stop was requested, but the job ran to its end.
         """
         self.job_running = True
         try:
@@ -54,10 +54,10 @@ class Workspace:
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
-        """The workspace that `start` (default: the current folder) is, or lies in."""
+        """The workspace at `start` (default: the current folder), or the one around it."""
         here = Path(start) if start is not None else Path.cwd()
         hint = "make one with `autolabel init DIR --profile tiny`"
-        if not here.resolve().is_dir():  # mistyped: the workspace around it is not meant
+        if not here.resolve().is_dir():  # a mistyped path: the user does not mean the workspace around it
             raise ConfigError(f"{here}: no such folder", hint=hint)
         for folder in (here.resolve(), *here.resolve().parents):
             if all((folder / mark).is_file() for mark in _MARKS):
@@ -70,31 +70,31 @@ class Workspace:
 
     @cached_property
     def params(self) -> Params:
-        """The checked params.yaml, or what a night of this workspace has in its place (`nightly.parameters`)."""
+        """The checked params.yaml, or the settings that a night reads instead (`nightly.parameters`)."""
         from pipeline.workspace.params import Params
 
         of_night, named = self.path(PARAMS_OF_NIGHT), os.environ.get(PARAMS_VARIABLE)
-        is_ours = named is not None and Path(named).resolve() == of_night.resolve()
-        return Params.load(of_night if is_ours else self.path("params.yaml"))
+        is_of_workspace = named is not None and Path(named).resolve() == of_night.resolve()
+        return Params.load(of_night if is_of_workspace else self.path("params.yaml"))
 
     @property
     def roots(self) -> dict[str, Path]:
-        """Named roots that image paths in indexes and stores are relative to."""
+        """{name: folder} of the roots that image paths in indexes and stores are relative to."""
         data = self.params.data
         sources = {"target": data.target, "pretrain": data.pretrain}
         return {name: self.resolve(source.root) for name, source in sources.items() if source is not None}
 
     def source(self, name: str) -> SourceSpec:
-        """The data set that a named root holds, with the root's place on this machine."""
+        """Settings of the data set of a named root, with the root's path on this machine."""
         source: SourceSpec = getattr(self.params.data, name)
         return source.model_copy(update={"root": str(self.roots[name])})
 
     def resolve(self, path: str | os.PathLike[str], *, anew: bool = False) -> Path:
-        """A path as params.yaml writes it: absolute, or relative to the workspace; an address as a tree of links.
+        """Resolve a path of params.yaml: absolute, or relative to the workspace; an address becomes a tree of links.
 
         Args:
             path: a path or an address.
-            anew: list an address again; else its objects count as they were when it was listed last.
+            anew: list an address again; else the objects of the last listing are used.
         """
         if is_url(path):
             return local_tree(str(path), anew=anew)
@@ -105,17 +105,17 @@ class Workspace:
         return self.root / "work" / stage
 
     def lock(self, stage: str) -> FileLock:
-        """The kernel lock that makes a stage's run the only one in this workspace."""
+        """The kernel lock that allows one run of a stage at a time in this workspace."""
         return FileLock(self.root / "work" / "locks" / f"{stage}.lock", what=f"stage {stage} of {self.root}")
 
     def teacher(self) -> Path:
-        """Checkpoint folder of the model that teaches: what models/current.json names."""
+        """Checkpoint folder of the teacher that models/current.json names."""
         from pipeline.workspace.registry import Registry
 
         return Registry(self.root).teacher()
 
     def is_promoted(self) -> bool:
-        """Whether the teacher is a registered model and not this workspace's own teacher-train."""
+        """Whether the teacher is a registered model and not the model of this workspace's teacher-train."""
         from pipeline.workspace.registry import TEACHER_STAGE, Registry
 
         return Registry(self.root).current() != TEACHER_STAGE

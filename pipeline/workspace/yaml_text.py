@@ -1,4 +1,4 @@
-"""Read a YAML file as DVC reads it (YAML 1.2, by ruamel.yaml), with the line of each key; one line for a mistake."""
+"""Read a YAML file as DVC does (YAML 1.2, ruamel.yaml), with each key's line and one-line messages for mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Key = tuple[str | int, ...]
 _MAX_BYTES = 1 << 20  # a params file is a few kilobytes; anything larger is not one
 _SCALARS = (bool, int, float, str)  # ruamel's scalars are subclasses that remember how they were written
 
-# Messages of the parser that do not say what it wanted.
+# Clearer texts for messages of the parser that do not say what it expected.
 _SYNTAX = {
     "could not find expected ':'": "expected `key: value`, found no `: ` after the key",
     "mapping values are not allowed here": (
@@ -94,7 +94,7 @@ def load_editable(text: str) -> Any:
 
 
 def dump_editable(document: Any) -> str:
-    """Text of what `load_editable` read: what was not changed stays as it was written."""
+    """Text of a document that `load_editable` read; unchanged parts stay as they were written."""
     out = StringIO()
     _editor().dump(document, out)
     return out.getvalue()
@@ -114,7 +114,7 @@ class _UnusableError(Exception):
 
 
 def _plain(node: Any, key: Key, lines: dict[Key, int]) -> Any:
-    """Plain values of a node of ruamel's; notes the line of each key and list entry below it."""
+    """Plain values of a ruamel node; adds the line of each key and list entry below the node to `lines`."""
     anchor = getattr(node, "yaml_anchor", None)
     if (anchor is not None and anchor() is not None) or getattr(node, "merge", None):
         raise _UnusableError(key, "anchors and aliases (&, *, <<) are not supported: write the value out")
@@ -139,7 +139,7 @@ def _reason(error: MarkedYAMLError) -> str:
     if problem.startswith("expected <block end>"):
         text = "expected a line like the one before, found another indentation (or that one has no `: `)"
     elif problem == "could not find expected ':'":
-        mark = opened or mark  # where the key is; the parser misses its colon on a later line
+        mark = opened or mark  # the line of the key; the parser misses the colon on a later line
     elif opened and re.search("flow|quoted", error.context or ""):
         text += f" (opened on line {opened.line + 1})"
     return f"{mark.line + 1 if mark else 0}: {text}"
