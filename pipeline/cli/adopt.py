@@ -17,7 +17,7 @@ from pipeline.cli.inference_options import add_machine, pin_threads, runtime_of,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel adopt`."""
+    """Declare the arguments of `autolabel adopt`."""
     add = parser.add_argument
     add("teacher", nargs="+", metavar="SPEC", help="onnx:FILE, hf:FOLDER, scores:FOLDER or a checkpoint folder")
     add("--images", required=True, type=Path, metavar="DIR", help="images like those that shall be labelled")
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Choose, print the evidence, write the file."""
+    """Choose the thresholds, print the evidence, write the file."""
     if args.out.suffix not in (".yaml", ".yml"):
         raise InputError(f"--out {args.out}: must end in .yaml, by which --teacher knows such a file")
     threads = pin_threads(args)

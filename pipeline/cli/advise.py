@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the advice as text, or as JSON."""
-    from pipeline.report.advice import advise, text  # they take longer than `--help` may
+    from pipeline.report.advice import advise, text  # imported here, since the import takes longer than `--help` may
 
     advice = advise(Workspace.find(args.workspace))
     sys.stdout.write(json.dumps(asdict(advice), indent=1) + "\n" if args.json else text(advice))

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", nargs="+", default=[], metavar="NAME", help="these classes only")
     add("--budget", type=int, default=300, metavar="N", help="pixels in all (default: %(default)s)")
     add("--answers", type=Path, metavar="DIR", help='true label maps NAME.png; void is "can\'t tell"')
-    told = "what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels"
-    add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=told)
+    text = "what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels"
+    add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=text)
     add("--policy", type=Path, metavar="F", help="its calibration table is the guess that saves draws")
     add("--bound", default="betting", metavar="NAME", help="rule of the proof (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, answer where there are true labels, report."""
+    """Draw pixels, answer them from true labels if given, and print the results."""
     from hmsa_core.io.errors import ConfigError
     from hmsa_core.labels.store.format import refuse_in_store
     from pipeline.review.certificate import Certificate
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--save-policy {args.save_policy}: the certificate starts from this policy", hint="give another file"
         )
-    # Without label maps the page goes on with it; it is begun here where there is none of this plan.
+    # Without label maps people answer on the page; a certificate of this plan is begun here if there is none.
     found = file.start(_by_labels(view, args) if args.answers is not None else _begin(view, args))
     if file.aside is not None:
         sys.stderr.write(f"note: the answers of another certificate are kept in {file.aside}\n")
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         _print(found, results, file.path)
         _print_more(found)
         if args.answers is None:
-            on_page = view.kind == "raw" and args.out is None  # the page's audit is for raw stores
+            on_page = view.kind == "raw" and args.out is None  # the page certifies raw stores only
             _print_wanted(results, args.store, on_page=on_page)
         for row in found.expected_wrong(view, limit=3):
             sys.stdout.write(f"about {row['wrong_pixels']:,} wrong kept pixels: {row['class']} in {row['image']}\n")
@@ -133,10 +133,10 @@ def _print_more(found: Certificate) -> None:
 
 
 def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, on_page: bool) -> None:
-    """How many more answers are wanted, where, and what they bring."""
+    """Print how many more answers each class needs, the pixels that they bring, and where to answer."""
     for name, row in results.items():
         if row["more_draws"] is not None:
-            what = "for a lower threshold" if row["certified"] else "until it is certified"
-            sys.stdout.write(f"{name}: about {row['more_draws']} more answers {what}, {row['more_pixels']:,} pixels\n")
+            aim = "for a lower threshold" if row["certified"] else "until it is certified"
+            sys.stdout.write(f"{name}: about {row['more_draws']} more answers {aim}, {row['more_pixels']:,} pixels\n")
     if on_page:
         sys.stdout.write(f"answer them on the page: autolabel serve {store}, then key u\n")

@@ -17,14 +17,14 @@ from pipeline.workspace.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel config`."""
+    """Declare the arguments of `autolabel config`."""
     add = parser.add_argument
     add("action", choices=("show", "diff", "resolve"))
-    told = "show: a section; diff: defaults, a profile, a params.yaml or its folder"
-    add("other", nargs="?", metavar="SECTION|OTHER", help=told)
+    text = "show: a section; diff: defaults, a profile, a params.yaml or its folder"
+    add("other", nargs="?", metavar="SECTION|OTHER", help=text)
     add("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
     add("--profile", metavar="P", help="the settings of a profile instead of a workspace's")
-    add("--program", help=argparse.SUPPRESS)  # stands in dvc.yaml, so that DVC sees other defaults and versions
+    add("--program", help=argparse.SUPPRESS)  # for dvc.yaml: DVC must notice new defaults and versions
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from hmsa_core.io.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel demo-data`."""
+    """Declare the arguments of `autolabel demo-data`."""
     add = parser.add_argument
     add("workspace", nargs="?", type=Path, default=Path(), metavar="WORKSPACE", help="default: the current folder")
     add("--profile", help="tiny or demo (default: the workspace's)")

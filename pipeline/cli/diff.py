@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare and report."""
+    """Compare the two stores and print the differences."""
     from hmsa_core.labels.diff import diff_stores, write_pictures
     from hmsa_core.labels.exporting import Selection
     from hmsa_core.labels.store.format import refuse_in_store
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def policy_for(store: LabelStore, threshold: str | None, path: Path | None) -> ThresholdPolicy | None:
-    """The policy of a file, or a plain threshold for all classes of the store, or None for neither."""
+    """Policy of a file, or of one threshold for all classes of the store; None if neither is given."""
     from hmsa_core.labels.thresholds.policy import from_threshold
     from pipeline.review.precision import load_policy
 

@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _root(given: Path | None) -> Path:
-    """The workspace asked for; without one, that of the current folder, or the folder itself (machine only)."""
+    """Folder of --workspace, else the workspace of the current folder, else that folder (machine only)."""
     start = (given or Path()).resolve()
-    if (start / "dvc.yaml").exists():  # params.yaml may be what is wrong
+    if (start / "dvc.yaml").exists():  # also with a faulty params.yaml
         return start
     try:
         return Workspace.find(start).root

@@ -24,7 +24,7 @@ ANSWER = "hmsa-evaluation"  # format of `autolabel evaluate --json`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel evaluate`."""
+    """Declare the arguments of `autolabel evaluate`."""
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     add("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps, same stems")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.inference.evaluation.evaluate_folder import evaluate
     from pipeline.jobs.provenance import describe_run
 
-    # Before the night's work: a folder that cannot be written, and the sources that are loaded now.
+    # Before hours of work: fail if the folder cannot be written, and describe the code that is loaded now.
     if args.plots is not None:
         args.plots.mkdir(parents=True, exist_ok=True)
     made = {"command": args.command_line, **describe_run(("hmsa_core", "pipeline"))} if args.json else {}
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_plots(folder: Path, scored: Mapping[str, dict[str, Any]]) -> None:
-    """confusion-NAME.png of each, reliability.png, iou.png; of figures with details."""
+    """Write confusion-NAME.png of each model, reliability.png and iou.png from figures with details."""
     import numpy as np
 
     from pipeline.report import plots  # here, because it needs the optional packages [report]
@@ -134,7 +134,7 @@ def _text(result: dict[str, Any]) -> str:
 
 
 def _run_as(model: dict[str, Any], baseline: dict[str, Any]) -> str:
-    """How both were run: each checkpoint may have other scales."""
+    """Settings of both runs as text, since each checkpoint may have other scales."""
     from pipeline.report.results import how_run
 
     text = [how_run(one) for one in (model, baseline)]

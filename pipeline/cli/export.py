@@ -36,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", action="append", metavar="NAME", help="only this image; may be repeated")
     add("--queue", type=int, metavar="N", help="only the N images most worth a look that nobody reviewed")
     add("--sort", default="uncertain", metavar="ORDER", help="of --queue, as in `inspect` (%(default)s)")
-    told = "folder of the photographs, as in `serve` (default: the workspace's)"
-    add("--images", type=Path, metavar="ROOT", help=told)
+    text = "folder of the photographs, as in `serve` (default: the workspace's)"
+    add("--images", type=Path, metavar="ROOT", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export."""
+    """Export the store."""
     from hmsa_core.io.remote import local_folder
     from hmsa_core.labels.exporting import export_store
     from hmsa_core.labels.store.format import refuse_in_store
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 @cache
 def _finder(store: Path, images: Path | None) -> Callable[[str], Path]:
-    """Finds photographs of a store by their names; made when the first one is needed."""
+    """Return a function that finds photographs of a store by name; the cache opens the store only once."""
     from pipeline.review.session import image_root
     from pipeline.review.view import StoreView
 

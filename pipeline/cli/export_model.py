@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from hmsa_core.inference.teachers.run_options import RunOptions
 
-MIN_AGREEMENT = 0.999  # share of pixels with our own label, below which nothing is written
-_MOST = 40  # images that are looked at, evenly spaced
+MIN_AGREEMENT = 0.999  # share of pixels with the checkpoint's label, below which nothing is written
+_MOST = 40  # most images to compare on, evenly spaced
 _SUFFIXES = (".onnx", ".pt2")
 
 
@@ -38,7 +38,7 @@ class _Picture(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel export-model`."""
+    """Declare the arguments of `autolabel export-model`."""
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", help="checkpoint folder, a file in it, or a folder's address")
     add("out", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
@@ -47,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--half", action="store_true", help="the network computes in fp16, fusion and softmax in fp32")
     add("--int8", type=Path, metavar="DIR", help="int8 convolutions, calibrated on these images")
     add("--opset", type=positive, metavar="N", help="of ONNX (default: 18)")
-    told = "images to compare on (default: --int8's, the workspace's calibration images, or drawn ones)"
-    add("--images", type=Path, metavar="DIR", help=told)
+    text = "images to compare on (default: --int8's, the workspace's calibration images, or drawn ones)"
+    add("--images", type=Path, metavar="DIR", help=text)
     add("--labels", type=Path, metavar="DIR", help="their labels, in the checkpoint's ids: prints mIoU")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trace, convert, compare, write."""
+    """Trace and convert the model, compare the labels, write the file."""
     _check(args)
     threads = pin_threads(args)
     from hmsa_core.config import RuntimeConfig
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     opset = args.opset or export.OPSET
     if args.out.suffix == ".onnx":
         export.check_onnx(opset)
-    pictures, told = _pictures(args, options.meta)
+    pictures, words = _pictures(args, options.meta)
     calibration = _images_of(args.int8) if args.int8 else None
     model, scales, suffix = models.load(options.checkpoint), options.scales, args.out.suffix
     least, found = export.least_side(model, scales), min(min(batch.shape[2:]) for batch in _batches(pictures))
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
         data = export.to_onnx(program, about, argmax=args.argmax, opset=opset)
     else:
         data = export.to_pt2(program, about)
-    ours = [export.own_labels(model, batch, scales) for batch in _batches(pictures)]
-    share = _compare(export.open_graph(data, suffix, where=str(args.out)), pictures, ours, options, told)
+    expected = [export.own_labels(model, batch, scales) for batch in _batches(pictures)]
+    share = _compare(export.open_graph(data, suffix, where=str(args.out)), pictures, expected, options, words)
     if share < MIN_AGREEMENT:
         raise HmsaError(
             f"{args.out}: {100 * share:.3f} % of the pixels get our own label, expected {100 * MIN_AGREEMENT:g} %; "
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if calibration is not None:
         data = export.quantise(data, calibration)
-        _compare(export.open_graph(data, suffix, where=str(args.out)), pictures, ours, options, f"int8, {told}")
+        _compare(export.open_graph(data, suffix, where=str(args.out)), pictures, expected, options, f"int8, {words}")
     digest = write_bytes(args.out, data)
     sys.stdout.write(f"{args.out}: {len(data) / 1e6:.1f} MB, SHA-256 {digest[:16]}...\n")
     return 0
@@ -111,18 +111,18 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _pictures(args: argparse.Namespace, meta: dict[str, Any]) -> tuple[list[_Picture], str]:
-    """Images to compare on, and in words which they are."""
+    """Images to compare on, and words that say which images they are."""
     if args.labels:
         found = _labelled(args.images, args.labels, meta)
         return found, f"{len(found)} images of {args.images}"
     if folder := args.images or args.int8:
         images = _images_of(folder)
-        told = f"{len(images)} images of {folder}"
+        words = f"{len(images)} images of {folder}"
     elif images := _workspace_images():
-        told = f"{len(images)} calibration images of the workspace"
+        words = f"{len(images)} calibration images of the workspace"
     else:
-        images, told = _drawn(), "8 drawn pictures (name real ones: --images DIR)"
-    return [_Picture(image) for image in images], told
+        images, words = _drawn(), "8 drawn pictures (name real ones: --images DIR)"
+    return [_Picture(image) for image in images], words
 
 
 def _images_of(folder: Path) -> list[NDArray[np.uint8]]:
@@ -152,7 +152,7 @@ def _labelled(images: Path, labels: Path, meta: dict[str, Any]) -> list[_Picture
 
 
 def _workspace_images() -> list[NDArray[np.uint8]]:
-    """Calibration images of the workspace that the current folder lies in; none outside of one."""
+    """Calibration images of the workspace that the current folder lies in; none outside of a workspace."""
     from pipeline.workspace.workspace import Workspace
 
     try:
@@ -169,7 +169,7 @@ def _workspace_images() -> list[NDArray[np.uint8]]:
 
 
 def _drawn() -> list[NDArray[np.uint8]]:
-    """Smooth pictures of random colours, always the same, whose sides are no multiples of a stride."""
+    """Smooth pictures of random colours, always the same; no side is a multiple of a stride."""
     import cv2
     import numpy as np
 
@@ -183,7 +183,7 @@ def _spread(rows: Sequence[Any]) -> Sequence[Any]:
 
 
 def _batches(pictures: Sequence[_Picture]) -> list[NDArray[np.uint8]]:
-    """Each picture alone; then the first with its mirror image, both cut to a size that is no multiple of a stride."""
+    """Each picture alone; then the first with its mirror image, both cropped to no multiple of a stride."""
     from hmsa_core.models.export import as_batch
 
     first = pictures[0].image[:-5, :-3] if min(pictures[0].image.shape[:2]) > 256 else pictures[0].image

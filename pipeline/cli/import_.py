@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder per city; or what came back"
     )
     add("store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported")
-    told = "class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes"
-    add("--classes", default="cityscapes", metavar="FILE", help=told)
-    told = "what the files hold; auto: trainIds in plain masks, else the data set's ids"
-    add("--ids", choices=["auto", "file", "train"], default="auto", help=told)
+    text = "class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes"
+    add("--classes", default="cityscapes", metavar="FILE", help=text)
+    text = "what the files hold; auto: trainIds in plain masks, else the data set's ids"
+    add("--ids", choices=["auto", "file", "train"], default="auto", help=text)
     add("--teacher", default="unknown", help="weight hash or name of what made the labels")
     add("--images-per-shard", type=int, default=256, metavar="N", help="default: %(default)s")
     add("--corrections-of", type=Path, metavar="OUT", help="the export that people corrected")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import."""
+    """Import the labels into a store."""
     if args.corrections_of is not None:
         return _corrections(args)
     from hmsa_core.data.layouts import load_classes

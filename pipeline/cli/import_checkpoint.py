@@ -15,7 +15,7 @@ from hmsa_core.io.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel import-checkpoint`."""
+    """Declare the arguments of `autolabel import-checkpoint`."""
     add = parser.add_argument
     add("source", metavar="IN", type=Path, help="weight file")
     add("target", metavar="OUT", type=Path, help="new checkpoint folder")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and print what came in and its digests."""
+    """Convert the checkpoint, and print its description and digests."""
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
         raise InputError(f"{args.target}: exists already", hint="choose a new folder")
     from hmsa_core.models import import_checkpoint

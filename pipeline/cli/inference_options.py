@@ -16,7 +16,7 @@ ENGINE = "who runs the processes: this machine, or Ray (docs/scaling.md; default
 
 
 def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False, modes: bool = False) -> None:
-    """Checkpoint (or, with `teachers`, any teacher), scales, flip, fusion (`modes`), and how the machine is used."""
+    """Declare checkpoint (with `teachers`: any teacher), scales, flip, fusion (`modes`) and machine arguments."""
     who: argparse._ActionsContainer = parser.add_mutually_exclusive_group(required=True) if teachers else parser
     text = "checkpoint folder, a file in it, or a folder's address"
     who.add_argument("--checkpoint", required=not teachers, metavar="F", help=text)
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False, mode
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """How the machine is used: device, precision, threads."""
+    """Declare the arguments on the machine: device, precision, threads."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     text = "default: fp32; bf16 falls back to fp32 on a CPU that gains nothing by it"
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=text)
@@ -43,7 +43,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def scale_list(text: str) -> tuple[float, ...]:
-    """Scales of a command line, `0.5,1,2`."""
+    """Parse the scales of a command line, `0.5,1,2`."""
     try:
         return tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError:
@@ -51,14 +51,14 @@ def scale_list(text: str) -> tuple[float, ...]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1 of a command line."""
+    """Parse a whole number of at least 1 of a command line."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def pin_threads(args: argparse.Namespace) -> int:
-    """Fix the number of threads before numpy and torch are loaded, which read it once."""
+    """Fix the number of threads before numpy and torch are loaded, since both read it only once."""
     threads: int = args.threads or len(os.sched_getaffinity(0))
     for name in _THREADS:
         os.environ[name] = str(threads)
@@ -66,12 +66,12 @@ def pin_threads(args: argparse.Namespace) -> int:
 
 
 def runtime_of(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> RuntimeConfig:
-    """How the machine is used, as it was asked for."""
+    """Settings of the machine that the command line requests."""
     from hmsa_core.config import RuntimeConfig
 
     return RuntimeConfig(ranks=ranks, threads=threads, device=args.device, precision=args.precision)
 
 
 def tell(line: str) -> None:
-    """Print a line that is no result: to standard error."""
+    """Print a line that is not a result to standard error."""
     sys.stderr.write(f"{line}\n")

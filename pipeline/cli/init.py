@@ -13,20 +13,20 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel init`."""
+    """Declare the arguments of `autolabel init`."""
     add = parser.add_argument
     add("dir", metavar="DIR", type=Path, help="new or empty folder")
     add("--profile", required=True, help="tiny, demo, camvid, cityscapes or paper-final")
-    told = "root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)"
-    add("--data", type=Path, metavar="PATH", help=told)
+    text = "root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)"
+    add("--data", type=Path, metavar="PATH", help=text)
     add("--pretrain-data", type=Path, metavar="PATH", help="root of Mapillary Vistas")
     add("--no-data", action="store_true", help="do not generate the demo data now")
-    told = "two processes of one thread, fp32: the same result on every processor, slower where there are more cores"
-    add("--deterministic", action="store_true", help=told)
+    text = "two processes of one thread, fp32: the same result on every processor, slower where there are more cores"
+    add("--deterministic", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the workspace, or say that it is there."""
+    """Make the workspace, or print that it exists."""
     from pipeline.workspace.init import GENERATED, InitRequest, init_workspace
 
     request = InitRequest(args.dir, args.profile, args.data, args.pretrain_data, not args.no_data, args.deterministic)

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     add = parser.add_argument
     add("store", metavar="STORE", help="folder or address of a label store")
-    told = "a threshold on the grid of the confidence code; twice = side by side"
-    add("--threshold", action="append", default=[], metavar="T", help=told)
+    text = "a threshold on the grid of the confidence code; twice = side by side"
+    add("--threshold", action="append", default=[], metavar="T", help=text)
     add("--policy", type=Path, metavar="F", help="thresholds per class; also the source of precision")
     add("--curves", type=Path, metavar="F", help="calibration counts (default: those beside F)")
     add("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")
@@ -41,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print tables, or JSON."""
+    """Print the figures as tables, or as JSON."""
     # Imported here, because the data packages take longer than `--help` may.
     from hmsa_core.io.remote import is_url, local_folder
     from pipeline.review.precision import calibration_policy
     from pipeline.review.session import Session
 
-    store = local_folder(args.store, without="shard-*")  # figures come from the tables of all sidecars
+    store = local_folder(args.store, without="shard-*")  # the sidecar tables hold all figures
     known, unfit = (None, "") if args.policy else calibration_policy(store)
     session = Session(store, policy=args.policy, curves=args.curves, evidence=known)
     chosen = _chosen(session, args)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
-    """Cuts to show: those of each threshold, then the policy's."""
+    """Thresholds to show: those of each --threshold, then the policy's."""
     if args.limit < 0:
         raise ConfigError(f"--limit {args.limit}: expected 0 or more")
     wanted: list[str | None] = list(args.threshold)
@@ -105,7 +105,7 @@ def _print(session: Session, answer: dict[str, Any], args: argparse.Namespace, u
 
     from pipeline.review.terminal import print_images, print_stats, print_step
 
-    # Into a pipe the whole table goes out, without colour and without folding at 80 columns.
+    # A pipe gets the whole table, without colour and without folding at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     if "thresholds" in answer:
         first, second = answer["thresholds"]

@@ -23,7 +23,7 @@ _LOOK_S = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel join`."""
+    """Declare the arguments of `autolabel join`."""
     add = parser.add_argument
     add("workspace", type=Path, metavar="WORKSPACE", help="a folder on a disk that all nodes share")
     add("--idle", type=float, metavar="MINUTES", help="end after so long without a job (default: never)")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Take part in one job, or in all that come."""
+    """Take part in one job, or in all jobs that start."""
     if args.once:
         die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _once(record: Path, stop: StopRequest) -> int:
-    """Under a launcher, whose own status may say nothing: the failure of a node is written down beside the job."""
+    """Take part under a launcher, whose status may not show a failed node: write the node's error next to the job."""
     from hmsa_core.job import ERROR_FILE, write_first
     from pipeline.jobs.launcher import fault_of, take_part
     from pipeline.jobs.nodes import done_mark
@@ -54,8 +54,8 @@ def _once(record: Path, stop: StopRequest) -> int:
     if status == 0:
         write_json(done_mark(record), {})
     if fault is not None:
-        told = {"exit_code": fault.exit_code, "message": fault.message, "hint": fault.hint}
-        write_first(record.parent / ERROR_FILE, told, f"node-{host}")
+        content = {"exit_code": fault.exit_code, "message": fault.message, "hint": fault.hint}
+        write_first(record.parent / ERROR_FILE, content, f"node-{host}")
     return status
 
 
@@ -73,7 +73,7 @@ def _always(folder: Path, idle: float | None, stop: StopRequest) -> int:
             _LOG.info("%s: taking part", record.parent)
             try:
                 status = take_part(record, stop)
-            except (HmsaError, OSError) as error:  # a GPU in use, a stage that has just ended: it may be mended, or go
+            except (HmsaError, OSError) as error:  # may pass later: a GPU in use, a stage that has just ended
                 _LOG.warning("%s", error)
             else:
                 _LOG.info("%s: ended with status %d", record.parent, status)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel label`."""
+    """Declare the arguments of `autolabel label`."""
     add = parser.add_argument
     add("--images", required=True, metavar="DIR", help="folder of images, or its s3://, gs://, az:// address")
     add("--out", required=True, metavar="STORE", help="folder or address of the label store")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label the folder, the job as processes of its own."""
+    """Label the folder in a job of separate processes."""
     if args.ranks < 1 or (args.images_per_shard is not None and args.images_per_shard < 1):
         raise ConfigError("--images-per-shard and --ranks must be at least 1")
     threads = _pin_threads(args)
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     options = _options(args, threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Threads that wait in busy loops take the cores from those with work, of other ranks and other programs: a seventh
-    # faster on an idle machine, several times slower on any other (docs/inference.md).
+    # Threads that wait in busy loops take cores from other ranks and programs: a seventh faster on an idle machine,
+    # several times slower on any other (docs/inference.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     counts = label_images(
         args.images,
@@ -104,9 +104,9 @@ def _teacher(args: argparse.Namespace) -> tuple[Source, ...]:
 
 
 def _pin_threads(args: argparse.Namespace) -> int:
-    """Threads of each process: those asked for, those that the store was begun with, or all cores; now pinned.
+    """Pin and return the threads of each process: --threads, else those of the begun store, else all cores.
 
-    Threads move last bits, so the number depends neither on `--ranks` nor on the machine that continues a store.
+    The number changes last bits, so it depends neither on `--ranks` nor on the machine that continues a store.
     """
     from hmsa_core.inference.folder.label_folder import threads_of
 

@@ -17,8 +17,8 @@ from typing import NoReturn
 from hmsa_core import __version__
 from hmsa_core.io.errors import ConfigError, HmsaError, did_you_mean, translate_os_error
 
-# Subcommand -> (module, help). Modules offer add_arguments(parser) and run(args) -> int. Only the
-# chosen one is imported, so that `autolabel --help` is instant and torch-free.
+# Subcommand -> (module, help). A module has add_arguments(parser) and run(args) -> int. Only the chosen module
+# is imported, so that `autolabel --help` is instant and does not import torch.
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("pipeline.cli.init", "make a workspace: params.yaml, dvc.yaml, git and DVC set up"),
     "demo-data": ("pipeline.cli.demo_data", "generate the synthetic street scenes of a workspace"),
@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, as all our errors do, instead of argparse's usage block."""
+    """Parser that reports wrong arguments in one line, as all errors of the program, not as a usage block."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {message}\nhint: see `{self.prog} --help`\n")
@@ -101,7 +101,7 @@ def run_command(prog: str, module: ModuleType, rest: Sequence[str]) -> int:
     except HmsaError as error:
         return _report(error)
     except BrokenPipeError:
-        # `autolabel inspect ... | head` closed our output: not an error, and nothing more can be said.
+        # `autolabel inspect ... | head` closed the output: not an error, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -112,7 +112,7 @@ def run_command(prog: str, module: ModuleType, rest: Sequence[str]) -> int:
 
 
 def _refuse_addresses(args: argparse.Namespace) -> None:
-    """ConfigError where a local place is asked for and an address is given: `Path` makes a folder `s3:` of it."""
+    """Raise ConfigError for an address in place of a local path: `Path` would make a folder `s3:` of the address."""
     for value in vars(args).values():
         if isinstance(value, Path) and re.match(r"[a-z][a-z0-9+]*:/", str(value)):
             address = str(value).replace(":/", "://", 1)
@@ -122,11 +122,11 @@ def _refuse_addresses(args: argparse.Namespace) -> None:
 def _again_in_utf8() -> int:
     """Start this very command again in Python's UTF-8 mode.
 
-    Names of images go into indexes and stores: in no locale may `münchen.png` be called otherwise, or be refused.
+    Image names go into indexes and stores, so every locale must read `münchen.png` as the same name.
     """
-    if os.environ.get("PYTHONUTF8") == "1":  # it is overruled: starting again would never end
-        told = f"Python reads names of files as {sys.getfilesystemencoding()}"
-        return _report(ConfigError(told, hint="leave out -E, -I and -X utf8=0"))
+    if os.environ.get("PYTHONUTF8") == "1":  # the mode is overruled, so starting again would never end
+        text = f"Python reads names of files as {sys.getfilesystemencoding()}"
+        return _report(ConfigError(text, hint="leave out -E, -I and -X utf8=0"))
     os.environ["PYTHONUTF8"] = "1"  # for the processes of a job, too
     return os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 

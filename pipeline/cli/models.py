@@ -22,7 +22,7 @@ from pipeline.night.reaper import nightly_lock
 from pipeline.workspace.registry import Registry
 from pipeline.workspace.workspace import Workspace
 
-_OF_NO_VERSION = {  # one that is given there would be ignored in silence
+_OF_NO_VERSION = {  # actions that would silently ignore a version
     "list": "all are listed",
     "rollback": "it returns to the previous teacher",
     "aa": "it trains the student's recipe",
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _aa(ws: Workspace, runs: int) -> int:
-    # One after another with a nightly run, whose GPU and work folders these trainings use.
+    # Not during a nightly run, whose GPU and work folders these trainings use.
     with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"), chdir(ws.root):
         prepare_process(ws)
         from pipeline.night.gatekeeper import aa_file, measure_aa
@@ -92,12 +92,12 @@ def _aa(ws: Workspace, runs: int) -> int:
 
 def _list(registry: Registry, current: str, *, as_json: bool) -> None:
     versions, torn = registry.read()
-    for name, wrong in torn.items():
-        mend = f"`autolabel models register models/registry/{name}` writes its record anew"
-        sys.stderr.write(f"warning: {name} is not listed: {wrong}\nhint: {mend}\n")
+    for name, fault in torn.items():
+        hint = f"`autolabel models register models/registry/{name}` writes its record anew"
+        sys.stderr.write(f"warning: {name} is not listed: {fault}\nhint: {hint}\n")
     try:
         champion = registry.champion()
-    except InputError as error:  # the list is what one looks into for another
+    except InputError as error:  # people need the list to pick another champion
         champion = None
         sys.stderr.write(f"warning: {error.message}\nhint: {error.hint}\n")
     teaching = current.rpartition("/")[2]
@@ -108,10 +108,10 @@ def _list(registry: Registry, current: str, *, as_json: bool) -> None:
     sys.stdout.write(f"teacher now: {current}\n")
     for version in versions:
         miou = version.record.get("metrics", {}).get("mean_iou")
-        told = f"mIoU {100 * miou:6.2f}" if miou is not None else "mIoU      ?"
+        text = f"mIoU {100 * miou:6.2f}" if miou is not None else "mIoU      ?"
         marks = " <- teaches" if version.name == teaching else ""
         marks += " (champion)" if champion and champion.name == version.name else ""
-        sys.stdout.write(f"{version.name}  {told}  {version.record.get('role', '')}{marks}\n")
+        sys.stdout.write(f"{version.name}  {text}  {version.record.get('role', '')}{marks}\n")
     if not versions:
-        told = "no version is registered yet: a promoted student becomes the first; `models register DIR` adds one"
-        sys.stdout.write(f"{told}\n")
+        text = "no version is registered yet: a promoted student becomes the first; `models register DIR` adds one"
+        sys.stdout.write(f"{text}\n")

@@ -11,7 +11,7 @@ from pipeline.cli.inference_options import add_options, pin_threads, runtime_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel predict`."""
+    """Declare the arguments of `autolabel predict`."""
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
     text = "folder for the pictures (default: predictions)"
@@ -43,11 +43,11 @@ def _check_stems(images: list[Path]) -> None:
     folder = next((path for path in images if path.is_dir()), None)
     if folder is not None:
         raise InputError(f"{folder}: is a folder", hint=f"give its images ({folder}/*), or use `autolabel label`")
-    # Before the network is loaded, and before the first of them is predicted.
+    # Checked before the network is loaded and the first image is predicted.
     missing = next((path for path in images if not path.exists()), None)
     if missing is not None:
         raise InputError(f"{missing}: no such file")
     stems = [path.stem for path in images]
-    twice = next((s for s in stems if stems.count(s) > 1), None)
-    if twice is not None:
-        raise InputError(f"two of the images are named {twice!r}: their pictures would replace each other")
+    repeated = next((s for s in stems if stems.count(s) > 1), None)
+    if repeated is not None:
+        raise InputError(f"two of the images are named {repeated!r}: their pictures would replace each other")

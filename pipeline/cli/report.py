@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables."""
-    from hmsa_core.io.atomic import write_text  # they take longer than `--help` may
+    from hmsa_core.io.atomic import write_text  # here: imports take longer than `--help` may
     from pipeline.report.build import page
     from pipeline.report.render import esc
     from pipeline.report.results import over

@@ -22,19 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("store", type=Path, metavar="STORE", help="folder of a label store")
     add("--policy", type=Path, metavar="F", help="thresholds and calibration to start with")
-    told = (
+    text = (
         "folder of the photographs: the one that was given to `label`, or the root that the store's image paths are "
         "relative to (default: the data root of the workspace that holds the store)"
     )
-    add("--images", type=Path, metavar="ROOT", help=told)
+    add("--images", type=Path, metavar="ROOT", help=text)
     add("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
     add("--compare", type=Path, metavar="STORE", help="second store to swipe against")
     add("--compare-policy", type=Path, metavar="F", help="second policy to swipe against")
-    told = (
+    text = (
         "where it saves, never over --policy (default: policies/NAME.json in a workspace, else STORE.policy.json; "
         "where that is --policy, with -2 behind the name)"
     )
-    add("--save-policy", type=Path, metavar="F", help=told)
+    add("--save-policy", type=Path, metavar="F", help=text)
     add("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=_port, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
@@ -44,15 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _port(text: str) -> int:
-    # The kernel would take larger ones modulo 65536.
+    # The kernel would take a larger port modulo 65536.
     if not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
     return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve."""
-    # Imported here: the server's packages take longer than `--help` may.
+    """Serve the page until the program is stopped."""
+    # Imported here: the packages of the server take longer than `--help` may.
     from pipeline.review.precision import calibration_policy
     from pipeline.review.session import Session, image_root, policy_target
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start or stop the services, and say what was done."""
+    """Start or stop the services, and print each action."""
     lines = {"up": up, "down": down}[args.action](Services(args.workspace, port=args.port))
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

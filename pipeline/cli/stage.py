@@ -23,7 +23,7 @@ from pipeline.workspace.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `autolabel stage`."""
+    """Declare the arguments of `autolabel stage`."""
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help=", ".join(STAGES))
     add("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the stage, or print the summary."""
-    # First of all, before anything can take time: dvc does not pass its own death on. SIGHUP, because a
-    # signal to dvc's whole group reaches us as well, and two SIGTERMs mean "at once, without saving".
+    # First, before anything takes time: a killed dvc does not stop its stage. SIGHUP, because a signal to
+    # dvc's group reaches this process as well, and two SIGTERMs mean "at once, without saving".
     die_with_parent(signal.SIGHUP)
-    if "DVC_STAGE" in os.environ and is_orphan():  # it died while this interpreter started: no signal will come
+    if "DVC_STAGE" in os.environ and is_orphan():  # dvc died before: no signal comes
         raise InterruptedRunError("dvc, which started this stage, is gone", hint="run `dvc repro` again")
     if args.summary:
         from pipeline.report.results import summary_text
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         given = "no stage named" if args.name is None else f"unknown stage {args.name!r}"
         raise ConfigError(f"{given}: expected one of {', '.join(STAGES)}")
     ws = Workspace.find(args.workspace)
-    with ws.lock(args.name), chdir(ws.root):  # as under dvc: files in params.yaml are relative to the workspace
+    with ws.lock(args.name), chdir(ws.root):  # as dvc does: files in params.yaml are relative to it
         prepare_process(ws)
         if args.engine:
             from pipeline.workspace.params import EngineConfig
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _LogLines(logging.StreamHandler[TextIO]):
-    """Log lines in whose midst a stop is heard: logging would print its traceback and go on."""
+    """Handler that passes on a stop raised while it writes; logging would print a traceback and go on."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if isinstance(sys.exc_info()[1], InterruptedRunError):
@@ -69,7 +69,7 @@ class _LogLines(logging.StreamHandler[TextIO]):
 
 
 def prepare_process(ws: Workspace) -> None:
-    """Signals, log lines and thread counts; before numpy is imported, which reads the latter once."""
+    """Set up signals, log lines and thread counts, before numpy is imported, which reads the counts once."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LogLines(sys.stderr)])
@@ -77,14 +77,14 @@ def prepare_process(ws: Workspace) -> None:
     ws.stop.install()
 
     def stop_here(_signum: int) -> None:
-        # While a job runs it is the job that stops and saves; our own loops end by this exception.
+        # A running job stops and saves by itself; the loops of this process end by this exception.
         if not ws.job_running:
             raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
 
     parent, is_ignored = os.getppid(), signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
     def parent_died(signum: int, _frame: FrameType | None) -> None:
-        # Started by nohup, a terminal that goes sends the same signal: then only the parent's death counts.
+        # Under nohup a closed terminal sends the same signal: then only the parent's death counts.
         if not is_ignored or os.getppid() != parent:
             ws.stop.request(signum)
 

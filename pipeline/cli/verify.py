@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check and report."""
+    """Check the store or the certificate, and print the result."""
     from hmsa_core.io import sealed
     from hmsa_core.io.engine import Engine
     from hmsa_core.io.errors import ConfigError, StoreError
@@ -63,14 +63,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _certificate(args: argparse.Namespace) -> int:
-    """Recompute a certificate from its draws and the store; what is wrong is a StoreError of one line."""
+    """Recompute a certificate from its draws and the store; a difference raises a StoreError of one line."""
     from hmsa_core.io.remote import local_folder
     from pipeline.review.certificate import Certificate
     from pipeline.review.view import StoreView
 
     store = args.store
     if store is None:
-        name = re.sub(r"\.certificate(-[0-9a-f]{16})?\.json$", "", args.certificate.name)  # also of one put aside
+        name = re.sub(r"\.certificate(-[0-9a-f]{16})?\.json$", "", args.certificate.name)  # or a replaced one
         store = args.certificate.with_name(name)
     found = Certificate.load(args.certificate)
     found.check(StoreView(local_folder(store)), str(args.certificate))

@@ -1,4 +1,4 @@
-"""What is wrong with this machine or workspace, and the exact command that mends it."""
+"""Find the faults of this machine or workspace, each with the exact command that repairs it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from pipeline.workspace.registry import Registry, damage, version_damage
 from pipeline.workspace.workspace import Workspace
 
 _SHM = Path("/dev/shm")  # noqa: S108 - what torch's loader processes use
-_PASSES_AHEAD = 4  # that each loader process keeps ready (`prefetch_factor` of hmsa_core/training/data.py)
-_CROP_BYTES = 4  # a pixel: RGB and label
+_PASSES_AHEAD = 4  # passes that each loader process keeps ready (`prefetch_factor` of hmsa_core/training/data.py)
+_CROP_BYTES = 4  # per pixel: RGB and label
 _FILES = ("model.safetensors", "model.json")
-# What `autolabel init` made and DVC asks for -> the command that makes it anew.
+# Path that `autolabel init` made and dvc.yaml names as input -> command that makes it again.
 _ASKED_FOR = {
     "policies": "mkdir -p policies",
     "labels/raw.review.jsonl": (
@@ -48,10 +48,10 @@ _Check = Callable[[], Iterator[Finding]]
 
 
 def examine(root: Path, *, deep: bool = True) -> list[Finding]:
-    """Look at everything; never raises for what it finds.
+    """Run all checks; a fault is a finding, never an exception.
 
     Args:
-        root: workspace (a folder without dvc.yaml gets the machine's part only).
+        root: workspace (without dvc.yaml only the machine is checked).
         deep: also verify every byte of the label stores.
     """
     gpus = len(visible_devices())
@@ -64,15 +64,15 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
 
 
 def _findings(name: str, check: _Check) -> Iterator[Finding]:
-    """What a check finds; that it could not be done is a finding, too."""
+    """Findings of a check; a check that fails is a finding, too."""
     try:
         yield from check()
     except HmsaError as error:
         yield Finding("check", "broken", error.message, error.hint)
     except OSError as error:
-        mend = mend_of(error) or "let this user read and write the workspace"
-        yield Finding("check", "broken", one_line(error), mend)
-    # The doctor is asked when things are broken: it promises never to raise, and the other checks still speak.
+        fix = mend_of(error) or "let this user read and write the workspace"
+        yield Finding("check", "broken", one_line(error), fix)
+    # People run the doctor when something is broken, so an exception in one check must not stop the others.
     except Exception as error:  # noqa: BLE001 - see above
         if os.environ.get("AUTOLABEL_TRACEBACK"):
             traceback.print_exception(error)
@@ -83,9 +83,9 @@ def _findings(name: str, check: _Check) -> Iterator[Finding]:
 def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
     try:
         _ = ws.params
-    except HmsaError as error:  # nothing below can be looked at without
-        mend = error.hint or "correct that line, then run doctor again: the rest needs params.yaml"
-        unread = Finding("params.yaml", "broken", error.message, mend)
+    except HmsaError as error:  # the checks below need the parameters
+        fix = error.hint or "correct that line, then run doctor again: the rest needs params.yaml"
+        unread = Finding("params.yaml", "broken", error.message, fix)
         return {"params.yaml": lambda: iter([unread])}
     return {
         "params.yaml": lambda: _params(ws),
@@ -108,9 +108,9 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
 
 
 def _no_workspace(root: Path) -> Iterator[Finding]:
-    what = "not a workspace (no dvc.yaml)" if root.is_dir() else "no such folder"
-    mend = "run it in a workspace, give --workspace DIR, or make one with `autolabel init DIR --profile tiny`"
-    yield Finding("workspace", "warning", f"{root}: {what}; only the machine was looked at", mend)
+    text = "not a workspace (no dvc.yaml)" if root.is_dir() else "no such folder"
+    fix = "run it in a workspace, give --workspace DIR, or make one with `autolabel init DIR --profile tiny`"
+    yield Finding("workspace", "warning", f"{root}: {text}; only the machine was looked at", fix)
 
 
 def _machine(gpus: int) -> Iterator[Finding]:
@@ -120,22 +120,22 @@ def _machine(gpus: int) -> Iterator[Finding]:
 
 
 def _packages(*, deep: bool) -> Iterator[Finding]:
-    have = versions()
-    if wrong := torch_pair():
-        yield Finding("packages", "broken", wrong, reinstall())
-    elif deep and (wrong := torch_works()):
-        # The right versions, so that an installer would leave the damaged files as they are.
-        yield Finding("packages", "broken", wrong, reinstall(anew=True))
+    installed = versions()
+    if fault := torch_pair():
+        yield Finding("packages", "broken", fault, reinstall())
+    elif deep and (fault := torch_works()):
+        # The versions are right, so a plain install would leave the damaged files as they are.
+        yield Finding("packages", "broken", fault, reinstall(anew=True))
     else:
-        yield Finding("packages", "ok", ", ".join(f"{k} {v}" for k, v in have.items() if v))
-    missing = [k for k, v in have.items() if not v]
+        yield Finding("packages", "ok", ", ".join(f"{k} {v}" for k, v in installed.items() if v))
+    missing = [k for k, v in installed.items() if not v]
     if missing:
         yield Finding("packages", "warning", f"not installed: {', '.join(missing)}", reinstall())
 
 
 def _params(ws: Workspace) -> Iterator[Finding]:
     named = missing_files(ws.root, ws.params)
-    missing = [(key, value) for key, value, _ in named if key != "auto_infer.teacher"]  # `_foreign_teacher` says more
+    missing = [(key, value) for key, value, _ in named if key != "auto_infer.teacher"]  # see `_foreign_teacher`
     for key, value in missing:
         yield Finding("params.yaml", "broken", f"{key}: {value} is not there", f"correct {key} in params.yaml")
     if not missing:
@@ -143,7 +143,7 @@ def _params(ws: Workspace) -> Iterator[Finding]:
 
 
 def _data(ws: Workspace) -> Iterator[Finding]:
-    """Whether the data sets are there, in the layouts that params.yaml states."""
+    """Check that the data sets exist, in the layouts that params.yaml states."""
     for name, path in ws.roots.items():
         try:
             scan(ws.source(name))
@@ -154,21 +154,21 @@ def _data(ws: Workspace) -> Iterator[Finding]:
 
 
 def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
-    """Sections that ask for more GPUs than there are: their stage would refuse to start."""
+    """Find sections that need more GPUs than there are: the stage of such a section would refuse to start."""
     for name in ("teacher_pretrain", "teacher_train", "auto_infer", "student_train", "evaluate"):
         runtime = getattr(ws.params, name).runtime
         if runtime.device == "cuda" and not present:
-            mend = f"set {name}.runtime.device to auto, mend the driver, or ask where the stages will run"
-            yield Finding(f"{name}.runtime", "broken", "device is cuda, but no GPU is visible", mend)
+            fix = f"set {name}.runtime.device to auto, mend the driver, or ask where the stages will run"
+            yield Finding(f"{name}.runtime", "broken", "device is cuda, but no GPU is visible", fix)
         elif runtime.device != "cpu" and present and runtime.ranks > present:
             text = f"ranks is {runtime.ranks}, but {present} GPU(s) are visible"
             yield Finding(f"{name}.runtime", "broken", text, f"set {name}.runtime.ranks to at most {present}")
 
 
 def _shared_memory(ws: Workspace) -> Iterator[Finding]:
-    """Whether /dev/shm holds the crops that wait for the ranks of this machine; else loaders die of a bus error.
+    """Check that /dev/shm can hold the crops that wait for this machine's ranks; else loaders die of a bus error.
 
-    Containers have 64 MB of it unless told otherwise.
+    Containers have 64 MB of /dev/shm by default.
     """
     if not _SHM.is_dir():
         return
@@ -181,26 +181,26 @@ def _shared_memory(ws: Workspace) -> Iterator[Finding]:
         if need > free:
             text = f"{_SHM} has {free / 1e6:.0f} MB free, the loader processes of {name} fill {need / 1e6:.0f} MB"
             flag = f"--shm-size={-(-need // 2**30)}g"
-            mend = f"docker run {flag} (Kubernetes: an emptyDir of medium Memory at /dev/shm)"
-            yield Finding("shared memory", "broken", text, f"{mend}, or lower {name}.runtime.workers")
+            fix = f"docker run {flag} (Kubernetes: an emptyDir of medium Memory at /dev/shm)"
+            yield Finding("shared memory", "broken", text, f"{fix}, or lower {name}.runtime.workers")
 
 
 def _scales(ws: Workspace) -> Iterator[Finding]:
-    """Scales of inference that the teacher's training does not show: attention does not notice (docs/inference.md)."""
+    """Find inference scales outside the teacher's training; attention does not detect them (docs/inference.md)."""
     if ws.params.auto_infer.teacher is not None:
         yield from _foreign_teacher(ws)
         return
     recipe = ws.params.teacher_train
     shown = recipe.model.training_scales  # of one pass
     low, high = recipe.augment.scale_min * min(shown), recipe.augment.scale_max * max(shown)
-    strange = ", ".join(f"{s:g}" for s in ws.params.auto_infer.scales if not low <= s <= high)
-    if strange:
-        text = f"auto_infer.scales: {strange} not among what teacher_train shows ({low:g} to {high:g})"
+    unseen = ", ".join(f"{s:g}" for s in ws.params.auto_infer.scales if not low <= s <= high)
+    if unseen:
+        text = f"auto_infer.scales: {unseen} not among what teacher_train shows ({low:g} to {high:g})"
         yield Finding("scales", "warning", text, "leave it out, or widen teacher_train.augment.scale_min / scale_max")
 
 
 def _foreign_teacher(ws: Workspace) -> Iterator[Finding]:
-    """Whether the files of `auto_infer.teacher` are there, and the tables beside them can be read."""
+    """Check that the files of `auto_infer.teacher` exist, and that the tables next to them can be read."""
     try:
         for source in parse(labelling_teacher(ws)):
             _ = source.names, source.files
@@ -236,7 +236,7 @@ def _disk(ws: Workspace) -> Iterator[Finding]:
 def _leftovers(ws: Workspace) -> Iterator[Finding]:
     places = [ws.root.glob(".*.tmp"), *(ws.path(name).rglob(".*.tmp") for name in ("work", "models", "labels"))]
     places.append(ws.path("data").glob(".*.tmp"))  # not below: data sets can be large
-    with suppress(FileNotFoundError):  # a run that goes on meanwhile sweeps, too
+    with suppress(FileNotFoundError):  # a run that goes on meanwhile may remove a file
         temps = {path for found in places for path in found if is_left_over(path.name)}
         files = {f for path in temps for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()}
         size = sum(f.stat().st_size for f in files)
@@ -264,7 +264,7 @@ def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
 
 
 def _restore(name: str) -> str:
-    """The command that takes an output of a stage from DVC's cache again."""
+    """Command that restores an output of a stage from DVC's cache."""
     return f"rm -r {name} && dvc checkout {name}"
 
 
@@ -272,14 +272,14 @@ def _restore(name: str) -> str:
 
 
 def _asked_for(ws: Workspace) -> Iterator[Finding]:
-    with suppress(HmsaError):  # a dvc.yaml that cannot be read is a finding of its own
+    with suppress(HmsaError):  # another check reports a dvc.yaml that cannot be read
         for name in sorted(doctor_dvc.named(ws, "deps") & _ASKED_FOR.keys()):
             if not ws.path(name).exists():
                 yield Finding(name, "broken", f"{ws.path(name)}: missing: dvc repro stops at it", _ASKED_FOR[name])
 
 
 def _histories(ws: Workspace) -> Iterator[Finding]:
-    """Files of one line an entry, of which a damaged one stops every reader."""
+    """Check the files that hold one entry per line, since one damaged line stops every reader."""
     readers: dict[str, Callable[[], object]] = {
         history.HISTORY: partial(history.nights, ws),
         "models/registry/history.jsonl": Registry(ws.root).history,
@@ -299,15 +299,15 @@ def _histories(ws: Workspace) -> Iterator[Finding]:
 def _mend_line(path: Path, name: str, error: HmsaError) -> str:
     if path.suffix == ".json":
         return f"rm {shlex.quote(name)} && autolabel models aa"
-    at = re.match(r": line (\d+) ", error.message.removeprefix(str(path)))
-    return f"sed -i {at[1]}d {shlex.quote(name)}  # or mend that line" if at else error.hint
+    match = re.match(r": line (\d+) ", error.message.removeprefix(str(path)))
+    return f"sed -i {match[1]}d {shlex.quote(name)}  # or mend that line" if match else error.hint
 
 
 # -- models ----------------------------------------------------------------------------------------------
 
 
 def _teacher(ws: Workspace) -> Iterator[Finding]:
-    """Whether models/current.json names a model that is there (the stage's own may be untrained yet)."""
+    """Check that models/current.json names an existing model (models/teacher may be untrained yet)."""
     try:
         if ws.is_promoted():
             ws.teacher()
@@ -316,7 +316,7 @@ def _teacher(ws: Workspace) -> Iterator[Finding]:
 
 
 def _champion(ws: Workspace) -> Iterator[Finding]:
-    """Whether models/registry/champion.json names a version that is there: evaluate and the gate read it."""
+    """Check that models/registry/champion.json, which evaluate and the gate read, names an existing version."""
     path = ws.path("models/registry/champion.json")
     if path.exists() and not _champion_folder(ws):
         text = f"{path}: names no registered model: evaluate and the gate stop at it"
@@ -324,7 +324,7 @@ def _champion(ws: Workspace) -> Iterator[Finding]:
 
 
 def _champion_folder(ws: Workspace) -> Path | None:
-    with suppress(HmsaError, FileNotFoundError):  # damaged is a finding of its own, and none at all is fine
+    with suppress(HmsaError, FileNotFoundError):  # another check reports a damaged file, and a missing file is fine
         name = str(read_json(ws.path("models/registry/champion.json")).get("version"))
         folder = ws.path("models/registry") / name
         return folder if (folder / "record.json").exists() else None
@@ -336,31 +336,31 @@ def _checkpoints(ws: Workspace) -> Iterator[Finding]:
     found = {path.parent for name in _FILES for path in ws.path("models").rglob(name)}
     for folder in sorted(found | {path.parent for path in registry.glob("v*/record.json")}):
         if is_temp(folder.name):
-            continue  # told as a leftover
+            continue  # reported as a leftover
         name = folder.relative_to(ws.root).as_posix()
-        wrong = version_damage(folder) if folder.parent == registry else damage(folder)
-        if not wrong:
+        fault = version_damage(folder) if folder.parent == registry else damage(folder)
+        if not fault:
             yield Finding(name, "ok", "weights match their digest")
         elif folder.parent == registry:
-            yield Finding(name, "broken", wrong, _mend_version(ws, folder))
+            yield Finding(name, "broken", fault, _mend_version(ws, folder))
         elif name in outs:
-            yield Finding(name, "broken", wrong, _restore(name))
+            yield Finding(name, "broken", fault, _restore(name))
         else:
             files = " ".join(shlex.quote(f"{name}/{file}") for file in _FILES)
-            yield Finding(name, "broken", wrong, f"rm -f {files}  # then import it again: DVC has no copy of it")
+            yield Finding(name, "broken", fault, f"rm -f {files}  # then import it again: DVC has no copy of it")
 
 
 def _mend_version(ws: Workspace, folder: Path) -> str:
-    """Make a damaged registered model whole, from its twin if need be; without one: nobody names it, and it goes."""
-    if not damage(folder):  # the record alone
+    """Command that repairs a damaged version, if needed from a checkpoint of the same weights, or else removes it."""
+    if not damage(folder):  # only the record is damaged
         return f"autolabel models register {folder.relative_to(ws.root).as_posix()}"
     twin = _twin(ws, folder)
     if twin:
         return f"autolabel models register {twin}"
     registry, name = Registry(ws.root), folder.relative_to(ws.root).as_posix()
     commands = []
-    with suppress(HmsaError):  # a finding of its own
-        # Without model.json the teacher is one, too, and two rollbacks would be one too many.
+    with suppress(HmsaError):  # another check reports it
+        # Without model.json the check of the teacher prints a rollback, too; two rollbacks would be one too many.
         if registry.current() == name and (folder / "model.json").exists():
             commands.append("autolabel models rollback")
     if _champion_folder(ws) == folder:
@@ -369,7 +369,7 @@ def _mend_version(ws: Workspace, folder: Path) -> str:
 
 
 def _twin(ws: Workspace, version: Path) -> str | None:
-    """A whole checkpoint with the weights that a version should have."""
+    """Undamaged checkpoint with the weights that a version should have, as a path in the workspace."""
     with suppress(HmsaError, FileNotFoundError):
         weights = read_json(version / "record.json").get("weights_sha256")
         for meta in sorted(ws.path("models").glob("*/model.json")):

@@ -1,4 +1,4 @@
-"""What the doctor checks in DVC's own files: its lock, dvc.lock, and who may write what it unpickles."""
+"""Check DVC's files: its lock, dvc.lock, dvc.yaml, and who may write the files that DVC unpickles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.workspace.workspace import Workspace
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: ok, warning or broken, in a line, with what mends it."""
+    """Result of one check: ok, warning or broken, one line of text, and the command that repairs the fault."""
 
     name: str
     state: str  # "ok" | "warning" | "broken"
@@ -32,14 +32,14 @@ class Finding:
 
 
 def examine(ws: Workspace) -> Iterator[Finding]:
-    """All of it."""
+    """Check DVC's lock, dvc.lock and the site cache."""
     yield from _lock(ws)
     yield from _lock_file(ws)
     yield from _site_cache(ws)
 
 
 def named(ws: Workspace, key: str) -> set[str]:
-    """What the stages of dvc.yaml name under `key`, as written there: "outs" or "deps".
+    """Paths that the stages of dvc.yaml name under `key` ("outs" or "deps"), as written there.
 
     Raises:
         ConfigError: dvc.yaml cannot be read.
@@ -49,17 +49,17 @@ def named(ws: Workspace, key: str) -> set[str]:
 
 
 def examine_stages(ws: Workspace) -> Iterator[Finding]:
-    """Whether dvc.yaml is what this program and params.yaml need."""
+    """Check that dvc.yaml has the stages that this program and params.yaml need."""
     try:
         check_dvc_yaml(ws.path("dvc.yaml"), ws.params)
     except ConfigError as error:
-        mend = "autolabel doctor --fix" if "doctor --fix" in error.hint else error.hint
-        yield Finding("dvc.yaml", "broken", error.message, mend)
+        fix = "autolabel doctor --fix" if "doctor --fix" in error.hint else error.hint
+        yield Finding("dvc.yaml", "broken", error.message, fix)
 
 
 def renew_stages(ws: Workspace) -> str | None:
-    """Write the stages of dvc.yaml that are not what this program and params.yaml need; say what was done."""
-    with suppress(ConfigError):  # of a file that cannot be read the findings say more
+    """Rewrite the stages of dvc.yaml that differ from what this program and params.yaml need; return a line on it."""
+    with suppress(ConfigError):  # the findings report a file that cannot be read
         if renewed := renew_dvc_yaml(ws.path("dvc.yaml"), ws.params):
             return f"written anew in {ws.path('dvc.yaml')}: {', '.join(renewed)}"
     return None
@@ -84,13 +84,13 @@ def _lock(ws: Workspace) -> Iterator[Finding]:
         return
     written = path.stat().st_mtime
     named = {int(pid) for pid in re.findall(rb'"pid": *(\d+)', data)}
-    living = {pid for pid in named if psutil.pid_exists(pid)}
-    strangers = sorted(pid for pid in living if _is_stranger(pid, written))
-    if holders := sorted(living.difference(strangers)):
+    alive = {pid for pid in named if psutil.pid_exists(pid)}
+    unrelated = sorted(pid for pid in alive if _is_stranger(pid, written))
+    if holders := sorted(alive.difference(unrelated)):
         yield Finding("dvc lock", "warning", f"held by process {holders[0]}", "wait for it, or stop that process")
-    elif strangers:
-        # DVC asks only whether a process of that number lives.
-        yield _blocking(ws, f"{path} names process {strangers[0]}, which began after it was written")
+    elif unrelated:
+        # DVC checks only whether a process with that number exists.
+        yield _blocking(ws, f"{path} names process {unrelated[0]}, which began after it was written")
     elif named:
         yield Finding("dvc lock", "ok", f"names dead process {min(named)}: dvc drops it by itself at the next run")
     else:
@@ -104,7 +104,7 @@ def _blocking(ws: Workspace, text: str) -> Finding:
 
 
 def _is_stranger(pid: int, written: float) -> bool:
-    """Whether a process has the number of one that is gone: it began after the file was written, and is no dvc."""
+    """Whether a process reuses the number of a dead one: it began after the file was written, and is not dvc."""
     try:
         process = psutil.Process(pid)
         return process.create_time() > written + 1 and "dvc" not in map(os.path.basename, process.cmdline())
@@ -113,7 +113,7 @@ def _is_stranger(pid: int, written: float) -> bool:
 
 
 def _is_running(ws: Workspace) -> bool:
-    """Whether somebody holds DVC's own lock file (a kernel lock, so a dead holder holds nothing)."""
+    """Whether a process holds DVC's lock file (a kernel lock, so a dead holder holds nothing)."""
     path = ws.path(".dvc/tmp/lock")
     if not path.exists():
         return False
@@ -129,7 +129,7 @@ def _is_running(ws: Workspace) -> bool:
 
 
 def repair_lock(ws: Workspace) -> str | None:
-    """Remove a torn or stale DVC lock file when no dvc process and no stage is at work; say what was done."""
+    """Remove a torn or stale DVC lock file when no dvc process and no stage is at work; return a line on it."""
     is_broken = any(found.state == "broken" for found in _lock(ws))
     if not is_broken or not all(ws.lock(path.stem).is_free() for path in ws.path("work/locks").glob("*.lock")):
         return None
@@ -138,7 +138,7 @@ def repair_lock(ws: Workspace) -> str | None:
 
 
 def _lock_file(ws: Workspace) -> Iterator[Finding]:
-    """Whether dvc.lock can be read: a merge of two branches leaves both versions in it, a kill half of one."""
+    """Check that dvc.lock can be read: a merge of branches may leave both versions in it, a kill half of one."""
     path = ws.path("dvc.lock")
     if not path.exists():
         return
@@ -150,13 +150,13 @@ def _lock_file(ws: Workspace) -> Iterator[Finding]:
     if is_whole:
         yield Finding("dvc.lock", "ok", "can be read")
     else:
-        what = "holds a merge conflict" if "<<<<<<< " in text else "is torn"
-        # Written anew from params.yaml and the run cache: what ran before with the same inputs does not run again.
-        yield Finding("dvc.lock", "broken", f"{path} {what}: every dvc repro fails", "rm dvc.lock && dvc repro")
+        fault = "holds a merge conflict" if "<<<<<<< " in text else "is torn"
+        # DVC writes it again from params.yaml and the run cache: a stage with known inputs does not run again.
+        yield Finding("dvc.lock", "broken", f"{path} {fault}: every dvc repro fails", "rm dvc.lock && dvc repro")
 
 
 def _site_cache(ws: Workspace) -> Iterator[Finding]:
-    """Whether another user of the machine can write the folder from which DVC unpickles (CVE-2025-69872, diskcache)."""
+    """Check whether other users can write the folder from which DVC unpickles (CVE-2025-69872, diskcache)."""
     try:
         from dvc.config import Config, ConfigError
         from dvc.dirs import site_cache_dir
@@ -181,7 +181,7 @@ def _site_cache(ws: Workspace) -> Iterator[Finding]:
 
 
 def _others_can_write(folder: Path) -> bool:
-    """Whether users other than root and ours can put or swap something in `folder`; DVC makes missing folders 0777."""
+    """Whether users other than root and this one can change files in `folder`; DVC makes it as 0777 if missing."""
     is_open = False
     for part in (folder, *folder.parents):
         if not part.exists():
@@ -189,8 +189,8 @@ def _others_can_write(folder: Path) -> bool:
             continue
         found = part.stat()
         if not found.st_mode & (stat.S_IXOTH | stat.S_IXGRP):
-            return False  # nobody else gets below this one
-        # A user's own group is taken for his alone, as distributions make it.
+            return False  # no other user can enter this folder
+        # A user's primary group counts as private to that user, as distributions create it.
         writers = stat.S_IWOTH if found.st_gid in (0, os.getgid()) else stat.S_IWOTH | stat.S_IWGRP
         is_sticky = bool(found.st_mode & stat.S_ISVTX) and part != folder
         is_open |= bool(found.st_mode & writers) and not is_sticky

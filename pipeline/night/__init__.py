@@ -1,1 +1,1 @@
-"""Every night, by itself: the Prefect flow `auto-label`, its deployment `nightly`, and what keeps them alive."""
+"""Nightly runs: the Prefect flow `auto-label`, its deployment `nightly`, and the services that run both."""

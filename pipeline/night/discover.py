@@ -1,6 +1,6 @@
-"""What arrived since the last index: new images by content, copies of known ones, near-copies named.
+"""Find the images that arrived since the last index: new images, copies and near-copies of known images.
 
-Nothing is decided here: `prepare` indexes and quarantines. This is what the morning page calls "arrived".
+The morning page shows these images as "arrived". Only `prepare` indexes and quarantines images.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ def discover(ws: Workspace) -> dict[str, Any]:
     refused = {row.name for row in read_quarantine(quarantine)} if quarantine.exists() else set()
     new = sorted(set(found) - names - refused)
     copies, hashes = [], {}
-    for name in new if known else ():  # on the first night everything is new: to hash it here is work done twice
-        with suppress(DecodeError, IntegrityError, OSError):  # `prepare` will tell the reason
+    for name in new if known else ():  # on the first night all images are new, and `prepare` hashes them anyway
+        with suppress(DecodeError, IntegrityError, OSError):  # `prepare` will report the reason
             file = fetched(Path(source.root) / found[name])
             if twin := by_content.get(sha256_file(file)):
                 copies.append([name, twin, found[name]])
             else:
                 hashes[name] = perceptual_hash(read_image(file))
-    like = nearest(
+    matches = nearest(
         hash_values(hashes.values()), hash_values(s.phash for s in known), ws.params.data.target.near_duplicate_bits
     )
-    near = [[name, known[i].name, found[name]] for name, (i, _) in zip(hashes, like, strict=True) if i >= 0]
+    near = [[name, known[i].name, found[name]] for name, (i, _) in zip(hashes, matches, strict=True) if i >= 0]
     arrived, gone = [[name, found[name]] for name in new], sorted(names - set(found))
     lists: dict[str, list[Any]] = {"arrived": arrived, "copies": copies, "near": near, "gone": gone}
     if known:
-        told = f"{len(new)} new images ({len(copies)} copies, {len(near)} near-copies of known ones)"
-        told += f", {len(gone)} gone" if gone else ""
+        sentence = f"{len(new)} new images ({len(copies)} copies, {len(near)} near-copies of known ones)"
+        sentence += f", {len(gone)} gone" if gone else ""
     else:
-        told = f"first run: {len(new)} images in the target folder"
+        sentence = f"first run: {len(new)} images in the target folder"
     examples = {key: rows[:_NAMED] for key, rows in lists.items()}
     counts = {key: len(rows) for key, rows in lists.items()}
-    return {**counts, "first": not known, "examples": examples, "sentence": told}
+    return {**counts, "first": not known, "examples": examples, "sentence": sentence}

@@ -1,4 +1,4 @@
-"""Two figures of the morning page: what the night cost, and which images deserve a person's eyes."""
+"""Figures of the morning page: the cost of the night, and the images and classes that a person should check."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from pipeline.review.audit import Audit
 from pipeline.workspace.table import section_of
 from pipeline.workspace.workspace import Workspace
 
-# Edges between which the kept pixels of an image are counted; within a cell all images share one error rate.
+# Confidences that divide the kept pixels into cells; within a cell all images share one error rate.
 _EDGES = ("0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
 
 def cost_of(ws: Workspace, seconds: Mapping[str, float], statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Device hours of tonight and of labelling 1,000 images and a million kept pixels.
+    """Device hours of tonight, of labelling 1,000 images, and of a million kept pixels.
 
-    A device is a GPU, or on a machine without one a process that computes. Labelling is priced by the last
-    job of auto-infer, whether that was tonight or not.
+    A device is a GPU, or a computing process on a machine without a GPU. The cost of labelling comes from the
+    last job of auto-infer, whether the job ran tonight or earlier.
 
     Args:
         ws: the workspace.
-        seconds: of each stage that ran tonight.
+        seconds: {stage: seconds} of the stages that ran tonight.
         statistics: labels/final/statistics.json.
 
     Returns:
-        {"unit", "hours", "stages": {stage: seconds}, "per_1000_images", "per_million_kept"}; None = not known.
+        {"unit", "hours", "stages": {stage: seconds}, "per_1000_images", "per_million_kept"}; None = unknown.
     """
     hours = sum(s * _devices(ws, stage) for stage, s in seconds.items()) / 3600
     per_image = _hours_per_image(ws)
@@ -63,17 +63,17 @@ def _hours_per_image(ws: Workspace) -> float | None:
 def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArray[np.float64]:
     """Share of each image's pixels that is kept and expected to be wrong, (N,): 0/1 loss of the training labels.
 
-    The error rate of class and confidence is the calibration table's; a policy of plain numbers has none, and the
-    raw confidence stands in. No pixel is read: the store's sidecar tables hold the counts.
+    The policy's calibration table gives the error rate of each class and confidence; without a table the raw
+    confidence gives the error rate. No pixel is read: the store's sidecar tables hold the counts.
     """
     code = ConfidenceCode()
     need = policy.codes().astype(np.int64)
     right = table_of(policy, len(need))
     totals = statistics.totals()
-    cuts = [need, *(np.maximum(need, code.code_for(e)) for e in _EDGES), np.full_like(need, NUM_CODES)]
+    bounds = [need, *(np.maximum(need, code.code_for(e)) for e in _EDGES), np.full_like(need, NUM_CODES)]
     loss = np.zeros(len(statistics.names))
-    above = statistics.kept(cuts[0])
-    for low, high in pairwise(cuts):
+    above = statistics.kept(bounds[0])
+    for low, high in pairwise(bounds):
         inside, above = above, statistics.kept(high)
         wrong = [_error_rate(totals[c, a:b], right[c, a:b]) for c, (a, b) in enumerate(zip(low, high, strict=True))]
         loss += (inside - above) @ np.array(wrong)
@@ -81,7 +81,7 @@ def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArr
 
 
 def table_of(policy: ThresholdPolicy, classes: int) -> NDArray[np.float64]:
-    """P(right) of each class and code, (C, 256): the policy's own table, or the raw confidence where it has none."""
+    """P(right) of each class and code, (C, 256): the policy's table, or the raw confidence if the policy has none."""
     edges = np.array([float(edge) for edge in ConfidenceCode().edges])
     return policy.table if policy.table is not None else np.broadcast_to(edges, (classes, NUM_CODES))
 
@@ -89,25 +89,25 @@ def table_of(policy: ThresholdPolicy, classes: int) -> NDArray[np.float64]:
 def wrong_regions(
     store: LabelStore, codes: NDArray[np.integer], right: NDArray[np.float64], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Pieces of a class's kept pixels that are less sure than its kept pixels are on average, most wrong pixels first.
+    """Connected regions of kept pixels whose error rate is at least their class's mean, most wrong pixels first.
 
     Args:
         store: the raw store.
-        codes: cuts in use, (C,), 256 for none.
+        codes: lowest kept confidence code of each class, (C,); 256 keeps no pixel.
         right: P(right) of each class and code, (C, 256).
-        names: images that are looked at.
+        names: images to search.
 
     Returns:
         Rows with "image", "class", "x", "y" (middle of its box), "wrong" (expected wrong pixels) and "pixels".
     """
     totals = StoreStatistics.open(store.path).totals()
-    cuts = np.asarray(codes, np.int64)
+    least_codes = np.asarray(codes, np.int64)
     error = np.zeros((256, NUM_CODES))
     unsure = np.zeros((256, NUM_CODES), np.bool_)
-    for c, cut in enumerate(cuts):
-        error[c, cut:] = 1 - right[c, cut:]
-        mean = _error_rate(totals[c, cut:], right[c, cut:])
-        unsure[c, cut:] = (error[c, cut:] >= mean - 1e-9) & (error[c, cut:] > 0)
+    for c, least in enumerate(least_codes):
+        error[c, least:] = 1 - right[c, least:]
+        mean = _error_rate(totals[c, least:], right[c, least:])
+        unsure[c, least:] = (error[c, least:] >= mean - 1e-9) & (error[c, least:] > 0)
     found: list[dict[str, Any]] = []
     for name in names:
         label, code = store.read(name)
@@ -127,10 +127,10 @@ def wrong_regions(
 def precision_alarms(
     audits: Sequence[Audit], least: Mapping[str, float], cuts: Mapping[str, int], delta: float = 0.05
 ) -> list[str]:
-    """A sentence for each class whose audits of all nights speak against the least precision that was measured.
+    """One sentence for each class whose audits of all nights contradict the measured lower bound of its precision.
 
-    `least` is the precision of what `cuts`, the code of each class, keep; only answers about such pixels count. With a
-    probability of at least 1 - delta no sentence is ever false, for all classes and nights together.
+    `least`: lower bound of the precision of the pixels that a class keeps from its code in `cuts` on. Only answers
+    about such pixels count. With probability at least 1 - delta no sentence of any class and night is false.
     """
     found = []
     for name, precision in least.items():

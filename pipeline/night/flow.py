@@ -1,8 +1,8 @@
-"""The Prefect flow `auto-label`: one task a DVC stage, then the gate, the registry and the morning page.
+"""The Prefect flow `auto-label`: one task per DVC stage, then the gate, the registry and the morning page.
 
-DVC decides what has to run; Prefect shows it, retries what is worth a retry, and schedules. There are no
-Prefect concurrency limits here: after a full kill their slots stay taken. One run at a time is a kernel
-lock on the workspace and the worker's own `--limit 1`.
+DVC decides which stages have to run. Prefect schedules nights, shows stages, and retries a stage that may recover.
+Prefect's concurrency limits are not used: after a kill of all processes their slots stay taken. A kernel lock on the
+workspace and the worker's option `--limit 1` allow one run at a time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def auto_label(
     params: dict[str, Any] | None = None,
     stages: list[str] | None = None,
 ) -> str:
-    """Run a night.
+    """Run one night.
 
     Args:
         workspace: folder with dvc.yaml; default: AUTO_LABEL_ROOT, else the current folder.
@@ -64,20 +64,20 @@ def auto_label(
         stages: only these stages (names of dvc.yaml), in the chain's order; default: all.
 
     Returns:
-        The verdict in a sentence.
+        The verdict as sentences.
     """
-    # The worker may be killed; this process and all below it must not outlive it.
+    # If the worker is killed, this process and its children must end, too.
     die_with_parent(signal.SIGTERM)
     ws = Workspace.find(workspace or os.environ.get("AUTO_LABEL_ROOT") or None)
-    own = {"pseudo_label.threshold": threshold, "calibrate.target": target_precision}
-    told = {"workspace": workspace, "stages": stages, "promote": None if promote else False}
-    changes = {**(params or {}), **{key: value for key, value in own.items() if value is not None}}
-    arguments = {name: value for name, value in told.items() if value is not None}
+    thresholds = {"pseudo_label.threshold": threshold, "calibrate.target": target_precision}
+    given = {"workspace": workspace, "stages": stages, "promote": None if promote else False}
+    changes = {**(params or {}), **{key: value for key, value in thresholds.items() if value is not None}}
+    arguments = {name: value for name, value in given.items() if value is not None}
     lock = nightly_lock(ws.root)
     try:
         lock.acquire()
     except LockedError as error:
-        if _ENGINE not in lock.owner():  # another night writes its own page
+        if _ENGINE not in lock.owner():  # a night that is under way writes its page itself
             _publish_failure(ws, Tonight({}, {}, changes, failed=error.message, arguments=arguments), error)
         raise
     try:
@@ -94,12 +94,12 @@ def _settle_dead_runs(ws: Workspace) -> None:
     try:
         for line in reap(ws.root, keep=_run_id()):
             get_run_logger().warning(line)
-    except (httpx.HTTPError, PrefectException) as error:  # what became of other runs must not cost this one
+    except (httpx.HTTPError, PrefectException) as error:  # an error about other runs must not end this run
         get_run_logger().warning("runs that were left behind are not settled: %s", one_line(error))
 
 
 def _leave(error: ServerGoneError) -> None:
-    """End this process if it is the run's own: Prefect would tell a server that is gone, and wait for minutes."""
+    """End this process if it was started for this run: Prefect would wait for minutes for the missing server."""
     if str(_run_id()) == os.environ.get("PREFECT__FLOW_RUN_ID"):
         sys.stderr.write(f"error: {error.message}\n")
         sys.stderr.flush()
@@ -113,12 +113,12 @@ def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arg
     try:
         chosen = _chosen(stages)
         with parameters_of_night(ws.root, changes):
-            _ = ws.params  # the page is about these, also when it is written after the block
+            _ = ws.params  # read now: a page written after the block must show these parameters
             history.check_readable(ws)
             unchanged = dvc_unchanged(ws.root)
             check_machine_task(ws, [] if unchanged else chosen)
             arrived |= discover_task(ws)
-            if not unchanged:  # DVC compares the settings of a stage with what this one wrote
+            if not unchanged:  # this stage writes the settings that DVC compares
                 log = get_run_logger()
                 run_stage(SETTINGS_STAGE, ws.root, say=log.info, alive=ServerWatch(PREFECT_API_URL.value()).alive)
             for stage in chosen:
@@ -138,9 +138,9 @@ def _why(error: HmsaError | OSError) -> str:
 
 
 def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError | OSError) -> None:
-    """A page for the night that ended early, too; what hinders the page must not hide why the night failed."""
+    """Write the page of a night that ended early; an error here must not hide why the night failed."""
     if isinstance(error, ServerGoneError):
-        morning.publish(ws, tonight)  # there is nobody to send artifacts to
+        morning.publish(ws, tonight)  # without a server nothing receives artifacts
         return
     try:
         publish_task(ws, tonight)
@@ -180,12 +180,12 @@ def _worth_a_retry(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
     if isinstance(error, StageFailedError):
         return error.is_worth_a_retry
-    return not isinstance(error, HmsaError)  # our own errors say what to do; trying again is not among it
+    return not isinstance(error, HmsaError)  # an HmsaError names its fix, which is never a retry
 
 
 @task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=1, retry_condition_fn=_worth_a_retry)
 def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
-    """Run one stage under DVC; the task bears the stage's name. Seconds; 0 when DVC found nothing to do."""
+    """Run one stage under DVC, as a task of the stage's name; return seconds, 0 when DVC found nothing to do."""
     log = get_run_logger()
     if skip:
         log.info("%s: unchanged, nothing to do", stage)
@@ -202,11 +202,11 @@ def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
 
 
 def dvc_unchanged(root: Path) -> bool:
-    """Whether DVC has nothing to do in the whole workspace (one call instead of one a stage)."""
-    done = subprocess.run([*DVC, "status", "--json"], cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
+    """Whether DVC has nothing to do in the whole workspace (one call instead of one per stage)."""
+    result = subprocess.run([*DVC, "status", "--json"], cwd=root, capture_output=True, text=True, check=False)
+    if result.returncode:
         return False
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
     return bool(lines) and json.loads(lines[-1]) == {}
 
 

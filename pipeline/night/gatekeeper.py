@@ -1,7 +1,7 @@
-"""After `evaluate`: judge the student with all that earlier nights spent, and let it teach or say why not.
+"""Judge the student after `evaluate`, counting the looks of earlier nights; promote the student or say why not.
 
-models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line, a look each; the
-                              first line of each set of images has their "names"
+models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images}, one line per look;
+                              the first line of each set of images has their "names"
 models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}: the student's recipe with other seeds
 """
 
@@ -39,15 +39,15 @@ _LOOKS = "models/registry/looks.jsonl"
 
 
 def aa_file(ws: Workspace) -> Path:
-    """Where the results of A/A trainings are kept."""
+    """Path of the results of the A/A trainings."""
     return ws.path("models/registry/aa.json")
 
 
 def measured_aa(ws: Workspace) -> dict[str, Any]:
-    """What `autolabel models aa` wrote; {} before it ran.
+    """Results that `autolabel models aa` wrote; {} before the command has run.
 
     Raises:
-        IntegrityError: the file is torn, or its figures are no shares.
+        IntegrityError: the file is damaged, or its figures are not shares in [0, 1].
     """
     path = aa_file(ws)
     if not path.exists():
@@ -64,10 +64,10 @@ def measured_aa(ws: Workspace) -> dict[str, Any]:
 
 
 def recipe_digest(ws: Workspace) -> str:
-    """Digest of what A/A trainings have in common: the student's settings but its seed, and the main setting."""
+    """Digest of the recipe of A/A trainings: the student's settings without the seed, and the main setting."""
     config = key_material(ws.params.student_train)
     config.pop("seed")
-    if ws.params.student_train.init != "teacher":  # no key has it: a training's holds the start weights instead
+    if ws.params.student_train.init != "teacher":  # `key_material` leaves `init` out: keys hold the start weights
         config["init"] = ws.params.student_train.init
     return atomic.digest({"student_train": config, "setting": ws.params.evaluate.settings[0].model_dump(mode="json")})
 
@@ -75,11 +75,11 @@ def recipe_digest(ws: Workspace) -> str:
 def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
     """Train the student's recipe `runs` times (seeds seed, seed + 1, ...), evaluate each run, write aa.json.
 
-    Finished trainings and evaluations are found again. The first run is the student that is there already. The
-    caller holds the locks of student-train and evaluate.
+    Finished trainings and evaluations are reused. The first run is the existing student. The caller holds the
+    locks of student-train and evaluate.
 
     Returns:
-        What was written: {"mean_iou": [...], "sd": standard deviation, "recipe", "runs": [...], "lineage": {...}}.
+        The record in aa.json: {"mean_iou": [...], "sd": standard deviation, "recipe", "runs": [...], "lineage": {...}}.
 
     Raises:
         ConfigError: fewer than two runs. InputError: no labels to learn from, or no image to judge on.
@@ -120,15 +120,15 @@ def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
 
 
 def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
-    """The student of this seed, as student-train makes it."""
+    """Train the student with this seed, as the stage student-train does; return its checkpoint."""
     _LOG.info("A/A training %d of %d: seed %d", number + 1, runs, seed)
     config = ws.params.student_train.model_copy(update={"seed": seed})
-    teacher, by = ws.teacher(), labelling_teacher(ws)
+    teacher, labeller = ws.teacher(), labelling_teacher(ws)
     pseudo = pseudo_data(ws)
     fine = fine_data(ws)
-    # The job's name is part of the key: under the student's own name the student's training is found.
+    # The job's name is part of the key: the name "student" finds the training of the existing student.
     job, start = "student" if number == 0 else f"aa-{seed}", start_of(ws, teacher)
-    run = train_model(ws, "student-train", job, config, fine, pseudo=pseudo, init_from=start, teacher=by)
+    run = train_model(ws, "student-train", job, config, fine, pseudo=pseudo, init_from=start, teacher=labeller)
     return run / "model"
 
 
@@ -149,19 +149,19 @@ def looks(ws: Workspace) -> list[dict[str, Any]]:
 
 
 def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
-    """Number of this look at these report images, which is recorded; a candidate looks once at the same images.
+    """Record a look at these report images, once per candidate; return the number of the look.
 
-    A set that shares an image with this one counts, too: one image more a night must not start the count anew.
+    Looks at a set that shares an image with this set count, too: an added image must not restart the count.
     """
-    report, seen = atomic.digest(list(images)), looks(ws)
-    sets = {str(line["images"]): set(line["names"]) for line in seen if "names" in line}
+    report, earlier = atomic.digest(list(images)), looks(ws)
+    sets = {str(line["images"]): set(line["names"]) for line in earlier if "names" in line}
     overlap = {digest for digest, names in sets.items() if not names.isdisjoint(images)} | {report}
-    taken = [(line["candidate"], line["images"]) for line in seen if line["images"] in overlap]
-    if (candidate, report) not in taken:
+    counted = [(line["candidate"], line["images"]) for line in earlier if line["images"] in overlap]
+    if (candidate, report) not in counted:
         names = {} if report in sets else {"names": list(images)}
         records.append(ws.path(_LOOKS), {"candidate": candidate, "images": report, **names})
-        taken.append((candidate, report))
-    return taken.index((candidate, report)) + 1
+        counted.append((candidate, report))
+    return counted.index((candidate, report)) + 1
 
 
 # -- the verdict of a night --------------------------------------------------------------------------
@@ -173,13 +173,13 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
     Args:
         ws: the workspace.
         promote: False reports what would have happened.
-        by: who decides, for the history.
+        by: name of who decides, for the history.
 
     Returns:
         The verdict with `promoted` (version name, or null) and `decision` in words.
 
     Raises:
-        IntegrityError: evaluation/ belongs to another student or teacher than the workspace has now.
+        IntegrityError: evaluation/ judges another student or teacher than the current ones of the workspace.
     """
     verdict, registry = _judge_tonight(ws), Registry(ws.root)
     verdict["promoted"] = None
@@ -190,22 +190,22 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
         return verdict | {"decision": f"{kept}: promotion is switched off for this run"}
     limit, rounds = ws.params.student_train.max_rounds, registry.rounds(ws.path("models/student"))
     if limit is not None and rounds >= limit:
-        told = f"the student is good, but is round {rounds} of auto-labels, and student_train.max_rounds is {limit}"
-        return verdict | {"decision": f"{kept}: {told}: the last round does not teach"}
+        text = f"the student is good, but is round {rounds} of auto-labels, and student_train.max_rounds is {limit}"
+        return verdict | {"decision": f"{kept}: {text}: the last round does not teach"}
     metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
     version = registry.register(ws.path("models/student"), metrics=metrics, verdict=verdict)
     if registry.current().endswith(f"/{version.name}"):
         return verdict | {"decision": f"{version.name} teaches already"}
     if withdrawn := registry.withdrawn(version.name):
-        why = f" ({withdrawn['reason']})" if withdrawn["reason"] else ""
-        told = f"{kept}: {version.name} was rolled back by {withdrawn['by'] or 'somebody'}{why}; "
-        return verdict | {"decision": f"{told}`autolabel models promote {version.name}` takes it back"}
+        reason = f" ({withdrawn['reason']})" if withdrawn["reason"] else ""
+        text = f"{kept}: {version.name} was rolled back by {withdrawn['by'] or 'somebody'}{reason}; "
+        return verdict | {"decision": f"{text}`autolabel models promote {version.name}` takes it back"}
     registry.promote(version, by=by, reason=str(verdict.get("sentence", "")))
     return verdict | {"promoted": version.name, "decision": f"promoted {version.name}"}
 
 
 def _judge_tonight(ws: Workspace) -> dict[str, Any]:
-    """The gate's verdict on models/student against whoever teaches, with looks and A/A trainings counted."""
+    """The gate's verdict on models/student against the current teacher, given the looks and A/A trainings so far."""
     stored = atomic.read_json(ws.path("evaluation/verdict.json"))
     weights = weights_of(ws.path("models/student"))
     _check_models(ws, stored, weights)
@@ -233,7 +233,7 @@ def _judge_tonight(ws: Workspace) -> dict[str, Any]:
 
 
 def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
-    """The student may have been trained anew since `evaluate`, and somebody may have promoted or rolled back."""
+    """Raise IntegrityError if the student or the teacher has changed since `evaluate`."""
     path, against = ws.path("evaluation/verdict.json"), stored.get("incumbent_weights_sha256")
     hint = "run `dvc repro evaluate`"
     if stored.get("candidate_weights_sha256") != student:
@@ -243,7 +243,7 @@ def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
 
 
 def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
-    """How `evaluate` scored the pinned reference, under the name that people type; or why there is no score."""
+    """Score that `evaluate` gave the pinned reference, under its version name; or the reason why it has no score."""
     champion, metrics = Registry(ws.root).champion(), ws.path("evaluation/metrics.json")
     if champion is None or not metrics.exists():
         return None, ""
@@ -252,11 +252,11 @@ def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
         if row["weights_sha256"] == wanted:
             return replace(_judged(ws, name)[0], name=champion.name), ""
     if knows_other_classes(champion.path, Index.load(ws.path("data/index/target.parquet")).classes):
-        told = "has other classes and cannot be scored: `autolabel models pin VERSION` names another, "
-        told += "`rm models/registry/champion.json` none until the next promotion"
+        text = "has other classes and cannot be scored: `autolabel models pin VERSION` names another, "
+        text += "`rm models/registry/champion.json` none until the next promotion"
     else:
-        told = "has not been scored on these images: `dvc repro --force --single-item evaluate`"
-    return None, f"the pinned reference {champion.name} {told}"
+        text = "has not been scored on these images: `dvc repro --force --single-item evaluate`"
+    return None, f"the pinned reference {champion.name} {text}"
 
 
 def _aa_note(ws: Workspace, aa: dict[str, Any]) -> list[str]:

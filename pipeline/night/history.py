@@ -1,4 +1,4 @@
-"""What is kept of a night: a line in work/nightly/history.jsonl, which the next page reads, and a run in MLflow."""
+"""Keep a record of each night: a line in work/nightly/history.jsonl for the next page, and a run in MLflow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.workspace.workspace import Workspace
 
 HISTORY = "work/nightly/history.jsonl"
 NIGHTS = 30
-_NAMED = 4  # changed parameters that are written out
+_NAMED = 4  # most changed parameters that are written out
 
 
 def nights(ws: Workspace) -> list[dict[str, Any]]:
@@ -38,28 +38,28 @@ def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_readable(ws: Workspace) -> None:
-    """Refuse a history, A/A figures or a reference that cannot be read.
+    """Check that the history, the A/A figures and the pinned reference can be read.
 
-    The gate or the morning page would fail on them hours later. A/A figures are those of trainings of one recipe.
+    Otherwise the gate or the morning page would fail hours later. A/A figures come from trainings of one recipe.
 
     Raises:
-        IntegrityError: names the file and the line.
+        IntegrityError: a file cannot be read; the message names the file and the line.
     """
     nights(ws)
     registry = Registry(ws.root)
     registry.history()
     champion = registry.champion()
-    if champion is not None and (wrong := damage(champion.path)):
-        mend = "`autolabel models register` of the same weights mends it, `autolabel models pin` names another"
-        raise IntegrityError(f"the pinned reference {champion.name}: {wrong}", hint=mend)
+    if champion is not None and (error := damage(champion.path)):
+        fix = "`autolabel models register` of the same weights mends it, `autolabel models pin` names another"
+        raise IntegrityError(f"the pinned reference {champion.name}: {error}", hint=fix)
     looks(ws)
     measured_aa(ws)
 
 
 def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What a night was made with: images, parameters, code, teacher; compared with the night before.
+    """Inputs of a night, for the comparison with the night before: images, parameters, code, teacher.
 
-    Without an index its images are those of the night before: DVC removes the index before `prepare` runs.
+    Without an index the images of the night before are taken: DVC removes the index before `prepare` runs.
     """
     index, summary = ws.path("data/index/target.parquet"), ws.path("data/index/summary.json")
     before = (nights(ws) or [{}])[-1].get("night", {})
@@ -74,15 +74,15 @@ def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differs(ws: Workspace, night: Mapping[str, Any]) -> list[str]:
-    """What differs from the night before, one sentence each."""
+    """One sentence for each difference from the night before."""
     before = nights(ws)
     if not before:
         return ["this is the first night"]
     old = before[-1]["night"]
     found = [*_data(old, night), *_params(old.get("params"), night["params"])]
-    for key, what in (("code", "program"), ("teacher", "teacher")):
+    for key, label in (("code", "program"), ("teacher", "teacher")):
         if old.get(key) != night[key]:
-            found.append(f"{what}: {old.get(key) or 'none'} → {night[key]}")
+            found.append(f"{label}: {old.get(key) or 'none'} → {night[key]}")
     if night["overrides"]:
         given = ", ".join(f"{key} = {json.dumps(value)}" for key, value in night["overrides"].items())
         found.append(f"for this run only: {given}")
@@ -105,12 +105,12 @@ def _params(old: Any, new: Mapping[str, Any]) -> list[str]:
     if not isinstance(old, dict):  # a night whose params.yaml could not be read
         return []
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    told = [f"{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}" for key in changed[:_NAMED]]
-    return told + ([f"and {len(changed) - _NAMED} more parameters"] if len(changed) > _NAMED else [])
+    lines = [f"{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}" for key in changed[:_NAMED]]
+    return lines + ([f"and {len(changed) - _NAMED} more parameters"] if len(changed) > _NAMED else [])
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; lists and empty sections stay whole."""
+    """Flatten a tree to dotted keys; lists and empty sections stay whole."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
@@ -118,26 +118,26 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _code() -> str:
-    """Version, and the commit where the program runs from a git checkout."""
+    """Version of the program, with the commit if the program runs from a git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    except OSError:  # no git on the PATH: which commit is unknown, as outside of a checkout
+        result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    except OSError:  # without git on the PATH the commit is unknown, as outside of a checkout
         return __version__
-    commit = done.stdout.strip()
-    return f"{__version__} ({commit})" if done.returncode == 0 and commit else __version__
+    commit = result.stdout.strip()
+    return f"{__version__} ({commit})" if result.returncode == 0 and commit else __version__
 
 
 def track_night(ws: Workspace, figures: Mapping[str, Any], path: Path) -> str:
-    """Keep a night in MLflow, beside the trainings, where `student_train.runtime.tracking` names mlflow.
+    """Record a night in MLflow, next to the trainings, if `student_train.runtime.tracking` names mlflow.
 
     Args:
         ws: the workspace.
-        figures: tonight's line of the history; {} where it could not be written.
+        figures: tonight's line of the history; {} if the line could not be written.
         path: the page of the night.
 
     Returns:
-        What hindered it, in a line; "" where nothing did, or where nobody asked for it.
+        One line with the error; "" if the night was recorded or mlflow is not named.
     """
     try:
         if "mlflow" not in ws.params.student_train.runtime.trackers:

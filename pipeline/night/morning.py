@@ -1,4 +1,4 @@
-"""What a night adds to the page of results: its outputs against those of last night; and the night is remembered."""
+"""Write the page of a night, which compares its outputs with last night's, and append the night to the history."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from pipeline.stages.disk import disk_need
 from pipeline.workspace.workspace import Workspace
 
 PAGE = "work/nightly/morning.html"
-_INSPECTOR = "http://127.0.0.1:8733/"  # `autolabel serve` with its own port
-_QUEUE = 20  # regions: a minute each
+_INSPECTOR = "http://127.0.0.1:8733/"  # `autolabel serve` on its default port
+_QUEUE = 20  # regions to review, about a minute each
 _CHOSEN, _RANDOM = 12, 3  # pictures: by expected loss, and at random
-_LISTED = 50  # images behind a number
-_CARRIED = ("counts", "coverage")  # what the next night compares its own with
+_LISTED = 50  # most images that a count links to
+_CARRIED = ("counts", "coverage")  # fields that the next night compares with
 _STEPS = {
     "arrived": "images arrived",
     "duplicate": "copies of known images",
@@ -54,26 +54,26 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class Tonight:
-    """What the flow itself knows of this night."""
+    """Facts of this night that the flow knows."""
 
-    arrived: Mapping[str, Any]  # what `discover` found
-    verdict: Mapping[str, Any] = field(default_factory=dict)  # what the gate said; {} when nobody was judged
+    arrived: Mapping[str, Any]  # result of `discover`
+    verdict: Mapping[str, Any] = field(default_factory=dict)  # verdict of the gate; {} when no student was judged
     overrides: Mapping[str, Any] = field(default_factory=dict)  # parameters of this run
-    seconds: Mapping[str, float] = field(default_factory=dict)  # of the stages that had something to do
+    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds, for stages that had to run
     failed: str = ""  # why the night ended early
     tail: tuple[str, ...] = ()  # last lines of the stage that failed
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the run, but `overrides`, where not the usual ones
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # other arguments of the run that are not defaults
     began: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
 
     @property
     def kind(self) -> str:
-        """The night in one or two words."""
+        """Outcome of the night: promoted, kept, not judged or failed."""
         if self.failed or not self.verdict:
             return "failed" if self.failed else "not judged"
         return "promoted" if self.verdict.get("promoted") else "kept"
 
     def known(self, ws: Workspace) -> dict[str, Any]:
-        """Fields of `Since` that every night has, also one that could read nothing."""
+        """Fields of `Since` that every night has, even a night that could read no file."""
         metrics = {} if self.failed or not self.verdict else json_of(ws, "evaluation/metrics.json")
         spread = ws.path("models/registry/aa.json").exists()
         return {
@@ -90,10 +90,10 @@ class Tonight:
 
 
 def publish(ws: Workspace, tonight: Tonight) -> tuple[Since, Facts | None]:
-    """Write the page of a night and remember the night.
+    """Write the page of a night and append the night to the history.
 
-    A night may have failed on a file that the page needs, such as params.yaml. Its page then holds why it failed and
-    what to type, and lacks the parts that were not read.
+    A night may have failed on a file that the page needs, such as params.yaml. The page then says why the
+    night failed and what to type, and lacks the parts that were not read.
     """
     try:
         facts, hindered = _report(ws, tonight)
@@ -107,7 +107,7 @@ def publish(ws: Workspace, tonight: Tonight) -> tuple[Since, Facts | None]:
 
 
 def _report(ws: Workspace, tonight: Tonight) -> tuple[Facts | None, list[str]]:
-    """What the report shows, and what hinders it; a night that failed half-way may leave files that do not fit."""
+    """Data of the report, or a warning why it is missing; a failed night may leave files that do not fit."""
     if not ws.path("data/index/target.parquet").exists():  # DVC removes it before `prepare` runs
         return None, []
     try:
@@ -127,7 +127,7 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> Since:
     statistics = json_of(ws, "labels/final/statistics.json")
     before = (history.nights(ws) or [{}])[-1]
     counts, links = _counts(ws, tonight.arrived, statistics)
-    if tonight.failed:  # DVC empties a stage's output before it runs: what the stage did not make is not gone
+    if tonight.failed:  # DVC removes a stage's output before the stage runs, so a missing output is no loss
         counts |= _kept_counts(ws, before.get("counts", {}))
     added = {key: round(value - before.get("counts", {}).get(key, 0.0), 2) for key, value in counts.items()}
     added["arrived"] = tonight.arrived.get("arrived", 0)
@@ -147,7 +147,7 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> Since:
         "counts": counts,
         "coverage": {row["name"]: row["coverage"] for row in statistics.get("classes", [])},
     }
-    differs = tuple(history.differs(ws, night))  # from the last line, which tonight's is not yet
+    differs = tuple(history.differs(ws, night))  # before `remember` appends tonight's line
     return Since(
         **tonight.known(ws),
         differs=differs,
@@ -173,7 +173,7 @@ def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> Si
     except HmsaError as error:
         warnings += [] if error.message in (why, tonight.failed) else [error.message]
         return Since(**known, warnings=tuple(warnings))
-    # What this night was made with is not known: the next one is compared with the last of which it is.
+    # The inputs of this night are unknown: the next night is compared with the last night of known inputs.
     night = {**before.get("night", {}), "overrides": dict(tonight.overrides)}
     line = {key: before[key] for key in _CARRIED if key in before}
     nights = history.remember(ws, {**line, "night": night, "kind": "failed"})
@@ -186,7 +186,7 @@ def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> Si
 def _counts(
     ws: Workspace, arrived: Mapping[str, Any], statistics: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, list[list[str]]]]:
-    """How many images (pixels, per cent) are at each step, and [name, link] of the first of them."""
+    """Number of images (pixels, per cent) at each step, and [name, link] of the first images."""
     table, index = ws.path("data/index/quarantine.parquet"), ws.path("data/index/target.parquet")
     rows = [row for row in read_quarantine(table) if row.root == "target"] if table.exists() else []
     copies = [row for row in rows if row.reason.startswith("duplicate")]
@@ -195,10 +195,10 @@ def _counts(
     stored = LabelStore.open(raw).pictures() if (raw / "manifest.json").exists() else {}
     marked = sorted({m.name for m in ReviewFile(raw, stored).marks()})
     known = set(Index.load(index).samples.values("name")) if index.exists() else set()
-    # A label without an image is no image, and one whose image is used is counted with it.
-    out = {row.name for row in rows if row.part == "image" or row.reason != "unpaired"}
+    # A label without an image does not count. A refused label whose image is used has the name of that image.
+    refused_names = {row.name for row in rows if row.part == "image" or row.reason != "unpaired"}
     counts = {
-        "arrived": len(known | out),
+        "arrived": len(known | refused_names),
         "duplicate": len(copies),
         "quarantined": len(refused),
         "labelled": len(stored),
@@ -222,18 +222,18 @@ def _counts(
 
 
 def _kept_counts(ws: Workspace, before: Mapping[str, float]) -> dict[str, float]:
-    """Counts of the night before, of what this one has no output for."""
+    """Counts of the night before for the outputs that this night does not have."""
     files = {
         "data/index/target.parquet": ("arrived", "duplicate", "quarantined"),
         "labels/raw/manifest.json": ("labelled",),
         "labels/final/manifest.json": ("kept", "conflicts"),
     }
-    gone = [key for file, keys in files.items() if not ws.path(file).exists() for key in keys]
-    return {key: before[key] for key in gone if key in before}
+    missing = [key for file, keys in files.items() if not ws.path(file).exists() for key in keys]
+    return {key: before[key] for key in missing if key in before}
 
 
 def _file(ws: Workspace, path: str) -> str:
-    """Relative address, from the page, of a file of the target root."""
+    """Relative link from the page to a file of the target root."""
     return quote(Path(os.path.relpath(ws.roots["target"] / path, ws.path(PAGE).parent)).as_posix())
 
 
@@ -254,7 +254,7 @@ def _serve(ws: Workspace) -> str:
 
 
 def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
-    """Fields of `Since`: pictures by expected loss and at random, twenty minutes of review, and where answers pay."""
+    """Fields of `Since`: pictures by expected loss and at random, regions to review, classes where answers pay."""
     if used is None:
         return {"alarms": []}
     policy = used[0]
@@ -270,7 +270,7 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     ranked = [(statistics.names[i], points(float(loss[i]))) for i in (-loss).argsort(kind="stable")]
     looked_at = [name for name, _ in ranked[: 2 * _QUEUE]]
     regions = wrong_regions(LabelStore.open(ws.path("labels/raw")), policy.codes(), right, looked_at)
-    # "At random", and yet the same on a re-run: drawn by the store's own digest.
+    # The pictures "at random" are the same on a re-run, since the store's digest is the seed.
     seed = statistics.manifest["digest"]
     rest = sorted((name for name, _ in ranked[_CHOSEN:]), key=lambda name: atomic.digest([seed, name]))
     captions = {name: f"{share} %" for name, share in ranked[:_CHOSEN]}
@@ -293,32 +293,32 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
 
 
 def _alarms(view: StoreView, policy: ThresholdPolicy, why: str) -> list[str]:
-    """Classes that several nights' audits found less right than measured, and answers that cannot be read.
+    """Warnings of classes whose audits contradict the measured precision, and of answers that cannot be read.
 
-    `why`: the certificate of the store does not count; "" = it does, or there is none.
+    `why`: why the certificate of the store does not count; "" = the certificate counts, or there is none.
     """
     least = {e.name: e.evidence["lower"] for e in policy.entries if e.evidence.get("lower") is not None}
-    cuts = {e.name: int(code) for e, code in zip(policy.entries, policy.codes(), strict=True)}
-    told = [f"the certificate of labels/raw {why}"] if why.startswith("does not count") else []
+    codes = {e.name: int(code) for e, code in zip(policy.entries, policy.codes(), strict=True)}
+    lines = [f"the certificate of labels/raw {why}"] if why.startswith("does not count") else []
     try:
         audits = SpotFile(Audit, view).every()
-        ours = [audit for audit in audits if audit.value.get("teacher") == view.lineage.get("teacher")]
-        return told + precision_alarms(ours, least, cuts)
+        of_teacher = [audit for audit in audits if audit.value.get("teacher") == view.lineage.get("teacher")]
+        return lines + precision_alarms(of_teacher, least, codes)
     except HmsaError as error:
-        return [*told, f"no alarm over the audits: {error.message}"]
+        return [*lines, f"no alarm over the audits: {error.message}"]
 
 
 def _health(ws: Workspace, tonight: Tonight) -> tuple[tuple[str, ...], list[str]]:
-    """Lines on disk and evidence; warnings, about which somebody should do something."""
+    """Lines on disk space and evidence, and warnings of problems that somebody should fix."""
     need, gate, verdict = disk_need(ws), ws.params.evaluate.gate, tonight.verdict
     runs = len(measured_aa(ws).get("mean_iou", []))
-    every = json_of(ws, "labels/final/statistics.json").get("skipped", [])
-    skipped = [row for row in every if row.get("reason") != "flagged in review"]  # a person decided that
+    all_skipped = json_of(ws, "labels/final/statistics.json").get("skipped", [])
+    skipped = [row for row in all_skipped if row.get("reason") != "flagged in review"]  # a person excluded it
     labelled = json_of(ws, "metrics/auto-infer.json")
-    told = [str(need)]
-    told += [f"seed variance from {runs} A/A trainings"] if runs else []
+    lines = [str(need)]
+    lines += [f"seed variance from {runs} A/A trainings"] if runs else []
     if verdict.get("look"):
-        told.append(f"look {verdict['look']} at this report set, {100 * verdict['alpha']:.2f} % of error spent on it")
+        lines.append(f"look {verdict['look']} at this report set, {100 * verdict['alpha']:.2f} % of error spent on it")
     warnings = list(verdict.get("notes", []))
     if need.free < 2 * need.total:
         warnings.append("less than twice the disk that a night needs is free: `dvc gc --workspace`")
@@ -333,4 +333,4 @@ def _health(ws: Workspace, tonight: Tonight) -> tuple[tuple[str, ...], list[str]
         warnings.append(told_of_self_taught(labelled["self_taught"], labelled["images"]))
     if tonight.arrived.get("gone"):
         warnings.append(f"{tonight.arrived['gone']} images of the last index are gone from the folder")
-    return tuple(told), warnings
+    return tuple(lines), warnings

@@ -1,9 +1,9 @@
-"""Settle flow runs whose process is gone: after a full kill nobody else does.
+"""Settle flow runs whose process is gone: after a kill of all processes nothing else does.
 
 A night holds the lock of its workspace for its whole life. A run that Prefect calls Running while that lock is free
-is dead and becomes Crashed, or Cancelled if that was asked for. A run is Running for a moment before it has the lock,
-so another process looks twice. A run that a worker had taken but not started when the worker was killed would stay
-Pending for ever: it is scheduled again.
+is dead and becomes Crashed, or Cancelled if somebody cancelled it. A run is Running for a moment before it has the
+lock, so another process looks twice. A run stays Pending for ever if its worker was killed before the run started:
+`reap` schedules it again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from uuid import UUID
 
 from hmsa_core.io.locks import FileLock
 
-BEGINS_S = 15.0  # longest time from Running to the lock: a moment, but the machine may be busy
+BEGINS_S = 15.0  # longest time from Running to the lock, on a busy machine
 _LOST = "its process is gone (the workspace's lock is free): told by the reaper"
-# State -> name and message of its successor, and what is said of it.
+# State of a dead run -> name and message of its next state, and words for the log.
 _SETTLED = {
     "RUNNING": ("Crashed", _LOST, "marked Crashed"),
     "CANCELLING": ("Cancelled", _LOST, "marked Cancelled"),
@@ -32,13 +32,13 @@ def nightly_lock(workspace: Path) -> FileLock:
 
 
 def reap(workspace: Path, *, keep: UUID | None = None, pending: bool = False) -> list[str]:
-    """Settle dead runs of a workspace; return a line for each.
+    """Settle dead runs of a workspace; return one line per run.
 
     Args:
-        workspace: whose runs.
-        keep: the run that holds the lock (the caller), if any; without it nothing is done while somebody holds
-            the lock, and a run that is Running without it has 15 seconds to take it.
-        pending: also runs that were about to start (only while no worker can be starting one).
+        workspace: folder of the workspace.
+        keep: id of the caller's run, which holds the lock. None: nothing is done while another process holds
+            the lock, and a run that is Running without the lock has 15 seconds to take the lock.
+        pending: also settle Pending runs (only while no worker can be starting a run).
     """
     if keep is None and not nightly_lock(workspace).is_free():
         return []
@@ -50,15 +50,15 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[st
     from prefect.client.orchestration import get_client
     from prefect.client.schemas import filters
 
-    asked = [state for state in _SETTLED if pending or state != "PENDING"]
+    wanted = [state for state in _SETTLED if pending or state != "PENDING"]
     flow = filters.FlowFilter(name={"any_": ["auto-label"]})
-    runs = filters.FlowRunFilter(state={"type": {"any_": asked}})
+    runs = filters.FlowRunFilter(state={"type": {"any_": wanted}})
 
     async def dead() -> list[Any]:
         found = await client.read_flow_runs(flow_filter=flow, flow_run_filter=runs)
         return [run for run in found if run.id != keep and run.state_type and _belongs(run.parameters, workspace)]
 
-    said = []
+    lines = []
     async with get_client() as client:
         first = await dead()
         if keep is None and any(run.state_type == "RUNNING" for run in first):
@@ -68,27 +68,27 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[st
             seen = {(run.id, run.state_type) for run in first}
             first = [run for run in await dead() if (run.id, run.state_type) in seen]
         for run in first:
-            successor, message, done = _SETTLED[run.state_type.value]
+            successor, message, action = _SETTLED[run.state_type.value]
             await client.set_flow_run_state(run.id, getattr(states, successor)(message=message), force=True)
-            said.append(f"run {run.name} was left behind as {run.state_name}: {done}")
+            lines.append(f"run {run.name} was left behind as {run.state_name}: {action}")
         if keep is None:
-            said += await _cancel_missed(client, flow, workspace)
-    return said
+            lines += await _cancel_missed(client, flow, workspace)
+    return lines
 
 
 async def _cancel_missed(client: Any, flow: Any, workspace: Path) -> list[str]:
-    """Of alike nights whose time has passed the newest will run: each one before it would make the same."""
+    """Cancel overdue nights except the newest of the same parameters: all of them would give the same result."""
     from prefect import states
     from prefect.client.schemas import filters, sorting
 
-    late = filters.FlowRunFilter(
+    due = filters.FlowRunFilter(
         state={"type": {"any_": ["SCHEDULED"]}}, expected_start_time={"before_": datetime.now(UTC)}
     )
     order = sorting.FlowRunSort.EXPECTED_START_TIME_ASC
-    found = await client.read_flow_runs(flow_filter=flow, flow_run_filter=late, sort=order)
-    ours = [run for run in found if run.auto_scheduled and _belongs(run.parameters, workspace)]
-    newest = {(run.deployment_id, repr(run.parameters)): run.id for run in ours}
-    missed = [run for run in ours if run.id not in newest.values()]
+    found = await client.read_flow_runs(flow_filter=flow, flow_run_filter=due, sort=order)
+    overdue = [run for run in found if run.auto_scheduled and _belongs(run.parameters, workspace)]
+    newest = {(run.deployment_id, repr(run.parameters)): run.id for run in overdue}
+    missed = [run for run in overdue if run.id not in newest.values()]
     for run in missed:
         await client.set_flow_run_state(run.id, states.Cancelled(message="missed: a newer night is due"), force=True)
     return [f"{len(missed)} missed nights are cancelled: the newest that is due will run"] if missed else []

@@ -1,7 +1,7 @@
-"""Run one DVC stage as a child: its lines go to a logger, its death is noticed, a stop reaches its ranks.
+"""Run one DVC stage as a child process: log its lines, notice its end, pass a stop on to its ranks.
 
-Prefect tells nobody that its server is gone: a flow would compute for hours and then fail to report. So the server is
-watched, and a run without one stops its stage, with its progress saved, and ends.
+Prefect does not report that its server is gone: a flow would compute for hours and then fail to report. So
+`ServerWatch` watches the server. Without a server the stage saves its progress and stops, and the run ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from hmsa_core.io.errors import HmsaError, NoSpaceError
 from hmsa_core.io.process import die_with_parent, end_group
 
-# Exit statuses that a second try cannot mend: bad parameter, bad input, damaged file, leak, diverged
+# Exit statuses that a retry cannot repair: bad parameter, bad input, damaged file, leak, diverged
 # training, full disk, locked, stopped on request.
 PERMANENT = frozenset({2, 3, 4, 5, 6, 28, 75, 143})
 DVC = (sys.executable, "-m", "pipeline.night.parameters")
@@ -33,8 +33,8 @@ _LOST = "ERROR: failed to transfer "
 _EXITED = re.compile(r"exited with (-?\d+)")
 _STOP_GRACE_S = 25.0  # Prefect kills a cancelled run after 30
 _ASK_EVERY_S = 2.0
-_REFUSED = 3  # answers "nobody listens" in a row: the server is dead
-_SILENT = 60  # other failures in a row (two minutes and more): a busy server or a cut cable is worth waiting for
+_REFUSED = 3  # refused connections in a row after which the server counts as dead
+_SILENT = 60  # other failures in a row (two minutes and more): a busy server or a network fault may recover
 
 
 class StageFailedError(HmsaError):
@@ -49,26 +49,26 @@ class StageFailedError(HmsaError):
 
     @property
     def is_worth_a_retry(self) -> bool:
-        """Whether running it again may help (a lost worker, a killed process)."""
+        """Whether a retry of the stage may help (a lost worker, a killed process)."""
         return self.status not in PERMANENT
 
 
 class ServerGoneError(HmsaError):
-    """The orchestration server did not answer any more; the stage was stopped with its progress saved."""
+    """The orchestration server stopped answering; the stage was stopped with its progress saved."""
 
 
 def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive: Callable[[], bool]) -> float:
-    """Run `dvc repro --single-item STAGE`; return the seconds it took.
+    """Run `dvc repro --single-item STAGE`; return its seconds.
 
     Args:
         stage: name in dvc.yaml.
         workspace: folder of dvc.yaml.
         say: receives each line of output.
-        alive: asked every two seconds. False stops the stage (with a checkpoint).
+        alive: called every two seconds. False stops the stage (with a checkpoint).
 
     Raises:
         StageFailedError: the stage ended with an error, or DVC could not put an output into its cache.
-        ServerGoneError: `alive` said no.
+        ServerGoneError: `alive` returned False.
     """
     start = time.monotonic()
     child = subprocess.Popen(
@@ -91,12 +91,12 @@ def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive:
             say(line)
         status = child.wait()
     except BaseException:
-        with _undisturbed():  # the worker's own end is one more signal
+        with _undisturbed():  # the end of the worker sends one more signal
             stop_group(child)
         raise
-    if lost:  # DVC ends with status 0 all the same
-        what = f"error: DVC could not save what it made: {lost} (look at space and rights of `dvc cache dir`)"
-        raise StageFailedError(stage, NoSpaceError.exit_code, [*tail, what])
+    if lost:  # DVC ends with status 0 although an output is lost
+        message = f"error: DVC could not save what it made: {lost} (look at space and rights of `dvc cache dir`)"
+        raise StageFailedError(stage, NoSpaceError.exit_code, [*tail, message])
     if status:
         found = [int(m.group(1)) for line in tail for m in _EXITED.finditer(line)]
         raise StageFailedError(stage, found[-1] if found else status, list(tail))
@@ -105,7 +105,7 @@ def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hear of further requests to stop afterwards: for a limited time."""
+    """Hold further stop signals back until the end of the block, which takes a limited time."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -122,12 +122,12 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) -> Iterator[str]:
-    """Lines of the child's output as they come; every few seconds `alive` is asked."""
+    """Yield the lines of the child's output as they come; call `alive` every few seconds."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
-        assert child.stdout is not None  # noqa: S101 - it was asked for
-        with child.stdout:  # nobody else closes it: that would wait for this thread
+        assert child.stdout is not None  # noqa: S101 - Popen opened a pipe
+        with child.stdout:  # closed in this thread: a close in another thread would wait
             for line in child.stdout:
                 lines.put(line.rstrip())
         lines.put(None)
@@ -148,10 +148,10 @@ def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) 
 
 
 def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) -> None:
-    """Stop dvc and everything below it, leaving time to save a checkpoint; a job that needs longer ends by itself.
+    """Stop dvc and its child processes with time to save a checkpoint; a job that needs longer ends by itself.
 
-    Only dvc gets the signal: it dies at once, its death is the stage's signal to stop, and the stage
-    passes it on.
+    Only dvc gets the signal, and dvc ends at once. The end of dvc stops the stage, and the stage stops its
+    ranks.
     """
     if child.poll() is None:
         child.terminate()
@@ -160,11 +160,11 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
 
 
 class ServerWatch:
-    """Asks the API's health page; `alive` is called every two seconds.
+    """Watch the health page of the API; callers call `alive` every two seconds.
 
     Args:
-        url: of the API; empty = there is none to watch.
-        timeout_s: of one question.
+        url: address of the API; empty = there is no server to watch.
+        timeout_s: longest wait for one answer, in seconds.
     """
 
     def __init__(self, url: str | None, *, timeout_s: float = 2.0) -> None:
@@ -172,14 +172,14 @@ class ServerWatch:
         self._refused = self._silent = 0
 
     def alive(self) -> bool:
-        """False once the server refused three times in a row, or failed in another way for minutes."""
+        """False once the server refused three times in a row, or failed in another way for two minutes."""
         if not self.url:
             return True
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=self.timeout_s):  # noqa: S310 - Prefect's own API
                 self._refused = self._silent = 0
         except urllib.error.HTTPError as error:
-            # "Not found" or "log in first" is said by somebody; a gateway says 5xx for a server that is gone.
+            # A 4xx status comes from a live server; a gateway answers 5xx for a server that is gone.
             self._refused, self._silent = 0, 0 if error.code < 500 else self._silent + 1
         except OSError as error:  # URLError is one
             reason = error.reason if isinstance(error, urllib.error.URLError) else error

@@ -36,7 +36,7 @@ class Services:
 
     Args:
         workspace: the folder.
-        port: of the server; default: the one that this workspace used last, or Prefect's own 4200.
+        port: port of the server; default: the last port of this workspace, or Prefect's default 4200.
     """
 
     def __init__(self, workspace: Path, *, port: int | None = None) -> None:
@@ -46,12 +46,12 @@ class Services:
         self._pointer = self.workspace / "prefect.toml"
         self.last_port = int(atomic.read_json(self._port_file)["port"]) if self._port_file.exists() else None
         self.port = port or self.last_port or 4200
-        self.is_external = bool(os.environ.get("PREFECT_API_URL"))  # the user brought a server
+        self.is_external = bool(os.environ.get("PREFECT_API_URL"))  # the user runs the server
         self.api_url = os.environ.get("PREFECT_API_URL") or f"http://{HOST}:{self.port}/api"
 
     def environment(self) -> dict[str, str]:
         """Environment of every Prefect process of this workspace."""
-        paths = {"PYTHONPATH": str(REPO), "PATH": str(Path(sys.executable).parent)}  # this code, these console scripts
+        paths = {"PYTHONPATH": str(REPO), "PATH": str(Path(sys.executable).parent)}  # this code and its console scripts
         return {
             "PREFECT_WORKER_QUERY_SECONDS": "5",
             **os.environ,
@@ -63,7 +63,7 @@ class Services:
             "DVC_NO_ANALYTICS": "1",
             "AUTO_LABEL_ROOT": str(self.workspace),
             "AUTO_LABEL_CODE": str(REPO),
-            **{name: os.pathsep.join(filter(None, [own, os.environ.get(name)])) for name, own in paths.items()},
+            **{name: os.pathsep.join(filter(None, [path, os.environ.get(name)])) for name, path in paths.items()},
         }
 
     def lock(self, name: str) -> FileLock:
@@ -75,11 +75,11 @@ class Services:
         return not self.lock(name).is_free()
 
     def start(self, name: str, *arguments: str) -> int | None:
-        """Start `prefect ARGUMENTS` in a session of its own; return its process id, None when it runs already."""
+        """Start `prefect ARGUMENTS` in a new session; return its process id, or None if the service runs already."""
         lock, command = self.lock(name), [sys.executable, "-m", "prefect", *arguments]
         env = self.environment()
         if name == "server":
-            del env["PREFECT_API_URL"]  # it would ask itself
+            del env["PREFECT_API_URL"]  # with it the server would call itself
         try:
             lock.acquire()
         except LockedError:
@@ -96,7 +96,7 @@ class Services:
                     start_new_session=True,
                     pass_fds=(lock.fd,),
                 )
-            # The child shares the lock's open file, so its pid may be written over ours.
+            # The child shares the lock's open file, so its pid may replace the pid of this process.
             os.ftruncate(lock.fd, 0)
             os.pwrite(lock.fd, json.dumps({"pid": child.pid, "command": " ".join(command)}).encode(), 0)
         finally:
@@ -122,7 +122,7 @@ class Services:
     def healthy(self) -> bool:
         """Whether the API answers."""
         try:
-            with urllib.request.urlopen(f"{self.api_url}/health", timeout=2) as answer:  # noqa: S310 - our own http URL
+            with urllib.request.urlopen(f"{self.api_url}/health", timeout=2) as answer:  # noqa: S310 - a fixed http URL
                 return bool(answer.status == 200)
         except (OSError, ValueError):
             return False
@@ -143,7 +143,7 @@ class Services:
         return f"{' | '.join(lines[-3:])} (log {path})"
 
     def check_port(self) -> None:
-        """Refuse another port than the running server's, and one that another program listens on."""
+        """Raise ConfigError if the server runs on another port, or if another program listens on this port."""
         if self.is_running("server"):
             if self.last_port not in (None, self.port):
                 raise ConfigError(
@@ -162,11 +162,11 @@ class Services:
                 ) from error
 
     def _owns_pointer(self) -> bool:
-        """Whether prefect.toml is ours: a user's own settings stay as they are."""
+        """Whether prefect.toml is missing or written by this program; a user's file stays unchanged."""
         return not self._pointer.exists() or self._pointer.read_text("utf-8").startswith(_MARK)
 
     def remember(self) -> None:
-        """Keep the port, and let a plain `prefect` command in the workspace find the server."""
+        """Save the port, and let a plain `prefect` command in the workspace find the server."""
         atomic.write_json(self._port_file, {"port": self.port})
         if self._owns_pointer():
             atomic.write_text(self._pointer, f'{_MARK}[api]\nurl = "{self.api_url}"\n')
@@ -177,19 +177,19 @@ class Services:
             self._pointer.unlink(missing_ok=True)
 
     def prefect(self, *arguments: str) -> None:
-        """Run a command of Prefect's; HmsaError with its last lines when it fails."""
+        """Run a `prefect` command; a failure raises HmsaError with the last lines of its output."""
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
         env = self.environment()
-        done = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
-        if done.returncode:
-            tail = " | ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
+        result = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
+        if result.returncode:
+            tail = " | ".join((result.stdout + result.stderr).strip().splitlines()[-3:])
             raise HmsaError(f"prefect {' '.join(arguments[:2])} failed against {self.api_url}: {tail}")
 
     def deployed_workspace(self) -> str:
-        """Whose workspace the server's deployment is for; "" when there is none yet."""
+        """Workspace of the server's deployment; "" before the first deployment."""
         address = f"{self.api_url}/deployments/name/auto-label/nightly"
         try:
-            with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 - our own http URL
+            with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 - a fixed http URL
                 return str(json.load(answer)["parameters"].get("workspace") or "")
         except urllib.error.HTTPError as error:
             if error.code == 404:
@@ -198,35 +198,35 @@ class Services:
 
 
 def up(services: Services) -> list[str]:
-    """Bring everything up; return what was done, one line each."""
+    """Start the server and the worker, and register the deployment; return one line per action."""
     if not (services.workspace / "dvc.yaml").exists():
         hint = "make one: autolabel init DIR --profile tiny"
         raise ConfigError(f"{services.workspace}: not a workspace (no dvc.yaml)", hint=hint)
     described = _deployment_file(services)
     services.folder.mkdir(parents=True, exist_ok=True)
-    said, before = [_server(services)], services.deployed_workspace()
+    lines, before = [_server(services)], services.deployed_workspace()
     services.prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     services.prefect("deploy", "--all", "--prefect-file", str(described))
-    said.append("deployment auto-label/nightly is registered")
+    lines.append("deployment auto-label/nightly is registered")
     if before not in ("", str(services.workspace)):
-        said.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
-    said += _reap(services)
+        lines.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
+    lines += _reap(services)
     worker = ("worker", "start", "--pool", POOL, "--limit", "1", "--install-policy", "never")
     pid = services.start("worker", *worker, "--name", f"worker-{services.port}")
-    said.append("worker runs already" if pid is None else f"worker started (process {pid})")
-    said.append(f"web page: {services.api_url.removesuffix('/api')}")
-    said.append("now: prefect deployment run auto-label/nightly")
-    return said
+    lines.append("worker runs already" if pid is None else f"worker started (process {pid})")
+    lines.append(f"web page: {services.api_url.removesuffix('/api')}")
+    lines.append("now: prefect deployment run auto-label/nightly")
+    return lines
 
 
 def _deployment_file(services: Services) -> Path:
-    own, shipped = services.workspace / "prefect.yaml", REPO / "prefect.yaml"
-    if not own.exists() and not shipped.exists():  # installed from a wheel
+    local, shipped = services.workspace / "prefect.yaml", REPO / "prefect.yaml"
+    if not local.exists() and not shipped.exists():  # installed from a wheel
         raise ConfigError(
-            f"{own}: no deployment there, and the code at {REPO} is no checkout, whose own would do",
+            f"{local}: no deployment there, and the code at {REPO} is no checkout, whose own would do",
             hint="copy prefect.yaml of the repository into the workspace",
         )
-    return own if own.exists() else shipped
+    return local if local.exists() else shipped
 
 
 def _server(services: Services) -> str:
@@ -235,8 +235,8 @@ def _server(services: Services) -> str:
         return f"using the server at {services.api_url}"
     services.check_port()
     if not services.is_running("server") and nightly_lock(services.workspace).is_free():
-        # A worker gives up some time after its server is gone, and takes its run along. It ends before the server is
-        # back, since it would take the next run at once.
+        # A worker ends some time after its server is gone, together with its run. It is stopped before the new
+        # server starts, since it would take the next run at once.
         services.stop("worker")
     pid = services.start("server", "server", "start", "--host", HOST, "--port", str(services.port))
     services.wait_healthy(_START_S)
@@ -249,7 +249,7 @@ def _reap(services: Services) -> list[str]:
     """Settle runs that a killed server or worker left behind."""
     import httpx
 
-    os.environ.update(services.environment())  # before Prefect is imported: it then asks this server
+    os.environ.update(services.environment())  # before Prefect is imported, so that Prefect uses this server
     try:
         return reap(services.workspace, pending=not services.is_external and not services.is_running("worker"))
     except httpx.HTTPError as error:
@@ -260,6 +260,6 @@ def down(services: Services) -> list[str]:
     """Stop the worker (its flow ends with it, and the stage saves its progress), then the server."""
     if not services.folder.is_dir() and not (services.workspace / "dvc.yaml").exists():
         raise ConfigError(f"{services.workspace}: not a workspace (no dvc.yaml)", hint="name the one that is running")
-    said = [f"{n} stopped" if services.stop(n) else f"{n} was not running" for n in ("worker", "server")]
+    lines = [f"{n} stopped" if services.stop(n) else f"{n} was not running" for n in ("worker", "server")]
     services.forget()
-    return said
+    return lines

@@ -1,1 +1,1 @@
-"""The inspector: what a threshold keeps, in a terminal (`autolabel inspect`) and in a browser (`autolabel serve`)."""
+"""The inspector of label stores, in a terminal (`autolabel inspect`) and in a browser (`autolabel serve`)."""

@@ -1,6 +1,6 @@
-"""The HTTP surface: page, static files, read-only figures by GET, and the few writes by POST.
+"""HTTP routes: page, static files and figures by GET, writes by POST.
 
-Names of images are query parameters and are looked up in the store; no part of a request ever becomes a path.
+Image names are query parameters and are looked up in the store; no part of a request becomes a path.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from pipeline.review.weights import WeightJobs
 _LOG = logging.getLogger(__name__)
 
 MAX_ROWS = 1000
-_KEEP = {"cache-control": "private, max-age=600"}  # their addresses hold the version of the labels
+_KEEP = {"cache-control": "private, max-age=600"}  # for pictures: their addresses hold the version of the labels
 
 Answer = dict[str, Any]
 Picture = tuple[bytes, str]  # bytes and media type
@@ -88,14 +88,14 @@ def _texts(body: Answer, key: str) -> list[str]:
 
 
 def _verdict(body: Answer) -> tuple[str, int, str]:
-    """An answer about a drawn pixel: what it was drawn for, its number, and what was said."""
+    """Answer on a drawn pixel: id of its audit or certificate, number of the pixel, verdict."""
     return _field(body, "audit", str, ""), _field(body, "item", int, -1), _field(body, "verdict", str, "")
 
 
 class Api:
-    """Handlers over one session: plain functions of the query or the body.
+    """Handlers of one session, each a plain function of the query or the body.
 
-    They run in two small pools, so that thumbnails never delay a click.
+    The handlers run in two small pools, so that thumbnails never delay a click.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class Api:
         return self._session.view.classes.index(name) if name else None
 
     def _kept(self, asked: str | None) -> dict[str, str]:
-        """Headers of what a browser may keep; a page of other labels than those that are served gets nothing."""
+        """Cache headers of a picture; StaleError if the page was loaded with another version of the labels."""
         if asked not in (None, self._session.version):
             raise StaleError("the labels were made anew since this page was loaded", hint="load the page again")
         return {} if asked is None else _KEEP
 
     def store(self, _: QueryParams) -> Answer:
-        """All that the page computes with."""
+        """Data that the page computes with."""
         return {**self._session.describe(), "canWeigh": self._weights is not None}
 
     def stats(self, query: QueryParams) -> Answer:
@@ -143,7 +143,7 @@ class Api:
         return {"total": total, "offset": offset, "reviewed": len(statuses), "images": found}
 
     def image(self, query: QueryParams) -> Answer:
-        """What is known of one image."""
+        """Details of one image."""
         return self._session.image_details(_name(query))
 
     def plane(self, query: QueryParams) -> Picture:
@@ -153,7 +153,7 @@ class Api:
         return view.plane_png(name, query.get("plane", "label")), "image/png"
 
     def mini(self, query: QueryParams) -> Picture:
-        """Small label map above small code map."""
+        """Small label map above the small map of confidence codes, as PNG."""
         name = _name(query)
         return self._session.image(name).mini_png(name), "image/png"
 
@@ -168,12 +168,12 @@ class Api:
         return self._session.image(name).pictures.picture(name)
 
     def reviews(self, query: QueryParams) -> Answer:
-        """Marks of one image, or of all."""
+        """Marks of one image, or of all images."""
         name, review = query.get("name"), self._session.review
         return {"entries": [review.shown(mark) for mark in (review.of(name) if name else review.marks())]}
 
     def add_review(self, body: Answer) -> Answer:
-        """Append a mark, or take one back."""
+        """Append a mark, or withdraw a mark."""
         session, name = self._session, _field(body, "name", str, "")
         row, made = session.image(name).info(name), {}
         if "withdraws" in body:
@@ -199,7 +199,7 @@ class Api:
         return {"file": str(path), "digest": digest, "hint": hint}
 
     def audit(self, _: QueryParams) -> Answer:
-        """The audit of this store, if there is one."""
+        """The current audit of this store, or None."""
         audit = self._session.audits.current
         return {"current": None if audit is None else {**audit.to_json(), "file": str(self._session.audits.path)}}
 
@@ -225,11 +225,11 @@ class Api:
         return {"results": audit.results(), "overall": audit.overall()}
 
     def certificate(self, _: QueryParams) -> Answer:
-        """The certificate of this store, or why the one beside it is void."""
+        """The certificate of this store, or the reason why the stored certificate is void."""
         return self._session.certificate()
 
     def begin_certificate(self, body: Answer) -> Answer:
-        """Begin a certificate, or go on with the one of the same plan."""
+        """Begin a certificate, or continue the existing certificate of the same plan."""
         target, names = body.get("target"), _texts(body, "classes")
         if not isinstance(target, int | float) or isinstance(target, bool):
             raise ConfigError("target: expected a number")
@@ -237,7 +237,7 @@ class Api:
         return self._session.begin_certificate(target=float(target), budget=budget, seed=seed, classes=names)
 
     def answer_certificate(self, body: Answer) -> Answer:
-        """Record one answer and draw on."""
+        """Record one answer and continue the draws."""
         return self._session.answer_certificate(*_verdict(body))
 
     def _weigher(self) -> WeightJobs:
@@ -246,13 +246,13 @@ class Api:
         return self._weights
 
     def start_weights(self, body: Answer) -> Answer:
-        """Compute the scale weights of one image in a process of its own."""
+        """Compute the scale weights of one image in a separate process."""
         name = _field(body, "name", str, "")
         self._session.image(name)
         return self._weigher().start(name)
 
     def weights_state(self, query: QueryParams) -> Answer:
-        """Whether the weights of an image are there yet."""
+        """State of the job that computes the scale weights of an image."""
         return self._weigher().state(_name(query))
 
     def weight(self, query: QueryParams) -> Picture:
@@ -301,7 +301,7 @@ async def _in(pool: Executor, work: Callable[[], Any]) -> Any:
 
 
 class Page:
-    """The page and its files, read once at start and served by exact name: no request ever becomes a path."""
+    """The page and its files, read once at start and served by exact name; no request becomes a path."""
 
     def __init__(self, session: Session, token: str) -> None:
         sources = static_sources()
@@ -315,7 +315,7 @@ class Page:
         self._session = session
 
     async def page(self, request: Request) -> Response:
-        """The page itself; a link with a threshold that does not exist says so and shows nothing near it."""
+        """The page; a link with a threshold off the grid gives an error page, never a nearby threshold."""
         query = request.query_params
         try:
             self._session.cuts(query.get("threshold"), query.getlist("cut"))
@@ -326,7 +326,7 @@ class Page:
         return HTMLResponse(self._page)
 
     async def static(self, request: Request) -> Response:
-        """One static file; anything that is not exactly one of their names is 404."""
+        """One static file; any other name gives 404."""
         name = request.path_params["file"]
         if name not in self._files:
             raise HTTPException(404)
@@ -358,18 +358,18 @@ def _mended(key: str, value: str, bad: str, near: str) -> str:
     return f"{name}:{near}" if key == "cut" and colon and text == bad else value
 
 
-# What a request that fails is answered with; the first kind that fits counts. 507: the server cannot store it.
+# HTTP status for each error; the first type that fits counts. 507: the server cannot store the data.
 _STATUS: dict[type[HmsaError], int] = {ConfigError: 400, MarkError: 400}
 _STATUS |= {IntegrityError: 409, LockedError: 409, StaleError: 409, SaveError: 507, NoSpaceError: 507, InputError: 404}
 
 
 async def _on_error(_: Request, error: Exception) -> Response:
-    """One error as JSON: its kind, one line, a hint, and the neighbours of an off-grid threshold."""
+    """Error as JSON: its type, one line, a hint, and the neighbours of an off-grid threshold."""
     if isinstance(error, HmsaError):
         found, status = error, next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     else:
-        assert isinstance(error, OSError)  # registered for both alone  # noqa: S101
-        # Writers say what they wrote (`saving`): this one came from reading, and no question can mend it.
+        assert isinstance(error, OSError)  # registered for these two types only  # noqa: S101
+        # Writers translate an OSError (`saving`), so this one came from reading; no other request avoids it.
         found, status = translate_os_error(error, "reading"), 500
     if status >= 500:
         _LOG.warning("error: %s%s", found.message, f" (hint: {found.hint})" if found.hint else "")

@@ -14,6 +14,6 @@ MEDIA_TYPES |= {".html": "text/html; charset=utf-8", ".svg": "image/svg+xml"}
 
 
 def static_sources() -> dict[str, str]:
-    """File name -> text of all files of the page, in `static/`."""
+    """{file name: text} of all files of the page, which lie in `static/`."""
     files = sorted((resources.files(__package__) / "static").iterdir(), key=lambda file: file.name)
     return {file.name: file.read_text("utf-8") for file in files if Path(file.name).suffix in MEDIA_TYPES}

@@ -1,8 +1,8 @@
-"""The server of the page: what keeps other people and other web pages out, and the socket that it listens on.
+"""Serve the page: checks that keep other people and other web pages out, and the listening socket.
 
 Checks before every request, and headers after it:
 
-- Host: only names that this server goes by, so that a foreign name pointed at 127.0.0.1 (DNS rebinding) gets nothing.
+- Host: only this server's names pass, so that a foreign name that resolves to 127.0.0.1 (DNS rebinding) fails.
 - Origin: a request that a browser sends for another page is refused, `null` included.
 - Writing: POST only, with the token of this process in a header that no other page can read or send.
 - With `--token` (and always beyond loopback) reading needs the token too, by bearer header or cookie.
@@ -81,12 +81,12 @@ def _name_of(host: str) -> str | None:
 
 @dataclass(frozen=True)
 class Guard:
-    """Who may talk to this server."""
+    """Rules that say which requests this server accepts."""
 
     host: str = "127.0.0.1"  # address that the server listens on
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))  # of this process, for every write
-    demands_token: bool = False  # reading needs it as well
-    names: tuple[str, ...] = ()  # further host names that people reach this server by
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))  # of this process; every write needs it
+    demands_token: bool = False  # reading needs the token as well
+    names: tuple[str, ...] = ()  # further host names of this server
 
     def allows_host(self, header: str) -> bool:
         """Whether a Host header names this server."""
@@ -99,7 +99,7 @@ class Guard:
             address = ipaddress.ip_address(name)
         except ValueError:
             return False
-        # Beyond loopback people come by number as well; a number cannot be rebound by DNS.
+        # Beyond loopback people may also use an IP address, which DNS cannot rebind.
         return address.is_loopback or not is_loopback(self.host)
 
     def allows_origin(self, origin: str, host: str) -> bool:
@@ -107,17 +107,17 @@ class Guard:
         return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
 
     def is_token(self, given: str) -> bool:
-        """Compare in constant time."""
+        """Whether a text is the token, compared in constant time."""
         return hmac.compare_digest(given.encode("utf-8", "replace"), self.token.encode("utf-8"))
 
     @property
     def cookie_name(self) -> str:
-        """Name of the cookie; cookies know no ports, so two servers of one machine need two names."""
+        """Name of the cookie; cookies ignore ports, so two servers of one machine need two names."""
         return f"autolabel-{self.cookie[:8]}"
 
     @property
     def cookie(self) -> str:
-        """What the browser remembers instead of the token itself."""
+        """Hash of the token, which the browser keeps instead of the token."""
         return hashlib.sha256(b"autolabel cookie\0" + self.token.encode("utf-8")).hexdigest()
 
     def has_read_access(self, headers: Headers) -> bool:
@@ -127,10 +127,10 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if (kind.lower() == "bearer" and self.is_token(given)) or self.is_token(headers.get(TOKEN_HEADER, "")):
             return True
-        # Cookies of other programs of this host may be written as no parser expects.
+        # Other programs of this host may set cookies that a strict parser rejects.
         pairs = [pair.partition("=") for header in headers.getlist("cookie") for pair in header.split(";")]
-        ours = [value.strip() for name, _, value in pairs if name.strip() == self.cookie_name]
-        return any(hmac.compare_digest(value.encode(), self.cookie.encode()) for value in ours)
+        cookies = [value.strip() for name, _, value in pairs if name.strip() == self.cookie_name]
+        return any(hmac.compare_digest(value.encode(), self.cookie.encode()) for value in cookies)
 
 
 def _refuse(status: int, message: str) -> Response:
@@ -138,13 +138,13 @@ def _refuse(status: int, message: str) -> Response:
 
 
 class SafetyMiddleware:
-    """Wraps the whole application: nothing reaches a route that the guard does not let through."""
+    """Wrap the whole application: only requests that the guard accepts reach a route."""
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app, self._guard = app, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check, hand on, and add headers to the answer."""
+        """Check a request, pass it on, and add headers to the response."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -163,7 +163,7 @@ class SafetyMiddleware:
         await (refusal or self._app)(scope, receive, send_with_headers)
 
     def _check(self, scope: Scope) -> Response | None:
-        """The answer to a request that must not pass; None lets it through."""
+        """Response to a request that is refused; None accepts the request."""
         headers, guard = Headers(scope=scope), self._guard
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not guard.allows_host(hosts[0]):
@@ -190,33 +190,33 @@ class SafetyMiddleware:
         return None
 
     def _log_in(self, scope: Scope) -> Response:
-        """`/?token=...` sets the cookie once and takes the token out of the address; all else is refused."""
+        """Answer `/?token=TOKEN` with the cookie and a redirect to the address without the token; refuse all else."""
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = query.pop("token", [""])
         if scope["path"] == "/" and scope["method"] == "GET" and self._guard.is_token(given[0]):
             rest = "&".join(f"{quote(k)}={quote(v)}" for k, values in query.items() for v in values)
             answer = RedirectResponse("./" + (f"?{rest}" if rest else ""), status_code=303)
-            # "lax": a link from another page may open this one, nothing else from there may.
+            # "lax": links of other pages send the cookie, so that they can open this page; other requests do not.
             answer.set_cookie(self._guard.cookie_name, self._guard.cookie, httponly=True, samesite="lax", path="/")
             return answer
-        how = "open /?token=TOKEN once, or send Authorization: Bearer TOKEN"
-        return _refuse(401, f"this server asks for its token: {how}")
+        text = "open /?token=TOKEN once, or send Authorization: Bearer TOKEN"
+        return _refuse(401, f"this server asks for its token: {text}")
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How the page is served."""
+    """Options of the server."""
 
     host: str = "127.0.0.1"  # address to listen on
-    port: int = 0  # 0 = any free one
-    token: str | None = None  # reading needs it as well; None on loopback = a random one for writes alone
-    names: tuple[str, ...] = ()  # further host names that the server goes by
+    port: int = 0  # 0 = any free port
+    token: str | None = None  # also for reading; None on loopback = a random token for writes alone
+    names: tuple[str, ...] = ()  # further host names of the server
     checkpoint: Path | None = None  # for scale weights on demand
     open_browser: bool = False  # once the server listens
 
 
 def make_guard(options: ServeOptions) -> Guard:
-    """The guard for an address; beyond loopback a token is demanded."""
+    """Make the guard for an address; an address beyond loopback needs a token."""
     if options.token is not None and len(options.token) < 12:
         raise ConfigError("--token: at least 12 characters", hint="for example: --token $(openssl rand -hex 16)")
     if not is_loopback(options.host) and options.token is None:
@@ -231,10 +231,10 @@ def make_guard(options: ServeOptions) -> Guard:
 def make_app(
     session: Session, guard: Guard, *, weights: WeightJobs | None, foreground: Executor, background: Executor
 ) -> SafetyMiddleware:
-    """The whole application, guarded; blocking work runs in the two pools."""
+    """Make the application behind its guard; blocking work runs in the two pools."""
     api, page = Api(session, weights, foreground, background), Page(session, guard.token)
-    own = [Route("/", page.page, methods=["GET"]), Route("/static/{file}", page.static, methods=["GET"])]
-    app = Starlette(routes=[*own, *api.routes()], exception_handlers=HANDLERS)
+    routes = [Route("/", page.page, methods=["GET"]), Route("/static/{file}", page.static, methods=["GET"])]
+    app = Starlette(routes=[*routes, *api.routes()], exception_handlers=HANDLERS)
     app.router.redirect_slashes = False
     return SafetyMiddleware(app, guard)
 
@@ -244,7 +244,7 @@ def _listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:  # no such name; none that could be one; no such network here
+    except (OSError, UnicodeError) as error:  # unknown host name, invalid host name, or no such network
         hint = "give a name or an address of this machine, for example --host 0.0.0.0"
         raise ConfigError(f"--host {host}: cannot be used ({error})", hint=hint) from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -252,10 +252,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except (OSError, OverflowError) as error:
         listener.close()
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        why = "is taken by another program" if taken else f"cannot be used ({error})"
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "is taken by another program" if is_taken else f"cannot be used ({error})"
         hint = "choose another with --port N, or --port 0 for any"
-        raise ConfigError(f"port {port} on {host} {why}", hint=hint) from None
+        raise ConfigError(f"port {port} on {host} {reason}", hint=hint) from None
     return listener
 
 
@@ -267,14 +267,14 @@ def _address(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling where it listens once it really answers."""
+    """Uvicorn server that prints its address once it answers requests."""
 
     def __init__(self, config: uvicorn.Config, url: str, *, open_browser: bool) -> None:
         super().__init__(config)
         self._url, self._open = url, open_browser
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
+        """Start, print the address, and open the browser if requested."""
         await super().startup(sockets)
         if self.started:
             sys.stdout.write(f"inspector: {self._url}\n")
@@ -285,7 +285,7 @@ class _Server(uvicorn.Server):
 
 def serve(session: Session, options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM."""
-    # Uvicorn raises the signal again after its shutdown; without a handler the files and programs below would stay.
+    # Uvicorn raises the signal again after its shutdown; without a handler the block below would not clean up.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     guard, weights, workers = make_guard(options), None, min(4, os.cpu_count() or 1)
     with ExitStack() as stack:

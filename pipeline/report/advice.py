@@ -1,4 +1,4 @@
-"""What calibration shows of a teacher's labels before a student is trained, and which classes people should label."""
+"""Advice before a student is trained: how good the teacher's labels are, and which classes people should label."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipeline.report.results import json_of
 from pipeline.workspace.counts import fine_pixels
 from pipeline.workspace.workspace import Workspace
 
-_CLASSES = 5  # that people should label
-_NAMED = 3  # of them in the sentence
+_CLASSES = 5  # most classes that are listed for labelling by hand
+_NAMED = 3  # of these classes, those that the sentence names
 
 
 @dataclass(frozen=True)
@@ -29,35 +29,35 @@ class ClassFacts:
     """A class on the calibration images; shares and IoU in [0, 1]."""
 
     name: str
-    fine: float  # share of the pixels in the fine labels that are learned from
-    iou: float  # of the teacher
-    shown: float  # share of the true pixels that is kept and right
-    missing: float  # in mean IoU, because this class is not perfect
+    fine: float  # share of the class in the pixels of the fine labels that are learned from
+    iou: float  # of the teacher on this class
+    shown: float  # share of the class's true pixels that is kept and right
+    missing: float  # part of mean IoU that is lost because the IoU of this class is below 1
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What calibration shows, in sentences and figures."""
+    """Advice from the calibration images, as sentences and figures."""
 
     sentences: tuple[str, ...]
-    labels: str  # threshold or policy
+    labels: str  # threshold or policy that keeps the labels
     fine: int  # images with fine labels that are learned from
     unlabelled: int  # images that the teacher labels
     teacher: float  # mean IoU in [0, 1] on the calibration images
     kept: float  # share in [0, 1] of the pixels that the threshold keeps, without polygons
-    collect: tuple[ClassFacts, ...]  # classes to label by hand, first what may bring most
+    collect: tuple[ClassFacts, ...]  # classes to label by hand, the one that may bring most first
 
 
 def advise(ws: Workspace) -> Advice:
-    """Read what `calibrate` measured.
+    """Build the advice from the files that `calibrate` wrote.
 
     Raises:
         InputError: `calibrate` has not run, or there was no calibration image.
-        ConfigError: the threshold names a policy that is not there, or that is of another teacher.
+        ConfigError: the threshold names a policy that is missing or belongs to another teacher.
     """
     curves = _curves(ws)
     names, counts = curves.classes.classes, curves.joint.sum(axis=2)
-    iou = np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)  # of the classes that these images show
+    iou = np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)  # NaN for a class that these images do not show
     kept = kept_figures(curves, chosen_policy(ws, curves), ws.params.calibrate)
     learn, unlabelled = (Index.load(ws.path(f"data/index/{role}.parquet")) for role in ("learn", "unlabelled"))
     labels, fine = str(ws.params.pseudo_label.threshold), len(learn.select(kinds=("fine",)))
@@ -78,10 +78,10 @@ def advise(ws: Workspace) -> Advice:
 
 
 def _of_learning(ws: Workspace) -> list[str]:
-    """Whether the teacher was trained to its end: the last control went on from it on fine labels alone."""
+    """Say whether longer training helps the teacher: the last control continued from it on fine labels alone."""
     metrics = json_of(ws, "evaluation/metrics.json")
     gain = metrics.get("differences", {}).get("control - teacher")
-    if gain is None or gain["low"] is None:  # one block of report images gives no interval
+    if gain is None or gain["low"] is None:  # a single block of report images gives no interval
         return []
     if ws.params.student_train.init != "teacher" or ws.params.auto_infer.teacher:
         return []
@@ -102,7 +102,7 @@ def _of_learning(ws: Workspace) -> list[str]:
 def _classes(
     ws: Workspace, names: Sequence[str], iou: NDArray[np.float64], kept: Mapping[str, Any]
 ) -> list[ClassFacts]:
-    """The classes of the calibration images, first those that lack most mean IoU where auto-labels do not show them."""
+    """Facts of the classes in the calibration images, sorted by lost mean IoU times the share not kept and right."""
     fine, seen = fine_pixels(ws), [c for c, value in enumerate(iou) if np.isfinite(value)]
     facts = []
     for c, name in ((c, names[c]) for c in seen):
@@ -122,7 +122,7 @@ def _curves(ws: Workspace) -> Curves:
 
 
 def table(advice: Advice) -> Table:
-    """The classes to label by hand."""
+    """Table of the classes to label by hand."""
     head = ["class", "share of fine labels %", "IoU", "of its pixels, kept and right %", "points missing from mean IoU"]
     rows = [
         [one.name, Share(one.fine, digits=2), Share(one.iou), Share(one.shown), Share(one.missing)]
@@ -132,6 +132,6 @@ def table(advice: Advice) -> Table:
 
 
 def text(advice: Advice) -> str:
-    """For the terminal."""
+    """The advice as text for a terminal."""
     shown = [f"Classes to label by hand, first what may bring most\n{table(advice).text()}"] if advice.collect else []
     return "\n".join([*(f"{sentence}\n" for sentence in advice.sentences), *shown])

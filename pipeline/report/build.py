@@ -1,4 +1,4 @@
-"""The page of results of a workspace or of a night: one HTML file, readable without a network or a server."""
+"""Write the results page of a workspace or of a night: one HTML file that needs no network and no server."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def build(ws: Workspace) -> None:
 
 
 def render(facts: Facts, drawn: Sequence[Strip], *, title: str) -> str:
-    """The page of a workspace as text."""
-    told = sentences(facts.metrics, spread_is_measured=False)
+    """Results page of a workspace as HTML."""
+    summary = sentences(facts.metrics, spread_is_measured=False)
     parts = _results(facts)
     parts.insert(0, _fold("What the labels look like", sections.pictures(facts, drawn), is_open=True))
-    return page(title, "".join([_head(title, told), sections.tiles(facts), *parts]))
+    return page(title, "".join([_head(title, summary), sections.tiles(facts), *parts]))
 
 
 def write_night(path: Path, folder: Path, since: Since, facts: Facts | None) -> None:
-    """Write the page of a night: the report with the section "Since last night"; None = no report could be read."""
+    """Write a night's page: the report and the section "Since last night"; facts None = no report could be read."""
     title = f"auto-label: {since.kind}"
     badge = Raw(f"<span class='badge {esc(since.kind.replace(' ', '-'))}'>{esc(since.kind)}</span>")
     parts = [badge, _head(f"night of {since.began}", since.sentences), section(since, str(folder))]
@@ -71,7 +71,7 @@ def _fold(name: str, html: Raw, *, is_open: bool = False) -> Raw:
 
 
 def page(title: str, body: str) -> str:
-    """A self-contained page in the report's style."""
+    """A self-contained HTML page in the report's style."""
     style = resources.files("pipeline.report").joinpath("style.css").read_text("utf-8")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"

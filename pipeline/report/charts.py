@@ -14,7 +14,7 @@ from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.report.render import Name, Raw, esc, points
 from pipeline.workspace.counts import row_shares
 
-_CELL, _MARGIN = 13, 78  # pixels of the matrix: side of a cell, room for names
+_CELL, _MARGIN = 13, 78  # pixels: side of a cell of the matrix, room for names
 _FAINT = 0.005  # smaller shares are not drawn: for 65 classes that saves thousands of empty cells
 _LETTERS = 14
 
@@ -47,7 +47,7 @@ class _Axes:
         return f"{self.height - self.bottom - inside * (self.height - self.bottom - self.top):.1f}"
 
     def svg(self, label: str, *, goal: tuple[Point, Point], line: Iterable[Point], dots: str) -> Raw:
-        """The whole picture: axes, dashed goal, line, dots."""
+        """SVG with axes, the dashed goal line, the curve and the dots."""
         ticks = "".join(
             f"<text x='{self.left - 4}' y='{float(self.y(v)) + 3:.1f}' text-anchor='end'>{v:g}</text>"
             for v in (self.floor, (1 + self.floor) / 2, 1.0)
@@ -64,7 +64,7 @@ class _Axes:
         )
 
     def dot(self, at: Point, radius: float) -> str:
-        """One marked point."""
+        """SVG circle that marks one point."""
         return f"<circle class='cut' cx='{self.x(at[0])}' cy='{self.y(at[1])}' r='{radius:.1f}'/>"
 
 
@@ -73,7 +73,7 @@ _SQUARE = _Axes(200, 200, floor=0.0, right=12)
 
 
 def curve_grid(curves: Curves, policy: ThresholdPolicy, target: float) -> Raw:
-    """Precision over coverage of every class that the teacher predicted, with the threshold that the policy chose."""
+    """Draw precision over coverage of each class that the teacher predicted, and mark the policy's threshold."""
     total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)
     pieces = []
     for c, entry in enumerate(policy.entries):
@@ -93,14 +93,14 @@ def _curve(total: NDArray[np.int64], correct: NDArray[np.int64], code: int, targ
 
 
 def reliability(bins: Sequence[tuple[float, float, int]]) -> Raw:
-    """Accuracy over confidence of bins (confidence, accuracy, pixels); the area of a dot is its share of the pixels."""
+    """Draw accuracy over confidence of bins (confidence, accuracy, pixels); a dot's area is its share of the pixels."""
     total, line = sum(pixels for _, _, pixels in bins), [(c, a) for c, a, _ in bins]
     dots = "".join(_SQUARE.dot((c, a), 1.5 + 10 * (n / total) ** 0.5) for c, a, n in bins)
     return _SQUARE.svg("accuracy over confidence", goal=((0, 0), (1, 1)), line=line, dots=dots)
 
 
 def confusion_matrix(counts: Counts, names: Sequence[str]) -> Raw:
-    """Counts (C, C), rows = truth; each row is scaled to its class's pixels, so that rare classes show too."""
+    """Draw counts (C, C), rows = truth; each row is divided by its class's pixels, so that rare classes are visible."""
     shares, side = row_shares(counts), _CELL * len(names)
     cells = "".join(
         f"<rect class='share' x='{_MARGIN + _CELL * j}' y='{_MARGIN + _CELL * i}' width='{_CELL}' height='{_CELL}' "
@@ -122,7 +122,7 @@ def confusion_matrix(counts: Counts, names: Sequence[str]) -> Raw:
 
 
 def _short(name: str) -> Raw:
-    """A name short enough for its place, whole under the pointer; Mapillary's begin alike and differ at the end."""
+    """Shorten a name to its space, full name as tooltip; its end stays, since Mapillary's names begin alike."""
     half = _LETTERS // 2
     short = name if len(name) <= _LETTERS else f"{name[:half]}…{name[1 - half :]}"
     return Raw(f"{esc(short)}<title>{esc(name)}</title>")

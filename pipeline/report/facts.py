@@ -1,4 +1,4 @@
-"""What the stages wrote, collected once for the page of results."""
+"""Collect the files that the stages wrote, once for the results page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Used = tuple[ThresholdPolicy, dict[str, dict[str, Any]]]  # the policy in use, a
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that the page shows; a file that does not exist leaves its part empty."""
+    """Data of the results page; a missing file leaves its field empty."""
 
     classes: ClassTable
     summary: dict[str, Any]  # data/index/summary.json
@@ -37,7 +37,7 @@ class Facts:
     statistics: dict[str, Any]  # of labels/final
     shift: dict[str, Any]  # labels/shift.json
     used: Used | None
-    policy: ThresholdPolicy | None  # that `calibrate` measured
+    policy: ThresholdPolicy | None  # the policy that `calibrate` measured
     curves: Curves | None
     diet: Table  # the labels that the student learns from
     advice: Advice | None  # None without calibration images
@@ -55,7 +55,7 @@ class Facts:
 
 
 def collect(ws: Workspace) -> Facts:
-    """Read what the stages before `report` wrote."""
+    """Read the files that the stages before `report` wrote."""
     policy, curves = ws.path("calibration/policy.json"), judged_curves(ws, "calibration")
     index = Index.load(ws.path("data/index/target.parquet"))
     metrics = json_of(ws, "evaluation/metrics.json")
@@ -74,7 +74,7 @@ def collect(ws: Workspace) -> Facts:
         diet=diet(ws, index.classes.colours),
         advice=advise(ws) if curves.exists() else None,
         quality=read_quality(ws.path("evaluation"), index.classes, metrics.get("main_setting", "")),
-        # Without the report's own time: a page that is made again has to be the same page.
+        # The time of `report` itself is left out, so that a second run of `report` gives the same page.
         times=[t for s in STAGES if s != "report" and (t := json_of(ws, f"work/times/{s}.json"))],
         trainings={s: t for s in STAGES if (p := speed_file(ws, s)).exists() and (t := atomic.read_json(p))},
         models={m: j for m in _MODELS if (j := json_of(ws, f"models/{m}/model.json"))},
@@ -84,10 +84,10 @@ def collect(ws: Workspace) -> Facts:
 
 
 def policy_in_use(ws: Workspace) -> Used | None:
-    """Policy in use and its figures; None where there are no labels, or none that it fits."""
+    """Policy in use and its figures; None without labels, or when the policy does not fit the labels."""
     if not ws.path("labels/raw/manifest.json").exists():
         return None
     try:
         return used_policy(ws, LabelStore.open(ws.path("labels/raw")))
-    except HmsaError:  # a night that failed half-way: labels of one teacher, a policy of another
+    except HmsaError:  # a night that failed midway may leave labels of one teacher and a policy of another
         return None

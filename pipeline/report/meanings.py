@@ -1,4 +1,4 @@
-"""One sentence for each name of a figure on the page of results: the page shows it under the pointer."""
+"""Explanations of the names of figures on the results page, which shows them as tooltips."""
 
 from __future__ import annotations
 
@@ -86,6 +86,6 @@ MEANINGS = _MODELS | _FIGURES | _THRESHOLDS | _REST
 
 
 def meaning(name: str) -> str:
-    """What a name means: of the whole name, else of its longest known beginning ("precision %" is precision); or ""."""
+    """Explanation of a name, else of the longest known name that it begins with ("precision %": precision), else ""."""
     known = [key for key in MEANINGS if name == key or name.startswith((f"{key} ", f"{key},"))]
     return MEANINGS[max(known, key=len)] if known else ""

@@ -1,4 +1,4 @@
-"""Pictures for `dvc plots show` and the report: PNG, the same bytes for the same figures, no network."""
+"""Draw PNG plots for `dvc plots show` and the report; equal figures give equal bytes, and no network is used."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hmsa_core.io.errors import needs_extra
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.workspace.counts import row_shares
 
-with needs_extra("report"):  # at the start of a stage, not at its end when the plots are drawn
+with needs_extra("report"):  # a missing package stops a stage at its start, not at its end
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Palette of Okabe and Ito, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _DPI = 110
 
@@ -31,7 +31,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure atomically, without a date or a program's name in it."""
+    """Write a figure atomically; the file holds no date and no program's name, so that its bytes can be compared."""
     data = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
@@ -49,9 +49,9 @@ def lines(
     below: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     y_below: str = "",
 ) -> None:
-    """One line a series of (x values, y values); an empty series says so in the picture.
+    """Plot one line per series of (x values, y values); if all series are empty, the plot says "nothing to show".
 
-    Series of `below` (shares, named as in `series`) get a second picture under it, with the same x and colours.
+    Series of `below` (shares, named as in `series`) get a second plot underneath, with the same x axis and colours.
     """
     figure = _figure(7.0, 5.4 if below else 3.6)
     axes = figure.add_subplot(2, 1, 1) if below else figure.add_subplot()
@@ -75,15 +75,15 @@ def lines(
 
 
 def bars(path: Path, names: Sequence[str], groups: Mapping[str, Sequence[float | None]], *, title: str, x: str) -> None:
-    """Horizontal bars, one row a name and one bar a group; None = no bar."""
+    """Plot horizontal bars: one row per name, one bar per group; None = no bar."""
     figure = _figure(7.0, 1.2 + 0.16 * len(names) * max(1, len(groups)) + 0.12 * len(names))
     axes = figure.add_subplot()
     height = 0.8 / max(1, len(groups))
     rows = np.arange(len(names))
     for i, (group, values) in enumerate(groups.items()):
-        at = rows + (i - (len(groups) - 1) / 2) * height
+        positions = rows + (i - (len(groups) - 1) / 2) * height
         shown = [np.nan if v is None else v for v in values]
-        axes.barh(at, shown, height * 0.92, color=COLOURS[i % len(COLOURS)], label=group)
+        axes.barh(positions, shown, height * 0.92, color=COLOURS[i % len(COLOURS)], label=group)
     axes.set_yticks(rows, list(names), fontsize=7)
     axes.invert_yaxis()
     _dress(axes, title, x, "")
@@ -93,7 +93,7 @@ def bars(path: Path, names: Sequence[str], groups: Mapping[str, Sequence[float |
 
 
 def confusion(path: Path, counts: NDArray[Any], names: Sequence[str], *, title: str) -> None:
-    """Confusion matrix as a picture: rows = truth, each scaled to its sum (int (C, C) or (C, C + 1))."""
+    """Plot a confusion matrix, int (C, C) or (C, C + 1): rows = truth, each divided by its sum."""
     share = row_shares(counts)[:, : len(names)]
     side = 2.2 + 0.27 * len(names)
     figure = _figure(side + 0.6, side)
@@ -119,7 +119,7 @@ def _dress(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def plot_curves(path: Path, curves: Curves, *, title: str) -> None:
-    """Precision over coverage of each class that the teacher gave on these images."""
+    """Plot precision over coverage of each class that the teacher predicted on these images."""
     total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)
     series = {}
     for c, name in enumerate(curves.classes.classes):

@@ -1,4 +1,4 @@
-"""Where the models are right and wrong besides mean IoU: categories, boundaries, cities, confusions, confidences."""
+"""Report section beyond mean IoU: categories, boundaries, cities, confusions and reliability of the models."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipeline.report.render import Raw, Share, Table, number
 from pipeline.workspace.counts import row_shares
 
 _MODELS = ("teacher", "student", "control", "incumbent", "champion")
-_MANY = 30  # classes: from here on one matrix fills the page's width
-_LARGEST = 5  # confusions that are listed
+_MANY = 30  # classes; a matrix of more classes fills the page's width
+_LARGEST = 5  # number of confusions that are listed
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One judged model under the main setting; None is what an evaluation without details does not hold."""
+    """Figures of a judged model under the main setting; None = missing from an evaluation without details."""
 
-    told: Mapping[str, Any]  # its summary: mean_iou, boundary, band, ece
+    told: Mapping[str, Any]  # the summary of the model: mean_iou, boundary, band, ece
     categories: Mapping[str, float | None]
     cities: Mapping[str, Mapping[str, Any]]
     bins: tuple[tuple[float, float, int], ...]  # (confidence, accuracy, pixels) of each bin that holds pixels
@@ -34,7 +34,7 @@ class Quality:
 
 
 def read_quality(folder: Path, classes: ClassTable, main: str) -> dict[str, Quality]:
-    """Of each model in evaluation/, in the order teacher, student, control, incumbent, champion."""
+    """Read each model's figures in evaluation/, in the order teacher, student, control, incumbent, champion."""
     found = {}
     for model in _MODELS:
         counts, summary = folder / f"confusions-{model}.npz", folder / f"summary-{model}.json"
@@ -50,12 +50,12 @@ def _read(path: Path, told: Mapping[str, Any], classes: ClassTable) -> Quality:
         if "reliability_pixels" in file.files:
             rows = zip(*(file[f"reliability_{k}"].tolist() for k in ("confidence", "accuracy", "pixels")), strict=True)
             bins = [(c, a, n) for c, a, n in rows if n]
-    whole = confusions.sum(axis=0)
-    return Quality(told, by_category(whole, classes), by_city(confusions, cities), tuple(bins), whole)
+    total = confusions.sum(axis=0)
+    return Quality(told, by_category(total, classes), by_city(confusions, cities), tuple(bins), total)
 
 
 def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
-    """Tables and diagrams."""
+    """Tables and diagrams of the judged models as HTML."""
     if not found:
         return Raw("<p>Nobody was judged.</p>")
     first = next(iter(found.values()))
@@ -99,9 +99,9 @@ def _confusions(found: Mapping[str, Quality], names: Sequence[str]) -> str:
 
 
 def _largest(counts: NDArray[np.int64], names: Sequence[str]) -> list[list[object]]:
-    """[true class, predicted class, share of that class, share of all pixels] of those that cost most pixels."""
+    """Confusions with most pixels: [true class, predicted class, share of the true class, share of all pixels]."""
     wrong = counts.astype(np.float64) * (1 - np.eye(len(names)))
-    shares, whole = row_shares(counts), max(float(counts.sum()), 1.0)
+    shares, total = row_shares(counts), max(float(counts.sum()), 1.0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:_LARGEST]
-    at = [(i, j) for i, j in (divmod(int(k), len(names)) for k in order) if wrong[i, j]]
-    return [[names[i], names[j], Share(shares[i, j]), Share(wrong[i, j] / whole, digits=2)] for i, j in at]
+    cells = [(i, j) for i, j in (divmod(int(k), len(names)) for k in order) if wrong[i, j]]
+    return [[names[i], names[j], Share(shares[i, j]), Share(wrong[i, j] / total, digits=2)] for i, j in cells]

@@ -1,4 +1,4 @@
-"""Small renderers: a table of figures as text for a terminal or as HTML for a page; text from data is escaped."""
+"""Render tables of figures as text for a terminal or as HTML for a page; text from data is escaped."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from pipeline.report.meanings import meaning
 
-_FIGURE = re.compile(r"[+−-]?[\d.,]+( %)?|–|")  # cells of a column of these are aligned to the right
+_FIGURE = re.compile(r"[+−-]?[\d.,]+( %)?|–|")  # a column of such cells is aligned to the right
 
-_WIDE = 40  # letters: longer cells of text are broken into lines
+_WIDE = 40  # letters; a longer text cell is wrapped
 
 
 class Raw(str):
@@ -23,12 +23,12 @@ class Raw(str):
 
 
 def esc(value: object) -> Raw:
-    """Escape text; `Raw` passes."""
+    """Escape text for HTML; a `Raw` value is returned unchanged."""
     return value if isinstance(value, Raw) else Raw(html.escape(str(value)))
 
 
 def number(value: float | None, digits: int = 2, *, scale: float = 1.0, sign: str = "") -> str:
-    """A number, or a dash where there is none."""
+    """A number as text; a dash for None, NaN and infinity."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value * scale:{sign}.{digits}f}"
@@ -54,7 +54,7 @@ class Share:
 
     @property
     def interval(self) -> str:
-        """Both ends; "" where there is no figure, "no interval" where one block allows none."""
+        """Both ends of the interval as text; "" without a value, "no interval" without ends (a single block)."""
         if self.value is None:
             return ""
         if self.low is None or self.high is None:
@@ -94,27 +94,27 @@ class Status:
         return self.text
 
     def html(self) -> Raw:
-        """The word in the colour of its meaning."""
+        """The status as a coloured label."""
         return Raw(f"<span class='chip {esc(self.text)}'>{esc(self.text)}</span>")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a head. A cell is text, a number, `Raw`, or one of the kinds above."""
+    """Rows under a header. A cell is text, a number, `Raw`, `Share`, `Name` or `Status`."""
 
     head: Sequence[object]
     rows: Sequence[Sequence[object]]
     last_is_sum: bool = False
 
     def text(self) -> str:
-        """Columns that are aligned with spaces; columns of figures are aligned to the right."""
+        """The table as text: spaces align the columns, columns of figures to the right."""
         cells = [[str(cell) for cell in row] for row in (self.head, *self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.head))]
         right = [all(_FIGURE.fullmatch(row[i]) for row in cells[1:]) for i in range(len(self.head))]
         return "".join("  ".join(map(_aligned, row, widths, right)).rstrip() + "\n" for row in cells)
 
     def html(self) -> Raw:
-        """A `<table>` that scrolls by itself where it is too wide."""
+        """The table as an HTML `<table>` that scrolls if it is wider than the page."""
         lines = ["<div class='scroll'><table><thead><tr>", *(_cell("th", h) for h in self.head)]
         lines.append("</tr></thead><tbody>")
         for i, row in enumerate(self.rows):
@@ -128,12 +128,12 @@ def _aligned(cell: str, width: int, right: bool) -> str:
 
 
 def _cell(tag: str, cell: object) -> str:
-    """A cell of a table; the name of a figure has its meaning under the pointer."""
+    """HTML of one table cell; the name of a figure gets its explanation as tooltip."""
     title = meaning(cell) if isinstance(cell, str) else ""
     shown = cell.html() if isinstance(cell, Share | Name | Status) else esc(cell)
     wide = isinstance(cell, str) and not isinstance(cell, Raw) and len(cell) > _WIDE
-    told = f" title='{esc(title)}'" if title else ""
-    return f"<{tag}{told}{' class=wrap' * wide}>{shown}</{tag}>"
+    tooltip = f" title='{esc(title)}'" if title else ""
+    return f"<{tag}{tooltip}{' class=wrap' * wide}>{shown}</{tag}>"
 
 
 def swatch(colour: Sequence[int]) -> Raw:
@@ -145,5 +145,5 @@ def swatch(colour: Sequence[int]) -> Raw:
 
 
 def data_uri(data: bytes, kind: str = "image/png") -> str:
-    """Bytes as a data: address."""
+    """Encode bytes as a data: URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""The results of a workspace, gathered once as tables. `render` shows them in terminal, report and a night's page."""
+"""Tables of a workspace's results for the terminal, the report and a night's page; `render` formats them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def differences(metrics: Mapping[str, Any]) -> Table:
 
 
 def iou_by_class(metrics: Mapping[str, Any], names: Sequence[object]) -> Table:
-    """IoU of each class under the main setting (of the teacher under every one), and the mean in the last row.
+    """Table of each class's IoU under the main setting (the teacher's under every setting); the last row is the mean.
 
     Args:
         metrics: evaluation/metrics.json.
@@ -72,19 +72,19 @@ def iou_by_class(metrics: Mapping[str, Any], names: Sequence[object]) -> Table:
 
 
 def verdict_lines(verdict: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
-    """The gate's verdict: sentence, reasons that the sentence does not give, notes."""
+    """Parts of the gate's verdict: its sentence, the reasons other than that sentence, its notes."""
     sentence = verdict.get("sentence", "")
     return sentence, [r for r in verdict.get("reasons", []) if r != sentence], list(verdict.get("notes", []))
 
 
 def how_run(setting: Mapping[str, Any]) -> str:
-    """Scales and flip of a setting, as `{0.5, 1, 2} + flip`, and every option that is not the default."""
-    told = f"{{{', '.join(f'{scale:g}' for scale in setting['scales'])}}}{' + flip' if setting['flip'] else ''}"
+    """Scales and flip of a setting as text, `{0.5, 1, 2} + flip`, with each option that is not the default."""
+    text = f"{{{', '.join(f'{scale:g}' for scale in setting['scales'])}}}{' + flip' if setting['flip'] else ''}"
     if setting.get("mode", "model") != "model":
-        told += f", fused by {setting['mode']}"
+        text += f", fused by {setting['mode']}"
     if setting.get("long_edge"):
-        told += f", long edge {setting['long_edge']}"
-    return told if setting.get("score_at", "original") == "original" else f"{told}, scored at that size"
+        text += f", long edge {setting['long_edge']}"
+    return text if setting.get("score_at", "original") == "original" else f"{text}, scored at that size"
 
 
 def class_rows(
@@ -94,7 +94,7 @@ def class_rows(
     report: Mapping[str, Mapping[str, Any]] | None = None,
     labels: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Row]:
-    """Everything that is known of each class's threshold; a column without its source holds dashes.
+    """One row per class with all figures of its threshold; a column without its source holds dashes.
 
     Args:
         names: the classes as they are shown, in order.
@@ -114,7 +114,7 @@ def _class_row(name: object, measured: Mapping[str, Any], report: Mapping[str, A
         "class": name,
         "status": Status(decided.get("status", "")),
         "threshold": threshold or "–",
-        # Without a threshold the counts are of no pixel.
+        # Without a threshold no pixel is kept, so no block holds kept pixels.
         "blocks": number(measured.get("effective_blocks") if threshold else None, 0),
         "report 95 %": ends.interval if report.get("upper") is not None else "–",
         "report blocks": number(report.get("blocks"), 0),
@@ -139,42 +139,42 @@ _FIGURES = (
 
 
 def class_table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
-    """Chosen columns of `class_rows`, as {column: heading}."""
+    """Table of the chosen columns of `class_rows`; `columns` is {column: heading}."""
     return Table(list(columns.values()), [[row[key] for key in columns] for row in rows])
 
 
 def diet(ws: Workspace, colours: Sequence[Sequence[int]] | None = None) -> Table:
-    """What a student learns from: thresholds of both policies, and the share of each class in each source of labels.
+    """Table of a student's labels: thresholds of both policies, share of each class in each source of labels.
 
-    An empty table before `pseudo-label`. With the classes' colours their names carry them.
+    Before `pseudo-label` the table is empty. With `colours` (RGB of the classes) each name shows its colour.
     """
-    made = {row["name"]: row for row in json_of(ws, "labels/final/statistics.json").get("classes", [])}
-    if not made:
+    rows_by_class = {row["name"]: row for row in json_of(ws, "labels/final/statistics.json").get("classes", [])}
+    if not rows_by_class:
         return Table([], [])
-    human = {name: row["from_human"] + row["both"] for name, row in made.items()}
-    sources = [fine_pixels(ws), human, {name: row["from_teacher"] for name, row in made.items()}]
-    totals = [sum(of.values()) for of in sources]
-    cuts = [_thresholds(ws.path(f"calibration/{name}.json")) for name in ("policy", "teach")]
+    human = {name: row["from_human"] + row["both"] for name, row in rows_by_class.items()}
+    sources = [fine_pixels(ws), human, {name: row["from_teacher"] for name, row in rows_by_class.items()}]
+    totals = [sum(source.values()) for source in sources]
+    thresholds = [_thresholds(ws.path(f"calibration/{name}.json")) for name in ("policy", "teach")]
     head = ["class", "promise", "teach", "fine labels %", "polygons, corrections %", "teacher's labels %"]
     rows: list[list[object]] = []
-    for c, name in enumerate(made):
+    for c, name in enumerate(rows_by_class):
         shares = [
-            Share(of.get(name, 0) / total if total else None, digits=2)
-            for of, total in zip(sources, totals, strict=True)
+            Share(source.get(name, 0) / total if total else None, digits=2)
+            for source, total in zip(sources, totals, strict=True)
         ]
-        rows.append([Name(name, colours[c]) if colours else name, *(of.get(name, "–") for of in cuts), *shares])
+        rows.append([Name(name, colours[c]) if colours else name, *(t.get(name, "–") for t in thresholds), *shares])
     rows.append(["pixels", "", "", *(f"{total:,}" for total in totals)])
     return Table(head, rows, last_is_sum=True)
 
 
 def _thresholds(path: Path) -> dict[str, str]:
-    """{class: its threshold in words}; {} without the policy file."""
+    """{class: its threshold as text}; {} without the policy file."""
     entries = ThresholdPolicy.load(path).entries if path.exists() else ()
     return {entry.name: entry.threshold or "withheld" for entry in entries}
 
 
 def beside(kept: Mapping[str, Any]) -> Table | None:
-    """The policy beside one threshold for all classes; None where no class has a measured or estimated threshold."""
+    """Compare the policy with one threshold for all classes; None if no class's threshold is measured or estimated."""
     found = kept["beside"]
     if not found["classes"]:
         return None
@@ -186,7 +186,7 @@ def beside(kept: Mapping[str, Any]) -> Table | None:
 
 
 def region(kept: Mapping[str, Any]) -> str:
-    """Which pixels were judged, for a title: "" where it is all of them."""
+    """Suffix of a title that names the judged pixels; "" if all pixels were judged."""
     return "" if kept.get("region", "all") == "all" else ", outside of human polygons"
 
 
@@ -202,7 +202,7 @@ _TERMINAL = {
 
 
 def summary_text(ws: Workspace) -> str:
-    """`autolabel stage --summary`: mean IoU of every model, kept precision and coverage of each class, the verdict.
+    """Text of `autolabel stage --summary`: mean IoU of each model, precision and coverage of each class, the verdict.
 
     Raises:
         InputError: `evaluate` has not run yet.
@@ -248,11 +248,11 @@ def _beside_text(kept: Mapping[str, Any], where: str) -> str:
 
 
 def over(workspaces: Mapping[str, Workspace]) -> list[Table]:
-    """Figures, gates and thresholds of many workspaces; dashes for what is not there."""
+    """Two tables over workspaces, of figures with verdicts and of thresholds; a missing value is a dash."""
     head = ["workspace", "images", "labelled", "kept %", "right %", "teacher", "student", "control", "gain", "its 95 %"]
     thresholds = {name: _thresholds(ws.path("calibration/policy.json")) for name, ws in workspaces.items()}
-    classes = dict.fromkeys(c for of in thresholds.values() for c in of)
-    rows = [[c, *(of.get(c, "–") for of in thresholds.values())] for c in classes]
+    classes = dict.fromkeys(c for by_class in thresholds.values() for c in by_class)
+    rows = [[c, *(by_class.get(c, "–") for by_class in thresholds.values())] for c in classes]
     return [
         Table([*head, "gate"], [_summary(name, ws) for name, ws in workspaces.items()]),
         Table(["threshold", *workspaces], rows),

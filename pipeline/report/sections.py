@@ -1,4 +1,4 @@
-"""The sections of the page, each a pure function of the facts."""
+"""Sections of the results page; each is a pure function of the facts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DRIFT_SHOWN = 6
 
 
 def tiles(facts: Facts) -> Raw:
-    """The numbers that matter."""
+    """Tiles with the main figures: mIoU, gains, precision and coverage of the kept pixels."""
     models, main = facts.metrics.get("models", {}), facts.metrics.get("main_setting", "")
     found = []
     for name in ("teacher", "student", "control"):
@@ -56,7 +56,7 @@ def pictures(facts: Facts, drawn: Sequence[Strip]) -> Raw:
 
 
 def gate(verdict: Mapping[str, Any]) -> Raw:
-    """The gate's words, class by class."""
+    """Sentence, reasons and notes of the gate's verdict, and a table of the classes."""
     sentence, reasons, notes = results.verdict_lines(verdict)
     columns = ("candidate", "incumbent", "gain")
     rows = [
@@ -77,12 +77,12 @@ def evaluation(facts: Facts) -> Raw:
     if metrics.get("unverified") or not metrics.get("models"):
         return Raw(f"<p>{esc(metrics.get('unverified', 'nothing was judged'))}</p>")
     first = next(iter(next(iter(metrics["models"].values()))["settings"].values()))
-    out = metrics.get("judgement", {}).get("left_out", 0)
-    left = f" {out} images were left out because a model had learned from them." if out else ""
-    told = ", ".join(f"{s['name']} = scales {results.how_run(s)}" for s in metrics["settings"])
+    left_out = metrics.get("judgement", {}).get("left_out", 0)
+    note = f" {left_out} images were left out because a model had learned from them." if left_out else ""
+    described = ", ".join(f"{s['name']} = scales {results.how_run(s)}" for s in metrics["settings"])
     return Raw(
         f"<p class='soft'>IoU in percent points with {100 * first['level']:.0f} % intervals from "
-        f"{first['draws']} draws of {first['blocks']} blocks.{left} {esc(told)}.</p>"
+        f"{first['draws']} draws of {first['blocks']} blocks.{note} {esc(described)}.</p>"
         f"{results.iou_by_class(metrics, facts.names).html()}"
         f"<h3>Differences, paired on the same blocks</h3>{results.differences(metrics).html()}"
     )
@@ -94,10 +94,10 @@ _TRUST |= {"change": "change", "void": "on void", "why": "why"}
 
 
 def trust(facts: Facts, before: Mapping[str, float] | None = None) -> Table:
-    """The thresholds in use, class by class; no rows without labels or without calibration images.
+    """Table of the thresholds in use, a row per class; no rows without labels or without calibration images.
 
     Args:
-        facts: of the workspace.
+        facts: the data of the workspace.
         before: coverage of each class last night; None = no column for the change.
     """
     if facts.used is None or not facts.used[1]:
@@ -119,7 +119,7 @@ def _change(value: float) -> str:
 
 
 def thresholds(facts: Facts, before: Mapping[str, float] | None) -> Raw:
-    """The thresholds in use, what they rest on, and where the evidence does not cover a class."""
+    """Section on the thresholds in use, their evidence, and the cities where the evidence does not cover a class."""
     policy, kept = facts.policy, facts.metrics.get("kept", {})
     if policy is None or facts.curves is None:
         return Raw("<p>No calibration images: the threshold was given, not measured.</p>")
@@ -154,12 +154,12 @@ def _drift(facts: Facts) -> str:
 
 def _promises(policy: ThresholdPolicy) -> str:
     statuses = dict.fromkeys(entry.status for entry in policy.entries)
-    told = "; ".join(f"<b>{status}</b>: {esc(PROMISES[status])}" for status in statuses)
-    return f"What each status promises: {told}."
+    promises = "; ".join(f"<b>{status}</b>: {esc(PROMISES[status])}" for status in statuses)
+    return f"What each status promises: {promises}."
 
 
 def _chosen(policy: ThresholdPolicy, target: float) -> str:
-    """How the thresholds were chosen, for the middle of a sentence."""
+    """Clause that says how the thresholds were chosen."""
     rule, unseen = policy.settings["rule"], "on images that the teacher never saw"
     if rule != "promise":
         return f"that the rule {esc(rule)} (calibrate.rule) chose {unseen}, with target {points(target)} %"
@@ -181,7 +181,7 @@ def _where(kept: Mapping[str, Any]) -> str:
 
 
 def _lines(counts: Mapping[str, int]) -> Raw:
-    return Raw("<br>".join(esc(f"{n} {name}") for name, n in counts.items()))  # one wide line leaves the page
+    return Raw("<br>".join(esc(f"{n} {name}") for name, n in counts.items()))  # a single wide line would leave the page
 
 
 _LABELS = {key: key for key in ("class", "threshold", "teacher gave", "passed")} | {"labels coverage": "coverage %"}
@@ -196,18 +196,18 @@ def data(facts: Facts) -> Raw:
         [root, p["layout"], p["images"], *(_lines(p.get(k, {})) for k in counted), p["refused_images"]]
         for root, p in sets.items()
     ]
-    near = [f"{kind}: {n}" for part in sets.values() for kind, n in part.get("near_duplicates", {}).items()]
-    bad = [[row.root, row.path, row.reason, row.detail] for row in facts.quarantine]
-    quarantine = Table(["set", "file", "reason", "detail"], bad).html() if bad else "<p>No file was refused.</p>"
+    near_pairs = [f"{kind}: {n}" for part in sets.values() for kind, n in part.get("near_duplicates", {}).items()]
+    files = [[row.root, row.path, row.reason, row.detail] for row in facts.quarantine]
+    quarantine = Table(["set", "file", "reason", "detail"], files).html() if files else "<p>No file was refused.</p>"
     return Raw(
         Table(["set", "layout", "images", "roles", "splits", "blocks", "refused"], rows).html()
-        + f"<p class='soft'>Near-duplicate pairs by roles: {esc('; '.join(near) or 'none')}.</p>"
-        + f"<h3>Quarantine: {len(bad)} files, and why</h3>{quarantine}"
+        + f"<p class='soft'>Near-duplicate pairs by roles: {esc('; '.join(near_pairs) or 'none')}.</p>"
+        + f"<h3>Quarantine: {len(files)} files, and why</h3>{quarantine}"
     )
 
 
 def to_label(facts: Facts) -> Raw:
-    """The words of `autolabel advise`."""
+    """The advice of `autolabel advise` as HTML."""
     if facts.advice is None:
         return Raw("<p>No calibration images: nothing can be said.</p>")
     sentences = "".join(f"<p>{esc(line)}</p>" for line in facts.advice.sentences)
@@ -215,16 +215,16 @@ def to_label(facts: Facts) -> Raw:
 
 
 def labels(facts: Facts) -> Raw:
-    """Thresholds of both policies, of what each source of labels consists, and the pixels of the training labels."""
-    made, used = facts.statistics, esc(facts.settings["pseudo_label"]["threshold"])
-    if not made:
+    """Section on the training labels: thresholds of both policies, classes of each source of labels, pixel counts."""
+    statistics, used = facts.statistics, esc(facts.settings["pseudo_label"]["threshold"])
+    if not statistics:
         return Raw("<p>No training labels were made.</p>")
-    rows = results.class_rows(facts.names, labels={row["name"]: row for row in made["classes"]})
+    rows = results.class_rows(facts.names, labels={row["name"]: row for row in statistics["classes"]})
     return Raw(
         f"<p>Thresholds of both policies (these labels were made with <code>{used}</code>), and the share of each "
         "class in a source of labels. Crops show rare classes more often than that (student_train.sampling).</p>"
-        f"{facts.diet.html()}<h3>Training labels of {made['images']} auto-labelled images: "
-        f"{points(made['labelled_share'])} % of {made['pixels']:,} pixels carry one</h3>"
+        f"{facts.diet.html()}<h3>Training labels of {statistics['images']} auto-labelled images: "
+        f"{points(statistics['labelled_share'])} % of {statistics['pixels']:,} pixels carry one</h3>"
         f"{results.class_table(rows, _LABELS).html()}"
     )
 
@@ -234,7 +234,7 @@ def times(facts: Facts) -> Raw:
     rows = [[t["stage"], number(t["seconds"], 1), number(t["peak_memory_bytes"] / 2**20, 0)] for t in facts.times]
     rows.append(["all", number(sum(t["seconds"] for t in facts.times), 1), ""])
     shown = Table(["stage", "seconds", "peak MiB of one process"], rows, last_is_sum=True).html()
-    runs = [(f"{stage}: {name}", run) for stage, of in facts.trainings.items() for name, run in of.items() if run]
+    runs = [(f"{stage}: {name}", run) for stage, named in facts.trainings.items() for name, run in named.items() if run]
     speeds = [
         [
             name,
@@ -250,7 +250,7 @@ def times(facts: Facts) -> Raw:
 
 
 def lineage(facts: Facts) -> Raw:
-    """Who descends from whom, which teacher made which labels, and by which policy they were kept."""
+    """Tables of the models with their parents, and of the label stores with their teacher and policy."""
     rows = []
     for name, meta in facts.models.items():
         line = meta.get("lineage", {})
@@ -274,15 +274,15 @@ def lineage(facts: Facts) -> Raw:
 def _store(name: str, manifest: Mapping[str, Any]) -> list[object]:
     line = manifest.get("lineage", {})
     scales = ", ".join(f"{scale:g}" for scale in line.get("scales", []))
-    how = f"{{{scales}}}{' + flip' if line.get('flip') else ''}, {line.get('precision', '')}"
-    made_by = manifest.get("policy") or {}
-    policy = str(made_by.get("digest") or "–")[:16]
-    if proof := made_by.get("certificate"):
+    inference = f"{{{scales}}}{' + flip' if line.get('flip') else ''}, {line.get('precision', '')}"
+    policy_meta = manifest.get("policy") or {}
+    policy = str(policy_meta.get("digest") or "–")[:16]
+    if proof := policy_meta.get("certificate"):
         policy += f"; certificate {str(proof.get('digest', ''))[:16]}: {', '.join(proof['classes'])}"
     digests = [str(manifest.get("digest", ""))[:16], str(line.get("teacher", ""))[:16]]
-    return [name, *digests, how, policy, manifest.get("images", "–")]
+    return [name, *digests, inference, policy, manifest.get("images", "–")]
 
 
 def settings(facts: Facts) -> Raw:
-    """All parameters."""
+    """All parameters as JSON."""
     return Raw(f"<pre>{esc(json.dumps(facts.settings, indent=1, sort_keys=True))}</pre>")

@@ -1,4 +1,4 @@
-"""The section "Since last night" of a night's page: what the night itself knows, and a look at it."""
+"""The section "Since last night" of a night's page: its data, its HTML, and the artifacts for Prefect."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _SERIES = (
 
 @dataclass(frozen=True)
 class Since:
-    """A night. Parts that a failed night could not read are empty."""
+    """Data of one night; a field that a failed night could not read is empty."""
 
     kind: str  # promoted, kept, not judged or failed
     sentences: tuple[str, ...]
     began: str
-    decision: str = ""  # of the gate, in words
+    decision: str = ""  # the gate's decision in words
     tail: tuple[str, ...] = ()  # last lines of the stage that failed
     overrides: Mapping[str, Any] = field(default_factory=dict)  # parameters of this night
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the run, but `overrides`
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # arguments of the run, except `overrides`
     verdict: Mapping[str, Any] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)  # of the stages that had something to do
+    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds, for stages that had to run
     differs: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()  # somebody should do something about them
+    warnings: tuple[str, ...] = ()  # problems that somebody should fix
     health: tuple[str, ...] = ()
     funnel: tuple[Mapping[str, Any], ...] = ()  # {"step", "tonight", "in all", "images": [[name, link]]}
     cost: Mapping[str, Any] = field(default_factory=dict)
@@ -42,12 +42,12 @@ class Since:
     queue: tuple[Mapping[str, Any], ...] = ()  # {"name", "class", "wrong": pixels, "link"}
     serve: str = ""  # command that shows the links
     pays: tuple[Mapping[str, Any], ...] = ()
-    coverage: Mapping[str, float] = field(default_factory=dict)  # of each class, the night before
-    nights: tuple[Mapping[str, Any], ...] = ()  # lines of the history, tonight's last
+    coverage: Mapping[str, float] = field(default_factory=dict)  # class -> coverage of the night before
+    nights: tuple[Mapping[str, Any], ...] = ()  # lines of the history; tonight's is the last
 
 
 def section(since: Since, folder: str) -> Raw:
-    """The section; `folder` is where the commands are typed."""
+    """The section as HTML; `folder` is the folder in which the reader types the commands."""
     tail = f"<pre>{esc(chr(10).join(since.tail[-12:]))}</pre>" if since.tail else ""
     warnings = "".join(f"<li class='warning'>{esc(line)}</li>" for line in since.warnings)
     parts = [
@@ -114,7 +114,7 @@ def _commands(since: Since, folder: str) -> str:
         ("reproduce without Prefect", repro),
         ("what is broken", ["autolabel", "doctor"]),
     ]
-    items = "".join(f"<li>{esc(what)}: <code>{esc(shlex.join(command))}</code></li>" for what, command in lines)
+    items = "".join(f"<li>{esc(purpose)}: <code>{esc(shlex.join(command))}</code></li>" for purpose, command in lines)
     return f"<p>in <code>{esc(folder)}</code>:</p><ul>{items}</ul>"
 
 
@@ -158,7 +158,7 @@ def _nights(nights: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spark(values: Sequence[float | None], kinds: Sequence[str]) -> str:
-    """A line over the nights; gaps where a night has no value."""
+    """SVG line over the nights, with a gap where a night has no value."""
     known = [v for v in values if v is not None]
     low, span = min(known, default=0.0), (max(known, default=0.0) - min(known, default=0.0)) or 1.0
     step = 92 / max(1, len(values) - 1)
@@ -178,7 +178,7 @@ def _spark(values: Sequence[float | None], kinds: Sequence[str]) -> str:
 
 
 def as_markdown(since: Since, page: str) -> str:
-    """The page's head as Markdown; `page` is its path."""
+    """The head of the page as Markdown; `page` is the path of the page."""
     lines = [f"## {' '.join(since.sentences)}", f"Night of {since.began}", since.decision]
     lines += [str(since.verdict.get("sentence", "")), *(f"- {line}" for line in since.differs)]
     if since.tail:

@@ -35,13 +35,13 @@ _WIDTH, _SMALL = 400, 200  # pixels of a picture on the page
 
 @dataclass(frozen=True)
 class Strip:
-    """One image and everything drawn of it, as (caption, PNG or JPEG data address)."""
+    """One image with its pictures, each as (caption, PNG or JPEG data URI)."""
 
     name: str
     pictures: list[tuple[str, str]]
 
     def html(self) -> Raw:
-        """The row of pictures."""
+        """The row of pictures as HTML."""
         cells = "".join(
             f"<figure><img src='{uri}' alt='{esc(caption)} of {esc(self.name)}'><figcaption>{esc(caption)}</figcaption>"
             "</figure>"
@@ -51,7 +51,7 @@ class Strip:
 
 
 def choose(ws: Workspace, count: int) -> list[Sample]:
-    """Images of the raw store spread over cities: every k-th of the sorted names, so the choice is no choice."""
+    """Choose every k-th image of the raw store by sorted name, which spreads the images over cities."""
     index = Index.load(ws.path("data/index/target.parquet"))
     store = LabelStore.open(ws.path("labels/raw"))
     known = [s for s in index.samples if s.name in store]
@@ -62,13 +62,13 @@ def choose(ws: Workspace, count: int) -> list[Sample]:
 
 
 def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
-    """Draw the chosen images; scale weights come from one `predict` job of the checkpoint that labelled them."""
+    """Draw the chosen images; one `predict` job of the checkpoint that labelled the images gives the scale weights."""
     if not samples:
         return []
     index = Index.load(ws.path("data/index/target.parquet"))
     root, palette = ws.roots[index.root], index.classes.palette()
     raw, final = LabelStore.open(ws.path("labels/raw")), LabelStore.open(ws.path("labels/final"))
-    checkpoint = only_checkpoint(labelling_teacher(ws))  # others have no weights of scales
+    checkpoint = only_checkpoint(labelling_teacher(ws))  # other teachers have no scale weights
     weights = _weights(ws, checkpoint, [root / s.image for s in samples]) if checkpoint else None
     edges = np.array([float(e) for e in ConfidenceCode().edges])
     drawn = []
@@ -96,7 +96,7 @@ def _scale_of(path: Path) -> float:
 
 
 def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
-    """Folder that holds `N_weight_*x.png` of the N-th image (cached by content): two images may share a name."""
+    """Folder with `N_weight_*x.png` of the N-th image, cached by content; two images may share a name."""
     config = ws.params.auto_infer
     weights = weights_of(checkpoint)
     images = [fetched(image) for image in images]
@@ -111,21 +111,21 @@ def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
     command = [sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, numbered)]
     command += ["--checkpoint", str(checkpoint), "--out", str(folder)]
     command += ["--scales", ",".join(f"{s:g}" for s in config.scales)]
-    leave = partial(die_with_parent, signal.SIGKILL, parent=os.getpid())
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=leave)
-    if ended.returncode == NoSpaceError.exit_code:
+    die_with_this = partial(die_with_parent, signal.SIGKILL, parent=os.getpid())
+    result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_this)
+    if result.returncode == NoSpaceError.exit_code:
         raise NoSpaceError("no space left on device while drawing the scale weights", hint="free space, run again")
-    if ended.returncode:
-        told = " ".join(ended.stderr.strip().splitlines()[-2:])
-        raise HmsaError(f"drawing the scale weights failed: {told}")
+    if result.returncode:
+        text = " ".join(result.stderr.strip().splitlines()[-2:])
+        raise HmsaError(f"drawing the scale weights failed: {text}")
     atomic.write_json(done, {"images": len(images)})
     return folder
 
 
 def thumbnails(ws: Workspace, captions: Mapping[str, str], link: Callable[[str], str]) -> Raw:
-    """Small pictures with their training labels, dark where a pixel is ignored; each is a link.
+    """Small pictures with their training labels, each a link; ignored pixels are dark.
 
-    An image that is gone or damaged is left out: `prepare` names it the next time.
+    A missing or damaged image is left out; the next run of `prepare` reports it.
 
     Args:
         ws: the workspace.
@@ -155,7 +155,7 @@ def thumbnails(ws: Workspace, captions: Mapping[str, str], link: Callable[[str],
 
 
 def _uri(picture: UInt8, resample: Image.Resampling, kind: str = "PNG", width: int = _WIDTH) -> str:
-    """A picture of this width as a data address; enlarged without smoothing, so that a pixel stays a pixel."""
+    """Picture of this width as a data URI; enlarging does not smooth, so that single pixels stay visible."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
     height = max(1, round(image.height * width / image.width))
     image = image.resize((width, height), Image.Resampling.NEAREST if image.width < width else resample)

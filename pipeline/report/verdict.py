@@ -1,4 +1,4 @@
-"""The result of a workspace in sentences that a person would say; the gate's own words stand in the details."""
+"""State the result of a workspace in plain sentences; the gate's verdict stands in the details."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.report.render import points
 
 
 def sentences(metrics: Mapping[str, Any], *, spread_is_measured: bool) -> list[str]:
-    """Whether the student is better than the teacher, and whether the auto-labels did it.
+    """Say whether the student is better than the teacher, and whether the auto-labels made it better.
 
     Args:
         metrics: evaluation/metrics.json; {} before `evaluate`.
@@ -67,7 +67,7 @@ def _change(gain: Mapping[str, Any]) -> str:
 def of_night(
     verdict: Mapping[str, Any], failed: str, metrics: Mapping[str, Any], *, spread_is_measured: bool
 ) -> list[str]:
-    """The sentences of a night: `verdict` is the gate's, {} where it did not judge; `failed` says why it ended."""
+    """Sentences of a night: `verdict` of the gate, {} if it did not judge; `failed` says why the night ended early."""
     if failed:
         return [f"The night ended early: {failed}"]
     if not verdict:
