@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor with its family (bits and speed depend on the family, not on the name), cores and GPUs by name."""
+    """Processor with its family (which decides bits and speed; a name may hide it), cores and GPUs by name."""
     fields = _first_processor()
     processor = fields.get("model name") or platform.processor() or platform.machine()
     family = {k: fields[k] for k in ("cpu family", "model") if k in fields}

@@ -28,9 +28,9 @@ class Pictures:
 
     Args:
         root: as `root`: `image_path` and `coarse_path` of the store are relative to it or begin with its name.
-        info: fields that the store has of an image, by name (an unknown name is an InputError).
+        info: function from an image's name to what the store records of the image (an unknown name is an InputError).
         classes: class table that human labels are read with.
-        paths: `image_path` of all images; read only where a root is given.
+        paths: function that returns `image_path` of all images; called only with a root.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ _MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RI
 
 
 def _is_upright_webp(data: bytes, path: Path) -> bool:
-    """Whether a WebP needs no turning: browsers do not turn a WebP by its EXIF data, but labels are turned."""
+    """Whether a file is a WebP without rotation in EXIF data: browsers do not rotate a WebP, but labels are rotated."""
     return data[8:12] == b"WEBP" and read_header(path).orientation == 1
 
 
@@ -206,7 +206,7 @@ def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.flo
 
 @cache
 def safe_colours(count: int) -> tuple[Colour, ...]:
-    """`count` RGB colours that four kinds of colour vision tell apart; beyond 108 colours some may look alike.
+    """`count` RGB colours that four kinds of colour vision tell apart; beyond 108 colours this is not ensured.
 
     Each colour is as far as possible from those before it: give the first ones to frequent classes.
     """

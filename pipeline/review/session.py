@@ -37,7 +37,7 @@ class Session:
         images: root of the photographs (and human labels).
         other: second store for compare; must have the same classes.
         other_policy: second policy for compare.
-        save_to: where "Save policy" writes, never over `policy`; default: `STORE.policy.json` (-2.json, ...).
+        save_to: where "Save policy" writes, never over `policy`; default: `STORE.policy.json`, or one with a number.
         reviewer: name that marks carry.
         curves: calibration counts behind the policy; default: those next to the policy, if they exist.
         evidence: measured policy for the precision of kept pixels where `policy` is None; its thresholds are not used.

@@ -1,6 +1,6 @@
 """A spot check: pixels drawn with known probabilities, judged by people, kept in a file next to the store.
 
-Each item was drawn uniformly from all pixels that its class keeps from its code `low` on, independently of the others:
+Each item was drawn uniformly from all pixels that its class keeps from its code `low` on, independently of the others.
 Fields: "name" (image), "class", "rank" (place among these pixels of the image), "low", "verdict"; "x", "y", "code" once
 known. The two kinds are an audit (a fixed number per class) and a certificate (draws where answers prove most). Answers
 of both are evidence about precision, and those of an audit guide a certificate.

@@ -49,7 +49,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
     for turn in range(_ROUNDS):
-        # The last round locks the marks (the page keeps new ones until then), because people might never pause.
+        # The last round locks the review file, or people might never pause (the page keeps what they draw until then).
         is_held = turn == _ROUNDS - 1 and _REVIEW in row.deps
         with ReviewFile(ws.path("labels/raw")).lock() if is_held else nullcontext():
             saved, files = _saved_by_people(ws, row), _data_files(ws, row)

@@ -1,6 +1,6 @@
 """Estimate how long the chain will still take: megapixels of each stage through a network, and the speed so far.
 
-No result depends on the estimate. Stages without a network count as nothing.
+No result depends on the estimate. Stages without a network count as zero.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ class Registry:
     def rounds(self, checkpoint: Path) -> int:
         """Number of rounds of auto-labels that a checkpoint descends from, by its lineage.
 
-        Its auto-labelled images count as one round, as do those of each registered model among its parents.
+        Auto-labelled images of the checkpoint are one round, and those of each registered parent are another round.
         """
         lineage = lineage_of_checkpoint(checkpoint)
         named = ((weights_by_name(version.path), version.path) for version in self.versions())
@@ -353,7 +353,7 @@ def knows_other_classes(checkpoint: Path, classes: ClassTable) -> bool:
 
 
 def version_damage(folder: Path) -> str:
-    """Describe the fault of a registered model's checkpoint or record; "" = no fault. A missing record is none."""
+    """Describe the fault of a registered model's checkpoint or record; "" = no fault. A missing record is no fault."""
     record = folder / "record.json"
     try:
         if record.exists():
