@@ -25,12 +25,12 @@ _NOT_LOSS = {"event", "time", "step", "epoch", "lr", "images", "pseudo", "images
 _MILLIONS = {
     "hrnet_micro": 1,
     "hrnet_tiny": 2,
-    "hrnet_w18": 14,
-    "hrnet_w32": 35,
-    "hrnet_w48": 73,
-    "hrnet_w64": 125,
-    "deeplabv3_resnet50": 41,
-    "deeplabv3_resnet101": 60,
+    "hrnet_w18": 16,
+    "hrnet_w32": 37,
+    "hrnet_w48": 74,
+    "hrnet_w64": 126,
+    "deeplabv3_resnet50": 43,
+    "deeplabv3_resnet101": 62,
 }
 
 
