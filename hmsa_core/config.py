@@ -34,18 +34,18 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
+Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # 0 is excluded: no image can prove a loss of exactly 0
 Names = Annotated[tuple[str, ...], Strict(False)]
 Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of RGB in [0, 1]
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, for RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
 SCALES = (0.5, 1.0, 2.0)  # of inference (paper)
 _LARGEST_SCALE = 8.0
 
 
 def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
-    """The one check of scales: settings, specs, options and `check_scales` come here, and code below trusts them."""
+    """Check scales for settings, specs, options and `check_scales`; no other code checks scales again."""
     differ = len(set(scales)) == len(scales)
     if not differ or 1.0 not in scales or not all(0.0 < scale <= _LARGEST_SCALE for scale in scales):
         raise ValueError(f"scales must be different numbers above 0 and up to {_LARGEST_SCALE:g}, one of them 1")
@@ -53,7 +53,7 @@ def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """Scales of a caller in their order, as floats. ConfigError: unusable ones."""
+    """Return a caller's scales in their order, as floats. ConfigError: unusable scales."""
     try:
         return _usable_scales(tuple(float(scale) for scale in scales))
     except ValueError as error:
@@ -61,7 +61,7 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 def trunk_fault(name: str) -> str:
-    """Say why a trunk's name is unknown; empty for a known one. No trunk file is imported."""
+    """Return why a trunk's name is unknown; empty for a known name. No trunk file is imported."""
     if trunk_family(name):
         return ""
     known = [*(name for names, _ in declared_trunks().values() for name in names), "timm:NAME"]
@@ -69,7 +69,7 @@ def trunk_fault(name: str) -> str:
 
 
 def trunk_family(name: str) -> str:
-    """The file of `models/trunks` that builds a trunk; empty for an unknown name. No trunk file is imported."""
+    """Return the file of `models/trunks` that builds a trunk; empty for an unknown name. Imports no trunk file."""
     for family, (names, pattern) in declared_trunks().items():
         if name in names or (pattern and re.fullmatch(pattern, name)):
             return family
@@ -93,7 +93,7 @@ def declared_trunks() -> dict[str, tuple[tuple[str, ...], str]]:
 
 
 def _known_trunk(name: str) -> str:
-    """By name alone: settings are checked where torch is not imported."""
+    """Check a trunk by name alone: settings are checked where torch is not imported."""
     if fault := trunk_fault(name):
         raise ValueError(fault)
     return name
@@ -103,7 +103,7 @@ def _as_list(teacher: Any) -> Any:
     return (str(teacher),) if isinstance(teacher, str | Path) else teacher
 
 
-# What labels images: checkpoint folder, onnx:FILE, hf:FOLDER, scores:FOLDER, or several (`inference.teachers.sources`).
+# Source of labels: checkpoint folder, onnx:FILE, hf:FOLDER, scores:FOLDER, or several (`inference.teachers.sources`).
 Teacher = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_as_list), Field(min_length=1)]
 Scales = Annotated[tuple[float, ...], Strict(False), AfterValidator(_usable_scales)]
 
@@ -115,12 +115,12 @@ class Section(BaseModel):
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], where: object) -> Self:
-        """The section of these values; ConfigError: `where`, the key of the first mistake, and what was expected."""
+        """Build the section from values; a ConfigError names `where`, the first wrong key, and the expected value."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str"))  # branches of a union
+        key = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str"))  # not branches of a union
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             known = f"known: {', '.join(cls.model_fields)}"
@@ -131,7 +131,7 @@ class Section(BaseModel):
 
 
 def knob(default: Any, description: str, **limits: Any) -> Any:
-    """A setting with its default and its description (what it is, unit, source); `limits` as of pydantic's Field."""
+    """Define a setting by its default and its description (meaning, unit, source); `limits` go to pydantic's Field."""
     return Field(default, description=description, **limits)
 
 
@@ -140,10 +140,10 @@ class NotInKey:
 
 
 def key_material(section: Section) -> dict[str, Any]:
-    """The settings of a section that determine a result, as JSON values; the one source of keys of finished work.
+    """Return the settings of a section that determine a result, as JSON values; all keys of finished work use these.
 
-    Left out, at any depth, are the fields marked `NotInKey`: how fast a job runs, how often it saves, and what a key
-    holds by content (start weights). So an interrupted training goes on with another number of GPUs.
+    Fields marked `NotInKey` are left out at any depth: speed of a job, interval of saving, and files that a key holds
+    by content (start weights). So an interrupted training can continue with another number of GPUs.
     """
     values = section.model_dump(mode="json")
     material: dict[str, Any] = {}
@@ -208,7 +208,7 @@ class ModelConfig(Section):
 
     @property
     def training_scales(self) -> tuple[float, ...]:
-        """Scales of the training pass, ascending. Average and max are trained as the single scale they share."""
+        """Scales of the training pass, ascending. Kinds average and max train on scale 1.0 alone, like single."""
         if not self.has_attention:
             return (1.0,)
         if self.train_scales is not None:
@@ -222,12 +222,12 @@ class ModelConfig(Section):
         return self.model_copy(update={"kind": kind, "train_scales": scales})
 
     def record(self) -> dict[str, Any]:
-        """The options in a checkpoint's JSON: all that kind and trunk leave open; its weights are beside it."""
+        """Return the options for a checkpoint's JSON: all fields but kind, trunk and the source of trunk weights."""
         return self.model_dump(mode="json", exclude={"kind", "trunk", "trunk_weights"})
 
     @property
     def trunk_file(self) -> str | None:
-        """The file that `trunk_weights` names, as written; None for fresh weights, a package or the hub."""
+        """Path that `trunk_weights` names, as the user wrote it; None for fresh weights, a package or the hub."""
         return None if self.trunk_weights.partition(":")[0] in ("none", "package", "hub") else self.trunk_weights
 
 
@@ -335,7 +335,7 @@ class PseudoConfig(Section):
     )
 
     def acts_by_source(self, colour: float) -> bool:
-        """Whether crops depend on who labelled each pixel; `colour` is the jitter of fine crops."""
+        """Whether crops depend on who labelled each pixel; `colour` is the colour jitter of fine crops."""
         return self.mix != "none" or self.loss_weight != 1.0 or self.colour != colour
 
 
@@ -476,5 +476,5 @@ class GateConfig(Section):
 
     @property
     def named_veto(self) -> tuple[str, ...]:
-        """Classes of `veto_recall` that must be there: the default names those of several data sets."""
+        """Classes of `veto_recall` that must exist; the default list names classes of several data sets."""
         return () if self.veto_recall == type(self).model_fields["veto_recall"].default else self.veto_recall

@@ -22,13 +22,13 @@ from hmsa_core.io.remote import fetched
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 T = TypeVar("T")
-# Which of the two is right, no file says.
+# No file says which of the two is right.
 TURNED = ", upright by its EXIF rotation: draw the label map upright as well"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One image to check, with what an earlier index says about it."""
+    """One image to check, with the results in an earlier index."""
 
     found: Found
     role: str
@@ -42,15 +42,15 @@ class Checked:
     """The sample (None when the image is refused), its centroids, and all refusals."""
 
     sample: Sample | None
-    centroids: NDArray[np.int32] | None = None  # of `learn` images, as `find_centroids` gives them
+    centroids: NDArray[np.int32] | None = None  # of `learn` images, by `find_centroids`
     refused: list[Refused] = field(default_factory=list)
-    reused: bool = False  # an earlier index vouched for all of its files
-    is_turned: bool = False  # a labelled image whose EXIF data turn it
+    reused: bool = False  # an earlier index replaces the checks of all files
+    is_turned: bool = False  # a labelled image that EXIF data rotate
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """Checks images one by one; picklable, without state."""
+    """Check images one by one; picklable, without state."""
 
     root: Path
     classes: ClassTable
@@ -59,7 +59,7 @@ class Verifier:
     min_pixels: int
 
     def __call__(self, task: Task) -> Checked:
-        """Check one image and its label maps; every fault becomes a `Refused`, none is raised."""
+        """Check one image and its label maps; each fault becomes a `Refused`, no fault raises."""
         found, old, out = task.found, task.known, Checked(None)
         digests = {part: self._digest(found, part, out) for part in ("image", "label", "coarse")}
         if not digests["image"] or (found.label and not digests["label"]):
@@ -94,12 +94,12 @@ class Verifier:
         return out
 
     def files(self, task: Task) -> list[Path]:
-        """The files that a check reads."""
+        """Return the files that a check reads."""
         parts = (task.found.image, task.found.label, task.found.coarse)
         return [self.root / path for path in parts if path]
 
     def _label(self, task: Task, size: tuple[int, int], out: Checked, *, reuse: bool) -> bool:
-        """Check the fine label and find its centroids; whether the image can be used."""
+        """Check the fine label and find its centroids; return whether the image can be used."""
         wanted = task.role == "learn"
         if reuse and (not wanted or task.known_centroids is not None):
             out.centroids = task.known_centroids if wanted else None
@@ -110,7 +110,7 @@ class Verifier:
         return label is not None
 
     def _digest(self, found: Found, part: str, out: Checked) -> str:
-        """SHA-256 of a part's file; "" where there is no such part, or where it cannot be read (then it is refused)."""
+        """SHA-256 of a part's file; "" for a missing part, or for a file that cannot be read (which is refused)."""
         path = getattr(found, part)
         try:
             return sha256_file(fetched(self.root / path)) if path else ""
@@ -147,16 +147,16 @@ class Verifier:
 
 
 def _is_same(old: Sample | None, found: Found, part: str, digest: str) -> bool:
-    """Whether an earlier index vouches for a part: the same bytes, under a name that gives them the same meaning."""
+    """Whether an earlier check of a part is still valid: the same bytes, under a name with the same meaning."""
     if old is None or getattr(old, f"{part}_sha256") != digest:
         return False
     before, now = getattr(old, part), getattr(found, part)
-    # A name says which format is expected, and which ids a map holds.
+    # A name defines the expected format, and the kind of ids in a map.
     return PurePosixPath(before).suffix == PurePosixPath(now).suffix and holds_train_ids(before) == holds_train_ids(now)
 
 
 def perceptual_hash(image: NDArray[np.uint8]) -> str:
-    """16 hex digits that stay nearly the same when a picture is re-encoded, resized or brightened.
+    """Return 16 hex digits that stay nearly the same when an image is re-encoded, resized or brightened.
 
     They are the signs of the 64 lowest cosine frequencies of the RGB image's 32x32 grey thumbnail.
     """

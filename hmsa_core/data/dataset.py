@@ -29,16 +29,16 @@ UInt8 = NDArray[np.uint8]
 
 
 class LabelReader(Protocol):
-    """What is used of a label store."""
+    """The methods of a label store that training uses."""
 
     def read_label(self, name: str) -> UInt8:
-        """Label of an image, uint8 HxW."""
+        """Return the label of an image, uint8 HxW."""
 
     def read_chances(self, name: str) -> UInt8:
-        """How often each pixel shall count, uint8 HxW: in k of 256 crops, 255 = in all. Asked for by `draw` alone."""
+        """Return how often each pixel counts, uint8 HxW: in k of 256 crops, 255 = in all. Only `draw` uses it."""
 
     def read_human(self, name: str) -> UInt8:
-        """1 where a human gave the label, also beside the teacher, else 0; uint8 HxW."""
+        """Return 1 where a human gave the label (also together with the teacher), else 0; uint8 HxW."""
 
 
 def init_worker(worker_id: int) -> None:  # noqa: ARG001 - torch calls it with the number
@@ -53,7 +53,7 @@ def init_worker(worker_id: int) -> None:  # noqa: ARG001 - torch calls it with t
 
 
 class _Cache:
-    """Decoded arrays up to a number of bytes; what comes later is not kept."""
+    """Decoded arrays up to a number of bytes; later arrays are not kept."""
 
     def __init__(self, limit: int) -> None:
         self._left = limit
@@ -72,22 +72,22 @@ class _Cache:
 class CropDataset(Dataset[dict[str, Any]]):
     """Crops of one epoch, or of a whole run, in plan order. Each file's digest is checked when it is read.
 
-    Items: {"image": uint8 hxwx3 RGB, "label": uint8 hxw, "name": str, "source": "fine" | "pseudo"}, and where the loss
+    Items: {"image": uint8 hxwx3 RGB, "label": uint8 hxw, "name": str, "source": "fine" | "pseudo"}, and if the loss
     weighs the teacher's pixels, "human": bool hxw, True where a human gave the label. Images
     stay uint8 until they are on the device, where `hmsa_core.data.transforms.normalise_batch` normalises them.
 
     Args:
-        plan, epoch: which crops. epoch None = all epochs; an index is then a position in the run (`plan.at`).
+        plan, epoch: the crops. epoch None = all epochs; an index is then a position in the run (`plan.at`).
         root, classes: folder that the samples' paths are relative to, and classes of the label files.
         crop: (height, width) in pixels.
         open_store: opens the thresholded label store of "pseudo" crops, e.g. partial(LabelStore.open, path).
             It is called once in each process that reads from the store.
         pseudo_root: folder of the auto-labelled images; None = `root`.
-        long_edge: pixels. Images are first resized to it (Mapillary: 2177).
+        long_edge: pixels. The longer side is first resized to this (Mapillary: 2177).
         cache_bytes: memory for decoded images and labels in each process.
 
     Raises:
-        IntegrityError: a file is not the one that was indexed.
+        IntegrityError: a file differs from the indexed file.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         return item
 
     def arrays(self, request: CropRequest) -> tuple[UInt8, UInt8, NDArray[np.bool_]]:
-        """The augmented crop as uint8 hxwx3 and uint8 hxw, and where a human gave the label, as far as that matters."""
+        """The augmented crop as uint8 hxwx3 and uint8 hxw, and the mask of human labels if the loss uses one."""
         image, label, human = self._crop(request)
         mix = self.plan.pseudo_config.mix
         if mix == "none" or request.source == "fine":

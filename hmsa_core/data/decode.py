@@ -1,8 +1,8 @@
-"""Reading one image or label map from a file that somebody else made: decoded to known pixels, or refused.
+"""Reading an image or a label map from an untrusted file: decoded to known pixels, or refused.
 
 Every refusal is a `DecodeError` with one of `REASONS`. Pillow opens the file. Size, depth, mode and the cost of
-decoding are judged from its header, before memory for pixels is taken. A file whose digest an index holds was judged
-when that index was made, so it is only decoded. The page docs/data.md lists what is read, and as what.
+decoding are judged from its header, before memory for pixels is taken. A file whose digest an index holds was checked
+when that index was made, so it is only decoded. The page docs/data.md lists the accepted files and their meaning.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ REASONS = (
     "duplicate-name",
 )
 
-# OpenCV's threads do not survive a fork: a loader process would wait for them for ever. Processes are our
-# parallelism, so there are none.
+# OpenCV's threads do not survive a fork: a loader process would wait for them for ever. The package runs
+# several processes instead of threads.
 cv2.setNumThreads(1)
 
 _FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
@@ -53,7 +53,7 @@ _IMAGE_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 _LABEL_MODES = {"1", "L", "P", "I;16", "LA", "RGB", "RGBA"}
 _PLAIN_MODES, _PALETTE = {0: "L", 2: "RGB"}, 3  # colour types of a PNG
 _DEEP = 16  # bits
-_ORIENTATION = 0x0112  # EXIF tag; its value -> how to bring the stored pixels upright
+_ORIENTATION = 0x0112  # EXIF tag; its value -> operation that turns the stored pixels upright
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,23 +64,23 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Bytes of memory that a picture may need before it is known to be good: a refused one stays under 200 MB.
+# Bytes of memory that an image may need before its checks end: a refused image stays under 200 MB.
 _TRIED_MEMORY = 180_000_000
-# The same where nothing is estimated; a JPEG of several scans (4:2:0) at the full ceiling takes as much.
+# The limit for exact counts; a JPEG of several scans (4:2:0) at the full ceiling takes as much.
 _COUNTED_MEMORY = 193_000_000
 _ALPHA_BYTES = 6  # bytes a pixel at the peak of decoding, measured with room to spare
-_BESIDES = 4 << 20  # bytes that a file may hold besides its pixels; EXIF numbers take 30 times as many in memory
+_BESIDES = 4 << 20  # bytes of a file except its pixels; EXIF numbers take 30 times as many in memory
 _TIFF_TAGS = 3 << 19  # the same of a TIFF, read twice; each number in a tag may stand for a strip
 _EXIF = 1 << 20
 _READS = 20_000  # calls to open a file: Pillow looks for the next marker of a JPEG byte by byte
-_CHUNKS = 512  # of a PNG besides its pixels: a packed one may inflate to a megabyte
+_CHUNKS = 512  # of a PNG except its pixels: a compressed chunk may inflate to a megabyte
 _PIXEL_CHUNKS = 100_000  # of a PNG: the usual 8 kB each in the largest file
 _SCANS = 100  # of a JPEG, as in libtiff: each one goes over the whole picture
 _BLOCK = 1 << 16
 _IN_MEMORY = 16 << 20  # bytes; OpenCV reads a longer file by itself, a part at a time
 # Chunks that do not change what the pixels of a grey or RGB PNG mean, and that no decoder inflates.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"tEXt"}
-# Characters, all texts of a PNG together. Pillow's own limit is 64 MB; each may take 4 bytes.
+# Characters, all texts of a PNG together. Pillow's limit is 64 MB; each may take 4 bytes.
 PngImagePlugin.MAX_TEXT_MEMORY = _BESIDES
 _JSON_BYTES = 4 << 20  # objects of up to 24 times as many
 _HASHED_FIRST = 64 << 20  # bytes; a larger file is hashed before memory is taken for it
@@ -88,7 +88,7 @@ _CHANGED = "the file changed after `prepare`: restore it, or run `prepare` again
 _ADDRESS = re.compile(r"<[^<>]*>")  # an object of Pillow or Python, which differs from run to run
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # none of pixel data
 _TOO_MUCH = (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-# All that Pillow's readers of these four formats are known to raise on damaged content. OSError, ValueError and
+# All known errors of Pillow's readers of these four formats for damaged content. OSError, ValueError and
 # RuntimeError have subclasses that matter: UnidentifiedImageError, UnicodeDecodeError, RecursionError.
 _FLAWED = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError),
@@ -99,15 +99,15 @@ _DAMAGE = (*_FLAWED, MemoryError, Warning, Image.DecompressionBombError)
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its picture, after EXIF rotation (height and width are those of the upright picture)."""
+    """Facts in a file about its image, after EXIF rotation (height and width of the upright image)."""
 
     format: str
     mode: str
     height: int
     width: int
     orientation: int
-    plain: bool  # a PNG without anything that could change the meaning of its pixels
-    bits: int = 8  # of a channel; 0: Pillow gives other numbers than the file holds
+    plain: bool  # a PNG without chunks that could change the meaning of its pixels
+    bits: int = 8  # bits of a channel; 0: Pillow changes the file's numbers
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
@@ -126,7 +126,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = 
 
 
 def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> tuple[Header, UInt8]:
-    """The same with what the file says about its picture."""
+    """Decode an image as `read_image` does; also return its header."""
     where = str(path)
     with _opened(Path(path), max_pixels, sha256) as file:
         header = _known(file, where) if sha256 else _judge(file, where, max_pixels)
@@ -134,7 +134,7 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str 
 
 
 def read_header(path: str | Path) -> Header:
-    """Size and mode of an image file without decoding it; DecodeError as in `read_image`."""
+    """Return size and mode of an image file without decoding it; DecodeError as in `read_image`."""
     with _opened(Path(path), MAX_PIXELS, "") as file:
         return _judge(file, str(path), MAX_PIXELS)
 
@@ -147,7 +147,7 @@ def read_label(
     Args:
         path: lossless grey or palette image of ids, RGB image of class colours; `*_labelTrainIds.png` of trainIds;
             Cityscapes' `*_polygons.json`.
-        classes: the table that maps ids and colours. A value that it does not know is refused, never dropped.
+        classes: the table that maps ids and colours. Unknown values are refused, never dropped.
         max_pixels, sha256: as in `read_image`, with its errors.
         by_colour: read grey and palette images by their colours as well.
     """
@@ -203,9 +203,9 @@ def _label_pixels(file: IO[bytes], where: str, max_pixels: int, is_known: bool =
 
 
 def is_constant(pixels: UInt8) -> bool:
-    """Whether all pixels of an image or a map are equal."""
+    """Whether all pixels of an image or a label map are equal."""
     first = pixels[:1, :1]
-    # A row is enough to say no for nearly every picture; the whole is only compared for the rest.
+    # One row already differs in nearly every image; only the rest are compared as a whole.
     return bool((pixels[:1] == first).all() and (pixels == first).all())
 
 
@@ -213,9 +213,9 @@ def is_constant(pixels: UInt8) -> bool:
 
 
 def _opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
-    """Open a file whose length is plausible; with a digest, its bytes in memory once they agree with it."""
+    """Open a file of plausible length; with a digest, return its bytes in memory after a check of the digest."""
     try:
-        # Without waiting for the writer of a named pipe.
+        # Does not wait for the writer of a named pipe.
         file = open(fetched(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
         about = os.fstat(file.fileno())
     except OSError as error:
@@ -230,8 +230,8 @@ def _opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
             raise IntegrityError(f"{path}: has {size} bytes now, its recorded SHA-256 was {sha256}", hint=_CHANGED)
         if not size:
             raise DecodeError(f"{path}: the file is empty", reason="truncated")
-        told = f"{path}: the file has {size} bytes, at most {most} are allowed"
-        raise DecodeError(told, reason="too-large", hint="save it in fewer bytes")
+        problem = f"{path}: the file has {size} bytes, at most {most} are allowed"
+        raise DecodeError(problem, reason="too-large", hint="save it in fewer bytes")
     except BaseException:
         file.close()
         raise
@@ -243,19 +243,19 @@ def _hashed(file: io.BufferedReader, size: int, recorded: str, path: Path) -> IO
         file.seek(0)
         data = file.read() if found == recorded else b""
     if found == recorded:
-        found = hashlib.sha256(data).hexdigest()  # of the very bytes that are decoded
+        found = hashlib.sha256(data).hexdigest()  # digest of the very bytes that are decoded
     if found != recorded:
         raise IntegrityError(f"{path}: SHA-256 is {found}, recorded was {recorded}", hint=_CHANGED)
     return io.BytesIO(data)
 
 
 def _most_bytes(pixels: int) -> int:
-    """No format here needs more bytes than raw 8-bit RGBA plus some metadata."""
+    """Largest plausible file in bytes: no format needs more than raw 8-bit RGBA plus some metadata."""
     return 4 * pixels + _BESIDES
 
 
 class _Metered:
-    """A file as Pillow sees it while it opens it: more bytes or calls than a header needs are refused."""
+    """A file that Pillow opens: more reads (bytes or calls) than a header needs are refused."""
 
     def __init__(self, file: IO[bytes], where: str, most: int) -> None:
         self._file, self._where, self.left, self._calls = file, where, most, 0
@@ -278,9 +278,9 @@ def _too_much(what: str, where: str) -> DecodeError:
 
 
 def _guarded(call: Callable[[], T], where: str, kind: str = "TIFF") -> T:
-    """Call into Pillow: whatever it raises or warns about a damaged file becomes a DecodeError.
+    """Call Pillow: its errors and warnings about a damaged file become a DecodeError.
 
-    Only of a TIFF the tags are part of the picture. In other formats they are EXIF data, and flawed ones do no harm.
+    Tags are part of the image only in a TIFF. In other formats tags are EXIF data, and damaged tags do no harm.
     """
     try:
         with warnings.catch_warnings():
@@ -289,21 +289,21 @@ def _guarded(call: Callable[[], T], where: str, kind: str = "TIFF") -> T:
                 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
             return call()
     except _DAMAGE as error:
-        told = _ADDRESS.sub("the file", str(error)) or type(error).__name__
-        text = told.lower()
+        problem = _ADDRESS.sub("the file", str(error)) or type(error).__name__
+        text = problem.lower()
         reason = "truncated" if "truncat" in text or isinstance(error, EOFError) else "corrupt"
         if "too much memory" in text or isinstance(error, _TOO_MUCH):
-            reason, told = "too-large", re.sub("limit of .*|decompression bomb.*", "max_pixels", told)
+            reason, problem = "too-large", re.sub("limit of .*|decompression bomb.*", "max_pixels", problem)
         elif "unknown pixel mode" in text:
-            reason, told = "wrong-mode", "other channels than grey, a palette or RGB"
-        raise DecodeError(f"{where}: cannot be decoded ({told})", reason=reason) from error
+            reason, problem = "wrong-mode", "other channels than grey, a palette or RGB"
+        raise DecodeError(f"{where}: cannot be decoded ({problem})", reason=reason) from error
 
 
 # ---- Judging
 
 
 def _judge(file: IO[bytes], where: str, max_pixels: int) -> Header:
-    """Refuse what is damaged, costs too much, or has no meaning here, as far as can be told without its pixels."""
+    """Refuse files that are damaged, too costly or meaningless, as far as the header shows."""
     head, size = file.read(64), file.seek(0, os.SEEK_END)
     kind = _sniff(head)
     suffix = Path(where).suffix.lower()
@@ -321,7 +321,7 @@ def _judge(file: IO[bytes], where: str, max_pixels: int) -> Header:
     most = {"JPEG": _BESIDES, "TIFF": _TIFF_TAGS}.get(kind, 2 * size)
     metered: Any = _Metered(file, where, most)
     with _open(metered, kind, where) as image:
-        metered.left = most  # the tags of a TIFF are read once more, for EXIF data
+        metered.left = most  # Pillow reads the tags of a TIFF again, for EXIF data
         _check_size(*image.size, 0 if kind == "JPEG" else size, where, max_pixels)
         if kind == "JPEG":
             _check_jpeg(image, file, where)
@@ -333,7 +333,7 @@ def _judge(file: IO[bytes], where: str, max_pixels: int) -> Header:
 
 
 def _known(file: IO[bytes], where: str) -> Header:
-    """The header of a file that was judged before; its bytes are the same."""
+    """Return the header of a file that was checked before; its bytes are the same."""
     head = file.read(64)
     kind = _sniff(head) or ""
     chunks = _png_chunks(file, where, is_known=True) if kind == "PNG" else set()
@@ -353,7 +353,7 @@ def _open(file: Any, kind: str, where: str) -> Image.Image:
 
 
 def _sniff(head: bytes) -> str | None:
-    """Format by the first bytes, None for anything but the four that are read."""
+    """Return the format by the first bytes; None for all but the four accepted formats."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -377,7 +377,7 @@ def _check_size(width: int, height: int, size: int, where: str, max_pixels: int)
 
 
 def _check_memory(needed: int, what: str, where: str, most: int = _TRIED_MEMORY) -> None:
-    """Damage of some formats shows only when all their pixels are in memory: they have a lower ceiling."""
+    """Refuse too much memory: some formats show damage only after all pixels are in memory."""
     if needed > most:
         raise DecodeError(
             f"{where}: {what} of this size takes {needed / 1e6:.0f} MB of memory before damage would show; "
@@ -388,17 +388,17 @@ def _check_memory(needed: int, what: str, where: str, most: int = _TRIED_MEMORY)
 
 
 def _header(image: Image.Image, kind: str, head: bytes, chunks: set[bytes], where: str) -> Header:
-    """Mode, size and orientation; refuses PNGs of 16 bits and what would take too much memory to decode."""
+    """Read mode, size and orientation; refuse PNGs of 16 bits and images that need too much memory."""
     width, height = image.size
     mode, bits = image.mode, head[24] if kind == "PNG" and head[25] != _PALETTE else 8
     if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         _check_memory(_ALPHA_BYTES * height * width, "a picture with transparency", where)
     plain = kind == "PNG" and chunks <= _PLAIN_CHUNKS and bits == 8 and mode in ("L", "RGB")
-    if kind == "PNG" and not plain:  # Pillow's picture, and OpenCV's grey one beside it
+    if kind == "PNG" and not plain:  # Pillow's image, and OpenCV's grey image
         each = 2 if mode in ("1", "L", "P") else 5
         _check_memory(each * height * width, "a PNG with metadata or transparency", where)
     if kind == "TIFF":
-        # Pillow stretches grey of fewer bits to 0..255, and turns "white is zero" over: wrong for ids.
+        # Pillow stretches grey of fewer bits to 0..255, and inverts "white is zero": wrong for ids.
         bits = 0 if mode in ("1", "L") and image.tile[0][3][0] not in ("L", "L;R") else 8  # type: ignore[attr-defined]
         tags = image.tag_v2  # type: ignore[attr-defined]
         width, height, orientation = tags[256], tags[257], tags.get(_ORIENTATION, 1)
@@ -410,9 +410,9 @@ def _header(image: Image.Image, kind: str, head: bytes, chunks: set[bytes], wher
 
 
 def _orientation(image: Image.Image, where: str) -> int:
-    """By EXIF data alone: Pillow would also believe XMP and texts, which viewers do not. Flawed data turn nothing."""
+    """Orientation by EXIF data alone: Pillow also reads XMP and texts, viewers do not. Damaged data: no rotation."""
     if image.format == "PNG" and "exif" not in image.info:
-        image.load()  # they may lie behind the pixels
+        image.load()  # EXIF data may lie behind the pixels
     data = image.info.get("exif", b"")
     if len(data) > _EXIF:
         raise _too_much("EXIF data", where)
@@ -426,7 +426,7 @@ def _orientation(image: Image.Image, where: str) -> int:
 
 
 def _png_chunks(file: IO[bytes], where: str, *, is_known: bool = False) -> set[bytes]:
-    """Walk over the chunks of a PNG: their types. DecodeError when one is cut, has a wrong CRC, or there are too many.
+    """Return the types of a PNG's chunks. DecodeError: a truncated chunk, a wrong CRC, or too many chunks.
 
     Pillow's `verify` checks CRCs, too, but holds each chunk in memory twice and does not count those behind the pixels.
     """
@@ -444,7 +444,7 @@ def _png_chunks(file: IO[bytes], where: str, *, is_known: bool = False) -> set[b
             pixels += 1
         else:
             others, besides = others + 1, besides + left
-        # OpenCV holds a whole chunk, and no pixels of this size need a longer one than the last limit says.
+        # OpenCV holds a whole chunk; pixels of this size need no chunk longer than this limit.
         if besides > _BESIDES or others > _CHUNKS or pixels > _PIXEL_CHUNKS or left > _COUNTED_MEMORY:
             raise _too_much("bytes or chunks besides the pixels", where)
         crc = zlib.crc32(kind)
@@ -460,7 +460,7 @@ def _png_chunks(file: IO[bytes], where: str, *, is_known: bool = False) -> set[b
 
 
 def _check_jpeg(image: Image.Image, file: IO[bytes], where: str) -> None:
-    """What libjpeg keeps of all scans before there is a picture, and what makes it go over data again and again."""
+    """Check libjpeg's memory for all scans before the first pixels, and data that libjpeg reads repeatedly."""
     opened_image: Any = image  # a JPEG, with the sampling factors of its components
     factors = [(h, v) for _, h, v, _ in opened_image.layer]
     if not all(h and v for h, v in factors):
@@ -477,12 +477,12 @@ def _check_jpeg(image: Image.Image, file: IO[bytes], where: str) -> None:
 
 
 def _end_of_jpeg(file: IO[bytes], where: str) -> int:
-    """Where a JPEG ends, from its first pixels on: phones append a film. DecodeError for too many scans."""
+    """Find the end of a JPEG from its first pixels on: phones append a video. DecodeError for too many scans."""
     at, scans, parts = file.tell(), 1, 0
     while parts <= _READS:
         file.seek(at)
         block = file.read(_BLOCK)
-        if block == b"\xff" * _BLOCK:  # libjpeg begins such a run anew with each block that it gets
+        if block == b"\xff" * _BLOCK:  # libjpeg rereads such a run with each new block
             raise DecodeError(
                 f"{where}: more than {_BLOCK} fill bytes (0xFF) in a row", reason="corrupt", hint="save the image again"
             )
@@ -503,7 +503,7 @@ def _end_of_jpeg(file: IO[bytes], where: str) -> int:
 
 
 def _check_webp(head: bytes, size: int, where: str, max_pixels: int) -> None:
-    """From the first bytes: Pillow reads the whole file to open it, and takes memory for the canvas."""
+    """Check a WebP by its first bytes: Pillow reads the whole file to open it, and allocates the canvas."""
     kind, lossless, alpha = head[12:16], False, False
     if kind == b"VP8X" and len(head) >= 30:
         width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
@@ -521,35 +521,35 @@ def _check_webp(head: bytes, size: int, where: str, max_pixels: int) -> None:
 
 
 def _check_tiff(image: Image.Image, size: int, where: str, max_pixels: int) -> None:
-    """Depth, memory and completeness of a TIFF by its tags."""
+    """Check depth, memory and completeness of a TIFF by its tags."""
     opened_image: Any = image  # a TIFF image, with tags
     tags = opened_image.tag_v2
     bits = tags.get(258, (1,))
     bits = max(bits) if isinstance(bits, tuple) else bits
     if bits > 8:
         raise DecodeError(f"{where}: more than 8 bits per channel", reason="wrong-mode", hint="convert it to 8 bits")
-    # libtiff takes memory for one whole tile or strip, whatever the size of the picture.
+    # libtiff allocates one whole tile or strip, independent of the image's size.
     width, height = tags[256], tags[257]  # as stored; `size` is upright
     tile = int(tags.get(322, 1) or 1) * int(tags.get(323, 1) or 1)
     if tile > max_pixels:
         raise DecodeError(f"{where}: tiles of {tile} pixels", reason="too-large")
     if tags.get(259, 1) == 1:
         _check_raw_tiff(opened_image, bits, size, where)
-    else:  # only decoding shows whether it is whole
+    else:  # only decoding shows whether the data are complete
         strip = min(int(tags.get(278, height) or height), height) * width
         grey = len(image.getbands()) == 1
         memory = (1 if grey else 4) * height * width + (1 if grey else 3) * max(tile, strip if tile == 1 else 0)
         _check_memory(memory + size + 2 * _TIFF_TAGS, "a compressed TIFF", where, _COUNTED_MEMORY)  # it is mapped
     exif = image.getexif()
-    for directory in (34665, 34853, 40965):  # EXIF, GPS, interoperability: Pillow reads them behind the pixels
+    for directory in (34665, 34853, 40965):  # EXIF, GPS, interoperability: Pillow reads these after the pixels
         if directory in exif:
             exif.get_ifd(directory)
 
 
 def _check_raw_tiff(image: Any, bits: int, size: int, where: str) -> None:
-    """All strips or tiles lie in the file. Pillow believes no length: it reads on, and leaves black what has none."""
+    """Check that all strips or tiles lie in the file: Pillow ignores their lengths, and leaves missing ones black."""
     tags, planes, drawn = image.tag_v2, 1, 0
-    if tags.get(284, 1) == 2:  # each channel has strips of its own
+    if tags.get(284, 1) == 2:  # each channel has separate strips
         planes = len(image.getbands())
     else:
         bits *= tags.get(277, 1)
@@ -570,22 +570,22 @@ def _check_raw_tiff(image: Any, bits: int, size: int, where: str) -> None:
 
 
 def _decode_plain(file: IO[bytes], flags: int, header: Header, where: str, is_known: bool) -> UInt8:
-    """Plain 8-bit PNG through OpenCV: the same pixels as Pillow's, faster, and with less memory."""
+    """Decode a plain 8-bit PNG by OpenCV: the pixels of Pillow, faster, and with less memory."""
     if (
         not is_known and 4 * header.height * header.width > _TRIED_MEMORY
-    ):  # damage shows in a grey picture before the whole is taken
+    ):  # damage shows in a grey image before the full memory is allocated
         _opencv(file, cv2.IMREAD_GRAYSCALE, where)
     return _opencv(file, flags, where)
 
 
 def _opencv(file: IO[bytes], flags: int, where: str) -> UInt8:
-    """Decode a PNG by OpenCV, which takes none whose pixel data are cut, too few or damaged."""
+    """Decode a PNG by OpenCV, which refuses truncated, missing or damaged pixel data."""
     file.seek(0, os.SEEK_END)
     flags |= cv2.IMREAD_IGNORE_ORIENTATION
     if isinstance(file, io.BytesIO) or file.tell() < _IN_MEMORY:
         file.seek(0)
         pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), flags)
-    else:  # not in memory beside its pixels
+    else:  # avoids file and pixels in memory together
         pixels = cv2.imread(where, flags)
     if pixels is None:
         raise DecodeError(f"{where}: damaged pixel data", reason="corrupt")
@@ -594,16 +594,16 @@ def _opencv(file: IO[bytes], flags: int, where: str) -> UInt8:
 
 def _decode(file: IO[bytes], header: Header, where: str, is_known: bool) -> Image.Image:
     if not is_known and header.format == "JPEG" and 4 * header.height * header.width > _TRIED_MEMORY:
-        # All data are read at an eighth of the size: damage shows before memory for the whole is taken.
+        # All data are read at an eighth of the size: damage shows before the full memory is allocated.
         with _reopened(file, header, where) as small:
             small.draft(small.mode, (small.width // 8, small.height // 8))
             _guarded(small.load, where)
     image = _reopened(file, header, where)
     _guarded(image.load, where, header.format)
     if header.format == "PNG" and not is_known:
-        # Pillow takes pixel data that end early, if they end properly, and leaves the missing rows black.
+        # Pillow accepts pixel data that end early but properly, and leaves the missing rows black.
         _opencv(file, cv2.IMREAD_GRAYSCALE, where)
-    # Pillow brings a TIFF upright by itself.
+    # Pillow turns a TIFF upright by itself.
     turn = None if header.format == "TIFF" else _UPRIGHT.get(header.orientation)
     return image if turn is None else image.transpose(turn)
 
@@ -614,10 +614,10 @@ def _reopened(file: IO[bytes], header: Header, where: str) -> Image.Image:
 
 
 def _rgb(file: IO[bytes], header: Header, where: str, is_known: bool) -> UInt8:
-    told = "16 bits per channel are" if header.bits == _DEEP else f"colour mode {header.mode} is"
+    problem = "16 bits per channel are" if header.bits == _DEEP else f"colour mode {header.mode} is"
     if header.bits == _DEEP or header.mode not in _IMAGE_MODES:
         raise DecodeError(
-            f"{where}: {told} not supported in images", reason="wrong-mode", hint="convert it to 8-bit RGB"
+            f"{where}: {problem} not supported in images", reason="wrong-mode", hint="convert it to 8-bit RGB"
         )
     if header.plain:
         return _decode_plain(file, cv2.IMREAD_COLOR_RGB, header, where, is_known)

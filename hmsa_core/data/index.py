@@ -30,7 +30,7 @@ class Sample:
     image: str
     label: str
     coarse: str
-    kind: str  # fine | coarse | unlabelled: the best label there is
+    kind: str  # fine | coarse | unlabelled: the best available label
     split: str
     role: str  # learn | calibrate | report | unlabelled | guard
     city: str
@@ -54,11 +54,11 @@ class QuarantineRow(Refused):
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """A read index. Rows stay in the file until they are asked for, and are checked then."""
+    """A read index. Rows stay in the file until they are read, and are then checked."""
 
     samples: Rows[Sample]  # in file order
     classes: ClassTable
-    root: str  # its name
+    root: str  # the root's name
     extra: Mapping[str, Any] = field(default_factory=dict)  # further metadata of the file
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ def _unique(parts: Iterable[pa.Table], where: str | Path) -> Iterator[pa.Table]:
     in_order, last = True, ""
     for part in parts:
         held += (names := part["name"]).chunks
-        if in_order and len(names):  # then each name is new, and nobody need look for it
+        if in_order and len(names):  # then each name is new: no search needed
             later = pc.all(pc.less(names.slice(0, len(names) - 1), names.slice(1)), min_count=0).as_py()
             in_order, last = bool(later and last < names[0].as_py()), names[-1].as_py()
         yield part

@@ -1,7 +1,7 @@
-"""What the pixels of a label map mean: trainIds, by the numbers or by the colours that its file holds.
+"""Convert pixels of a label map to trainIds, by the numbers or by the colours in its file.
 
-Numbers are read where a file has numbers, and colours where it has colours. A palette image has both: where they say
-different classes, nobody but its maker knows which is right, so it is refused.
+Numbers are read where a file has numbers, and colours where it has colours. A palette image has both. If numbers and
+colours mean different classes, the right class is unknown, so the image is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hmsa_core.taxonomy import IGNORE, ClassTable
 UInt8 = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Palette = list[Colour]
-_BLACK = (0, 0, 0)  # ignored where no class has this colour
+_BLACK = (0, 0, 0)  # ignored if no class has this colour
 
 
 def to_train_ids(
@@ -32,12 +32,12 @@ def to_train_ids(
     Args:
         pixels: numbers HxW, or RGB HxWx3.
         palette: colours of the numbers, empty where the file has none.
-        classes: the table that maps ids and colours. What it does not know is refused, never dropped.
+        classes: the table that maps ids and colours. Unknown values are refused, never dropped.
         where: the file, for messages.
-        by_colour: take the colours of numbers, too (grey is a colour).
+        by_colour: read numbers by their colours, too (grey is a colour).
 
     Raises:
-        DecodeError: a number or colour of no class; a palette whose numbers and colours say different classes.
+        DecodeError: a number or colour of no class; a palette whose numbers and colours mean different classes.
     """
     if pixels.ndim == 3:
         return _of_colours(np.asarray(pixels, np.uint8), classes, where)
@@ -55,14 +55,14 @@ def to_train_ids(
 
 
 def narrowed(pixels: NDArray[np.uint8] | NDArray[np.uint16], where: str) -> UInt8:
-    """Numbers of 16 bits as bytes; DecodeError where one is above 255, which no id is."""
+    """Convert numbers of 16 bits to bytes; DecodeError for a number above 255, which is no id."""
     if pixels.dtype != np.uint8 and pixels.max() > IGNORE:
         raise _no_class(f"16-bit values up to {pixels.max()}, ids are at most {IGNORE}", where)
     return pixels.astype(np.uint8, copy=False)
 
 
 def holds_train_ids(path: object) -> bool:
-    """Whether a label map's name says that it holds trainIds, not ids."""
+    """Whether a label map's name marks its pixels as trainIds, not ids."""
     return str(path).endswith("_labelTrainIds.png")
 
 
@@ -113,25 +113,25 @@ def _only_colours_fit(used: list[int], palette: Palette, classes: ClassTable, wh
     """Whether the numbers of a palette image are no ids, and its colours are those of classes.
 
     Raises:
-        DecodeError: a number is a valid id and its colour says another one.
+        DecodeError: a number is a valid id and its colour means another id.
     """
-    own = dict(zip(map(int, classes.train_to_id), classes.colours, strict=True))
+    by_id = dict(zip(map(int, classes.train_to_id), classes.colours, strict=True))
     shown = {number: palette[number] for number in used if number < len(palette)}
-    known = set(own.values())
+    known = set(by_id.values())
     if not known.isdisjoint(shown.values()):
         known.add(_BLACK)
         if not all(classes.valid_ids[used]):
             return known.issuperset(shown.values())
     for number, colour in shown.items():
-        if colour in known and own.get(number, colour) != colour:
-            other = next((f"class {i}" for i, one in own.items() if one == colour), "no class")
+        if colour in known and by_id.get(number, colour) != colour:
+            other = next((f"class {i}" for i, one in by_id.items() if one == colour), "no class")
             raise DecodeError(
                 f"{where}: number {number} has the colour of {other} in its palette",
                 reason="wrong-mode",
                 hint="a colour mask that was saved with a palette: write the ids as 8-bit grey, or the colours as RGB",
             )
     greys = [(number, colour[0]) for number, colour in shown.items() if len(set(colour)) == 1]
-    valid = {*own, classes.ignored_id, IGNORE}
+    valid = {*by_id, classes.ignored_id, IGNORE}
     are_ids = len(greys) == len(used) and valid.issuperset(grey for _, grey in greys)
     if are_ids and any(number != grey for number, grey in greys):
         raise DecodeError(

@@ -16,7 +16,7 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError, is_plain_name
 from hmsa_core.taxonomy import ClassTable
 
-# Of 255 that file systems take: the longest ending of an export and what a file has more while it is written.
+# File systems take 255 bytes: minus the longest ending of an export and the suffix of a temporary file.
 _NAME_BYTES = 200
 
 
@@ -32,12 +32,12 @@ class Found:
     city: str = ""
     sequence: str = ""
     frame: int = -1
-    role: str = ""  # only where the data set itself brings roles
+    role: str = ""  # only if the data set defines roles
 
 
 @dataclass(frozen=True)
 class Refused:
-    """One quarantine row: a file that is not used, and why."""
+    """One quarantine row: a file that is not used, and the reason."""
 
     name: str
     path: str
@@ -51,7 +51,7 @@ class Refused:
 class Scan:
     """Outcome of reading a layout."""
 
-    layout: str  # which convention was found, for people
+    layout: str  # name of the layout that was found, for messages
     classes: ClassTable
     found: list[Found] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Scan:
         self.refused.append(Refused(name, path, part, split, reason, detail))
 
     def keep(self, files: Container[str]) -> None:
-        """Leave the images of these paths."""
+        """Keep only the images of these paths."""
         self.found = [found for found in self.found if found.image in files]
         self.refused = [row for row in self.refused if row.path in files]
 
@@ -107,9 +107,9 @@ def _shown(text: str) -> str:
 
 SPLITS = ("train", "val", "test", "train_extra")
 _IMAGE = "_leftImg8bit.png"
-# City names hold hyphens, never underscores; the two numbers have six digits each.
+# City names may hold hyphens, never underscores; the two numbers have six digits each.
 _STEM = re.compile(r"^(?P<city>[^_]+)_(?P<sequence>\d{6})_(?P<frame>\d{6})$")
-# Preferred first: maps of trainIds where the user made them, ids else, polygons where no map was kept.
+# In order of preference: maps of trainIds that the user made, maps of ids, polygons.
 _LABELS = ("_labelTrainIds.png", "_labelIds.png", "_polygons.json")
 
 
@@ -117,7 +117,7 @@ def cv_split(cv: int, train: Iterable[str], val: Collection[str]) -> tuple[list[
     """(train cities, val cities) of the released cross-validation split `cv`.
 
     Val cities come first, then the train cities sorted; a window of len(val) cities starting at
-    cv * len // 3 validates. Split 3 has every city in both: its validation number means nothing.
+    cv * len // 3 validates. Split 3 has every city in both parts: its validation score is meaningless.
     """
     if not 0 <= cv <= 3:
         raise InputError(f"cross-validation split {cv}: expected 0, 1, 2 or 3")
@@ -166,7 +166,7 @@ class _Component:
         return None
 
     def files(self, split: str, out: Scan) -> dict[str, str]:
-        """{image name: path of its file with the first suffix that is there} over all cities of a split."""
+        """Return {image name: path of its file with the first existing suffix} over all cities of a split."""
         folder = self.folder(split)
         if folder is None:
             tried = " or ".join(f"{place}/{split}" for place in self._places)
@@ -175,7 +175,7 @@ class _Component:
         for city in listing(self.root / folder).folders:
             for file in listing(self.root / folder / city, (".png", ".json")).files:
                 rank, suffix = next(((i, s) for i, s in enumerate(self.suffixes) if file.endswith(s)), (-1, ""))
-                if not suffix:  # instance ids, colours: not ours
+                if not suffix:  # instance ids and colours are not used
                     continue
                 name, path = file.removesuffix(suffix), f"{folder}/{city}/{file}"
                 stem = _STEM.match(name)
@@ -225,11 +225,11 @@ def _refuse_unpaired(
         out.refuse(prefix + name, paths[name], part, split, "unpaired", known.get(name, detail))
 
 
-# ---- Mapillary Vistas. A key may start with `-`. There are no cities or sequences.
+# ---- Mapillary Vistas. An image key may start with `-`. There are no cities or sequences.
 
 
 def _scan_vistas(root: Path, source: SourceSpec) -> Scan:
-    """The class table is read from the release's own config; labels are palette images whose indices are the ids."""
+    """Read the class table from the release's config; labels are palette images whose indices are the ids."""
     config, version = _vistas_config(root, source.variant)
     classes = taxonomy.from_vistas_config(root / config)
     if source.variant not in (None, classes.name.removeprefix("mapillary_")):
@@ -296,9 +296,9 @@ def _by_stem(
     if here.others:
         out.notes.append(f"{folder}: not looked at: files of other kinds ({kinds_of(here.others)})")
     if not files:
-        told = f", but files of other kinds ({kinds_of(here.others)})" if here.others else ""
+        others = f", but files of other kinds ({kinds_of(here.others)})" if here.others else ""
         hint = f"it holds folders ({', '.join(here.folders[:3])}): name those with images in `splits`"
-        raise LayoutError(f"{root / folder}: no image files{told}", hint=hint if here.folders else "")
+        raise LayoutError(f"{root / folder}: no image files{others}", hint=hint if here.folders else "")
     return files
 
 
@@ -329,7 +329,7 @@ def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.P
         name = prefix + stem
         groups = match.groupdict() if pattern and (match := pattern.search(name)) else {}
         city, frame = groups.get("city") or "", groups.get("frame") or "-1"
-        # Drives may count from one in each city.
+        # Numbers of drives may start from one in each city.
         sequence = "_".join(part for part in (city, groups.get("sequence")) if part)
         if pattern and (not groups or not re.fullmatch(r"-1|\d{1,18}", frame)):
             detail = f"the name {name} does not fit '{pattern.pattern}' (pattern)"
@@ -340,7 +340,7 @@ def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.P
 
 
 def _unread(folder: Path) -> dict[str, str]:
-    """By stem: which file of labels is there and is not read."""
+    """Return {stem: message} for label files of kinds that are not read."""
     files = (file for files in listing(folder).others.values() for file in files)
     return {stem_of(file): f"its label {file} is of a kind that is not read (PNG, WebP, TIFF are)" for file in files}
 
@@ -369,8 +369,8 @@ def _pattern(text: str) -> re.Pattern[str] | None:
         raise ConfigError(f"pattern: {text!r} is no regular expression ({error})") from error
     unknown = sorted(set(pattern.groupindex) - {"city", "sequence", "frame"})
     if unknown or not pattern.groupindex:
-        told = f"group {unknown[0]!r} is unknown" if unknown else f"{text!r} has no named group"
-        raise ConfigError(f"pattern: {told}", hint="groups: (?P<city>...), (?P<sequence>...), (?P<frame>...)")
+        detail = f"group {unknown[0]!r} is unknown" if unknown else f"{text!r} has no named group"
+        raise ConfigError(f"pattern: {detail}", hint="groups: (?P<city>...), (?P<sequence>...), (?P<frame>...)")
     return pattern
 
 

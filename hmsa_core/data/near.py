@@ -1,8 +1,8 @@
-"""Near copies of pictures: perceptual hashes at most a few bits apart, found without comparing all pairs.
+"""Search for near copies of images: perceptual hashes at most a few bits apart, without comparing all pairs.
 
-A hash is cut into `bits + k` pieces. Of two hashes at most `bits` apart, at least k pieces are equal (pigeonhole). So
-hashes are sorted by each choice of k pieces, and only those are compared that agree in all of it: exact, and quick as
-long as hashes differ.
+A hash is divided into `bits + k` pieces. Two hashes at most `bits` apart agree in at least k pieces (pigeonhole). So
+hashes are sorted by each choice of k pieces, and only hashes that agree in all k pieces are compared. The search is
+exact, and fast while hashes differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def hash_values(hashes: Iterable[str]) -> UInt64:
 def near_duplicates(values: UInt64, bits: int, *, limit: int = 1_000_000) -> list[tuple[int, int, int]]:
     """Index pairs (i < j) whose hashes differ in at most `bits`, with the distance, in order.
 
-    More than `limit` pairs (a standing camera) are not listed: the first ones are.
+    Of more than `limit` pairs (a standing camera), only the first are listed.
     """
     n, found = len(values), _First(limit)
     masks = _masks(n, bits)
@@ -45,7 +45,7 @@ def near_duplicates(values: UInt64, bits: int, *, limit: int = 1_000_000) -> lis
                 apart = np.bitwise_count(in_order[at] ^ in_order[at + step])
                 hit = np.flatnonzero(apart <= bits)
                 differing = in_order[at[hit]] ^ in_order[at[hit] + step]
-                # A pair that agrees in an earlier choice of pieces was found there.
+                # An earlier choice of pieces has already found a pair that agrees in it.
                 new = hit[np.all([differing & earlier for earlier in masks[:m]], axis=0)] if m else hit
                 found.add(pair[new], apart[new])
                 still.append(at)
@@ -57,7 +57,7 @@ def near_duplicates(values: UInt64, bits: int, *, limit: int = 1_000_000) -> lis
 
 
 def nearest(judged: UInt64, known: UInt64, bits: int) -> list[tuple[int, int]]:
-    """(index of the nearest known hash, bits apart) of each judged one, the first of equals; (-1, -1) beyond `bits`."""
+    """(index of the nearest known hash, bits apart) for each judged hash, the first of ties; (-1, -1) beyond `bits`."""
     best = [(-1, -1)] * len(judged)
     for mask in _masks(len(known), bits) if len(known) else ():
         keys = known & mask
@@ -74,7 +74,7 @@ def nearest(judged: UInt64, known: UInt64, bits: int) -> list[tuple[int, int]]:
 
 
 def work(rows: int, bits: int) -> float:
-    """Comparisons that near duplicates among even hashes take, sorting included."""
+    """Estimate the number of comparisons for evenly spread hashes, sorting included."""
     return min(_work(rows, bits, k) for k in _choices(bits))
 
 
@@ -88,7 +88,7 @@ def _choices(bits: int) -> range:
 
 
 def _masks(rows: int, bits: int) -> list[np.uint64]:
-    """Choices of pieces, as bits to compare: as many pieces of a choice as make the least work for even hashes."""
+    """Choices of pieces, as bits to compare: the number of pieces minimises the work for evenly spread hashes."""
     k = min(_choices(bits), key=lambda k: _work(rows, bits, k))
     ends = np.linspace(0, 64, bits + k + 1).astype(int).tolist()
     pieces = [(1 << b) - (1 << a) for a, b in pairwise(ends)]
@@ -96,7 +96,7 @@ def _masks(rows: int, bits: int) -> list[np.uint64]:
 
 
 class _First:
-    """The first `limit` pairs in order, whatever order they come in."""
+    """The first `limit` pairs in order; pairs may arrive in any order."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0

@@ -1,6 +1,6 @@
-"""Which crops an epoch holds, in which order: a pure function of (seed, epoch, index).
+"""The crops of an epoch in their order: a pure function of (seed, epoch, index).
 
-Ranks, workers and restarts only decide who fetches a crop, never which crop it is. Random numbers come
+Ranks, workers and restarts only decide which process fetches a crop, never the crop itself. Random numbers come
 from raw PCG64 output (whose stream numpy guarantees), keyed by (seed, epoch, purpose).
 """
 
@@ -31,7 +31,7 @@ class CropRequest:
 
     sample: Sample
     source: Source  # "fine" reads the sample's label file, "pseudo" the label store
-    class_id: int  # that the crop was chosen for, -1 = any
+    class_id: int  # class that the crop was chosen for, -1 = any
     x: int  # centre to cover, pixels of the stored image, -1 = anywhere
     y: int
     seed: int  # of the augmentation, 63 bits
@@ -39,7 +39,7 @@ class CropRequest:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch's crops were chosen for (for the log)."""
+    """Numbers of an epoch's crops by the class they were chosen for (for the log)."""
 
     epoch: int
     crops: int
@@ -48,7 +48,7 @@ class EpochReport:
     per_class: dict[str, list[int]]  # source -> crops chosen for each class
     random: dict[str, int]  # source -> crops chosen for no class
     empty: dict[str, list[int]]  # source -> classes without any centroid
-    capped: dict[str, list[int]]  # source -> classes whose share was cut by `max_repeats`
+    capped: dict[str, list[int]]  # source -> classes whose share `max_repeats` limits
 
 
 class _Half:
@@ -62,12 +62,12 @@ class _Half:
         self.images = [len(np.unique(self.centroids.image[rows])) for rows in self.rows]
 
     def at_centroid(self, row: int, seed: int) -> CropRequest:
-        """The crop that covers a centroid."""
+        """Return a crop that covers a centroid."""
         class_id, x, y, _ = (int(v) for v in self.centroids.values[row])
         return CropRequest(self.samples[self.centroids.image[row]], self.source, class_id, x, y, seed)
 
     def anywhere(self, image: int, seed: int) -> CropRequest:
-        """A crop from anywhere in an image."""
+        """Return a crop from anywhere in an image."""
         return CropRequest(self.samples[image], self.source, -1, -1, -1, seed)
 
 
@@ -75,11 +75,11 @@ class EpochPlan:
     """The crops of every epoch of a run.
 
     Args:
-        fine: images with fine labels, with `fine_centroids` of those.
-        epochs: of the run (the last `pseudo_config.fine_only_epochs` take fine crops only).
+        fine: images with fine labels, with their `fine_centroids`.
+        epochs: number of epochs of the run (the last `pseudo_config.fine_only_epochs` take fine crops only).
         epoch_samples: crops an epoch; None = number of fine images.
         pseudo: auto-labelled images, with `pseudo_centroids` of their final labels.
-        pseudo_weights: how often each of them is taken, against the others; None = all equally often.
+        pseudo_weights: relative frequency of each auto-labelled image; None = all equally often.
 
     Raises:
         ConfigError: no images, or settings that leave an epoch empty.
@@ -107,7 +107,7 @@ class EpochPlan:
         weights = np.ones(len(pseudo)) if pseudo_weights is None else np.asarray(pseudo_weights, float)
         self._pseudo: list[tuple[float, _Half]] = []  # images of one weight, and their share of the auto-labelled crops
         for weight in np.unique(weights):
-            chosen = [s for s, own in zip(pseudo, weights, strict=True) if own == weight]
+            chosen = [s for s, given in zip(pseudo, weights, strict=True) if given == weight]
             half = _Half("pseudo", chosen, pseudo_centroids or Centroids(), num_classes)
             self._pseudo.append((float(weight) * len(chosen) / float(weights.sum()), half))
         self.epoch_samples = epoch_samples or len(self._fine.samples)
@@ -115,7 +115,7 @@ class EpochPlan:
             raise ConfigError("no image with a fine label to learn from: check roles and splits of the selection")
         # An instance attribute, so that a plan (and its cache) can be freed and pickled.
         self._cached: dict[int, tuple[list[CropRequest], EpochReport]] = {}
-        self._ends: dict[int, int] = {}  # lengths of the first and the last: both push others out of the cache
+        self._ends: dict[int, int] = {}  # lengths of the first and last epoch, outside the cache
 
     def __len__(self) -> int:
         """Crops of all epochs."""
@@ -140,7 +140,7 @@ class EpochPlan:
         return self._epoch(epoch)[0]
 
     def report(self, epoch: int) -> EpochReport:
-        """What the crops of an epoch were chosen for."""
+        """Return the numbers of an epoch's crops by the class they were chosen for."""
         return self._epoch(epoch)[1]
 
     def length(self, epoch: int) -> int:

@@ -34,7 +34,7 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.io.remote import ahead
 from hmsa_core.taxonomy import ClassTable
 
-CHECKS = 4  # raise it when a check changes: then an earlier index is no proof any more
+CHECKS = 4  # raise this number when a check changes: earlier indexes are then not reused
 _MOST_PAIRS = 1_000_000
 Progress = Callable[[int, int], None]
 
@@ -53,7 +53,7 @@ class Summary:
     blocks: dict[str, int] = field(default_factory=dict)  # by role
     refused: dict[str, int] = field(default_factory=dict)  # by reason
     refused_images: int = 0
-    reused: int = 0  # images that an earlier index vouched for
+    reused: int = 0  # images whose checks an earlier index replaces
     turned: int = 0  # labelled images that EXIF data turn, of those that were decoded
     centroids: dict[str, int] = field(default_factory=dict)  # by class name
     near_duplicates: dict[str, int] = field(default_factory=dict)  # pairs by "role-role"
@@ -61,11 +61,11 @@ class Summary:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; without what tells about the run and not about the data."""
+        """Return a JSON object of the data's facts, without facts about the run."""
         return {key: value for key, value in asdict(self).items() if key not in ("reused", "turned")}
 
     def all_notes(self) -> list[str]:
-        """Notes for people, those about this run as well."""
+        """Return notes for the user, also about this run."""
         turned = (
             f"{self.turned} labelled images have an EXIF rotation and are read upright: so must their label maps be"
         )
@@ -92,11 +92,11 @@ def build(
     Args:
         source, roles: sections of the settings.
         out: folder of the results.
-        engine: processes that check files. They are fresh interpreters, so a script that asks for more than its own
+        engine: processes that check files. They are fresh interpreters, so a script that requests more than one process
             needs the usual `if __name__ == "__main__":`.
         tile, min_pixels: side of the tiles for class centroids, and fewest pixels of a class in one.
         previous: an earlier `out` folder: files with the same digest are not decoded again.
-        only: image files below the root, the others are not looked at; empty: all.
+        only: image files below the root to index; empty: all.
         progress: called with (done, total).
 
     Raises:
@@ -107,7 +107,7 @@ def build(
     root = _Root(Path(out), source, scan(source), {"tile": tile, "min_pixels": min_pixels})
     if only:
         root.scanned.keep(only)
-    found = _unique(root.scanned)  # first: roles and blocks go by name
+    found = _unique(root.scanned)  # first: roles and blocks depend on names
     chosen = assign_roles(found, roles)
     earlier = _Earlier.load(Path(previous), root) if previous is not None else _Earlier()
     tasks = map(earlier.task, found, chosen, assign_blocks(found, chosen, source))
@@ -133,7 +133,7 @@ def build(
 
 
 def write_empty(out: str | Path, name: str, classes: ClassTable, note: str) -> Summary:
-    """Write the index of a root that is not given (no pretraining set): no rows, and a note that says so."""
+    """Write the index of a root that is not configured (no pretraining set): no rows, and a note with the reason."""
     root = _Root(Path(out), SourceSpec(kind="folder", name=name), Scan("", classes), {"tile": 0, "min_pixels": 0})
     summary = Summary(name, notes=[note])
     _write(root, Rows.of(Sample, ()), Centroids(), summary)
@@ -142,7 +142,7 @@ def write_empty(out: str | Path, name: str, classes: ClassTable, note: str) -> S
 
 @dataclass
 class _Root:
-    """One data set on its way into the index."""
+    """One data set during indexing."""
 
     out: Path
     source: SourceSpec
@@ -157,7 +157,7 @@ class _Root:
 
 @dataclass
 class _Collected:
-    """What checks found besides the samples, which go by."""
+    """Results of the checks except the samples, which are written at once."""
 
     refused: list[Refused]
     centroids: list[tuple[str, NDArray[np.int32]]] = field(default_factory=list)
@@ -178,13 +178,13 @@ class _Collected:
 def _unique(scanned: Scan) -> Rows[Found]:
     """Found images sorted by name. Of images with the same name, all but the first by path are refused."""
     found, scanned.found = scanned.found, []
-    for key in ("image", "name"):  # one after the other: no memory for pairs
+    for key in ("image", "name"):  # one after the other: pairs would need memory
         found.sort(key=attrgetter(key))
     unique: list[Found] = []
     for f in found:
         if unique and f.name == unique[-1].name:
-            told = f"{unique[-1].image} has the same name"
-            scanned.refuse(f.name, f.image, "image", f.split, "duplicate-name", told)
+            detail = f"{unique[-1].image} has the same name"
+            scanned.refuse(f.name, f.image, "image", f.split, "duplicate-name", detail)
         else:
             unique.append(f)
     return Rows.of(Found, unique)
@@ -192,7 +192,7 @@ def _unique(scanned: Scan) -> Rows[Found]:
 
 @dataclass
 class _Earlier:
-    """What an earlier index knows, if it was made with the same checks and settings."""
+    """Contents of an earlier index, if it was made with the same checks and settings."""
 
     samples: Iterator[Sample] = field(default_factory=lambda: iter(()))  # by name
     centroids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
@@ -215,7 +215,7 @@ class _Earlier:
         return earlier
 
     def task(self, found: Found, role: str, block: str) -> Task:
-        """Asked in the order of names."""
+        """Return the task of one image with its earlier results; callers go in the order of names."""
         while self.at is None or self.at.name < found.name:
             if (at := next(self.samples, None)) is None:
                 break
@@ -238,7 +238,7 @@ def _drop_duplicates(samples: Rows[Sample]) -> tuple[Rows[Sample], list[Refused]
     """Keep one image of each digest: the one that is judged, else the one with the best label, else the first."""
     roles = ("report", "calibrate", "learn", "unlabelled", "guard")
     _, inverse, counts = np.unique(hash_values(samples.values("image_sha256")), return_inverse=True, return_counts=True)
-    places = np.flatnonzero(counts[inverse] > 1)  # of the images that may be copies
+    places = np.flatnonzero(counts[inverse] > 1)  # places of images that may be copies
     kept: dict[str, Sample] = {}
     suspects = list(samples.at(places))
     for s in sorted(suspects, key=lambda s: (roles.index(s.role), KINDS.index(s.kind), s.name)):
@@ -257,8 +257,8 @@ def _near(samples: Rows[Sample], bits: int, summary: Summary) -> None:
         summary.notes.append(f"more than {_MOST_PAIRS} pairs of near duplicates; the rest is not counted")
     roles = [intern(role) for role in samples.values("role")]
     summary.near_duplicates = _count("-".join(sorted((roles[i], roles[j]))) for i, j, _ in found)
-    # Pairs across roles matter: one of them may be judged with a model that learned from the other.
-    found.sort(key=lambda pair: (roles[pair[0]] == roles[pair[1]], pair[2], pair))  # in an index, places go by name
+    # Pairs across roles matter: an image may judge a model that learned from its near copy.
+    found.sort(key=lambda pair: (roles[pair[0]] == roles[pair[1]], pair[2], pair))  # an index sorts by name
     names = samples.column("name")
     summary.near_duplicate_examples = [[names[i].as_py(), names[j].as_py()] for i, j, _ in found[:20]]
 
@@ -290,13 +290,13 @@ def _summarise(root: _Root, samples: Rows[Sample]) -> Summary:
 def _lost(refused: Sequence[Refused], samples: Rows[Sample]) -> int:
     """How many images cannot be used; a copy of another image, or a label without one, is no loss."""
     no_loss = {("image", "duplicate"), ("label", "unpaired"), ("coarse", "unpaired"), ("image", "duplicate-name")}
-    namesakes = sum((r.part, r.reason) == ("image", "duplicate-name") for r in refused)  # others have their names
+    namesakes = sum((r.part, r.reason) == ("image", "duplicate-name") for r in refused)  # their names are in use
     lost = {r.name for r in refused if (r.part, r.reason) not in no_loss}
     return namesakes + len(lost.difference(samples.values("name")))
 
 
 def _check_share(root: _Root, summary: Summary) -> None:
-    """InputError when too many images are refused (`SourceSpec.max_bad`); each is in the quarantine table then."""
+    """Raise InputError if too many images are refused (`SourceSpec.max_bad`); the quarantine table lists each."""
     source, refused = root.source, root.refused
     bad, total = summary.refused_images, summary.refused_images + summary.images
     if _is_too_many(source, bad, total):
@@ -312,8 +312,8 @@ def _check_share(root: _Root, summary: Summary) -> None:
 
 
 def _check_labels(root: _Root, labelled: Set[str], samples: Rows[Sample]) -> None:
-    """The same of the images with a fine label (`labelled`): a small share of all may be every one of them."""
-    copies = {r.name for r in root.refused if (r.part, r.reason) == ("image", "duplicate")}  # of images that are used
+    """Apply the same limit to images with a fine label (`labelled`): a small share of all may include all of these."""
+    copies = {r.name for r in root.refused if (r.part, r.reason) == ("image", "duplicate")}  # names in use
     lost = labelled - copies - {name for name, label in samples.values("name", "label") if label}
     if _is_too_many(root.source, len(lost), len(labelled)) or (labelled and lost == labelled):
         _write_refused(root)
@@ -331,7 +331,7 @@ def _is_too_many(source: SourceSpec, bad: int, total: int) -> bool:
 
 
 def _check_train_ids(root: _Root, summary: Summary, samples: Rows[Sample]) -> None:
-    """InputError where no label map of a `learn` image holds an id above the largest trainId: they are trainIds.
+    """Raise InputError if no label map of a `learn` image holds an id above the largest trainId: these are trainIds.
 
     Each trainId is a valid id of another class.
     """
@@ -339,7 +339,7 @@ def _check_train_ids(root: _Root, summary: Summary, samples: Rows[Sample]) -> No
     if not classes.has_own_ids or not any(summary.centroids.values()):
         return
     last = classes.num_classes  # often void
-    above = [name for name, own in zip(classes.classes, classes.train_to_id, strict=True) if own > last]
+    above = [name for name, file_id in zip(classes.classes, classes.train_to_id, strict=True) if file_id > last]
     learned = [label for role, label in samples.values("role", "label") if role == "learn" and label]
     maps = [label for label in learned if not holds_train_ids(label) and not label.lower().endswith(".json")]
     if maps and above and not any(summary.centroids[name] for name in above):
@@ -358,9 +358,9 @@ def _mend_train_ids(root: _Root) -> str:
 
 
 def _mend(root: _Root) -> str:
-    told = f"mend the files (all of them: {root.out / 'quarantine.parquet'}), or raise `max_bad`"
+    hint = f"mend the files (all of them: {root.out / 'quarantine.parquet'}), or raise `max_bad`"
     wrong_ids = any(r.reason == "ids-out-of-range" and not holds_train_ids(r.path) for r in root.refused)
-    return f"{told}; {_mend_train_ids(root)}" if root.classes.has_own_ids and wrong_ids else told
+    return f"{hint}; {_mend_train_ids(root)}" if root.classes.has_own_ids and wrong_ids else hint
 
 
 # ---- Writing
@@ -372,7 +372,7 @@ def _write(root: _Root, samples: Rows[Sample], centroids: Centroids, summary: Su
     centroids.write(root.out / f"centroids-{name}.parquet", **root.grid)
     _write_refused(root)
     write_json(figures, {**roots, name: summary.to_json()})
-    # Last: who finds the index finds the rest.
+    # Last: where an index exists, the other files exist.
     Index.write(root.out / f"{name}.parquet", samples, root.classes, name, checks=CHECKS)
 
 

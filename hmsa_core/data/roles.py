@@ -1,4 +1,4 @@
-"""Who may learn from an image and who is judged on it; and which images are resampled together."""
+"""Roles of images (learning, judging), and blocks of images that are resampled together."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.tables import Rows
 from hmsa_core.io.errors import ConfigError
 
-# Images of benchmarks whose labels are held back: they never teach by accident.
+# Benchmark splits with withheld labels: their images are never used for learning by accident.
 _HELD_BACK = ("test", "testing")
 
 
 def assign_roles(found: Sequence[Found], roles: RolesSpec) -> list[str]:
-    """The role of each image. A city, sequence or split in the settings that no image has is a ConfigError."""
+    """Return the role of each image. ConfigError: a city, sequence or split in the settings that no image has."""
     rows = Rows.of(Found, found)
     splits, cities, drives, given = (
         set(rows.column(name).unique().to_pylist()) for name in ("split", "city", "sequence", "role")
@@ -61,7 +61,7 @@ def _role(f: Found, roles: RolesSpec, cv_cities: set[str]) -> str:
     places = {f.city, f.sequence}
     if not f.label:
         if places & {*roles.calibrate, *roles.report} or f.city in cv_cities:
-            return "guard"  # nobody learns from a judged place, with labels of a teacher either
+            return "guard"  # no model learns from a judged place, not even from a teacher's labels
         allowed = f.split not in _HELD_BACK if roles.unlabelled_splits is None else f.split in roles.unlabelled_splits
         return "unlabelled" if allowed else "guard"
     if places & set(roles.calibrate):
@@ -72,7 +72,7 @@ def _role(f: Found, roles: RolesSpec, cv_cities: set[str]) -> str:
 
 
 def _guard(found: Sequence[Found], chosen: list[str], frames: int) -> list[str]:
-    """Take images out of `learn` and `unlabelled` that lie within `frames` of a judged one in the same sequence."""
+    """Remove images from `learn` and `unlabelled` within `frames` of a judged image in the same sequence."""
     judged: dict[str, list[int]] = {}
     for f, role in zip(found, chosen, strict=True):
         if role in ("calibrate", "report") and f.frame >= 0:
@@ -86,9 +86,9 @@ def _guard(found: Sequence[Found], chosen: list[str], frames: int) -> list[str]:
 
 
 def assign_blocks(found: Sequence[Found], roles: Sequence[str], source: SourceSpec) -> Iterable[str]:
-    """The block of each image: city, sequence, the image itself, or runs of neighbours of one city and role.
+    """Return the block of each image: city, sequence, the image itself, or runs of neighbours of one city and role.
 
-    Where images have no city, their sequence is the place.
+    For images without a city, the sequence stands for the city.
     """
     rows = Rows.of(Found, found)
     rule = source.block or _default_rule(rows, source)
@@ -109,7 +109,7 @@ def _default_rule(found: Rows[Found], source: SourceSpec) -> str:
 
 
 def _runs(found: Rows[Found], roles: Sequence[str], length: int) -> list[str]:
-    """Runs of `length` consecutive images; a gap in time of a sequence starts a new run."""
+    """Form runs of `length` consecutive images; a gap in time of a sequence starts a new run."""
     blocks = [""] * len(found)
     place = [intern(f.city or f.sequence or f.name) for f in found]
     keys = {"place": pa.array(place), "role": pa.array(roles, pa.string())}

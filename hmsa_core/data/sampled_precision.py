@@ -1,8 +1,8 @@
-"""Precision of kept pixels as the student's sampler shows them.
+"""Precision of kept pixels, weighted as the student's sampler shows the pixels.
 
-Class-uniform sampling shows a rare class far more often than it occurs, and with it the teacher's errors about it: the
-crops that are drawn for a class lie where the *teacher* says that the class is. So kept pixels are counted as often as
-an epoch of the student shows them (the same plan, scales and crops), on images with truth that the teacher never saw.
+Class-uniform sampling shows a rare class far more often than it occurs, and the teacher's errors with it: crops for a
+class lie where the *teacher* predicts the class. So kept pixels are counted as often as an epoch of the student shows
+them (the same plan, scales and crops), on images with truth that the teacher never saw.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hmsa_core.metrics import confusion_counts
 
 UInt8 = NDArray[np.uint8]
 Labelled = tuple[Sample, UInt8, UInt8]  # sample, kept label (255 = left out), truth
-_PER_IMAGE = 4  # crops an image, so that one epoch's luck does not matter
+_PER_IMAGE = 4  # crops an image, so that the chance of one epoch does not matter
 
 
 def sampled_precision(
@@ -32,7 +32,7 @@ def sampled_precision(
     """Precision of kept pixels in the crops of one epoch of auto-labelled images, and of all kept pixels.
 
     Args:
-        images: gives the images anew at each call (they are read twice, one at a time).
+        images: returns a new iterator at each call (images are read twice, one at a time).
         classes: names, index = trainId.
         config: the student's sampling, crop, scales and seed.
         min_component: pixels; a smaller connected piece gives no centroid.
@@ -81,11 +81,11 @@ def sampled_precision(
 def _drawn(
     images: Callable[[], Iterator[Labelled]], plan: EpochPlan, config: TrainConfig, count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Kept and right pixels by class in all crops, (2, C), and how many crops were drawn for each class, (C,)."""
+    """Kept and right pixels by class in all crops, (2, C), and the number of crops drawn for each class, (C,)."""
     by_image: dict[str, list[CropRequest]] = defaultdict(list)
     for crop in plan.crops(0):
         by_image[crop.sample.name].append(crop)
-    # Colour and blur change no label; with them off the same numbers give the same crops.
+    # Colour and blur change no label; without both, the same random numbers give the same crops.
     look = config.augment.model_copy(update={"colour": 0.0, "blur": 0.0})
     augment = JointAugment(config.crop, look, None, config.long_edge)
     drawn, chosen = np.zeros((2, count), np.int64), np.zeros(count, np.int64)
@@ -93,8 +93,8 @@ def _drawn(
         empty = np.zeros((*kept.shape, 3), np.uint8)
         for crop in by_image[sample.name]:
             centre = (crop.x, crop.y) if crop.x >= 0 else None
-            ours, theirs = (augment(empty, label, centre, CropRandom(crop.seed))[1] for label in (kept, truth))
-            drawn += _count(ours, theirs, count)
+            kept_crop, truth_crop = (augment(empty, label, centre, CropRandom(crop.seed))[1] for label in (kept, truth))
+            drawn += _count(kept_crop, truth_crop, count)
             if crop.class_id >= 0:
                 chosen[crop.class_id] += 1
     return drawn, chosen

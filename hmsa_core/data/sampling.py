@@ -1,7 +1,7 @@
-"""Where each class can be found, and the random choices of what is shown.
+"""Centroids of classes in images, and the random choices of crops.
 
 Centroids of classes in tiles serve class-uniform sampling (paper section 4 after Zhu et al. 2019). The released code
-always uses tiles of 1024 pixels and drops the remainders at the right and lower edge; here they are smaller tiles.
+always uses tiles of 1024 pixels and drops remainders at the right and lower edge; here remainders are smaller tiles.
 
 Random choices never change: raw PCG64 output, permutations by sorting, shares by filling up. numpy guarantees the
 stream of its bit generators across versions, not that of `Generator`'s methods.
@@ -37,7 +37,7 @@ def find_centroids(
         label: uint8 HxW trainIds of `num_classes` classes.
         tile: side of the tiles in pixels.
         min_pixels: a class with fewer pixels in a tile gives no centroid.
-        min_component: pixels. A class whose largest connected piece in the tile is smaller gives none either.
+        min_component: pixels. A class whose largest connected piece in the tile is smaller gives no centroid either.
     """
     if tile < 1:
         raise InputError(f"tile size {tile}: expected at least 1 pixel")
@@ -78,12 +78,12 @@ def _has_component(part: NDArray[np.uint8], class_id: int, minimum: int) -> bool
 
 @dataclass(eq=False)
 class Centroids:
-    """Centroids of many images, by columns (Vistas has millions)."""
+    """Centroids of many images, stored by columns (Vistas has millions)."""
 
-    names: Sequence[str] = ()  # of images, each once
+    names: Sequence[str] = ()  # image names, each once
     image: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))  # (n,), position in `names`
     values: Int32 = field(default_factory=lambda: np.zeros((0, 4), np.int32))  # columns class, x, y, pixels
-    settings: dict[str, int | str] = field(default_factory=dict)  # that a table was written with
+    settings: dict[str, int | str] = field(default_factory=dict)  # settings that the table was written with
 
     @classmethod
     def collect(cls, parts: Iterable[tuple[str, Int32]]) -> Centroids:
@@ -97,7 +97,7 @@ class Centroids:
         return len(self.image)
 
     def of(self, names: Collection[str]) -> Centroids:
-        """Only the centroids of these images; `names` becomes exactly `names`, in its order."""
+        """Return only the centroids of these images; the result's `names` are `names`, in its order."""
         place = {name: i for i, name in enumerate(names)}
         moved = np.array([place.get(name, -1) for name in self.names], np.int32)
         image = moved[self.image] if len(self) else self.image
@@ -142,21 +142,21 @@ class Centroids:
 
 
 def raw(*key: int, count: int) -> NDArray[np.uint64]:
-    """`count` random 64-bit numbers that belong to the key, any sequence of integers."""
-    # Hashed first: numpy's SeedSequence cannot tell (1,) from (1, 0), nor a long number from two short ones.
+    """Return `count` random 64-bit numbers, a function of the key, which is any sequence of integers."""
+    # Hashed first: numpy's SeedSequence confuses (1,) with (1, 0), and a long number with two short ones.
     text = ",".join(str(int(part)) for part in key)
     words = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), "<u4")
     return np.random.PCG64(np.random.SeedSequence(words.tolist())).random_raw(count)
 
 
 def permutation(n: int, *key: int) -> NDArray[np.intp]:
-    """A random order of 0..n-1 that belongs to the key."""
+    """Return a random order of 0..n-1, a function of the key."""
     return np.argsort(raw(*key, count=n), kind="stable")
 
 
 @dataclass(frozen=True)
 class Allotment:
-    """How many crops go to each class, and how many to none."""
+    """Number of crops for each class, and of crops for no class."""
 
     counts: tuple[int, ...]
     random: int
@@ -164,7 +164,7 @@ class Allotment:
     capped: tuple[int, ...]
 
     def __add__(self, other: Allotment) -> Allotment:
-        """Crops of both; a class is empty where it is in both."""
+        """Return the sum of both; a class is empty if it is empty in both."""
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         empty, capped = set(self.empty) & set(other.empty), set(self.capped) | set(other.capped)
         return Allotment(counts, self.random + other.random, tuple(sorted(empty)), tuple(sorted(capped)))
@@ -175,13 +175,13 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
 
     Args:
         total, share: crops of an epoch, and the part of them that is chosen by class.
-        capacity: most crops each class can take (0 = the class has no centroid).
-        order: classes in the order in which they get the left-overs of uneven divisions.
+        capacity: most crops of each class (0 = the class has no centroid).
+        order: order in which classes get the left-overs of uneven divisions.
         released: as the released code: int(total * share / C) each, an empty class's part is lost, no caps.
 
     Returns:
         The allotment. Unless `released`, counts and random add up to `total`. The part of an empty or capped class
-        goes to the other classes, and what no class can take goes to random images.
+        goes to the other classes, and crops that no class can take go to random images.
     """
     classes = len(capacity)
     empty = tuple(c for c in range(classes) if capacity[c] == 0)
@@ -191,7 +191,7 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
         return Allotment(counts, total - each * classes, empty, ())
     filled, left = [0] * classes, int(total * share)
     open_classes = [int(c) for c in order if capacity[c] > 0]
-    # All open classes have the same number at any time, so the result is as even as the capacities allow.
+    # All classes below capacity have equal numbers at any time, so the result is as even as the capacities allow.
     while left and open_classes:
         each = left // len(open_classes)
         for c in open_classes if each else open_classes[:left]:
@@ -205,9 +205,9 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
 
 
 def cycle_capped(rows: NDArray[np.integer], owners: NDArray[np.integer], wanted: int, cap: int) -> list[np.integer]:
-    """Go round `rows` taking each in turn, but no owner's rows more than `cap` times in all: `wanted` rows.
+    """Take `wanted` rows from `rows` in turn, again from the start if needed; each owner gives at most `cap` rows.
 
-    `rows` are centroids of one class, `owners` the image of each. The caller asks for no more than the caps allow.
+    `rows` are centroids of one class, `owners` the image of each. The caller requests no more than the caps allow.
     """
     chosen: list[np.integer] = []
     used: dict[int, int] = {}

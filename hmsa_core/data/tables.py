@@ -1,7 +1,7 @@
 """Tables of a data set in Parquet: written and read in groups of rows, so that millions of rows need little memory.
 
 No clock and no absolute path is stored: the same rows give the same bytes on any machine. Tables are written
-atomically. Each column of a group is compared with the SHA-256 in the metadata when it is read: Parquet's own
+atomically. Each column of a group is compared with the SHA-256 in the metadata when it is read: Parquet's
 checksums cover neither page headers nor the footer.
 """
 
@@ -34,7 +34,7 @@ _TYPES = {"int": pa.int64(), "str": pa.string(), "float": pa.float64()}
 
 
 class Table:
-    """A table that is open for reading; its metadata are checked, its columns when they are read."""
+    """A table that is open for reading; its metadata are checked at once, its columns when they are read."""
 
     def __init__(self, source: Path | pa.Buffer, form: str, version: int) -> None:
         self.where = str(source) if isinstance(source, Path) else "a table in memory"
@@ -63,7 +63,7 @@ class Table:
         return int(self.starts[-1])
 
     def read(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """One group of rows; IntegrityError where it is not what was written."""
+        """Return one group of rows; IntegrityError if it differs from the written group."""
         names = self.columns if columns is None else list(columns)
         with _errors(self.where):
             found = self._file.read_row_group(group, columns=names, use_threads=False).select(names)
@@ -85,7 +85,7 @@ class Table:
 def _errors(where: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, NotImplementedError, KeyError) as error:  # pyarrow's own derive from these
+    except (OSError, ValueError, NotImplementedError, KeyError) as error:  # pyarrow's errors derive from these
         raise IntegrityError(f"{where}: damaged Parquet file ({error})") from error
 
 
@@ -142,7 +142,7 @@ def groups_of(rows: Iterable[Any], row_type: type) -> Iterator[pa.Table]:
 
 
 class Rows(Sequence[Row]):
-    """Rows of a table as objects of a dataclass, made when they are asked for; all of them, or those at `places`."""
+    """Rows of a table as objects of a dataclass, made on access; all rows, or the rows at `places`."""
 
     def __init__(self, row_type: Callable[..., Row], table: Table, places: NDArray[np.int64] | None = None) -> None:
         self._type, self._table, self._places = row_type, table, places

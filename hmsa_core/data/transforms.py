@@ -1,9 +1,9 @@
-"""Joint augmentation of an image and its label map, in uint8 and only on the pixels that the crop needs.
+"""Joint augmentation of an image and its label map, in uint8 and only for the pixels of the crop.
 
 The window of the stored image that a crop shows is cut out first and then resized, so a crop costs the same
 for any image size. Images: area averaging down, bicubic up; labels: the nearest pixel, so no class and no
 ignored pixel is invented. Colour is one affine map of RGB (brightness, contrast, saturation and hue in random
-order, composed before a pixel is touched). Every random number comes from the crop's own seed.
+order, composed into one map). Every random number comes from the crop's seed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class JointAugment:
     crop: Size  # of the result
     config: AugmentConfig
     colour: float | None = None  # strength of colour changes; None = `config.colour`
-    long_edge: int | None = None  # the image is first brought to it (None = its own size)
+    long_edge: int | None = None  # the image is first resized to this (None = stored size)
 
     def __call__(
         self, image: UInt8, label: UInt8, centre_xy: tuple[int, int] | None, rng: CropRandom
@@ -75,7 +75,7 @@ class JointAugment:
         """A crop of an image (uint8 HxWx3 RGB) and its label (uint8 HxW trainIds), both contiguous.
 
         It covers `centre_xy`, a point of the stored image (None = anywhere). Padding is black, in labels 255. A label
-        of HxWx2 has behind each trainId a 1 where a human gave it. A crop with more human pixels than other labelled
+        of HxWx2 holds the trainId and 1 where a human gave the label. A crop with more human pixels than other labelled
         ones gets the colour changes of `config`.
         """
         config = self.config
@@ -139,7 +139,7 @@ def take_crop(
 def _resize_image(image: UInt8, size: Size) -> UInt8:
     if image.shape[:2] == size:
         return image
-    # Averaging only where both sides shrink; cv2 would fall back to bilinear for the other one.
+    # Averaging only if both sides shrink; otherwise cv2 would fall back to bilinear.
     shrink = size[0] <= image.shape[0] and size[1] <= image.shape[1]
     how = cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, size[::-1], interpolation=how), np.uint8)
@@ -174,7 +174,7 @@ def colour_matrix(image: UInt8, order: list[int], change: list[float]) -> NDArra
 
     Args:
         image: uint8 HxWx3; contrast needs its mean colour.
-        order: in which order the four are applied (0 brightness, 1 contrast, 2 saturation, 3 hue).
+        order: order of the four changes (0 brightness, 1 contrast, 2 saturation, 3 hue).
         change: signed strength of each; brightness, contrast and saturation are multiplied by 1 + change, hue is
             turned by change / 2 of the full circle about the grey axis.
     """
@@ -206,14 +206,14 @@ def _turn_hue(angle: float) -> NDArray[np.float64]:
 def draw_pixels(label: UInt8, chances: UInt8, seed: int) -> UInt8:
     """The label with each pixel kept by chance: k of 256 (255 = always), the others 255; uint8 HxW.
 
-    In the mean over crops a pixel counts by its chance, whatever the loss; nothing has to know of weights.
+    In the mean over crops a pixel counts by its chance, for any loss; no loss needs weights.
     """
     draws = raw(seed, 3, count=-(-label.size // 8)).view(np.uint8)[: label.size].reshape(label.shape)
     return np.where((draws < chances) | (chances == 255), label, np.uint8(IGNORE))
 
 
 def pasted_pixels(fine_label: UInt8, kind: Mix, rng: CropRandom, rare: Sequence[int] = ()) -> NDArray[np.bool_]:
-    """Which pixels (True) of a fine crop, uint8 hxw trainIds, are pasted into an auto-labelled one of its size.
+    """Return the pixels (True) of a fine crop, uint8 hxw trainIds, to paste into an auto-labelled crop of its size.
 
     The kind "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021). The kind
     "cutmix" pastes a rectangle with its ignored pixels (Yun et al. 2019). The kind "rare" pastes all pixels of the
@@ -293,7 +293,7 @@ def place(scaled: Size, crop: Size, centre_xy: tuple[int, int] | None, randint: 
         scaled, crop: sizes.
         centre_xy: a point of the scaled image that the crop covers, None = anywhere. (The released code pads without
             moving the point, which may then fall just outside.)
-        randint: source of random numbers; asked for x first, then y.
+        randint: source of random numbers; gives x first, then y.
     """
     if scaled == crop:
         return 0, 0

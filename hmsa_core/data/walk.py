@@ -1,6 +1,6 @@
-"""Which files a folder holds, and which of them belong together by name: the same for every command.
+"""Listing of the files in a folder, and pairing of files by name, for all commands.
 
-Hidden files, files of other endings, pipes and devices are not read; they are counted, so that each command can say so.
+Hidden files, files of other endings, pipes and devices are not read; they are counted for the commands' messages.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _NAMED = 5  # kinds of files in a message
 
 @dataclass
 class Listing:
-    """What lies in one folder; names are sorted."""
+    """Contents of one folder; names are sorted."""
 
     folders: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    others: dict[str, list[str]] = field(default_factory=dict)  # by ending, or by why they are not read
+    others: dict[str, list[str]] = field(default_factory=dict)  # by ending, or by the reason why they are not read
 
 
 @dataclass
 class Walk:
-    """What lies in a folder and below it; sub-folders are posix paths relative to it, itself is ""."""
+    """Contents of a folder and its sub-folders, which are posix paths relative to it; "" is the folder itself."""
 
     root: Path
-    files: dict[str, list[str]] = field(default_factory=dict)  # of each sub-folder that holds some
+    files: dict[str, list[str]] = field(default_factory=dict)  # by sub-folder, if it holds files
     others: dict[str, list[str]] = field(default_factory=dict)
     again: list[str] = field(default_factory=list)  # links to folders that were walked already
 
@@ -44,7 +44,7 @@ class Walk:
         return (self.root / folder / name for folder in sorted(self.files) for name in self.files[folder])
 
     def notes(self) -> list[str]:
-        """What was not looked at, in words."""
+        """Describe the files that were skipped."""
         words = [f"not looked at: files of other kinds ({kinds_of(self.others)})"] if self.others else []
         if self.again:
             words.append(f"links to folders that are looked at already, first {self.again[0]}: followed once")
@@ -69,7 +69,7 @@ def _add(found: Listing, entry: os.DirEntry[str], suffixes: tuple[str, ...]) -> 
     name, is_hidden = entry.name, entry.name.startswith(".")
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
-    except OSError:  # a link to itself: refused as unreadable
+    except OSError:  # a link to itself, which is refused as unreadable
         is_folder = is_file = False
     if is_folder:
         found.folders += [] if is_hidden else [name]
@@ -123,14 +123,14 @@ def stem_of(file: str | Path) -> str:
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a file has no bytes; of two files of one name the other one is meant. Of a link to nowhere: no."""
+    """Whether a file has no bytes: of two files of one name the other counts. False for a dangling link."""
     return path.exists() and path.stat().st_size == 0
 
 
 def by_image(labels: dict[str, T], images: Collection[str]) -> tuple[dict[str, T], str]:
-    """Labels by the names of their images, and the ending that all labels have more, such as `_mask`.
+    """Return labels by the names of their images, and the ending that all label names add, such as `_mask`.
 
-    The ending is left out where no label has the name of an image, and begins with no letter or digit.
+    The ending is removed if no label has the name of an image. It must not begin with a letter or digit.
     """
     if not labels or not labels.keys().isdisjoint(images):
         return labels, ""

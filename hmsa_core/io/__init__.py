@@ -1,1 +1,1 @@
-"""What every part stands on: atomic files, folder trees, locks, processes, errors."""
+"""Functions that all packages use: atomic files, folder trees, locks, processes, errors."""

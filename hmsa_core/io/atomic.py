@@ -1,8 +1,8 @@
 """Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder.
 
-POSIX promises nothing about bytes that were not synced before power was lost, so every caller that
-must know keeps the SHA-256 that the functions here return. All file operations go through the one
-object `ops`, so that a test can make the n-th of them fail and look at what is left on disk.
+POSIX promises nothing about bytes that were not synced before power was lost, so callers that
+need certainty keep the SHA-256 that the functions here return. All file operations go through the
+object `ops`, so that a test can make the n-th operation fail and check the files left on disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 _TEMP = re.compile(r"^\.(?P<name>.+)\.(?P<pid>\d+)-(?P<process>[0-9a-f]{4})[0-9a-f]{4}\.tmp$")
-_PROCESS = secrets.token_hex(2)  # in containers another process had our id before
+_PROCESS = secrets.token_hex(2)  # in containers an earlier process may have had the same id
 
 
 class FileOps:
@@ -50,7 +50,7 @@ class FileOps:
         source.replace(target)
 
     def exchange(self, one: Path, other: Path) -> None:
-        """Let two folders of one file system change places in one step (Linux; ENOSYS elsewhere)."""
+        """Swap two folders of one file system in one step (Linux; ENOSYS elsewhere)."""
         swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
         if swap is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(other))
@@ -59,7 +59,7 @@ class FileOps:
             raise OSError(code, os.strerror(code), str(other))
 
     def link(self, source: Path, target: Path) -> None:
-        """Give `source` a second name."""
+        """Make `target` a second name of `source`."""
         os.link(source, target)
 
     def unlink(self, path: Path) -> None:
@@ -83,9 +83,9 @@ ops = FileOps()
 
 
 def temp_name(path: Path) -> Path:
-    """Beside `path`, a name that is new and that `sweep_temps` knows."""
-    # The folder is the target's own (rename must not cross a file system); the process id lets a
-    # later start tell a leftover of a dead writer from the work of a living one.
+    """Return a new name in the folder of `path` that `sweep_temps` recognises."""
+    # Same folder as the target: rename must not cross a file system. By the process id, a later start
+    # distinguishes leftovers of dead writers from files of living writers.
     return path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS}{secrets.token_hex(2)}.tmp")
 
 
@@ -102,7 +102,7 @@ def make_folder(path: Path) -> None:
 
 
 class AtomicFile:
-    """A writable binary file object that hashes what passes and only becomes visible on commit."""
+    """A writable binary file object that hashes all written bytes and becomes visible only on commit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,15 +123,15 @@ class AtomicFile:
         return self._hash.hexdigest()
 
     def writable(self) -> bool:
-        """Say that this is an output (pyarrow asks)."""
+        """Return True: the file is an output (pyarrow calls this)."""
         return True
 
     def readable(self) -> bool:
-        """Say that this is no input."""
+        """Return False: the file is no input."""
         return False
 
     def seekable(self) -> bool:
-        """Say that the position cannot be moved: the digest follows the order of writing."""
+        """Return False: the digest needs writes in order."""
         return False
 
     def tell(self) -> int:
@@ -164,7 +164,7 @@ class AtomicFile:
 
     def abort(self) -> None:
         """Remove the temporary file; the target keeps its old state."""
-        with suppress(OSError):  # a full disk reports again on close; the old state is what matters
+        with suppress(OSError):  # a full disk fails again on close; only the old state matters
             self._file.close()
         self._temp.unlink(missing_ok=True)
 
@@ -194,12 +194,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> str:
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes. NaN is refused."""
+    """Return JSON with sorted keys and no spaces: equal values give equal bytes. NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
 def digest(value: object) -> str:
-    """Hex SHA-256 of `canonical_json(value)`: the key of whatever `value` describes."""
+    """Hex SHA-256 of `canonical_json(value)`: the key of the work that `value` describes."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
@@ -210,12 +210,12 @@ def write_json(path: str | os.PathLike[str], value: object, *, indent: int | Non
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object; a torn or foreign file is an IntegrityError that names it."""
+    """Read a JSON object; an IntegrityError names a truncated or foreign file."""
     return parse_json(Path(path).read_bytes(), str(path))
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in the bytes of `where`, a file or an address, which an IntegrityError names."""
+    """Parse the JSON object in the bytes of `where`, a file or an address; an IntegrityError names `where`."""
     try:
         value = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, NaN, nested without end
@@ -226,7 +226,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    """JSON has no NaN and no Infinity; nothing here writes them, and no digest can be made with one."""
+    """Refuse NaN and Infinity, which JSON lacks: this package never writes them, and digests refuse them."""
     raise ValueError(f"{name} is no JSON number")
 
 
@@ -242,10 +242,10 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def publish_file(source: Path, target: Path) -> None:
-    """Give a finished file a second name (hard link; copied where links cannot be made).
+    """Give a finished file a second name (hard link; a copy if links are impossible).
 
-    A published file is never opened for writing again. The link appears by rename, so that a
-    target that exists is replaced in one step. Of a symbolic link the file behind it gets the name:
+    A published file is never opened for writing again. The link appears by rename, so that an
+    existing target is replaced in one step. For a symbolic link, the file behind the link gets the name:
     `dvc gc` removes files of DVC's cache, which links of `cache.type symlink` point to.
     """
     source = source.resolve()
@@ -270,7 +270,7 @@ _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder of ours if it is there."""
+    """Remove a temporary folder if it exists."""
     if path.exists():
         shutil.rmtree(path)
 
@@ -293,7 +293,7 @@ def is_temp(name: str, of: str | None = None) -> bool:
 
 
 def is_left_over(name: str) -> bool:
-    """Whether a dead writer left what has this name."""
+    """Whether a dead writer left a temporary file of this name."""
     match = _TEMP.match(name)
     if match is None:
         return False
@@ -310,7 +310,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         pass
-    # Killed, but nobody has fetched its exit status yet (containers whose first process does not): it writes no more.
+    # A zombie (in containers whose first process does not reap): it writes no more.
     return state not in ("Z", "X")

@@ -1,10 +1,10 @@
 """Work units over processes: a pool on this machine, or tasks of Ray; the same results in the same order.
 
-The work is a callable and a unit its argument; both must pickle. A process gets the work once and keeps it, so that
-what the work opens (a teacher) stays open from unit to unit. A unit must be done whole or not at all, and may be begun
-twice: Ray starts the units of a process or node that it lost again, elsewhere.
+The work is a callable and a unit is its argument; both must pickle. A process gets the work once and keeps it, so that
+a teacher which the work opens stays open for all units. A unit must be done whole or not at all, and may be begun
+twice: Ray repeats the units of a lost process or node elsewhere.
 
-RAY_ADDRESS names the cluster (`ray job submit` sets it). Without it, a Ray of this command's own runs on loopback.
+RAY_ADDRESS names the cluster (`ray job submit` sets it). Without it, this command starts Ray on loopback.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ U = TypeVar("U")
 Work = Callable[[T], U]
 _LOSSES = 20  # processes or nodes that Ray may lose under one batch of units
 _POLL_S = 0.5  # between looks at a stop request
-_STORE_BYTES = 128 << 20  # shared memory of a Ray of our own: work and results are small
+_STORE_BYTES = 128 << 20  # shared memory of a Ray that this process starts: work and results are small
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Who runs the units.
+    """The processes that run the units.
 
     Attributes:
         kind: "local", a pool on this machine; or "ray".
-        workers: units (of `ray`: batches) under way at once; 1 of "local" is this process itself.
+        workers: units (for "ray": batches) that run at once; with "local" and 1, this process runs them.
         threads: CPU cores that Ray sets aside for a unit.
         gpus: GPUs that Ray sets aside for a unit.
     """
@@ -64,14 +64,14 @@ class Engine:
         """Results in the order of the units.
 
         Args:
-            work, units: what is done, to what.
-            what: the work in words, for messages: "a process that WHAT died".
+            work, units: the callable, and its arguments.
+            what: the work as a verb phrase, for messages: "a process that WHAT died".
             batch: units that travel together.
-            check_stop: called often; raises to stop. Units that are under way are thrown away then.
+            check_stop: called often; raises to stop. Results of running units are then discarded.
 
         Raises:
             ConfigError: Ray is not installed, or cannot be reached.
-            InputError: processes died (of "local": one did).
+            InputError: processes died (for "local": one process).
         """
         check_stop()
         if self.kind == "ray":
@@ -86,7 +86,7 @@ class Engine:
     def _in_pool(
         self, work: Work[T, U], units: Iterable[T], what: str, batch: int, check_stop: Callable[[], None]
     ) -> Iterator[U]:
-        # Not "fork": this process may hold threads (pyarrow, BLAS), which a fork leaves behind locked.
+        # Not "fork": locks that threads of this process (pyarrow, BLAS) hold would stay locked in the child.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([type(work).__module__])
         others = set(multiprocessing.active_children())
@@ -96,7 +96,7 @@ class Engine:
                 yield result
                 check_stop()
         except BrokenProcessPool as error:
-            # The pool asks the others by SIGTERM, which they ignore; they may wait for a lock that the dead one held.
+            # The pool sends the other workers SIGTERM, which they ignore; they may wait for a lock of the dead worker.
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()
             raise _died(what) from error
@@ -126,7 +126,7 @@ class Engine:
                         due += 1
                     check_stop()
             finally:
-                # Ray aborts this process where a task ends while it is being cancelled: short tasks may end first.
+                # Ray aborts this process if a task ends during its cancellation: short tasks may end first.
                 late = ray.wait(list(running), num_returns=len(running), timeout=_POLL_S)[1] if running else []
                 for ref in late:
                     ray.cancel(ref, force=True)
@@ -145,15 +145,15 @@ _work: Work[Any, Any]  # of this process
 
 
 def _handed_in(pool: ProcessPoolExecutor, units: Iterable[T], batch: int) -> Iterator[Any]:
-    """All units handed in; a worker that dies meanwhile may be met while the next one is being started."""
+    """Submit all units; the death of a worker can surface here, while the next worker is started."""
     try:
         return pool.map(_do, units, chunksize=batch)
-    except OSError as error:  # of the pipes to the workers: no unit has been done in this process
+    except OSError as error:  # comes from the pipes to the workers: this process itself runs no unit
         raise BrokenProcessPool(f"a worker could not be started: {error}") from error
 
 
 def _begin(work: Work[Any, Any]) -> None:
-    """A signal for the whole group is the parent's to handle; its death ends the workers."""
+    """Ignore signals for the whole group, which the parent handles; the parent's death ends the workers."""
     global _work
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -191,16 +191,16 @@ def _result(ray: Any, ref: Any, what: str) -> Any:
 
 @contextmanager
 def _ray(engine: Engine) -> Iterator[Any]:
-    """Ray, connected: as this process has it already, the cluster of RAY_ADDRESS, or one of our own on loopback."""
+    """Return connected Ray: this process's connection, the cluster of RAY_ADDRESS, or a new Ray on loopback."""
     address = os.environ.get("RAY_ADDRESS")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    own: dict[str, Any] = {"address": address}
+    arguments: dict[str, Any] = {"address": address}
     if not address:
-        # Before Ray is imported. The first makes all of its servers listen on loopback alone; who asks them for
-        # anything must know the second, which Ray would else write into the home folder.
+        # Set before Ray is imported. The first setting makes all of Ray's servers listen on loopback alone. Clients
+        # need the second one, a token, which Ray would else write into the home folder.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        own = {
+        arguments = {
             "address": "local",
             "num_cpus": engine.workers * engine.threads,
             "include_dashboard": False,
@@ -211,22 +211,22 @@ def _ray(engine: Engine) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    is_main = threading.current_thread() is threading.main_thread()  # others can have no handlers
+    is_main = threading.current_thread() is threading.main_thread()  # other threads cannot set handlers
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if is_main}
     try:
-        if address and ":" in address:  # Ray itself would try for minutes
+        if address and ":" in address:  # without this check Ray would try for minutes
             host, _, port = address.rpartition("/")[2].rpartition(":")
             socket.create_connection((host, int(port)), timeout=10.0).close()
-        ray.init(**own, logging_level=logging.ERROR, log_to_driver=bool(address))
+        ray.init(**arguments, logging_level=logging.ERROR, log_to_driver=bool(address))
     except HmsaError:  # a stop request
         raise
-    except Exception as error:  # of many kinds, without a class in common
+    except Exception as error:  # Ray raises many kinds, which share no class
         raise ConfigError(
             f"Ray at {address or 'this machine'}: cannot be reached ({one_line(error)[:200]})",
             hint="correct RAY_ADDRESS, or unset it: then Ray runs on this machine alone",
         ) from error
     finally:
-        for number, handler in handlers.items():  # Ray puts its own in their place
+        for number, handler in handlers.items():  # Ray replaced these handlers
             signal.signal(number, handler)
     try:
         yield ray

@@ -1,6 +1,6 @@
 """The project's errors, each with the exit status that docs/stages.md lists.
 
-Every message is one line: what, where, how to mend it. `pipeline.cli` prints `error: MESSAGE` (and
+Every message is one line: what is wrong, where, and how to fix it. `pipeline.cli` prints `error: MESSAGE` (and
 `hint: HINT`) to standard error and exits with `exit_code`; ranks of a job do the same.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def one_line(text: object) -> str:
-    """Fold any text to a single line, so that a message never spills over a log line."""
+    """Fold any text to a single line, so that a message fits into one log line."""
     return " ".join(str(text).split())
 
 
@@ -35,7 +35,7 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str, *, cutoff: f
 
 
 class HmsaError(Exception):
-    """Base of all errors we raise on purpose; `exit_code` is the process's exit status."""
+    """Base of all errors that the project raises on purpose; `exit_code` is the process's exit status."""
 
     exit_code = 1
 
@@ -80,7 +80,7 @@ class DecodeError(InputError):
 
 
 class LayoutError(InputError):
-    """A data set folder does not have a layout we know."""
+    """A data set folder has none of the known layouts."""
 
 
 class CheckpointError(InputError):
@@ -94,7 +94,7 @@ class IntegrityError(HmsaError):
 
 
 class StoreError(IntegrityError):
-    """A label store, one of its shards or its manifest is torn, changed or missing."""
+    """A label store, one of its shards or its manifest is truncated, changed or missing."""
 
 
 class LeakageError(HmsaError):
@@ -110,7 +110,7 @@ class TrainingError(HmsaError):
 
 
 class DeviceError(HmsaError):
-    """A GPU, or the way to another rank, failed; the training goes on from its last saved state."""
+    """A GPU, or the connection to another rank, failed; the training continues from its last saved state."""
 
     exit_code = 7
 
@@ -128,7 +128,7 @@ class NoSpaceError(HmsaError):
 
 
 class InterruptedRunError(HmsaError):
-    """SIGTERM or SIGINT arrived; progress is saved and the same command goes on from it."""
+    """SIGTERM or SIGINT arrived; progress is saved and the same command continues from it."""
 
     exit_code = 143
 
@@ -140,7 +140,7 @@ _DEVICE_FAULTS = (
     "CUBLAS_STATUS_",
     "CUDNN_STATUS_",
     "NCCL error",
-    "gloo/transport",  # a rank on another node is gone; on this one its agent says by what
+    "gloo/transport",  # a rank on another node is gone; on the same node, the agent reports the cause
     "ECC error",
 )
 _OWN_FAULTS = (
@@ -148,13 +148,13 @@ _OWN_FAULTS = (
     "device-side assert",
     "invalid configuration argument",
     "no kernel image",
-)  # the same at the next start
+)  # a restart would fail in the same way
 
 
 def device_fault(error: BaseException) -> DeviceError | None:
-    """The error of torch as ours where a GPU or NCCL failed in a way that may not come again; else None."""
+    """Return the DeviceError for a failure of a GPU or NCCL that a restart may cure; None for other errors."""
     text = str(error)
-    if not isinstance(error, RuntimeError) or any(own in text for own in _OWN_FAULTS):
+    if not isinstance(error, RuntimeError) or any(fault in text for fault in _OWN_FAULTS):
         return None
     if not any(fault in text for fault in _DEVICE_FAULTS):
         return None
@@ -175,12 +175,12 @@ _MENDS = {
 
 
 def mend_of(error: OSError) -> str:
-    """What mends an error of the system, "" where that depends on the file."""
+    """Return a hint how to fix an error of the system; "" where the fix depends on the file."""
     return _MENDS.get(error.errno or 0, "")
 
 
 def translate_os_error(error: OSError, doing: str) -> HmsaError:
-    """Turn an OSError into ours, so that a full disk always has its own exit status."""
+    """Turn an OSError into an HmsaError, so that a full disk always has the same exit status."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(f"no space left on device while {doing}{where}", hint=mend_of(error))

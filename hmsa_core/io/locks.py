@@ -18,16 +18,16 @@ from hmsa_core.io.errors import ConfigError, LockedError, one_line
 
 
 class FileLock:
-    """An exclusive advisory lock on a file beside the thing that it guards.
+    """An exclusive advisory lock on a file next to the folder or file that the lock guards.
 
     Args:
         path: lock file, created when missing. It is never deleted. A deletion would race with the next owner.
-        what: what it guards, in words, for the message.
+        what: name of the guarded thing, for the message.
         wait_s: how long to wait for another holder before giving up.
 
     Raises:
-        LockedError: somebody else holds it; the message names the owner.
-        ConfigError: the file system gives the same lock to two at once: it would guard nothing.
+        LockedError: another process holds the lock; the message names the owner.
+        ConfigError: the file system gives the same lock to two processes at once.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, what: str = "", wait_s: float = 0.0) -> None:
@@ -44,7 +44,7 @@ class FileLock:
         return self._fd
 
     def acquire(self) -> FileLock:
-        """Take the lock or raise LockedError; make sure that it keeps others out."""
+        """Take the lock or raise LockedError; check that a second open cannot take the lock."""
         deadline = time.monotonic() + self.wait_s
         while (fd := self._take(deadline)) is None:
             pass
@@ -55,9 +55,9 @@ class FileLock:
         return self
 
     def _take(self, deadline: float) -> int | None:
-        """An open file that holds the lock; None when its name was removed before, with or by its last holder."""
+        """Return an open file that holds the lock; None when the lock file was removed in the meantime."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # of a group, as the umask says
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # umask limits the mode
         try:
             self._wait(fd, deadline)
             if self._has_its_name(fd):
@@ -81,7 +81,7 @@ class FileLock:
                 time.sleep(0.05)
 
     def _has_its_name(self, fd: int) -> bool:
-        """Whether who comes next opens the file that `fd` holds, and is kept out. Microseconds: each lock is tried."""
+        """Whether the path still names the file of `fd`, and a second open cannot lock the file. Takes microseconds."""
         try:
             second = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -99,7 +99,7 @@ class FileLock:
         )
 
     def owner(self) -> str:
-        """Say who wrote itself into the lock file, for a message."""
+        """Return the text that the owner wrote into the lock file, for a message."""
         try:
             owner = json.loads(self.path.read_text() or "{}")
         except (OSError, json.JSONDecodeError):
@@ -109,7 +109,7 @@ class FileLock:
         return f"process {owner.get('pid')} ({owner.get('command')})"
 
     def is_free(self) -> bool:
-        """Whether nobody holds the lock right now."""
+        """Whether no process holds the lock now."""
         if not self.path.exists():
             return True
         fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
@@ -122,7 +122,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -135,12 +135,12 @@ class FileLock:
 
 
 def device_lock_path(device: str) -> Path:
-    """Lock file of one accelerator, the same for every workspace and user program on the machine."""
+    """Lock file of one accelerator; all workspaces and programs on the machine use the same file."""
     safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in device)
     return Path(tempfile.gettempdir()) / f"hmsa-locks-{os.getuid()}" / f"{safe}.lock"
 
 
 def probe_locks(folder: Path) -> None:
-    """Refuse a file system on which a second open can take a lock that is already held, as every lock does."""
+    """Raise ConfigError for a file system on which a second open can take a lock that is already held."""
     with FileLock(folder / ".lock-probe", what="lock probe", wait_s=5.0):
         pass

@@ -23,8 +23,8 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _ONE_BLOW_S = 1.0
-JOB_GRACE_S = 30.0  # for a job to save its progress after a stop
-CHAIN_GRACE_S = 40.0  # for dvc and the stage below it: a stage may have to kill its job, and ends after that
+JOB_GRACE_S = 30.0  # time for a job to save its progress after a stop
+CHAIN_GRACE_S = 40.0  # time for dvc and its stage: a stage may have to kill its job first
 
 
 def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> None:
@@ -32,8 +32,8 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
 
     Args:
         sig: signal to receive.
-        parent: process id the parent had when this process was started; if it is already gone, exit now.
-            None = whoever is the parent at this moment.
+        parent: process id of the parent when this process was started; if that parent is gone, exit now.
+            None = the present parent.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -41,7 +41,7 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    # The parent may have died between fork and prctl: then no signal will ever come.
+    # If the parent died between fork and prctl, the kernel sends no signal.
     if os.getppid() != expected:
         if sig != signal.SIGKILL:
             signal.signal(sig, signal.SIG_DFL)  # a handler inherited by fork would set a flag that exec forgets
@@ -49,7 +49,7 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
 
 
 def end_after_parent(grace_s: float) -> None:
-    """End this process (143) when its parent has been gone for so many seconds, whatever it is doing then."""
+    """End this process (143) when its parent has been gone for so many seconds, even in the middle of work."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -62,29 +62,29 @@ def end_after_parent(grace_s: float) -> None:
 
 
 def is_orphan() -> bool:
-    """Whether whoever started this process must be gone: its parent lives in another session.
+    """Whether the starter of this process must be gone: its parent lives in another session.
 
-    The kernel gives orphans to init or to a service manager, which have sessions of their own. Where the first
-    process of a container takes them in, the session can be the same, and nothing is noticed. A process that began
-    a session of its own has a parent in another one from the start: that says nothing.
+    The kernel gives orphans to init or to a service manager, which run in other sessions. The first process of a
+    container can have the same session; such an orphan is not detected. A process that started a new session has
+    a parent in another session from the start; for such a process the answer is False.
     """
     mine = os.getsid(0)
     try:
         return mine not in (os.getpid(), os.getsid(os.getppid()))
-    except ProcessLookupError:  # it died between the two calls
+    except ProcessLookupError:  # the parent died between the two calls
         return True
 
 
 class StopRequest:
     """A flag that SIGTERM and SIGINT set; a second of these signals ends the process at once with 143.
 
-    A service manager or `scancel` hits every process of a chain, and each passes the SIGTERM on to the next one. So
-    the same signal again within a second counts as the first one. Where a parent limits the time anyway
-    (`repeats=False`), every further SIGTERM does: a rank may handle it much later than it arrived.
+    A service manager or `scancel` signals every process of a chain, and each passes the SIGTERM on to the next one. So
+    the same signal within a second counts as a repetition of the first one. With `repeats=False` the parent limits the
+    time, and every further SIGTERM counts as a repetition: a rank may handle a signal long after the signal arrived.
 
-    Handlers of two signals that arrive together (dvc's death and the SIGTERM that it died of) run one inside the
-    other, at any line of each. So the flags are locks that are taken without waiting, in one indivisible step each.
-    With an `Event` the outer handler may hold its inner lock, and the inner handler would wait for ever.
+    When two signals arrive together (dvc's death and the SIGTERM that killed dvc), one handler can interrupt the other
+    at any line. So the flags are locks that are taken without waiting, in one atomic step each. With an `Event`, the
+    interrupted handler may hold the event's lock, and the inner handler would wait for ever.
     """
 
     def __init__(self, *, repeats: bool = True) -> None:
@@ -112,7 +112,7 @@ class StopRequest:
         if self._signalled.acquire(blocking=False):
             self._first = signum, time.monotonic()
             self.request(signum)
-        elif self._first is not None:  # else it came into the line above
+        elif self._first is not None:  # None: this signal interrupted the line above
             number, since = self._first
             is_same_blow = signum == number and time.monotonic() - since <= _ONE_BLOW_S
             if is_same_blow or (signum == signal.SIGTERM and not self._repeats):
@@ -122,18 +122,18 @@ class StopRequest:
             os._exit(143)
 
     def request(self, signum: int = signal.SIGTERM) -> None:
-        """Ask for a stop as a first signal would; asking again changes nothing."""
+        """Request a stop like a first signal; a second request changes nothing."""
         if not self._asked.acquire(blocking=False):
             return
         for callback in self._callbacks:
             callback(signum)
 
     def is_set(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a stop was requested."""
         return self._asked.locked()
 
     def set(self) -> None:
-        """Ask for a stop from inside the program."""
+        """Request a stop from inside the program."""
         self._asked.acquire(blocking=False)
 
 
@@ -146,14 +146,14 @@ def run_child(
     pass_fds: Iterable[int] = (),
     grace_s: float = JOB_GRACE_S,
 ) -> int:
-    """Run a child that dies with us, forward a stop request to it, and return its exit status.
+    """Run a child that dies with this process, forward a stop request to it, and return its exit status.
 
-    The child leads a process group of its own: a signal to ours (Ctrl-C in a terminal) reaches it once, through us. A
-    second signal would end it before its progress is saved. After a stop, the other processes of its group are
-    waited for as well: dvc exits at once, but its stage still saves.
+    The child leads a new process group. So a signal to this process's group (Ctrl-C in a terminal) reaches the child
+    once, through this process; a second signal would end the child before its progress is saved. After a stop, the
+    other processes of the child's group are waited for as well: dvc exits at once, but its stage still saves.
 
-    After a stop the child has `grace_s` seconds to save its progress; then it is killed, with its group. It is killed
-    too when a second signal ends us at once.
+    After a stop the child has `grace_s` seconds to save its progress; then its group is killed. The
+    group is killed too when a second signal ends this process at once.
     """
     me = os.getpid()
     child = subprocess.Popen(
@@ -164,10 +164,10 @@ def run_child(
         preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent=me),
         process_group=0,
     )
-    is_told = threading.Lock()  # a child that gets two signals ends without saving
+    is_sent = threading.Lock()  # a child that gets two signals ends without saving
 
     def forward(_signum: int) -> None:
-        if not is_told.acquire(blocking=False):
+        if not is_sent.acquire(blocking=False):
             return
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
@@ -178,7 +178,7 @@ def run_child(
         forward(signal.SIGTERM)
     kill_at = math.inf
     while True:
-        if stop.is_set():  # when it is first seen here: the whole grace time lies ahead then
+        if stop.is_set():  # the grace time starts when this loop first sees the stop
             kill_at = min(kill_at, time.monotonic() + grace_s)
         try:
             status = child.wait(timeout=min(0.5, kill_at - time.monotonic()))
@@ -194,9 +194,9 @@ def run_child(
 
 
 def group_lives(group: int) -> bool:
-    """Whether a process group has a member; a reaped leader's number belongs to its group while there is one.
+    """Whether a process group has a living member; the number of a reaped leader stays reserved for such a group.
 
-    Processes that have ended and that nobody reaps (the first process of a container need not) do not count.
+    Zombies do not count: the first process of a container need not reap them.
     """
     try:
         os.killpg(group, 0)
@@ -206,7 +206,7 @@ def group_lives(group: int) -> bool:
 
 
 def _group_of(process: Path) -> int:
-    """Process group of a living process, given by its folder in /proc; 0 of others."""
+    """Return the process group of a living process, given by its folder in /proc; 0 for other processes."""
     with contextlib.suppress(OSError):
         if process.name.isdigit():
             fields = (process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
@@ -223,5 +223,5 @@ def end_group(child: subprocess.Popen[Any], deadline: float) -> None:
                 return
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            is_killed, deadline = True, time.monotonic() + 5.0  # the kernel may be writing for them
+            is_killed, deadline = True, time.monotonic() + 5.0  # the kernel may still be writing for these processes
         time.sleep(0.05)

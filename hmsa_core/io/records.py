@@ -45,7 +45,7 @@ def append(path: Path, *values: Mapping[str, Any]) -> None:
     """Append JSON objects, one a line; a kill leaves all of them or none.
 
     The file is rewritten under a new name: an in-place append could leave half a line. A last line that a person
-    mended and left without a line break gets one.
+    repaired and left without a line break gets one.
     """
     old = path.read_bytes() if path.exists() else b""
     if old and not old.endswith(b"\n"):
@@ -73,7 +73,7 @@ def saving(path: Path, *, otherwise: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # The name of a temporary file helps nobody; the name of a lock file that belongs to another user does.
+        # A temporary file's name does not help the user; the name of a lock file that belongs to another user does.
         other = Path(error.filename) if isinstance(error.filename, str | Path) else path
         where = f" ({other})" if other != path and not is_temp(other.name) and other.is_file() else ""
         said = f"{path}: not saved: {error.strerror or error}{where}"

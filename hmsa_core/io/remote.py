@@ -1,11 +1,11 @@
-"""Object stores at the edge: a folder at s3://, gs:// or az:// as a local tree of links into a cache of objects.
+"""Object stores: a folder at s3://, gs:// or az:// becomes a local tree of links into a cache of objects.
 
-`local_tree` lists a folder once. Each object is a link to a file that is not there yet; `fetched` brings it. So all
-code that lists, pairs and reads local files stays as it is. The name of a cached file is a digest of the object's
-address, size and entity tag: an object that is replaced never takes the place of the one that was listed.
-fsspec's own file caches have no limit in bytes. `simplecache` reads a file that a kill left half done as whole;
-`filecache` hands out a replaced object, and writes its table of all objects anew at each fetch.
-Credentials are the libraries' own business. Messages hold the code of an error, never its text.
+`local_tree` lists a folder once. Each object is a link to a file that does not exist yet; `fetched` downloads the file.
+So code that lists, pairs and reads local files needs no change. The name of a cached file is a digest of the object's
+address, size and entity tag: a replaced object never takes the place of the listed one.
+fsspec's file caches have no limit in bytes. `simplecache` takes a file that a kill left incomplete for whole;
+`filecache` returns a replaced object, and rewrites its table of all objects at each fetch.
+The libraries handle credentials. Messages hold the code of an error, never its text.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import new_tree
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
-_THREADS = 16  # fetches under way at once
+_THREADS = 16  # parallel fetches
 _TRIES, _FIRST_WAIT_S = 6, 0.1  # waits of 0.1, 0.2, ... 1.6 s
 _CHUNK = 64 << 20  # bytes of one request
-_SHARE = 20  # a process looks at the whole cache once it has fetched this part of the limit
+_SHARE = 20  # a process measures the whole cache after it has fetched 1/20 of the limit
 _CHANGED = "run `prepare` (or the same command) again: it lists the folder anew"
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def check_url(url: str) -> str:
 
 
 def local_path(place: str | os.PathLike[str]) -> Path:
-    """A place that is no object store as a path; file:///data/x is /data/x."""
+    """Return the path of a place that is no object store; file:///data/x is /data/x."""
     text = os.fspath(place)
     if text.startswith("file://"):
         if not text.startswith("file:///"):
@@ -79,7 +79,7 @@ def local_path(place: str | os.PathLike[str]) -> Path:
 
 def filesystem(url: str) -> Any:
     """The fsspec file system of an address, one a process."""
-    with _opening:  # threads that ask at once would each make one, which takes seconds
+    with _opening:  # parallel threads would each make a file system, which takes seconds
         return _filesystem(url.partition("://")[0], os.getpid())
 
 
@@ -97,7 +97,7 @@ def _filesystem(scheme: str, _process: int) -> Any:
         extra = "'hmsa-autolabel[remote]'" if scheme == "s3" else package
         raise ConfigError(f"{scheme}:// needs the package {package}", hint=f"pip install {extra}") from error
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme == "s3":  # one loop of retries, `request`: not one inside of another
+    if scheme == "s3":  # `request` retries: nested retries would multiply the waits
         once = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
         once["max_pool_connections"] = 2 * _THREADS
         options |= {"config_kwargs": once, "default_cache_type": "none"}
@@ -109,7 +109,7 @@ def _filesystem(scheme: str, _process: int) -> Any:
 
 
 def request(url: str, what: Callable[[Any], T]) -> T:
-    """Do something with the file system of an address; what may pass is tried again, with growing waits.
+    """Call `do` with the file system of an address; failures that may pass are tried again, with growing waits.
 
     Raises:
         FileNotFoundError, FileExistsError: as the file system says, for the caller to judge.
@@ -121,7 +121,7 @@ def request(url: str, what: Callable[[Any], T]) -> T:
             return what(files)
         except (HmsaError, FileExistsError):
             raise
-        except Exception as error:  # of three libraries, without a class in common
+        except Exception as error:  # errors of three libraries share no class
             code = _code(error)
             if code is None:
                 raise
@@ -129,8 +129,8 @@ def request(url: str, what: Callable[[Any], T]) -> T:
                 raise FileExistsError(url) from error
             if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
                 raise
-            if (told := _permanent(url, error, code)) is not None:
-                raise told from error
+            if (refusal := _permanent(url, error, code)) is not None:
+                raise refusal from error
             if attempt + 1 == _TRIES:
                 raise InputError(
                     f"{url}: no answer after {_TRIES} tries ({code})",
@@ -141,7 +141,7 @@ def request(url: str, what: Callable[[Any], T]) -> T:
 
 
 def _code(error: BaseException) -> str | None:
-    """The code or class of an error of a file system; None for one of ours."""
+    """Return the code or class of an error of a file system; None for an HmsaError."""
     response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
     if isinstance(response, Mapping):
         return str(response.get("Error", {}).get("Code", "")) or type(error).__name__
@@ -158,7 +158,7 @@ _FINAL = {"InvalidBucketName", "InvalidArgument", "MethodNotAllowed", "KeyTooLon
 
 
 def _permanent(url: str, error: BaseException, code: str) -> InputError | None:
-    """The message of an error that no second try mends."""
+    """Return the error to raise where no second try can help, else None."""
     if code == "NoSuchBucket":
         return InputError(f"{url}: there is no such bucket", hint="correct the address")
     if code in _EXPIRED:
@@ -177,16 +177,16 @@ def _permanent(url: str, error: BaseException, code: str) -> InputError | None:
 
 def read(url: str) -> bytes:
     """All bytes of a small object; FileNotFoundError where there is none."""
-    return request(url, lambda fs: bytes(fs.cat_file(url, start=0)))  # without it, the size is asked for first
+    return request(url, lambda fs: bytes(fs.cat_file(url, start=0)))  # without `start`, the size is requested first
 
 
 def create(url: str, data: bytes, *, replaces: str = "") -> bool:
-    """Put an object that must not exist (or must still have the entity tag `replaces`); whether it holds `data` now.
+    """Put an object that must not exist (or must still have the entity tag `replaces`); True if it now holds `data`.
 
-    A connection can be cut after the put has been done. So a refusal is no proof: the object is read and compared.
+    A connection can break after the put was done. So a refusal is no proof: the object is read and compared.
     """
     options: dict[str, Any] = {"mode": "overwrite" if replaces else "create"}
-    if url.startswith("s3://"):  # conditions hold for single requests
+    if url.startswith("s3://"):  # conditions apply to single requests only
         options |= {"chunksize": 2 << 30} | ({"IfMatch": replaces} if replaces else {})
     try:
         request(url, lambda fs: fs.pipe_file(url, data, **options))
@@ -223,7 +223,7 @@ def cache_limit() -> int:
 
 
 def beside(url: str) -> Path:
-    """Local folder of an address' own, `CACHE/trees/DIGEST/NAME`; `DIGEST/source.json` holds what it lies in."""
+    """Local folder of an address, `CACHE/trees/DIGEST/NAME`; `DIGEST/source.json` names the parent address."""
     parent, _, name = check_url(url).rpartition("/")
     folder = cache_folder() / "trees" / digest(parent)[:24]
     if not (folder / "source.json").is_file():
@@ -236,10 +236,10 @@ def local_tree(url: str, *, anew: bool = True) -> Path:
 
     Args:
         url: address of a folder.
-        anew: list it again although there is a tree; else objects count as they were when it was made.
+        anew: list the folder again although a tree exists; else the earlier list of objects stays valid.
 
     Raises:
-        InputError: there is nothing, or names that no file system holds.
+        InputError: the folder is empty, or holds names that no file system allows.
     """
     url, target = check_url(url), beside(url)
     if not anew and target.is_dir():
@@ -250,7 +250,7 @@ def local_tree(url: str, *, anew: bool = True) -> Path:
         listed = {}
     base = url.partition("://")[2] + "/"
     objects = {path.removeprefix(base): info for path, info in listed.items() if path.startswith(base) and path != base}
-    objects = {name: info for name, info in objects.items() if not name.endswith("/")}  # consoles' marks of folders
+    objects = {name: info for name, info in objects.items() if not name.endswith("/")}  # consoles' folder marks
     if not objects:
         raise InputError(f"{url}: there is no such folder, or nothing in it", hint="correct the address")
     with new_tree(target) as folder:
@@ -259,7 +259,7 @@ def local_tree(url: str, *, anew: bool = True) -> Path:
             _link(url, folder, name, _object(f"{url}/{name}", info), made)
     for name in objects:
         if name.endswith(".json") and "/" not in name:
-            write_bytes(target / name, fetched(target / name).read_bytes())  # takes the place of the link
+            write_bytes(target / name, fetched(target / name).read_bytes())  # replaces the link
     return target
 
 
@@ -284,7 +284,7 @@ def _object(url: str, info: Mapping[str, Any]) -> Path:
 
 
 def fetched(path: Path) -> Path:
-    """The path itself; where it is a link of `local_tree`, its object lies in the cache then.
+    """Return the path; for a link of `local_tree`, fetch its object into the cache first.
 
     Raises:
         IntegrityError: the object is gone or has changed since it was listed.
@@ -296,7 +296,7 @@ def fetched(path: Path) -> Path:
     if cached.suffix != ".object":
         return path
     try:
-        os.utime(cached)  # used now: the last to be removed
+        os.utime(cached)  # a recent time: eviction removes this file last
     except FileNotFoundError:
         _fetch(_url_of(path), cached)
     return path
@@ -329,7 +329,7 @@ def _fetch(url: str, cached: Path) -> None:
 def _part(url: str, start: int, end: int) -> bytes:
     def get(files: Any) -> bytes:
         data: bytes = files.cat_file(url, start=start, end=end)
-        if len(data) != end - start:  # cut, or another object by now
+        if len(data) != end - start:  # truncated, or the object was replaced
             if files.info(url)["size"] < end:
                 raise IntegrityError(f"{url}: has changed since it was listed", hint=_CHANGED)
             raise ConnectionError
@@ -339,12 +339,12 @@ def _part(url: str, start: int, end: int) -> bytes:
 
 
 _room = threading.Lock()
-_granted: dict[Path, int] = {}  # bytes that this process may fetch before it looks at the cache again
-_under_way: Counter[Path] = Counter()  # bytes of the objects that it is fetching now
+_granted: dict[Path, int] = {}  # bytes that this process may fetch before it measures the cache again
+_under_way: Counter[Path] = Counter()  # bytes of the objects that this process is fetching now
 
 
 def _make_room(url: str, size: int) -> None:
-    """Remove what was not used for longest. Each further process may exceed the limit by a twentieth."""
+    """Remove the least recently used files. Each further process may exceed the limit by a twentieth."""
     folder, limit = cache_folder(), cache_limit()
     if size > limit * (_SHARE - 2) // _SHARE:
         raise NoSpaceError(f"{url}: {size / 1e9:.3f} GB do not fit into the cache of {limit / 1e9:g} GB", hint=_MORE)
@@ -379,9 +379,9 @@ def _evict(objects: Path, most: int) -> None:
 
 
 def ahead(items: Iterable[T], files: Callable[[T], Iterable[Path]]) -> Generator[T]:
-    """Hand items on in order, each when its files are here; those of the following ones are fetched meanwhile.
+    """Yield items in order, each after its files were fetched; files of the next items are fetched in parallel.
 
-    What is wrong with a single file is left for its reader to find. Any other error ends the run here.
+    An error of a single file is left to the file's reader. Any other error ends the run here.
     """
     with ThreadPoolExecutor(_THREADS, "fetch") as pool:
         waiting: deque[tuple[T, list[Future[Path]]]] = deque()
@@ -406,14 +406,14 @@ def _here(item: T, files: list[Future[Path]]) -> T:
 
 
 def local_folder(place: str | os.PathLike[str], *, without: str = "") -> Path:
-    """A checkpoint or a label store as a local folder; one at an address is fetched whole, and again if it changed.
+    """A checkpoint or a label store as a local folder; one at an address is fetched whole, again after a change.
 
     Args:
         place: a folder or an address.
         without: pattern of names of files that are not fetched.
 
     Raises:
-        NoSpaceError: it is larger than the cache.
+        NoSpaceError: the folder is larger than the cache.
     """
     if not is_url(place):
         return local_path(place)

@@ -1,7 +1,7 @@
-"""JSON files that carry the SHA-256 of themselves: manifests, receipts, policies, curves.
+"""JSON files that contain their SHA-256: manifests, receipts, policies, curves.
 
 The first line is `{"digest":"<64 hex digits>",`; the digest is that of all bytes after that line's
-newline. So a reader in any language can check the file without a canonical form of JSON. Every changed bit is found:
+newline. So a reader in any language can check the file without a canonical form of JSON. Every changed bit is detected:
 in the first line by its fixed form, elsewhere by the digest.
 """
 
@@ -21,7 +21,7 @@ _HEAD = re.compile(rb'\A\{"digest":"([0-9a-f]{64})",\n')
 def dump(value: dict[str, Any]) -> bytes:
     """Bytes of a sealed file: sorted keys, one top-level key per line, one element per line in lists of objects.
 
-    A `digest` that the object carries, because it was read from such a file, is replaced.
+    An existing key `digest`, from an earlier read, is replaced.
     """
     items = sorted((key, item) for key, item in value.items() if key != "digest")
     if not items:
@@ -37,7 +37,7 @@ def _lines(value: object) -> bytes:
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
-    """Check and read sealed bytes; the result has the key `digest` too. Anything else is a StoreError."""
+    """Check and read sealed bytes; the result has the key `digest` too. StoreError: other or damaged bytes."""
     head = _HEAD.match(data)
     if not head:
         raise StoreError(f"{where}: not one of our files, or its first line is damaged")
@@ -64,7 +64,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, value: dict[str, Any]) -> str:
-    """Write a sealed file atomically; return the digest that it carries."""
+    """Write a sealed file atomically; return its digest."""
     data = dump(value)
     write_bytes(path, data)
     return data[11:75].decode("ascii")

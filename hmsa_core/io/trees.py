@@ -1,4 +1,4 @@
-"""Folders that change as a whole: the old one or the new one is there, nothing between."""
+"""Folders that are replaced as a whole: at any time either the old or the new folder exists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 _LOG = logging.getLogger(__name__)
-# Nothing to swap with or no way to: a mount point, another file system below, a kernel or file system without it.
+# Errors where folders cannot be swapped: a mount point, another file system below, or no support by the kernel.
 _CANNOT_SWAP = {errno.EXDEV, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_ROOM_BESIDE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -27,7 +27,7 @@ def new_tree(target: str | os.PathLike[str], *, last: tuple[str, ...] = ()) -> I
     """Yield an empty folder that takes the place of `target` in one step when the block ends without an error.
 
     Until then, and after any failure, the old `target` is there as it was. Where folders cannot be swapped (a mount
-    point), the files are replaced one by one: those named in `last`, the commit points, go first and come last.
+    point), the files are replaced one by one: files named in `last`, the commit points, are removed first, added last.
 
     Args:
         target: a folder, there or not.
@@ -43,7 +43,7 @@ def new_tree(target: str | os.PathLike[str], *, last: tuple[str, ...] = ()) -> I
         yield folder
         _put_in_place(folder, target, last)
     finally:
-        _discard(folder)  # the old tree, or what was written before the failure
+        _discard(folder)  # the old tree, or the files written before the failure
 
 
 def _make_beside(target: Path) -> Path:
@@ -53,19 +53,19 @@ def _make_beside(target: Path) -> Path:
     except OSError as error:
         if error.errno not in _NO_ROOM_BESIDE or not target.is_dir():
             raise
-        folder = temp_name(target / target.name)  # a mount point in a folder of somebody else's
+        folder = temp_name(target / target.name)  # a mount point whose parent folder belongs to another user
         atomic.ops.mkdir(folder)
     return folder
 
 
 def _discard(folder: Path) -> None:
-    """Remove what is not needed any more; what is new is in place, so that it is no failure when that cannot be."""
+    """Remove a folder that is not needed any more. The new tree is in place, so errors here are ignored."""
     if not folder.exists():
         return
     try:
         for path in (folder, *folder.rglob("*")):
             if path.is_dir() and not path.is_symlink():
-                path.chmod(0o700)  # somebody may have taken the right to write from the old results
+                path.chmod(0o700)  # a user may have made the old results read-only
         remove_tree(folder)
     except OSError as error:
         _LOG.warning("%s: an old folder could not be removed (%s)", folder, error.strerror)
@@ -79,7 +79,7 @@ def _put_in_place(folder: Path, target: Path, last: tuple[str, ...]) -> None:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-        if folder.is_dir():  # there is an old tree, or another writer's since a moment ago
+        if folder.is_dir():  # there is an old tree, or one that another writer has just made
             shutil.copymode(target, folder)
             atomic.ops.exchange(folder, target)
     except OSError as error:
@@ -90,7 +90,7 @@ def _put_in_place(folder: Path, target: Path, last: tuple[str, ...]) -> None:
 
 
 def _mirror(source: Path, target: Path, last: tuple[str, ...]) -> None:
-    """Make the files of `target` those of `source`, one by one."""
+    """Replace the files of `target` by the files of `source`, one by one."""
     sweep_temps(target)
     wanted = _files_below(source)
     there = _files_below(target)
@@ -101,7 +101,7 @@ def _mirror(source: Path, target: Path, last: tuple[str, ...]) -> None:
 
 
 def _files_below(folder: Path) -> set[Path]:
-    """Relative paths of all files, without those that are being written."""
+    """Relative paths of all files, without temporary files of running writers."""
     found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return {p for p in found if not any(is_temp(part) for part in p.parts)}
 
@@ -113,7 +113,7 @@ def link_tree(
 
     Args:
         last: names of files that come after all others.
-        only: relative paths of the files that are meant; default: all.
+        only: relative paths of the files to link; default: all.
     """
     files = _files_below(source) if only is None else {Path(name) for name in only}
     for relative in sorted(files, key=lambda p: (p.name in last, p)):
@@ -126,7 +126,7 @@ def publish_tree(
     """Make `target` a mirror of `source` by hard links, in one step (see `new_tree` for `last`).
 
     Args:
-        only: relative paths of the files that are meant; default: all.
+        only: relative paths of the files to link; default: all.
     """
     with new_tree(target, last=last) as folder:
         link_tree(source, folder, last=last, only=only)

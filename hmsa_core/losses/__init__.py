@@ -6,7 +6,7 @@ Another loss is one file here. `hmsa_core/losses/NAME.py` holds a function
 
 and `loss.main` and `loss.aux` in `params.yaml` take NAME. `hmsa_core.config` lists the files without importing them;
 a file whose name begins with an underscore is no loss. Settings of a loss are fields of `LossConfig`. A loss of softmax
-probabilities says `SOFTMAX = True`: class heads then start at the usual spread, not at the small one for sigmoids.
+probabilities sets `SOFTMAX = True`: class heads then start at the usual spread, not at the small spread for sigmoids.
 """
 
 from hmsa_core.losses._pixels import LossParts

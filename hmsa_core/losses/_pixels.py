@@ -1,8 +1,8 @@
-"""What losses over pixels share: checks of labels, the result's type, blocks of classes with reused buffers.
+"""Parts that losses over pixels share: checks of labels, type of the result, blocks of classes, reused buffers.
 
-A loss over pixels is a handful of cheap operations on very many numbers. Their cost is memory that does not fit the
-cache or is fresh from the system. So N x C x H x W scores are processed in blocks of classes. On a GPU, where neither
-holds, the blocks are large.
+A loss over pixels is a handful of cheap operations on very many numbers. They are slow on memory that does not fit
+the cache or is newly allocated. So N x C x H x W scores are processed in blocks of classes. A GPU has neither
+problem, so its blocks are large.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from torch import Tensor
 
 from hmsa_core.io.errors import InputError
 
-_MOST_CLASSES = 64  # of a block: the product of as many probabilities from 0.5 on is far from float32's smallest
-# Small enough for the cache, large enough that threads do not meet after every few microseconds of work
+_MOST_CLASSES = 64  # in a block: a product of 64 probabilities of at least 0.5 is far above float32's smallest number
+# Small enough for the cache, large enough that threads do not synchronise every few microseconds
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True)
 class LossParts:
-    """A loss, a scalar with a gradient, and what it is made of: unweighted scalars for the log."""
+    """A loss, a scalar with a gradient, and its parts: unweighted scalars for the log."""
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 def work_dtype(logits: Tensor) -> torch.dtype:
-    """Give the precision to compute in: at least float32."""
+    """Return the precision to compute in: at least float32."""
     return torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
 
 
 def make_target(logits_NCHW: Tensor, label_NHW: Tensor, ignore_index: int) -> Tensor:
     """Check types and shapes, and give ignored pixels the number C, in a narrow dtype.
 
-    A label counts when it is in 0..C-1 and not `ignore_index`. The released code only asks whether it is
-    below C: the same for 255 and for Mapillary's 65.
+    A label counts when it is in 0..C-1 and not `ignore_index`. The released code only checks that it is
+    below C: the same result for 255 and for Mapillary's 65.
     """
     for name, value in (("logits", logits_NCHW), ("labels", label_NHW)):
         if not isinstance(value, Tensor):
@@ -53,13 +53,13 @@ def make_target(logits_NCHW: Tensor, label_NHW: Tensor, ignore_index: int) -> Te
             f"labels {tuple(label_NHW.shape)} do not fit logits {tuple(logits_NCHW.shape)}: "
             "expected (N, C, H, W) and (N, H, W)"
         )
-    classes, label_NHW = logits_NCHW.shape[1], label_NHW.long()  # narrow ones wrap at -100 and at C
+    classes, label_NHW = logits_NCHW.shape[1], label_NHW.long()  # narrow types wrap at -100 and at C
     valid = (label_NHW >= 0) & (label_NHW < classes) & (label_NHW != ignore_index)
     return torch.where(valid, label_NHW, classes).to(torch.uint8 if classes < 255 else torch.int16)
 
 
 def blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut N x C into blocks of images x classes whose full-size maps stay in the cache (or fit the GPU)."""
+    """Divide N x C into blocks of images x classes whose full-size maps stay in the cache (or fit the GPU)."""
     count, classes, height, width = logits.shape
     maps = max(1, BLOCK_BYTES.get(logits.device.type, 64 << 20) // (height * width * 4))
     step_classes = min(classes, maps, _MOST_CLASSES)
@@ -77,7 +77,7 @@ def buffers(logits: Tensor, count: int) -> list[Tensor]:
 
 
 def blank(ignored_NHW: Tensor, dtype: torch.dtype) -> Tensor:
-    """Make what is added to all scores, N x 1 x H x W: minus infinity at ignored pixels, 0 elsewhere."""
+    """Make the mask that is added to all scores, N x 1 x H x W: minus infinity at ignored pixels, 0 elsewhere."""
     zeros = torch.zeros(ignored_NHW.shape, dtype=dtype, device=ignored_NHW.device)
     return zeros.masked_fill_(ignored_NHW, -torch.inf).unsqueeze(1)
 

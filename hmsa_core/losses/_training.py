@@ -23,7 +23,7 @@ def loss_of(name: str, logits: Tensor, labels: Tensor, options: LossConfig, igno
 
 
 def is_softmax(name: str) -> bool:
-    """Whether the file of this loss says `SOFTMAX = True`: its class heads start at the usual spread."""
+    """Whether the file of this loss sets `SOFTMAX = True`: its class heads start at the usual spread."""
     return getattr(import_module(f"hmsa_core.losses.{name}"), "SOFTMAX", False)
 
 
@@ -32,15 +32,15 @@ def training_loss(
 ) -> LossParts:
     """Compute the loss of a model's training output: the paper's (section 4) or the released recipe, by `options`.
 
-    The loss of a single scale is the main one; of RMI it is the released BCE, as in the released recipe.
+    The loss of a single scale is the main loss; if that is RMI, it is the released BCE, as in the released recipe.
 
     Args:
-        output: fused scores and auxiliary scores, N x C x H x W; scores of each scale on its own grid.
+        output: fused scores and auxiliary scores, N x C x H x W; scores of each scale on the grid of that scale.
         labels: N x H x W, any integer dtype.
         options: names and weights of the losses.
         ignore_index: label that does not count.
-        weight: of each pixel, float N x H x W; None = 1. It multiplies the gradient at the pixel's scores, which any
-            loss has, also one of regions. The values of the loss are those without weights.
+        weight: of each pixel, float N x H x W; None = 1. It multiplies the gradient at the pixel's scores, so it
+            works for any loss, also of regions. The value of the loss ignores weights.
     """
 
     def of(name: str, scores: Tensor) -> LossParts:
@@ -64,7 +64,7 @@ def training_loss(
 
 
 class _Weighed(torch.autograd.Function):
-    """Scores N x C x H x W as they are; their gradient times the weight of each pixel."""
+    """Return scores N x C x H x W unchanged; multiply their gradient by the weight of each pixel."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:

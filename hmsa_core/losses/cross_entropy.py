@@ -35,7 +35,7 @@ def loss(logits: Tensor, labels: Tensor, options: LossConfig, ignore_index: int)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps one number per pixel (log of the softmax denominator) and makes the softmax again for the gradient."""
+    """Keep one number per pixel (log of the softmax denominator); the backward pass recomputes the softmax."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ def jaccard(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tenso
     """Soft Jaccard loss: 1 - IoU of probabilities and labels, mean over the classes that the labels show.
 
     A class's IoU is that of all crops together: sum(p t) / (sum(p) + sum(t) - sum(p t)), with probability p and label
-    t in {0, 1} (Rahman and Wang 2016; with several crops a rank, each rank has its own). No valid pixel: 0.
+    t in {0, 1} (Rahman and Wang 2016; each rank computes it over its crops). No valid pixel: 0.
 
     Args:
         logits: N x C x H x W, float; half precision is computed in float32.

@@ -6,16 +6,16 @@ computes the sigmoid again, which is cheaper than reading it back, and writes th
 
 Legend: N images, C classes, H x W pixels, h x w pooled cells. Cell i covers pixels 4i-2 .. 4i+1, and there are
 floor(H/4) + 1 cells. Pixels outside count as zeros, as in avg_pool2d(kernel 4, stride 4, padding 2). A fourth
-left-over row belongs to none.
+left-over row belongs to no cell.
 
 A region is the 3x3 neighbourhood of a position whose nine cells lie on the map, so there are P = (h-2)(w-2) of them.
-Stack the 9 shifted label maps over the 9 shifted probability maps: X is 18 x P, and everything that the loss needs is
+Stack the 9 shifted label maps over the 9 shifted probability maps: X is 18 x P, and the loss needs only
 X X^T and the row sums. With S = Cov(p) + e I and K = Cov(y,p) S^-1
 
     M = Cov(y) - K Cov(y,p)^T + e I,        loss = logdet(M) / 18
 
 and for the gradient, with G = d loss / d M:  d loss / d Cov(p) = K^T G K,  d loss / d Cov(y,p) = -2 G K.
-The moments and everything 9 x 9 are double precision: M is a difference of sums of up to 1e5 terms, and can
+The moments and all 9 x 9 matrices are double precision: M is a difference of sums of up to 1e5 terms, and can
 be as small as e = 5e-4. Source: Zhao et al. 2019 (arXiv 1910.12037); constants of the published recipe.
 """
 
@@ -38,7 +38,7 @@ PAD = POOL // 2
 RADIUS = 3
 SIZE = RADIUS * RADIUS
 EPSILON = 5e-4  # ridge of both covariances
-LOG_FLOOR = 1e-8  # added to the Cholesky diagonal inside the logarithm
+LOG_FLOOR = 1e-8  # added to the Cholesky diagonal in the logarithm
 ABSENT = math.log(math.sqrt(EPSILON) + LOG_FLOOR)  # term of a class that does not occur: M = e I, about -3.80
 PROBABILITY_FLOOR = 1e-6  # added to every probability before pooling, as released
 _REGION_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # derivatives by nine shifts of one chunk
@@ -55,7 +55,7 @@ class RmiParts(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the total is made of; RMI is not computed where its weight is 0."""
+    """Weights and mode of the two halves; RMI is not computed if its weight is 0."""
 
     bce: float
     rmi: float
@@ -139,7 +139,7 @@ class _RegionMutualInformation(torch.autograd.Function):
         cells = None
         if by_guess is not None:
             per_cell = by_total.double() * (ctx.settings.rmi / POOL**2)
-            # One more row and column: pixels behind the last whole cell belong to none.
+            # One more row and column: pixels behind the last whole cell belong to no cell.
             cells = F.pad((by_guess * per_cell).to(dtype), (0, 1, 0, 1))
         empty = blank(ignored, dtype)
         gradient = torch.empty_like(logits, dtype=dtype)
@@ -163,7 +163,7 @@ def _pixel_pass(
     """Sum the cross-entropy and pool the probabilities, block by block, without one-hot labels.
 
     Ignored pixels get a score of minus infinity: probability and softplus are 0 then. At the label
-    softplus(-x) = softplus(x) - x is meant; sums are double, so that nothing is lost.
+    softplus(-x) = softplus(x) - x is used; sums are double, to lose no digits.
     """
     empty = blank(ignored, dtype)
     summed = torch.zeros((), dtype=torch.float64, device=logits.device)
@@ -186,8 +186,8 @@ def _pixel_pass(
 def _summed_softplus(x_NCHW: Tensor, work_NCHW: Tensor) -> Tensor:
     """Sum of ln(1 + exp(x)) = max(x, 0) - ln(sigmoid(|x|)), in double.
 
-    At a pixel, one logarithm serves all classes of the block: that of the product of their sigmoid(|x|), each at
-    least 0.5. The ln(1 + e) of softplus in float32 was up to ten times as slow on one AVX-512 machine.
+    At a pixel, one logarithm serves all classes of the block: the logarithm of the product of their sigmoid(|x|), each
+    at least 0.5. The ln(1 + e) of softplus in float32 was up to ten times as slow on one AVX-512 machine.
     """
     if x_NCHW.device.type != "cpu":
         return F.softplus(x_NCHW, out=work_NCHW).sum(dtype=torch.float64)  # type: ignore[call-arg]  # missing in the stub
@@ -202,11 +202,11 @@ def _summed_softplus(x_NCHW: Tensor, work_NCHW: Tensor) -> Tensor:
 def _region_pass(
     truth: Tensor, guess: Tensor, floor_hw: Tensor, keep_NP: Tensor | None, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean over images, sum over classes of the region terms; derivative by `guess` if asked for.
+    """Mean over images, sum over classes of the region terms; derivative by `guess` on request.
 
     Only classes that occur in an image are computed: without them Cov(y) is zero, so that the term is a
-    constant with no gradient ("released") or left out ("masked"). A GPU computes all of them, and the others' results
-    are masked: the host would have to wait for the number of those that occur.
+    constant with no gradient ("released") or left out ("masked"). A GPU computes all classes and masks the
+    results of absent classes: otherwise the host would have to wait for the number of classes that occur.
     """
     count, classes = truth.shape[:2]
     flat_truth, flat_guess = truth.flatten(0, 1), guess.flatten(0, 1)
@@ -226,7 +226,7 @@ def _region_pass(
         PooledMaps(flat_truth[c], flat_guess[c], floor_hw, None if keep_NP is None else keep_NP[c // classes])
         for c in chunks
     ]
-    # All 9 x 9 problems are solved at once, then the chunks are gone through again, backwards: the last is still there.
+    # All 9 x 9 problems are solved at once. Then the chunks run again, backwards: the last chunk is still in memory.
     moments = [region_moments(one, workspace) for one in maps]
     loss, by_stacked = unexplained_logdet(torch.cat([covariance for covariance, _ in moments]))
     if masked:
@@ -246,7 +246,7 @@ def _computes_all(maps: Tensor) -> bool:
 
 
 def _present(truth_NChw: Tensor, keep_NP: Tensor | None) -> Tensor:
-    """Say which classes occur in the pooled labels (masked: in a region that counts): bool, N x C."""
+    """Return which classes occur in the pooled labels (masked: in a region that counts): bool, N x C."""
     if keep_NP is None:
         return truth_NChw.flatten(2).amax(dim=2) > 0
     height, width = truth_NChw.shape[2] - RADIUS + 1, truth_NChw.shape[3] - RADIUS + 1
@@ -273,7 +273,7 @@ def pool(maps_NCHW: Tensor) -> Tensor:
 
 
 def pool_labels(target_NHW: Tensor, like_NChw: Tensor) -> Tensor:
-    """Share of each class in each cell (exact sixteenths), counted instead of pooled from one-hot maps."""
+    """Share of each class in each cell (exact sixteenths), by counting instead of pooling one-hot maps."""
     count, classes, height, width = like_NChw.shape
     device = target_NHW.device
     inside = target_NHW[:, : POOL * height - PAD, : POOL * width - PAD]
@@ -307,7 +307,7 @@ class PooledMaps(NamedTuple):
 
     truth: Tensor  # R x h x w shares of the class, float
     guess: Tensor  # R x h x w probabilities, float
-    floor: Tensor  # h x w, added to all probabilities in double: next to a 1 it would be rounded away
+    floor: Tensor  # h x w, added to all probabilities in double: float32 would round it away next to a 1
     keep: Tensor | None  # R x P regions that count (bool), or None for all of them
 
 
@@ -324,7 +324,7 @@ class Workspace:
     def columns(self, maps: PooledMaps) -> Tensor:
         """Stack the maps shifted by 0, 1, 2 columns, labels first: R x 6 x h x (w-2), double.
 
-        Shifts by rows are windows of it (`_window`), so that X with its 18 rows is never made.
+        Shifts by rows are windows of this stack (`_window`), so X with its 18 rows is never made.
         """
         out = self._columns[: maps.truth.shape[0]]
         if maps is self._holds:
@@ -428,7 +428,7 @@ def unexplained_logdet(covariance: Tensor) -> tuple[Tensor, Tensor]:
     factor, failed = torch.linalg.cholesky_ex((unexplained + unexplained.transpose(1, 2)) / 2 + ridge)
     diagonal = torch.diagonal(factor, dim1=1, dim2=2)
     loss = torch.log(diagonal + LOG_FLOOR).sum(dim=1) / SIZE
-    # Both are positive definite unless a score is not finite: then the loss says so, as other losses do.
+    # Both are positive definite unless a score is not finite: then the loss is not finite, like other losses.
     loss = loss.masked_fill((failed_guess != 0) | (failed != 0), torch.nan)
     # d/dM of 2 sum log(diag chol(M) + floor) = L^-T diag(l / (l + floor)) L^-1; the loss is that / 18
     inverse = torch.linalg.solve_triangular(factor, ridge / EPSILON, upper=False)

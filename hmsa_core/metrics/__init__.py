@@ -1,4 +1,4 @@
-"""What a segmentation is worth: IoU, categories, boundaries, calibration of confidences, intervals."""
+"""Measures of segmentations: IoU, categories, boundaries, calibration of confidences, intervals."""
 
 from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou, holm
 from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band

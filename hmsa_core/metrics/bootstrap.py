@@ -1,14 +1,14 @@
 """Intervals for IoU: images come in blocks (a drive, a city), so blocks are drawn, never pixels or images.
 
 A draw picks as many blocks as there are, with replacement, and takes the IoU of their summed counts. Two models are
-compared on the same draws. Training runs (seeds) that were judged on the same blocks share the draws, since those
+compared on the same draws. Training runs (seeds) on the same blocks share the draws, since the same
 images are not independent evidence a second time.
 
-One run has percentiles. Runs are too few to be drawn, so the interval of several is value +- t * sqrt(s^2 / runs + v).
+The interval of one run are percentiles. Runs are too few to draw; several runs have value +- t * sqrt(s^2 / runs + v).
 Here s is the standard deviation between the runs' values on all data, and v is the variance of their mean over the
 draws. Student's t is taken with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). Two runs that
-agree by luck still give too narrow an interval (research/bench/interval_coverage.py). One block, a class
-that only one block shows, or one that only one of several runs scored, has no interval.
+agree by luck still give too narrow an interval (research/bench/interval_coverage.py). There is no
+interval for one block, a class in only one block, or a class that only one of several runs scored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hmsa_core.metrics.confusion import finite, mean_iou_of, ratio
 DRAWS = 2000
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Runs = Counts | Sequence[Counts]  # of one training run, or of several
+Runs = Counts | Sequence[Counts]  # counts of one training run, or of several
 Blocks = Sequence[str] | Sequence[Sequence[str]]
 
 
@@ -46,7 +46,7 @@ class Interval:
     blocks: int
     runs: int
     draws: int
-    above_zero: float  # one-sided certainty that the value is positive (one run: share of draws, zeros by half)
+    above_zero: float  # one-sided certainty that the value is positive (one run: share of draws, zeros count half)
 
     @property
     def excludes_zero(self) -> bool:
@@ -54,7 +54,7 @@ class Interval:
         return bool(self.low > 0 or self.high < 0)
 
     def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
-        """JSON with null instead of NaN."""
+        """Return JSON with null instead of NaN."""
         rows = zip(classes, self.class_value, self.class_low, self.class_high, strict=True)
         return {
             "value": finite(self.value),
@@ -121,7 +121,7 @@ def as_runs(confusions: Runs, blocks: Blocks) -> tuple[list[Counts], list[NDArra
 
 
 class Draws:
-    """The draws: weights of blocks, made once so that every model sees the same ones."""
+    """The draws: weights of blocks, made once so that every model has the same draws."""
 
     def __init__(self, ids: list[NDArray[Any]], draws: int, seed: int) -> None:
         rng = np.random.Generator(np.random.PCG64(seed))
@@ -148,21 +148,21 @@ class Draws:
         return np.stack(whole), np.stack(drawn)
 
     def showing(self, runs: list[Counts]) -> NDArray[np.int64]:
-        """Of how many blocks the truth shows each class, (C,); blocks that several runs share count once."""
+        """Number of blocks whose truth shows each class, (C,); blocks that several runs share count once."""
         each = zip(runs, self.inverse, self.weights, strict=True)
         found = {id(w): (block_sums(run, inverse, w.shape[1])[:, 2] > 0).sum(0) for run, inverse, w in each}
         return np.asarray(sum(found.values()), np.int64)
 
 
 def draw_weights(rng: np.random.Generator, n: int, draws: int) -> Floats:
-    """How often each draw of `n` blocks out of `n` takes each block, (draws, n)."""
+    """Count how often each draw of `n` blocks out of `n` takes each block, (draws, n)."""
     return rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float64)
 
 
 def block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> Floats:
     """Hits, union and truth of each class in each block, float64 (blocks, 3, C): IoU and recall need no more.
 
-    `run` is int64 (N, C, C or C + 1), rows = truth; `inverse` (N,) has the number of each image's block.
+    `run` is int64 (N, C, C or C + 1), rows = truth; `inverse` (N,) holds the block number of each image.
     """
     num_classes = run.shape[1]
     square = run[:, :, :num_classes]
@@ -178,7 +178,7 @@ def _with_mean(iou: Floats) -> Floats:
 
 
 def _mean_over_runs(values: Floats) -> Floats:
-    """Mean over the first axis; a run in which a class is not scored leaves that class out."""
+    """Mean over the first axis; the mean of a class leaves out runs that do not score it."""
     scored = ~np.isnan(values)
     result: Floats = ratio(np.nan_to_num(values).sum(0), scored.sum(0))
     return result
@@ -187,9 +187,9 @@ def _mean_over_runs(values: Floats) -> Floats:
 def interval_of(
     plan: Draws, scores: tuple[Floats, Floats], level: float, *, lowest: float, showing: NDArray[np.int64]
 ) -> Interval:
-    """The interval of `Draws.scores`, or of differences of them; no end lies below `lowest` or above 1.
+    """Return the interval of `Draws.scores`, or of their differences; both ends lie between `lowest` and 1.
 
-    `showing`: see `Draws.showing`. A class of one block has no interval: all its draws are that block.
+    `showing`: see `Draws.showing`. A class of one block has no interval: all its draws are the same block.
     """
     by_run, drawn_by_run = scores
     value, drawn = _mean_over_runs(by_run), _mean_over_runs(drawn_by_run)
@@ -220,7 +220,7 @@ def interval_of(
 
 
 def interval_of_runs(by_run: Floats, drawn: Floats, blocks: int, level: float) -> tuple[Floats, Floats, float]:
-    """Ends of the interval of the runs' mean, and the certainty that the last column's mean is above zero.
+    """Return the interval's ends for the runs' mean, and the certainty that the last column's mean is above zero.
 
     `by_run` (runs, K) has each run on all data, NaN = not scored. `drawn` (draws, K) has the mean over the runs in
     each draw of the blocks; there are at least two blocks.
@@ -230,12 +230,12 @@ def interval_of_runs(by_run: Floats, drawn: Floats, blocks: int, level: float) -
     drawings = (~np.isnan(drawn)).sum(0)
     within = np.nan_to_num((drawn - _mean_over_runs(drawn)) ** 2).sum(0) / np.maximum(drawings - 1, 1)
     total = between + within
-    # Of no spread at all any degrees of freedom say the same.
+    # Without any spread, the degrees of freedom change nothing.
     parts = between**2 / np.maximum(n - 1, 1) + within**2 / (blocks - 1)
     df = np.maximum(np.divide(total**2, parts, out=np.ones_like(total), where=parts > 0), 1.0)
     half = np.where(n > 1, stdtrit(df, (1 + level) / 2) * np.sqrt(total), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        above = float(stdtr(df[-1], value[-1] / np.sqrt(total[-1])))  # NaN where nothing is scored, or nothing differs
+        above = float(stdtr(df[-1], value[-1] / np.sqrt(total[-1])))  # NaN if nothing is scored, or nothing differs
     return value - half, value + half, above
 
 
@@ -246,9 +246,9 @@ def _percentiles(drawn: Floats, q: float) -> Floats:
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which of several hypotheses fall when all are asked at once: Holm's step-down procedure (1979).
+    """Return which of several hypotheses are rejected in a joint test: Holm's step-down procedure (1979).
 
-    The smallest p falls at alpha / m, the next at alpha / (m - 1), and so on; the first that stands ends it.
+    The smallest p is tested at alpha / m, the next at alpha / (m - 1), and so on; the first larger p ends the test.
     """
     falls = [False] * len(p_values)
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

@@ -1,4 +1,4 @@
-"""Quality near boundaries, where area-based IoU is blind (Cheng et al. 2021, arXiv 2103.16562)."""
+"""Quality near boundaries, which area-based IoU hardly measures (Cheng et al. 2021, arXiv 2103.16562)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import ratio
 from hmsa_core.taxonomy import IGNORE
 
-_WIDTH = 0.005  # of the image diagonal: boundary region of the authors' evaluation on Cityscapes (paper: 0.02)
+_WIDTH = 0.005  # share of the image diagonal: boundary region of the authors' evaluation on Cityscapes (paper: 0.02)
 
 
 def inner_boundary(
@@ -43,7 +43,7 @@ class BoundaryIoU:
         self.union = np.zeros(num_classes, np.int64)
 
     def update(self, pred: Any, label: Any) -> BoundaryIoU:
-        """Add one image: integer (H, W) arrays, pixels of `label` 255 are left out of both; returns itself."""
+        """Add one image: integer (H, W) arrays, pixels of `label` 255 are left out of both; return this object."""
         pred, label = np.asarray(pred), np.asarray(label)
         if pred.shape != label.shape or label.ndim != 2:
             raise InputError(f"boundary IoU: expected two (H, W) maps, found {pred.shape} and {label.shape}")
@@ -66,7 +66,7 @@ class BoundaryIoU:
 def boundary_band(label: NDArray[np.uint8], radius_px: float) -> NDArray[np.bool_]:
     """Pixels within `radius_px` (Euclidean) of a place where two labelled classes meet.
 
-    The rim of an ignored region is no boundary: nobody says what lies behind it.
+    The rim of an ignored region is no boundary: the classes behind the rim are unknown.
     """
     edge = np.zeros(label.shape, bool)
     for ids, marks in ((label, edge), (label.T, edge.T)):  # neighbours in a column, then in a row

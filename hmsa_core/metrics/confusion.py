@@ -1,7 +1,7 @@
 """Confusion counts and intersection over union, as the Cityscapes benchmark defines them.
 
 Rows are the truth, columns the prediction. A class that is in neither is not scored (NaN, left out of
-the mean); one that is only predicted scores 0. Ignored pixels of the truth count nowhere.
+the mean); a class that is only predicted scores 0. Ignored pixels of the truth count nowhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hmsa_core.taxonomy import ClassTable, cityscapes, cityscapes_categories
 Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
 
-# cv2's histogram holds float32 counters, exact up to 2^24: a block stays below that.
+# cv2's histogram holds float32 counters, exact up to 2^24: a block stays below 2^24.
 _BLOCK_PIXELS = 1 << 22
 
 
@@ -27,7 +27,7 @@ def confusion_counts(pred: Any, label: Any, num_classes: int, ignore_index: int 
     """Count (truth, prediction) pairs of one or many images of the same shape.
 
     Args:
-        pred: integer array or tensor, any shape. A value that is no class is "no answer".
+        pred: integer array or tensor, any shape. A value that is no class counts as no prediction.
         label: same shape; class 0..C-1 or `ignore_index`, which is left out.
         num_classes: C, at most 255.
 
@@ -64,7 +64,7 @@ def confusion_counts(pred: Any, label: Any, num_classes: int, ignore_index: int 
 
 
 def _as_bytes(values: Any, num_classes: int, ignore_index: int | None, what: str) -> NDArray[np.uint8]:
-    """Bring integers to uint8 with 255 = ignored or no answer; labels outside 0..254 are refused."""
+    """Convert integers to uint8 with 255 = ignored or no prediction; labels outside 0..254 are refused."""
     array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     if array.dtype != np.uint8 and array.dtype.kind not in "iub":
         raise InputError(f"confusion matrix: {what} must hold integers, found {array.dtype}")
@@ -116,7 +116,7 @@ class ConfusionMatrix:
         self.counts: Counts = np.zeros((num_classes, num_classes + 1), np.int64)
 
     def update(self, pred: Any, label: Any) -> ConfusionMatrix:
-        """Add a prediction and its label (numpy or torch integers of one shape); returns itself."""
+        """Add a prediction and its label (numpy or torch integers of one shape); return this object."""
         self.counts += confusion_counts(pred, label, self.num_classes, self.ignore_index)
         return self
 
@@ -130,15 +130,15 @@ class ConfusionMatrix:
 
 
 def finite(value: float | np.floating[Any]) -> float | None:
-    """A float for JSON; None for NaN and infinity."""
+    """Return a float for JSON; None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
 def by_category(counts: Counts, classes: ClassTable) -> dict[str, float | None]:
     """IoU of groups of classes from counts (C, C) or (C, C + 1), rows = truth; None = in neither.
 
-    A car taken for a bus is right for "vehicle". Groups are the benchmark's seven for Cityscapes, else the table's own;
-    "other" says that a class has none.
+    A car taken for a bus is right for "vehicle". Groups are the benchmark's seven for Cityscapes, else those of the
+    table; "other" holds classes without a group.
     """
     groups = cityscapes_categories() if classes.classes == cityscapes().classes else classes.groups
     result = {}

@@ -1,10 +1,10 @@
-"""The gate: is the candidate good enough to teach tomorrow, and how sure can we be? The rules: docs/nightly.md.
+"""The gate: decide with measured certainty whether a candidate is promoted to teacher. The rules: docs/nightly.md.
 
-Both models are scored on the same bootstrap draws of blocks (a drive, a city). The bound of the mean gain holds the
-variance of the draws and that between two trainings of one recipe (A/A trainings). Student's t with
-Welch-Satterthwaite's degrees of freedom allows for a spread that few trainings know badly; the normal quantile would
+Both models are scored on the same bootstrap draws of blocks (a drive, a city). The bound of the mean gain includes the
+variance of the draws and the variance between trainings of one recipe (A/A trainings). Student's t with
+Welch-Satterthwaite's degrees of freedom allows for a spread estimated from few trainings; the normal quantile would
 promote chance three times too often. The k-th look at a report set spends alpha / (k (k + 1)) of the mean gain's alpha.
-The guards of the classes have all of alpha for each candidate: at a smaller level a noisy class could not be judged.
+The guards of the classes use all of alpha for each candidate: at a smaller level a noisy class could not be judged.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from hmsa_core.metrics import finite, holm, mean_iou_of
 from hmsa_core.metrics.bootstrap import block_sums, draw_weights
 from hmsa_core.metrics.confusion import ratio
 
-_MANY = 1e6  # degrees of freedom: as good as the normal distribution
-_LARGE = 3.0  # allowances: a loss of more than these stops a promotion already when it is significant alone
+_MANY = 1e6  # degrees of freedom at which t equals the normal distribution
+_LARGE = 3.0  # allowances: for a larger loss, significance at alpha (not alpha / classes) stops a promotion
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Scores:
     def gain_over(self, other: _Scores) -> tuple[float, NDArray[np.float64]]:
         """Difference of mean IoU, of all data and of each draw, over the classes that both have an IoU for.
 
-        A class that no truth shows has none for a model that never predicts it, and 0 for one that does.
+        A class that no truth shows has no IoU for a model that never predicts the class, and IoU 0 for one that does.
         """
         return mean_iou_of(self.iou - other.iou), np.nan_to_num(mean_iou_of(self.iou_draws - other.iou_draws))
 
@@ -100,10 +100,10 @@ def judge(
         blocks: unit of resampling of each image.
         classes: class names, index = trainId.
         config: thresholds and allowances.
-        looks: which look at this report set this is (1 = the first).
-        aa_mean_iou: mean IoU of A/A trainings (same recipe, other seeds) on the same images; None = not looked at here.
-        unknown: in words, what the candidate learned from and cannot be traced.
-        seed: of the bootstrap draws.
+        looks: number of this look at the report set (1 = the first).
+        aa_mean_iou: mean IoU of A/A trainings (same recipe, other seeds) on the same images; None = not used.
+        unknown: descriptions of training data of the candidate that cannot be traced.
+        seed: seed of the bootstrap draws.
 
     Returns:
         {"promote": bool, "sentence": str, "reasons": [...], "gain": {...}, "classes": [...], ...}.
@@ -153,7 +153,7 @@ def _reasons(
     unknown: Sequence[str],
     config: GateConfig,
 ) -> list[str]:
-    """Everything that stands against a promotion."""
+    """Return all reasons against a promotion."""
     found = []
     if blocks < config.min_blocks:
         found.append(f"the report set has {blocks} blocks, {config.min_blocks} are needed for an interval")
@@ -186,7 +186,7 @@ def _reasons(
 def _mean_gain(
     new: _Scores, old: _Scores, config: GateConfig, aa_mean_iou: Sequence[float] | None, alpha: float, blocks: int
 ) -> dict[str, Any]:
-    """The gain in mean IoU with its bounds, and the smallest gain that this set could have shown."""
+    """The gain in mean IoU with its bounds, and the smallest gain that this set could detect."""
     seed_sd, known, runs = config.seed_sd, config.seed_sd is not None, aa_mean_iou or ()
     if not known and len(runs) >= config.min_aa_runs:
         seed_sd = float(np.std(runs, ddof=1))
@@ -247,7 +247,7 @@ def _sentence(verdict: dict[str, Any], config: GateConfig) -> str:
 
 
 def _class_rows(new: _Scores, old: _Scores, classes: Sequence[str], config: GateConfig) -> list[dict[str, Any]]:
-    """The verdict on each class: "non-inferior", "inferior", "veto", or "not judged" and why."""
+    """Return the verdict on each class: "non-inferior", "inferior", "veto", or "not judged" with the reason."""
     for key, names in (("class_allowances", config.class_allowances), ("veto_recall", config.named_veto)):
         unknown = sorted({k.lower() for k in names} - {name.lower() for name in classes})
         if unknown:
@@ -272,7 +272,7 @@ def _class_rows(new: _Scores, old: _Scores, classes: Sequence[str], config: Gate
 
 
 def _notes(rows: Sequence[dict[str, Any]], config: GateConfig) -> list[str]:
-    """What weakens the guards: a veto that protects nobody, and the worst class that could not be judged."""
+    """Return notes on weak guards: a veto without a class, and the worst class that could not be judged."""
     notes = []
     if config.veto_recall and not {r["name"].lower() for r in rows} & {name.lower() for name in config.veto_recall}:
         notes.append(
@@ -291,7 +291,7 @@ def _notes(rows: Sequence[dict[str, Any]], config: GateConfig) -> list[str]:
 
 
 def _leave_out_noisy(rows: list[dict[str, Any]], alpha: float) -> list[dict[str, Any]]:
-    """The rows whose noise lets a perfect tie be shown at the levels they are judged at, or no tie could ever pass."""
+    """Return the rows whose noise is small enough that a perfect tie would pass at their levels."""
     ties = sorted(((_p_of_a_loss(row, 0.0), row) for row in rows), key=lambda tie: tie[0])
     while ties and not all(holm([p for p, _ in ties], alpha)):
         _, row = ties.pop()
@@ -303,7 +303,7 @@ def _leave_out_noisy(rows: list[dict[str, Any]], alpha: float) -> list[dict[str,
 
 
 def _p_of_a_loss(row: dict[str, Any], gain: float) -> float:
-    """One-sided p of "the loss is at least the allowance" (Student's t), had the gain been this."""
+    """One-sided p of "the loss is at least the allowance" (Student's t) for a given gain."""
     allowance, se = row["allowance"], row["se"]
     return float(stdtr(row["blocks"] - 1.0, -(gain + allowance) / se)) if se else float(gain < -allowance)
 
@@ -325,7 +325,7 @@ def _class_row(new: _Scores, old: _Scores, c: int, name: str, config: GateConfig
         "verdict": "not judged",
         "why": "",
     }
-    if len(difference) >= 2:  # also where it is not judged: a loss that chance does not explain counts all the same
+    if len(difference) >= 2:  # also for classes that are not judged: a significant loss counts there, too
         row["se"] = _standard_error(difference, row["blocks"]) or None
     if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
         row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
@@ -336,17 +336,17 @@ def _class_row(new: _Scores, old: _Scores, c: int, name: str, config: GateConfig
 
 
 def _quantile(freedom: float, alpha: float) -> float:
-    """Student's t that chance exceeds with probability alpha: few blocks know their own spread badly."""
+    """Student's t that chance exceeds with probability alpha, since few blocks estimate their spread badly."""
     return float(stdtrit(max(1.0, freedom), 1 - alpha))
 
 
 def _standard_error(draws: NDArray[np.float64], blocks: int) -> float:
-    """Of draws of n blocks out of n, which shrinks the variance by (n - 1) / n."""
+    """Standard error from draws of n blocks out of n, which shrink the variance by (n - 1) / n."""
     return float(np.std(draws, ddof=1) * np.sqrt(blocks / max(1, blocks - 1)))
 
 
 def _significant_loss(row: dict[str, Any], alpha: float, classes: int) -> None:
-    """A class that cannot be judged stops a promotion by a loss that chance does not explain."""
+    """Mark a class that cannot be judged as "inferior" if chance does not explain its loss."""
     if row["verdict"] != "not judged" or not row["se"] or row["gain"] is None or row["blocks"] < 2:
         return
     is_large = row["gain"] < -_LARGE * row["allowance"]

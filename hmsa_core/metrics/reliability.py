@@ -1,4 +1,4 @@
-"""Do confidences mean what they say? Reliability diagram and expected calibration error."""
+"""Calibration of confidences: reliability diagram and expected calibration error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Reliability:
         self.confidence_sum = np.zeros(bins, np.float64)
 
     def update(self, pred: Any, confidence: Any, label: Any) -> Reliability:
-        """Add one image: integer maps (label 255 = left out), the confidence in [0, 1] of `pred`; returns itself."""
+        """Add one image: integer maps (label 255 = left out), the confidence in [0, 1] of `pred`; return `self`."""
         pred, confidence, label = np.asarray(pred), np.asarray(confidence), np.asarray(label)
         if not pred.shape == confidence.shape == label.shape:
             raise InputError(f"reliability: shapes differ: {pred.shape}, {confidence.shape}, {label.shape}")
@@ -36,7 +36,7 @@ class Reliability:
         return self
 
     def merge(self, other: Reliability) -> Reliability:
-        """Add the counts of another one with the same bins; returns itself."""
+        """Add the counts of another diagram with the same bins; return this object."""
         self.pixels += other.pixels
         self.correct += other.correct
         self.confidence_sum += other.confidence_sum

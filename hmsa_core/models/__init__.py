@@ -35,7 +35,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import the module that holds `name` when it is first asked for: `read_meta` needs no torch."""
+    """Import the module that holds `name` on first use: `read_meta` needs no torch."""
     home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Our checkpoint folder: `model.safetensors` (tensors, never pickle) and `model.json` (the commit point).
+"""The checkpoint folder: `model.safetensors` (tensors, never pickle) and `model.json` (the commit point).
 
-The JSON is written last. It holds what is needed to build the model again, who made it (`lineage`), how it is meant to
-be run (`inference`), a digest of itself and the SHA-256 of the weight file, which is checked before a tensor is used.
+The JSON is written last. It holds the model's options, its origin (`lineage`), the intended inference
+(`inference`), a digest of itself and the SHA-256 of the weight file, which is checked before a tensor is used.
 The weight file depends on names, shapes and values only. No torch at import: `read_meta` needs none.
 """
 
@@ -58,10 +58,10 @@ def save(
 
     Args:
         model: may be wrapped by DistributedDataParallel or torch.compile.
-        path: the checkpoint folder; a checkpoint that is there is replaced.
+        path: the checkpoint folder; an existing checkpoint is replaced.
         class_table: ClassTable.to_json() of the classes, or None where the classes have no names.
-        lineage: any JSON object; what is not known is recorded as unknown by the caller.
-        inference: how the model is meant to be run: scales, flip, mean, std.
+        lineage: any JSON object; the caller records unknown facts as unknown.
+        inference: intended inference: scales, flip, mean, std.
         extra: any JSON object.
     """
     bare = unwrap(model)
@@ -79,9 +79,9 @@ def save(
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    """Write tensors and JSON: a folder with the old checkpoint or the new one, at any time.
+    """Write tensors and JSON; at any time the folder holds the old checkpoint or the new one.
 
-    Other files in the folder stay; there a kill may leave no checkpoint (never a mixed one).
+    Other files in the folder stay; in such a folder a kill may leave no checkpoint (never a mixed one).
     """
     from safetensors.torch import save as to_bytes
 
@@ -107,7 +107,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint's JSON (no torch, no tensors); `path` is the folder or either file in it.
 
     Raises:
-        CheckpointError: nothing there, unfinished, damaged, another format, a field missing or of another type.
+        CheckpointError: no checkpoint, unfinished, damaged, another format, a field missing or of another type.
     """
     folder = _folder(Path(path))
     file = folder / META
@@ -132,13 +132,13 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: str | None = None) -> MultiScaleModel:
-    """Load one of our checkpoints, in evaluation mode, with its JSON as `model.meta`.
+    """Load a checkpoint folder, in evaluation mode, with its JSON as `model.meta`.
 
     Args:
         path: the folder or either file in it.
         map_location: device of the result.
-        kind: run the same weights under another fusion kind. The kinds "single", "average" and "max" have one
-            state dict. From "hierarchical" they leave the attention head behind.
+        kind: run the same weights under another fusion kind. The kinds "single", "average" and "max" share one
+            state dict. Weights of "hierarchical" lose the attention head under these kinds.
 
     Raises:
         IntegrityError: the weights' bytes differ from their digest. CheckpointError: anything else.
@@ -159,10 +159,10 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: st
 
 
 def check_labels(meta: Mapping[str, Any], where: Path) -> None:
-    """Whether a checkpoint can label images, from its JSON alone.
+    """Check from its JSON alone that a checkpoint can label images.
 
     Raises:
-        CheckpointError: it holds only a trunk. ConfigError: it has more classes than a byte has trainIds.
+        CheckpointError: it holds only a trunk. ConfigError: more classes than a byte has trainIds.
     """
     _refuse_trunk(meta, where)
     check_class_count(meta["num_classes"])
@@ -214,7 +214,7 @@ def _folder(path: Path) -> Path:
 
 
 def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, verbose: bool = False) -> str:
-    """Say in which keys and shapes two state dicts differ; empty where they do not."""
+    """Return the differences of two state dicts in keys and shapes; empty for none."""
     reshaped = [
         f"{key}: {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
@@ -268,7 +268,7 @@ def initialise_from(model: nn.Module, checkpoint: str | Path) -> list[str]:
 
     Args:
         model: made by `build` (its fresh weights stay where the parent has nothing that fits).
-        checkpoint: one of our checkpoint folders, also one that holds only a trunk.
+        checkpoint: a checkpoint folder, also one that holds only a trunk.
 
     Returns:
         Names of the parts that keep their fresh weights, each with the reason, for the log:
@@ -285,11 +285,11 @@ def initialise_from(model: nn.Module, checkpoint: str | Path) -> list[str]:
     if meta["trunk"] != bare.config.trunk:
         raise CheckpointError(f"{folder}: trunk {meta['trunk']}, the model has {bare.config.trunk}")
     heads = ("ocr", "scale_attn") if meta["kind"] == "trunk" else _HEADS
-    own = bare.state_dict()
-    fresh = [head for head in heads if difference(_part(own, head), _part(state, head))]
-    named = [_reason(head, meta, state, bare.num_classes) for head in fresh if _part(own, head)]
+    built = bare.state_dict()
+    fresh = [head for head in heads if difference(_part(built, head), _part(state, head))]
+    named = [_reason(head, meta, state, bare.num_classes) for head in fresh if _part(built, head)]
     prefixes = tuple(f"{head}." for head in fresh)
-    expected, state = ({key: t for key, t in one.items() if not key.startswith(prefixes)} for one in (own, state))
+    expected, state = ({key: t for key, t in one.items() if not key.startswith(prefixes)} for one in (built, state))
     if wrong := difference(expected, state):
         raise CheckpointError(f"{folder}: does not fit the model: {wrong}")
     bare.load_state_dict(state, strict=False)

@@ -39,15 +39,15 @@ from hmsa_core.models.model import MultiScaleModel
 UInt8 = NDArray[np.uint8]
 Graph = Callable[[UInt8], NDArray[Any]]  # N x 3 x H x W RGB -> the graph's output
 
-OPSET = 18  # the lowest that torch writes: every runtime of today reads it
-OPSETS = (OPSET, 23)  # what torch converts to
+OPSET = 18  # the lowest opset that torch writes: every current runtime reads it
+OPSETS = (OPSET, 23)  # opsets that torch converts to
 _SMALLEST = 34  # pixels of a side at the lowest scale: the trunk's coarsest grid has two positions
 _STEPS = 64  # a scale is a multiple of its inverse: sizes are computed in whole numbers in the graph
-_CONVOLUTIONS = ["Conv"]  # what int8 computes; the fusion and the softmax stay as they are
+_CONVOLUTIONS = ["Conv"]  # operators that int8 computes; the fusion and the softmax stay in float32
 
 
 class FusedModel(nn.Module):
-    """What is exported: N x 3 x H x W uint8 RGB -> N x C x H x W float32 probabilities, or N x H x W uint8 trainIds.
+    """The exported graph: N x 3 x H x W uint8 RGB -> N x C x H x W float32 probabilities, or N x H x W uint8 trainIds.
 
     Args:
         model: its weights are copied, not changed.
@@ -82,15 +82,15 @@ class FusedModel(nn.Module):
         pixels = images.float() * self.factor + self.offset
         sizes = [(_scaled(size[0], step, kind), _scaled(size[1], step, kind)) for step in self._steps]
         outputs = [
-            self.model.forward_scale(resize(pixels, own).to(self._dtype), attention=kind == "explicit" or i > 0)
-            for i, own in enumerate(sizes)
+            self.model.forward_scale(resize(pixels, grid).to(self._dtype), attention=kind == "explicit" or i > 0)
+            for i, grid in enumerate(sizes)
         ]
         attention: list[Any] = [None if one.attention is None else promote(one.attention) for one in outputs]
         if kind == "explicit":
             attention = explicit_weights(attention, size)
         elif kind == "hierarchical":
-            attention = [None if a is None else resize(a, own) for a, own in zip(attention, sizes, strict=True)]
-        logits = [resize(promote(one.logits), own) for one, own in zip(outputs, sizes, strict=True)]
+            attention = [None if a is None else resize(a, grid) for a, grid in zip(attention, sizes, strict=True)]
+        logits = [resize(promote(one.logits), grid) for one, grid in zip(outputs, sizes, strict=True)]
         fused = fuse(kind, map(Level, self._scales, logits, attention), size)
         return fused.argmax(1).to(torch.uint8) if self.argmax else torch.softmax(fused, dim=1)
 
@@ -102,12 +102,12 @@ def normalisation(model: MultiScaleModel) -> tuple[list[float], list[float]]:
 
 
 def least_side(model: MultiScaleModel, scales: Sequence[float]) -> int:
-    """Pixels that a side of an image must have at least; a torch program refuses smaller ones."""
+    """Smallest side of an image in pixels; a torch program refuses smaller images."""
     return math.ceil(_SMALLEST / (1.0 if model.kind == "single" else min(scales)))
 
 
 def _fraction(scale: float) -> Fraction:
-    found = Fraction(scale)  # exact: in other steps than powers of two, a float's rounding decides about single pixels
+    found = Fraction(scale)  # exact: at scales that are no power of two, float rounding could shift a size by a pixel
     if found.denominator > _STEPS:
         raise ConfigError(f"scale {scale:g}: only multiples of 1/{_STEPS} can be exported", hint="for example 0.75")
     return found
@@ -131,56 +131,56 @@ def trace(
     """
     fused = FusedModel(model, scales, argmax=argmax, half=half)
     least = least_side(model, scales)
-    # Sizes without names: of named ones torch writes an advice that nobody reads, and fails at it for some trunks.
+    # Unnamed sizes: for named sizes torch prints suggestions, and fails at these for some trunks.
     side = torch.export.Dim.DYNAMIC(min=least)
     dims = {0: torch.export.Dim("batch", min=1), 2: side, 3: side}
     example = torch.zeros(2, 3, 2 * least, 3 * least, dtype=torch.uint8)
     with torch.no_grad(), _whole_paddings(), _told(f"a model of {model.config.trunk}"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own code
+        warnings.simplefilter("ignore")  # about torch's code
         return torch.export.export(
             fused,
             (example,),
             dynamic_shapes={"images": dims},
             strict=False,
-            # Sizes at every stride are compared; not all comparisons can be proved for all sizes.
+            # The model compares sizes at every stride; torch cannot prove all comparisons for all sizes.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
 
 
 @contextmanager
 def _whole_paddings() -> Iterator[None]:
-    """Let timm compute TensorFlow's paddings in whole numbers: equal, and torch reasons about them in seconds."""
+    """Let timm compute TensorFlow's paddings in whole numbers: same values, and torch traces them within seconds."""
     from timm.layers import padding
 
-    own = padding.get_same_padding
+    original = padding.get_same_padding
 
     def whole(x: int, kernel_size: int, stride: int, dilation: int) -> Any:
         reach = (kernel_size - 1) * dilation + 1
-        # Few trunks stride further than their kernels reach.
-        return reach - stride + (-x) % stride if reach >= stride else own(x, kernel_size, stride, dilation)
+        # In few trunks the stride exceeds the kernel's reach.
+        return reach - stride + (-x) % stride if reach >= stride else original(x, kernel_size, stride, dilation)
 
     padding.get_same_padding = whole
     try:
         yield
     finally:
-        padding.get_same_padding = own
+        padding.get_same_padding = original
 
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """One line for what torch says on pages."""
+    """Return one line for torch's error of many pages."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:  # torch wraps the reason in advice
+        while cause.__cause__ is not None:  # torch wraps the cause in advice
             cause = cause.__cause__
         first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise ConfigError(f"{what} cannot be exported: {one_line(first)[:200]}") from error
 
 
 def check_onnx(opset: int) -> None:
-    """Raise a ConfigError, before minutes of work, where torch does not write this opset or packages are missing."""
+    """Raise a ConfigError, before minutes of work, if torch does not write this opset or packages are missing."""
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ConfigError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[1]}")
     with needs_extra("onnx"):
@@ -190,7 +190,7 @@ def check_onnx(opset: int) -> None:
 
 
 def metadata(model: MultiScaleModel, scales: Sequence[float], *, argmax: bool, precision: str) -> dict[str, str]:
-    """What a runtime has to know, as JSON texts; the digest is that of the checkpoint's weights."""
+    """Return the facts that a runtime needs, as JSON texts; the digest covers the checkpoint's weights."""
     mean, std = normalisation(model)
     table = model.meta.get("class_table")
     names = [row["name"] for row in table["classes"]] if table else [str(i) for i in range(model.num_classes)]
@@ -234,7 +234,7 @@ def to_onnx(program: torch.export.ExportedProgram, about: dict[str, str], *, arg
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch and onnxruntime give advice, the latter on the root logger."""
+    """Silence advice of torch and onnxruntime; onnxruntime's advice goes to the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -244,11 +244,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _with_metadata(proto: Any, about: dict[str, str]) -> bytes:
-    # Runtimes refuse a newer IR than they know, and torch writes its own newest one.
+    # Runtimes refuse an IR version newer than they know, and torch writes its newest version.
     from onnx.helper import find_min_ir_version_for
 
     proto.ir_version = min(proto.ir_version, find_min_ir_version_for(proto.opset_import))
-    # Torch notes lines and paths of source files at each node: other bytes on every machine.
+    # Torch records lines and paths of source files at each node, which differ between machines.
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, proto.graph):
         del part.metadata_props[:]
     del proto.metadata_props[:]
@@ -271,7 +271,7 @@ def _dims(value: Any) -> Any:
 
 
 def to_pt2(program: torch.export.ExportedProgram, about: dict[str, str]) -> bytes:
-    """Bytes of a torch.export file; `metadata.json` among its extra files holds what an ONNX file has as metadata."""
+    """Bytes of a torch.export file; its extra file `metadata.json` holds the metadata of an ONNX file."""
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     torch.export.save(program, file := io.BytesIO(), extra_files={"metadata.json": json.dumps(about, sort_keys=True)})
@@ -279,7 +279,7 @@ def to_pt2(program: torch.export.ExportedProgram, about: dict[str, str]) -> byte
 
 
 def quantise(data: bytes, images: Iterable[UInt8]) -> bytes:
-    """The same graph with int8 convolutions (QDQ nodes) but for `_kept_in_float`, their ranges measured on images.
+    """Return the graph with int8 convolutions (QDQ nodes) except `_kept_in_float`; images give the value ranges.
 
     Args:
         data: an ONNX file in float32.
@@ -301,7 +301,7 @@ def quantise(data: bytes, images: Iterable[UInt8]) -> bytes:
     about = {entry.key: entry.value for entry in onnx.load_from_string(data).metadata_props}
     with tempfile.TemporaryDirectory() as folder, _quiet():
         given, folded, made = (Path(folder, name) for name in ("fp32.onnx", "folded.onnx", "int8.onnx"))
-        # A file, not the graph in memory: that is passed on with external data, which onnxruntime then cannot fold.
+        # A file, not the graph in memory: onnxruntime cannot fold the external data of a graph in memory.
         write_bytes(given, data)
         quant_pre_process(given, folded, skip_symbolic_shape=True)
         quantization.quantize_static(
@@ -317,7 +317,7 @@ def quantise(data: bytes, images: Iterable[UInt8]) -> bytes:
 
 
 def _kept_in_float(graph: Any) -> list[str]:
-    """Convolutions that lose most in int8: those that read the pixels, and depthwise ones."""
+    """Names of the convolutions that lose most in int8: convolutions of the pixels, and depthwise convolutions."""
     shapes = {weight.name: weight.dims for weight in graph.initializer}
     return [
         node.name
@@ -333,10 +333,10 @@ def as_batch(*images: UInt8) -> UInt8:
 
 
 def open_graph(data: bytes, suffix: str, *, where: str = "the exported file") -> Graph:
-    """An exported file as a function, run on the CPU by onnxruntime (`.onnx`) or torch (`.pt2`).
+    """Open an exported file as a function that onnxruntime (`.onnx`) or torch (`.pt2`) runs on the CPU.
 
     Raises:
-        InputError: the bytes are no such file, or the runtime lacks an operator or the opset.
+        InputError: the file is damaged or of another type, or the runtime lacks an operator or the opset.
     """
     if suffix == ".pt2":
         return _open_program(data, where)
@@ -368,7 +368,7 @@ def labels_of(output: NDArray[Any]) -> UInt8:
 
 
 def own_labels(model: MultiScaleModel, images: UInt8, scales: Sequence[float]) -> UInt8:
-    """Labels N x H x W of `model.predict`: what an exported graph is compared with."""
+    """Labels N x H x W of `model.predict`, the reference for an exported graph."""
     mean, std = (np.array(values, np.float64)[:, None, None] for values in normalisation(model))
     pixels = torch.from_numpy(((images / 255 - mean) / std).astype(np.float32))
     logits = model.predict(pixels, scales).logits

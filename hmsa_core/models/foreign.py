@@ -1,8 +1,8 @@
-"""Published weights into our models: released checkpoints, bare HRNet trunks, timm's `hrnet_*`.
+"""Import of published weights: released checkpoints, bare HRNet trunks, timm's `hrnet_*`.
 
-A file is never trusted. It is a torch pickle with tensors only, or safetensors, and nothing in it is run. Whatever is
-wrong with it ends in one CheckpointError line. Prefixes are stripped and classification heads dropped by rule, and then
-every key has to fit. A loader that takes the common keys would silently load *nothing* when a prefix differs.
+A file is never trusted. It is a torch pickle with tensors only, or safetensors, and no code in it is run. Every fault
+of a file gives one CheckpointError line. Prefixes are stripped and classification heads dropped by rule, and then
+every key must fit. A loader that takes only the common keys would silently load *nothing* when a prefix differs.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from hmsa_core.models.checkpoint import check_state, safetensors_from_bytes, wri
 from hmsa_core.models.model import MultiScaleModel, build_empty, fill
 from hmsa_core.models.trunks import make_trunk
 
-# What torch's reader raises at bytes that are no pickle of its own, or not whole.
+# Errors of torch's reader for bytes that are no complete pickle of torch.
 _DAMAGE: tuple[type[Exception], ...] = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 _DAMAGE += (OSError, AssertionError, struct.error, ArithmeticError, MemoryError, ImportError)
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# What a classification HRNet has behind its trunk (key counts with published depth: 96, 21, 7, 2).
+# Parts of a classification HRNet behind its trunk (key counts with published depth: 96, 21, 7, 2).
 _CLASSIFICATION = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
 _TRUNK_PREFIXES = ("module.", "backbone.", "model.")
-# Option -> what it is called, and the tensors whose first dimension it is.
+# Option -> its name in messages, and the tensors whose first dimension is the option.
 _OCB = "ocr.ocr_distri_head.object_context_block"
 _WIDTHS = {
     "num_classes": ("classes", ("ocr.cls_head.weight", "ocr.cls_head.bias", "ocr.aux_head.2.bias")),
@@ -54,20 +54,20 @@ _WIDTHS = {
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What came in."""
+    """Contents of an imported file."""
 
     source: str
-    kind: str  # "trunk" where there is nothing else
+    kind: str  # "trunk" for a bare trunk
     trunk: str
     num_classes: int
     tensors: int
     parameters: int
     source_sha256: str
     weights_sha256: str
-    dropped: dict[str, int] = field(default_factory=dict)  # part -> number of keys left behind by rule
+    dropped: dict[str, int] = field(default_factory=dict)  # part -> number of keys that a rule drops
 
     def lines(self) -> list[str]:
-        """Lines for a person."""
+        """Return the report as lines of text."""
         classes = f", {self.num_classes} classes" if self.num_classes else ""
         content = "trunk" if self.kind == "trunk" else "segmentation model"
         out = [
@@ -81,7 +81,7 @@ class ImportReport:
 
 class _Recognised(NamedTuple):
     state: dict[str, Tensor]
-    config: ModelConfig | None  # None: a trunk alone
+    config: ModelConfig | None  # None: a bare trunk
     trunk: str
     num_classes: int
     dropped: dict[str, int]
@@ -90,7 +90,7 @@ class _Recognised(NamedTuple):
 def load_nvidia(path: str | Path) -> MultiScaleModel:
     """Load a released checkpoint ({"state_dict": ...}, with or without "module."), in evaluation mode.
 
-    Width, class count and channels are read off the shapes; without attention keys the kind is "single".
+    The shapes give width, class count and channels; without attention keys the kind is "single".
 
     Raises:
         CheckpointError: the file or any key does not fit; a bare trunk (import that one).
@@ -106,7 +106,7 @@ def load_nvidia(path: str | Path) -> MultiScaleModel:
 
 
 def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool = False) -> ImportReport:
-    """Convert published weights to one of our checkpoint folders.
+    """Convert published weights to a checkpoint folder.
 
     A trunk alone becomes a checkpoint of kind "trunk", which `initialise_from` takes.
 
@@ -146,7 +146,7 @@ def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool =
 
 
 def read_trunk(path: str | Path, trunk: str) -> dict[str, Tensor]:
-    """Read a published HRNet's trunk weights for a trunk of this name. CheckpointError: they are another trunk's."""
+    """Read a published HRNet's trunk weights for the trunk of this name. CheckpointError: weights of another trunk."""
     recognised = _recognise(str(path), read_foreign(path), verbose=False)
     if recognised.trunk != trunk:
         raise CheckpointError(f"{path}: weights of trunk {recognised.trunk}, the model has {trunk}")
@@ -155,7 +155,7 @@ def read_trunk(path: str | Path, trunk: str) -> dict[str, Tensor]:
 
 
 def _class_table(num_classes: int) -> dict[str, Any] | None:
-    """Name the classes that released checkpoints of this many classes have; None for any other number."""
+    """Return the class table of released checkpoints with this many classes; None for any other number."""
     tables = (taxonomy.cityscapes(), taxonomy.mapillary("v1.2"))
     return next((table.to_json() for table in tables if table.num_classes == num_classes), None)
 
@@ -199,7 +199,7 @@ def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognise
 
 
 def _fitted(where: str, model: nn.Module, state: Mapping[str, Tensor], *, verbose: bool) -> dict[str, Tensor]:
-    """Tensors in the model's order and precision (half precision weights become float32), all of which have to fit."""
+    """Tensors in the model's order and precision (half precision weights become float32), all of which must fit."""
     expected = model.state_dict()
     check_state(where, expected, state, verbose=verbose)
     return {key: state[key].to(tensor.dtype).contiguous() for key, tensor in expected.items()}
@@ -211,9 +211,9 @@ def _trunk_name(where: str, state: Mapping[str, Tensor], prefix: str) -> str:
 
 
 def _width(where: str, state: Mapping[str, Tensor], what: str, keys: Sequence[str]) -> int:
-    """Read a channel count off the first dimension that most of these keys agree on.
+    """Return the channel count that most of these keys have as first dimension.
 
-    One key that is damaged must not change what is expected: then it would be listed by itself.
+    One damaged key must not change the expected count; such a key is reported by itself.
     """
     found = Counter(int(state[key].shape[0]) for key in keys if key in state and state[key].ndim)
     if not found:
@@ -225,9 +225,9 @@ def _width(where: str, state: Mapping[str, Tensor], what: str, keys: Sequence[st
 
 
 def read_foreign(path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a `.pth` or `.safetensors` file, told apart by content, on the CPU.
+    """Return the state dict in a `.pth` or `.safetensors` file, distinguished by content, on the CPU.
 
-    Accepts a bare state dict or one under "state_dict", beside which other plain values may lie
+    Accepts a bare state dict or one under "state_dict", next to which other plain values are allowed
     (optimiser, epoch, numpy scalars: the released checkpoints keep their mean IoU as one).
 
     Raises:
@@ -248,16 +248,16 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path) -> object:
     try:
-        # An open file, not a path: newer torch would choose the format by the name's ending.
+        # An open file, not a path: newer torch chooses the format by the file name's ending.
         with file.open("rb") as stream, safe_globals(_PLAIN_NUMPY), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on old pickle protocols; what fails is an error below
+            warnings.simplefilter("ignore")  # notes on old pickle protocols; failures raise below
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = _GLOBAL.search(str(error))
-        if asked is None:
+        match = _GLOBAL.search(str(error))
+        if match is None:
             raise _damaged(file, error) from error
         raise CheckpointError(
-            f"{file}: refused: the pickle asks for {asked[1]}, which is neither tensor nor plain value and could "
+            f"{file}: refused: the pickle asks for {match[1]}, which is neither tensor nor plain value and could "
             "run code; nothing was run",
             hint="export a plain state dict (name -> tensor), or use safetensors",
         ) from error
@@ -271,7 +271,7 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
 
 
 def _plain_scalar(dtype: np.dtype[Any], data: bytes) -> object:
-    """Stand in for numpy's scalar constructor: numbers only, given back as Python's."""
+    """Stand in for numpy's scalar constructor: numbers only, returned as Python numbers."""
     if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
         raise pickle.UnpicklingError("GLOBAL numpy.scalar of a dtype that is no number")
     return np.frombuffer(data, dtype=dtype, count=1)[0].item()

@@ -1,8 +1,8 @@
-"""How predictions of several scales become one (Tao et al. 2020, section 3; Chen et al. 2016 for the baselines).
+"""Fusion of the predictions of several scales (Tao et al. 2020, section 3; Chen et al. 2016 for the baselines).
 
 The functions below are the only fusion. They work on whole tensors (the training pass, with gradients) and on `Rows`,
 which are computed a few rows at a time (`predict`, labelling, evaluation). Nothing in them depends on the number of
-channels, so the weight of each scale at each pixel is the same fusion, applied to indicators of the scales.
+channels, so the same fusion of indicator maps of the scales gives the weight of each scale at each pixel.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ M = TypeVar("M", Tensor, Rows)
 
 
 class Level(NamedTuple, Generic[M]):
-    """One scale on its own pixel grid: class scores (or any other channels) and their weight."""
+    """One scale on its pixel grid: class scores (or any other channels) and their weight."""
 
     scale: float
     values: M  # ... x C x Hs x Ws
-    # hierarchical: sigmoid, ... x 1 x Hs x Ws; explicit: ... x 1 x H x W, sums to 1 over scales; else not read
+    # hierarchical: sigmoid, ... x 1 x Hs x Ws; explicit: ... x 1 x H x W, sums to 1 over scales; other kinds: unused
     attention: Any = None
 
 
@@ -40,7 +40,7 @@ def fuse(kind: str, levels: Iterable[Level[M]], size: Size) -> M:
 def _hierarchical(levels: Iterable[Level[M]], size: Size) -> M:
     """Chain adjacent scales from the highest down; the attention of the highest is not used.
 
-    For s >= 1: `P = a L + (1 - a) D(P)`; for s < 1: `P = U(a L) + (1 - U(a)) P`: weighted first, enlarged then.
+    For s >= 1: `P = a L + (1 - a) D(P)`; for s < 1: `P = U(a L) + (1 - U(a)) P`: weighting comes before enlarging.
     Source: section 3.2 of the paper; the order of operations is that of the released code.
     """
     levels = iter(levels)

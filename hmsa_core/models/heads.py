@@ -1,4 +1,4 @@
-"""What stands on a trunk: neck, context block, class heads, attention head.
+"""Parts behind a trunk: neck, context block, class heads, attention head.
 
 The neck joins the trunk's maps. The context block is OCR (Yuan et al. 2020, arXiv 1909.11065), or none. Names of the
 state dict follow the released code (`conv3x3_ocr`, `ocr_distri_head.object_context_block`, `cls_head`, `aux_head`).
@@ -16,7 +16,7 @@ from hmsa_core.config import ModelConfig
 from hmsa_core.models.layers.batch_norm import Norm, Steps, Stepwise, steps_of
 from hmsa_core.models.layers.blocks import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
 
-_BINS = (1, 2, 3, 6)  # a side, of pyramid pooling
+_BINS = (1, 2, 3, 6)  # bins a side of pyramid pooling
 
 
 class Concatenation(nn.Module):
@@ -31,7 +31,7 @@ class Concatenation(nn.Module):
 
 
 class PixelScores(NamedTuple):
-    """What a context block makes of trunk features, all on the trunk's grid."""
+    """Output of a context block, all on the trunk's grid."""
 
     logits: Tensor  # B x C x h x w class scores
     aux_logits: Tensor  # B x C x h x w scores of the auxiliary head, which also gathers the object regions
@@ -46,7 +46,7 @@ def semantic_head(head: str, inputs: int, hidden: int, classes: int) -> nn.Modul
 
 
 def _aux_head(inputs: int, classes: int) -> nn.Sequential:
-    # The bias in front of a batch norm does nothing, but published weights have it.
+    # The bias in front of a batch norm has no effect, but published weights have it.
     return nn.Sequential(
         conv(inputs, inputs, 1, bias=True), batch_norm_relu(inputs), conv(inputs, classes, 1, bias=True)
     )
@@ -127,7 +127,7 @@ class OCRBlock(Stepwise):
 
 
 class PyramidPooling(nn.Module):
-    """PSPNet's context: means of 1, 2, 3 and 6 bins a side beside the features, mixed by a 3x3 convolution.
+    """PSPNet's context: features with the means of 1, 2, 3 and 6 bins a side, mixed by a 3x3 convolution.
 
     Source: Zhao et al. 2017, section 3.2.
     """
@@ -145,20 +145,20 @@ class PyramidPooling(nn.Module):
 
 
 def make_pooling(kind: Literal["aspp", "psp"], inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Make a context block that pools: DeepLabv3's ASPP (Chen et al. 2017) or PSPNet's pyramid.
+    """Make a pooling context block: DeepLabv3's ASPP (Chen et al. 2017) or PSPNet's pyramid.
 
     The rates of ASPP are DeepLab's 12, 24 and 36 at stride 8, the same number of pixels at another `stride`.
     """
     if kind == "psp":
         return PyramidPooling(inputs, outputs)
-    from torchvision.models.segmentation.deeplabv3 import ASPP  # a second to import
+    from torchvision.models.segmentation.deeplabv3 import ASPP  # the import takes a second
 
     pooling: nn.Module = ASPP(inputs, [max(1, rate * 8 // stride) for rate in (12, 24, 36)], outputs)
     return pooling
 
 
 class PixelHeads(Stepwise):
-    """The heads without OCR in front: on a pooling context block, or on the trunk's maps themselves."""
+    """The heads without OCR: on a pooling context block, or directly on the trunk's maps."""
 
     def __init__(
         self, config: ModelConfig, inputs: int, classes: int, *, hidden: int, pooling: nn.Module | None

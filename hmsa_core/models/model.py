@@ -2,9 +2,9 @@
 
     images --resize s--> trunk --> neck --> context --> logits, aux logits   } on the trunk's grid (1/4):
                                                   `---> attention score      } `forward_scale`
-    logits, attention --resize--> own pixel grid of s --> `fusion` --> H x W
+    logits, attention --resize--> pixel grid of scale s --> `fusion` --> H x W
 
-`build_fresh` makes a model of a `ModelConfig`; `as_kind` shares one's weights.
+`build_fresh` makes a model of a `ModelConfig`; `as_kind` makes a model of another kind with the same weights.
 Legend: B images, C classes, H x W pixels of the images, h x w the trunk's grid at one scale.
 """
 
@@ -38,17 +38,17 @@ class ScaleOutput(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """What training needs (`forward`)."""
+    """Output of the training pass (`forward`)."""
 
     logits: Tensor  # B x C x H x W, fused
     aux_logits: Tensor  # B x C x H x W, auxiliary scores fused with the same weights
-    scale_logits: dict[float, Tensor]  # scale -> B x C x Hs x Ws on that scale's own pixel grid
+    scale_logits: dict[float, Tensor]  # scale -> B x C x Hs x Ws on the pixel grid of that scale
     attention: dict[float, Tensor]  # scale -> B x 1 x Hs x Ws; no key where it is not computed
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict` returns; all maps have the size of the images."""
+    """Result of `predict`; all maps have the size of the images."""
 
     logits: Tensor  # N x C x H x W
     weights: dict[float, Tensor] | None  # scale -> N x 1 x H x W, sums to 1 at each pixel; None for kind "max"
@@ -56,7 +56,7 @@ class Prediction:
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax over classes, N x C x H x W (computed at each call, so that it is only held where wanted)."""
+        """Softmax over classes, N x C x H x W (computed at each call: the model keeps no copy)."""
         return torch.softmax(self.logits, dim=1)
 
 
@@ -83,7 +83,7 @@ class MultiScaleModel(nn.Module):
     def forward_scale(self, images: Tensor, *, attention: bool = True) -> ScaleOutput:
         """Run trunk and heads on images that already have the scale's size; nothing is upsampled.
 
-        `attention` = False leaves the attention head out (the highest scale's is never used).
+        `attention` = False skips the attention head (the attention of the highest scale is never used).
         """
         return run(self._scale_steps(images, attention))
 
@@ -98,7 +98,7 @@ class MultiScaleModel(nn.Module):
         return ScaleOutput(promote(scores.logits), promote(scores.aux_logits), weight)
 
     def forward(self, images: Tensor) -> ModelOutput:
-        """Training pass on the training scales (B x 3 x H x W float, normalised); the loss is made from the output."""
+        """Training pass on the training scales (B x 3 x H x W float, normalised); losses use the output."""
         self._check_images(images)
         size = (images.shape[-2], images.shape[-1])
         scales = self.config.training_scales
@@ -106,21 +106,21 @@ class MultiScaleModel(nn.Module):
         sizes = [scaled_size(size, scale) for scale in scales]
         # From the lowest scale up, as released: batch norms see the scales in this order.
         outputs = run_all(
-            self._scale_steps(resize(images, own), runs_top or scale != scales[-1])
-            for scale, own in zip(scales, sizes, strict=True)
+            self._scale_steps(resize(images, grid), runs_top or scale != scales[-1])
+            for scale, grid in zip(scales, sizes, strict=True)
         )
         attention: list[Tensor | None] = [out.attention for out in outputs]
         if self.kind == "explicit":
             attention = [*explicit_weights(cast("list[Tensor]", attention), size)]
         else:
-            attention = [a if a is None else resize(a, own) for a, own in zip(attention, sizes, strict=True)]
-        own_logits = [resize(out.logits, own) for out, own in zip(outputs, sizes, strict=True)]
-        own_aux = (resize(out.aux_logits, own) for out, own in zip(reversed(outputs), reversed(sizes), strict=True))
+            attention = [a if a is None else resize(a, grid) for a, grid in zip(attention, sizes, strict=True)]
+        grid_logits = [resize(out.logits, grid) for out, grid in zip(outputs, sizes, strict=True)]
+        grid_aux = (resize(out.aux_logits, grid) for out, grid in zip(reversed(outputs), reversed(sizes), strict=True))
         descending, weights = scales[::-1], attention[::-1]
         return ModelOutput(
-            logits=fuse(self.kind, map(Level, descending, reversed(own_logits), weights), size),
-            aux_logits=fuse(self.kind, map(Level, descending, own_aux, weights), size),
-            scale_logits=dict(zip(scales, own_logits, strict=True)),
+            logits=fuse(self.kind, map(Level, descending, reversed(grid_logits), weights), size),
+            aux_logits=fuse(self.kind, map(Level, descending, grid_aux, weights), size),
+            scale_logits=dict(zip(scales, grid_logits, strict=True)),
             attention={s: a for s, a in zip(scales, attention, strict=True) if a is not None},
         )
 
@@ -131,7 +131,7 @@ class MultiScaleModel(nn.Module):
             images: (N, 3, H, W) float, normalised.
             scales: different positive numbers, one of them 1.0, in any order. Kind "single" only runs 1.0
                 and gives the others a weight of zero.
-            flip: average logits (and weights) with those of the mirrored images.
+            flip: average logits (and weights) with the logits (and weights) of the mirrored images.
 
         Returns:
             Prediction. The scores of all scales are kept on the trunk's grid only and fused a few rows at a time, so
@@ -141,14 +141,14 @@ class MultiScaleModel(nn.Module):
             ConfigError: the scales are unusable. InputError: the images have another shape.
         """
         self._check_images(images)
-        asked = check_scales(scales)
+        checked = check_scales(scales)
         with evaluating(self), torch.no_grad():
             fused = ScalePass(images, self.kind, self._run)
-            weights = None if self.kind == "max" else fused.weights(asked, flip)
+            weights = None if self.kind == "max" else fused.weights(checked, flip)
             return Prediction(
-                logits=fused.scores(asked, flip).full(),
+                logits=fused.scores(checked, flip).full(),
                 weights=weights and {s: w.expand(len(images), 1, *fused.size) for s, w in weights.items()},
-                attention={scale: maps.full() for scale, maps in fused.attention(asked, flip).items()},
+                attention={scale: maps.full() for scale, maps in fused.attention(checked, flip).items()},
             )
 
     def _run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
@@ -163,16 +163,16 @@ class MultiScaleModel(nn.Module):
                 f"images must be a float tensor (N, 3, H, W), got {images.dtype} {tuple(images.shape)}: "
                 "normalise first and put the channels second"
             )
-        own = next(self.parameters())
-        if images.device != own.device:
-            raise InputError(f"images are on {images.device}, the model on {own.device}: `images.to(...)` first")
-        if images.dtype != own.dtype and not torch.is_autocast_enabled(own.device.type):
-            raise InputError(f"images are {images.dtype}, the model {own.dtype}: `images.to(...)` first, or autocast")
+        first = next(self.parameters())
+        if images.device != first.device:
+            raise InputError(f"images are on {images.device}, the model on {first.device}: `images.to(...)` first")
+        if images.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+            raise InputError(f"images are {images.dtype}, the model {first.dtype}: `images.to(...)` first, or autocast")
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode inside the block and back into its own mode afterwards."""
+    """Put every module into evaluation mode inside the block and restore each module's mode afterwards."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -192,7 +192,7 @@ def build_fresh(config: ModelConfig, num_classes: int, *, activation_checkpointi
         activation_checkpointing: less memory in training, a third more time; results stay bit-identical.
 
     Raises:
-        ConfigError: the trunk is unknown or lacks what is set, or the number of classes is impossible.
+        ConfigError: the trunk is unknown or does not support a setting, or the number of classes is impossible.
     """
     model = _assemble(config, num_classes)
     if activation_checkpointing:
@@ -210,7 +210,7 @@ def build_empty(config: ModelConfig, num_classes: int) -> MultiScaleModel:
 
 
 def fill(model: MultiScaleModel, state: Mapping[str, Tensor]) -> None:
-    """Take the tensors of a state dict, and compute what none holds: rotary positions of EVA and DINOv3 trunks."""
+    """Load a state dict, and compute tensors that no state dict holds: rotary positions of EVA and DINOv3 trunks."""
     model.load_state_dict(state, assign=True)
     lost = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if not lost:
@@ -218,12 +218,12 @@ def fill(model: MultiScaleModel, state: Mapping[str, Tensor]) -> None:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         fresh = dict(_assemble(model.config, model.num_classes).named_buffers())
     for name in lost:
-        owner, _, own = name.rpartition(".")
-        model.get_submodule(owner).register_buffer(own, fresh[name], persistent=False)
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(leaf, fresh[name], persistent=False)
 
 
 def as_kind(model: MultiScaleModel, kind: str) -> MultiScaleModel:
-    """Return a model of another kind that *shares* this one's modules (ablations on one checkpoint).
+    """Return a model of another kind that *shares* the modules of `model` (ablations on one checkpoint).
 
     Raises:
         ConfigError: the kind needs an attention head and the model has none.
@@ -266,12 +266,12 @@ def _initialise(model: MultiScaleModel) -> None:
         nn.init.normal_(last.weight, std=0.01)
         nn.init.constant_(last.bias, prior)  # type: ignore[arg-type]  # it has one
     if model.config.has_attention:
-        # All scales start with equal say.
+        # All scales start with equal weights.
         nn.init.normal_(model.scale_attn.conv2.weight, std=0.01)  # type: ignore[union-attr, arg-type]
 
 
 def start_for_softmax(model: MultiScaleModel) -> None:
-    """Draw the last convolutions of the class heads anew, at the usual spread, for a loss that is a softmax.
+    """Draw the last convolutions of the class heads again, at the usual spread, for a softmax loss.
 
     From the small weights that sigmoid losses start with, AdamW's steps take too long to reach rare classes.
     """

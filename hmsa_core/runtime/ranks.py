@@ -1,7 +1,7 @@
-"""The ranks of a job: which process this is, which device it computes on, and what the ranks tell each other.
+"""The ranks of a job: number and device of this process, and messages between the ranks.
 
 Ranks are started by torchrun (any number of nodes through its rendezvous), by Slurm's `srun` with one task per rank, or
-a job has one rank. NCCL carries tensors on GPUs; small control messages, and everything on CPUs, go through gloo.
+the job has one rank. NCCL carries tensors on GPUs; small control messages, and everything on CPUs, go through gloo.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hmsa_core.runtime.progress import JsonLog, Progress
 
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Of control messages: the last shard of one rank may take most of a day, and dead ranks are the agent's business.
+# Limit of control messages: the last shard of one rank may take most of a day, and the agent handles dead ranks.
 _PATIENCE = datetime.timedelta(days=7)
 
 
@@ -36,13 +36,13 @@ class Ranks:
     world: int  # number of processes over all nodes
     local_rank: int  # number on this node; it chooses the GPU
     device: torch.device
-    control: dist.ProcessGroup | None = None  # of control messages; None = the default one
+    control: dist.ProcessGroup | None = None  # for control messages; None = the default group
     norm_ranks: int = 1  # ranks whose crops batch norm sees together, and their group (None = all ranks)
     norm_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files that there is one of."""
+        """Whether this rank (rank 0) writes the files of the job."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -69,7 +69,7 @@ class Ranks:
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """Give every rank the (small, picklable) values of all ranks, in rank order."""
+        """Return the (small, picklable) values of all ranks, in rank order, on every rank."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
@@ -77,7 +77,7 @@ class Ranks:
         return found
 
     def broadcast(self, value: T) -> T:
-        """Give every rank the (small, picklable) value of rank 0."""
+        """Return the (small, picklable) value of rank 0 on every rank."""
         if self.world == 1:
             return value
         box = [value]
@@ -99,7 +99,7 @@ def _choose_device(asked: str, local_rank: int) -> torch.device:
             hint="use auto or cpu (--device, or runtime.device in params.yaml)",
         )
     count = torch.cuda.device_count()
-    # A batch system may show each task its own GPU alone: then it is number 0 for all of them.
+    # A batch system may show each task only one GPU: then that GPU has number 0 in each task.
     if local_rank >= count > 1:
         raise ConfigError(
             f"rank {local_rank} of this node has no GPU: {count} are visible", hint=f"set runtime.ranks to {count}"
@@ -123,7 +123,7 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
     if runtime.precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU", hint="use bf16 or fp32 on CPUs")
     if runtime.precision == "fp32":
-        # A GPU would round convolutions to 10 bits and still call them float32; who wants speed says bf16.
+        # A GPU would round convolutions to 10 bits and still call them float32; bf16 is the setting for speed.
         torch.backends.cudnn.allow_tf32 = False
     if world == 1 or device.type == "cpu":
         if world > 1:
@@ -137,7 +137,7 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
 
 
 def _meet_on_gpus(device: torch.device, minutes: float) -> None:
-    # NCCL gives up later than the watchdog, which knows what the rank was doing.
+    # NCCL gives up later than the watchdog, which can report the work of the rank.
     timeout = datetime.timedelta(minutes=2 * minutes)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
@@ -175,7 +175,7 @@ def norm_group(ranks: Ranks, wanted: str) -> tuple[int, dist.ProcessGroup | None
 
 @dataclass(frozen=True)
 class JobContext:
-    """Made by `hmsa_core.job`; a job's `run(spec, context)` reads it."""
+    """Context of a job, made by `hmsa_core.job`; a job's `run(spec, context)` reads it."""
 
     work: Path  # the job's progress folder
     ranks: Ranks
@@ -206,7 +206,7 @@ class JobContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files that there is one of."""
+        """Whether this rank (rank 0) writes the files of the job."""
         return self.ranks.is_main
 
     def progress(self, total: int, *, what: str, unit: str = "images", initial: int = 0) -> Progress:
@@ -214,6 +214,6 @@ class JobContext:
         return Progress(total, what=what, unit=unit, initial=initial, enabled=self.is_main)
 
     def check_stop(self) -> None:
-        """Raise InterruptedRunError if *this* rank was asked to stop (for jobs whose ranks work on their own)."""
+        """Raise InterruptedRunError if *this* rank received a stop request (for jobs with independent ranks)."""
         if self.stop.is_set():
             raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")

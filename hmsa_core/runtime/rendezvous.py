@@ -1,7 +1,7 @@
-"""Where torchrun's agents meet: one address, and a watch for nodes that are lost.
+"""Rendezvous of torchrun's agents: one address, and a watch for lost nodes.
 
-torchrun's own stores listen on all networks of a machine; these listen at one address. A node that is cut off sends
-nothing and closes nothing, so the ranks of the others would wait for days. Therefore each agent counts in the store,
+torchrun's stores listen on all networks of a machine; these stores listen at one address. A disconnected node sends
+nothing and closes nothing, so the ranks of other nodes would wait for days. Therefore each agent counts in the store,
 and ends its node's ranks when another agent has not counted for a while, or the store does not answer.
 """
 
@@ -24,17 +24,17 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-_ANSWER = timedelta(seconds=60)  # of a store that is there
+_ANSWER = timedelta(seconds=60)  # limit for the answer of a reachable store
 _BEAT_S = 1.0
 
 
 def register(name: str, lost: Callable[[str], None]) -> None:
-    """Make the rendezvous known to torchrun; `lost(what)` is called once, in a thread, when a node is lost."""
+    """Register the rendezvous with torchrun; `lost(what)` is called once, in a thread, when a node is lost."""
     rendezvous_handler_registry.register(name, lambda params: _create(params, lost))
 
 
 def listen(host: str, port: int) -> TCPStore:
-    """A store that listens at one address of this machine alone; OSError where it is not one, or is taken."""
+    """Return a store that listens at one address only; OSError: another machine's address, or a taken port."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,20 +47,20 @@ def listen(host: str, port: int) -> TCPStore:
 
 
 def connect(host: str, port: int, wait: timedelta) -> TCPStore:
-    """The store of another process, which may take so long to come.
+    """Connect to the store of another process, which may take so long to start.
 
     Raises:
         RendezvousConnectionError: nothing answers there.
     """
     deadline = time.monotonic() + wait.total_seconds()
-    while True:  # torch waits, too, and writes a page at each try
+    while True:  # torch can wait too, but logs a page at each try
         try:
             socket.create_connection((host, port), timeout=5.0).close()
             return TCPStore(host, port, is_master=False, timeout=_ANSWER, wait_for_workers=False)
         except (OSError, RuntimeError) as error:
             if time.monotonic() >= deadline:
-                told = str(error).partition("\n")[0]
-                raise RendezvousConnectionError(f"nothing answers at {host}:{port} ({told})") from error
+                reason = str(error).partition("\n")[0]
+                raise RendezvousConnectionError(f"nothing answers at {host}:{port} ({reason})") from error
         time.sleep(_BEAT_S)
 
 
@@ -69,7 +69,7 @@ def _create(params: RendezvousParameters, lost: Callable[[str], None]) -> Dynami
     join = timedelta(seconds=params.get_as_int("join_timeout", 600) or 600)
     try:
         store = listen(host, port)
-    except OSError:  # another node's address, or another agent of this machine was first
+    except OSError:  # another node's address, or another agent of this machine has the port
         store = connect(host, port, join)
     handler: _Handler = _Handler.from_backend(
         params.run_id,
@@ -92,7 +92,7 @@ def _create(params: RendezvousParameters, lost: Callable[[str], None]) -> Dynami
 
 
 class _Handler(DynamicRendezvousHandler):
-    """torchrun's rendezvous of any number of nodes, with these stores and this watch."""
+    """torchrun's rendezvous of any number of nodes, with the stores and the watch of this module."""
 
     name: str
     watch: Callable[[int, int], None]
@@ -107,7 +107,7 @@ class _Handler(DynamicRendezvousHandler):
         return info
 
     def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:
-        return listen(master_addr, master_port)  # of the ranks
+        return listen(master_addr, master_port)  # the store of the ranks
 
 
 def watch_nodes(
@@ -115,12 +115,12 @@ def watch_nodes(
 ) -> None:
     """Count for this node and look at the counts of all nodes, in two threads, for the rest of the process.
 
-    The store's calls can hang for as long as the kernel believes in a connection: only the second thread decides.
+    The store's calls can hang until the kernel drops a connection: only the second thread decides that a node is lost.
 
     Args:
-        open_store: opens a connection of its own.
+        open_store: opens a new connection.
         node: number of this node.
-        nodes: how many there are.
+        nodes: number of all nodes.
         silent_s: seconds without a new count, after which a node is lost.
         lost: called once, with a line that names the lost node.
     """
@@ -137,7 +137,7 @@ def watch_nodes(
                     heard.update(dict.fromkeys(dict(found.items() - counts.items()), time.monotonic()))
                     counts.update(found)
                     time.sleep(_BEAT_S)
-            except RuntimeError:  # torch's errors of connections; silence is what counts
+            except RuntimeError:  # torch's connection errors; only silence counts as a loss
                 time.sleep(_BEAT_S)
 
     def look() -> None:

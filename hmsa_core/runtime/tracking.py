@@ -1,8 +1,8 @@
-"""Log lines for trackers of other makers: TensorBoard and MLflow, one class each with a method `tell(line)`.
+"""Log lines for external trackers: TensorBoard and MLflow, one class each with a method `tell(line)`.
 
 Each line is written to `log.jsonl` first and then sent to the trackers. Nothing is read back from a tracker, and no
 result depends on one. The numbers of a line become scalars `EVENT/NAME` at the line's step. A tracker that fails in
-the middle of a run is left alone from then on, and the log of the process says so.
+the middle of a run gets no further lines, and the log of the process says so.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from hmsa_core.io.errors import ConfigError, needs_extra, one_line
 
 _LOG = logging.getLogger(__name__)
 _NOT_FIGURES = {"event", "time", "step", "epoch"}
-_FOREIGN = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a name
+_FOREIGN = re.compile(r"[^\w\-. :/]")  # characters that MLflow refuses in a name
 _BATCH = 500  # metrics; MLflow takes 1,000 a call
 _EXPERIMENT = "auto-label"
-Line = Mapping[str, Any]  # of the log: `event`, `time` (unix seconds) and usually `step`
+Line = Mapping[str, Any]  # a line of the log: `event`, `time` (unix seconds) and usually `step`
 
 
 def follow(names: tuple[str, ...], root: Path, run: str, key: str, step: int) -> Callable[[Line], None]:
-    """Open the named trackers for a run and return the function that tells them a line.
+    """Open the named trackers for a run and return the function that sends a line to all of them.
 
     Args:
         names: "tensorboard", "mlflow".
         root: folder of `tensorboard/` and `mlruns/`; MLFLOW_TRACKING_URI names another place for MLflow.
-        run: name that people see.
-        key: tells runs apart; a run that goes on is found by it.
-        step: the run goes on after this step.
+        run: name of the run on the tracker's page.
+        key: identifies the run; a resumed run is found by this key.
+        step: the run continues after this step.
 
     Raises:
         ConfigError: the optional packages [tracking] are missing, or the tracker cannot be reached.
@@ -54,7 +54,7 @@ def follow(names: tuple[str, ...], root: Path, run: str, key: str, step: int) ->
 
 
 def figures(line: Line, at: str = "") -> Iterator[tuple[str, float]]:
-    """Names and values of all numbers of a line; those of an object inside it as `NAME/KEY`."""
+    """Names and values of all numbers of a line; a number in a nested object is named `NAME/KEY`."""
     for name, value in line.items():
         if isinstance(value, Mapping):
             yield from figures(value, f"{at}{name}/")
@@ -63,12 +63,12 @@ def figures(line: Line, at: str = "") -> Iterator[tuple[str, float]]:
 
 
 class TensorBoard:
-    """Event files of one run. Weights & Biases reads the same by `wandb.init(sync_tensorboard=True)`."""
+    """Event files of one run. Weights & Biases reads the same files by `wandb.init(sync_tensorboard=True)`."""
 
     def __init__(self, folder: Path, step: int) -> None:
         with needs_extra("tracking"):
             from torch.utils.tensorboard.writer import SummaryWriter
-        # What a resumed run does again is not shown twice.
+        # Repeated steps of a resumed run are not shown twice.
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def tell(self, line: Line) -> None:
@@ -85,9 +85,9 @@ class Mlflow:
 
     def __init__(self, root: Path, run: str, key: str) -> None:
         for name, value in (
-            ("MLFLOW_ALLOW_FILE_STORE", "true"),  # MLflow 3 wants to be asked for it
+            ("MLFLOW_ALLOW_FILE_STORE", "true"),  # MLflow 3 needs this opt-in
             ("MLFLOW_DISABLE_TELEMETRY", "true"),
-            ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # a server that is gone must not hold a training up
+            ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # an unreachable server must not delay a training
         ):
             os.environ.setdefault(name, value)
         with needs_extra("tracking"):
@@ -133,7 +133,7 @@ class Mlflow:
             self._client.set_terminated(self._run, status)
 
     def keep(self, files: Mapping[str, Path], values: Mapping[str, Any]) -> None:
-        """Keep files (by the folder that they go to) and a JSON object `figures.json` with the run."""
+        """Store files (by target folder) and a JSON object `figures.json` with the run."""
         with self._told():
             for folder, path in files.items():
                 self._client.log_artifact(self._run, str(path), folder)

@@ -1,8 +1,8 @@
-"""Ends a rank that waits for ever for another one, or for its GPU.
+"""Watchdog: ends a rank that waits for ever for another rank, or for its GPU.
 
-Python runs no signal handler while the main thread waits inside CUDA or a collective. A thread looks on instead: a
-rank that has got nowhere for some minutes ends with an error of its own, and one that waits for a rank that has failed
-ends some seconds later. No torch here.
+Python runs no signal handler while the main thread waits inside CUDA or a collective. So a thread watches:
+a rank without progress for some minutes ends with an error, and a rank that waits for a failed rank ends some seconds
+later. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from hmsa_core.io.errors import DeviceError, HmsaError
 
 _LOOK_S = 1.0
-_GRACE_S = 20.0  # for a rank to end by itself after another one has failed
+_GRACE_S = 20.0  # time for a rank to end by itself after another rank failed
 
 
 class Watchdog:
-    """Watches from the first `beat` to the end of the block.
+    """Watch a rank from the first `beat` to the end of the block.
 
     Args:
-        minutes: without a beat; the process then ends.
+        minutes: the process ends after this time without a beat.
         record: the file that a rank which failed writes.
         fail: reports an error and returns the exit status.
         end: ends the process.
@@ -55,7 +55,7 @@ class Watchdog:
                 continue
             silent = time.monotonic() - self._last
             if silent > self._grace_s and self._record.exists():
-                self._end(DeviceError.exit_code)  # the other rank has told what happened
+                self._end(DeviceError.exit_code)  # the failed rank has reported the error
                 return
             if silent > 60 * self._minutes:
                 lost = DeviceError(

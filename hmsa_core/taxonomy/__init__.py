@@ -1,7 +1,7 @@
 """Class tables: Cityscapes, Mapillary Vistas v1.2 and v2.0, and plain files like CamVid's.
 
 Train ids are 0..C-1; 255 means ignore, everywhere. Label files hold *ids*; one 256-entry look-up
-table maps them, never a sequence of in-place replacements.
+table maps ids to train ids, never a sequence of in-place replacements.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["GROUPS", "IGNORE", "ClassTable", "cityscapes", "from_file", "from_vi
 
 IGNORE = 255
 
-# Groups to which thresholds of classes with little evidence are shrunk (design: pooled policy).
+# Thresholds of classes with little evidence are shrunk towards the threshold of their group (pooled policy).
 GROUPS = ("flat", "construction", "thin", "nature", "sky", "person", "vehicle", "other")
 
 _GROUP_OF = {
@@ -75,7 +75,7 @@ class ClassTable:
 
     @property
     def ignored_id(self) -> int:
-        """File id to write where nothing is known: 0 for Cityscapes (unlabeled), 65 or 123 for Vistas, else 255."""
+        """File id to write for ignored pixels: 0 for Cityscapes (unlabeled), 65 or 123 for Vistas, else 255."""
         ignored = np.flatnonzero(self.valid_ids & (self.id_to_train == IGNORE))
         return int(ignored[0]) if len(ignored) else IGNORE
 
@@ -89,7 +89,7 @@ class ClassTable:
         return self.with_ids(range(self.num_classes), (IGNORE,))
 
     def with_ids(self, ids: Sequence[int], ignored: Collection[int]) -> ClassTable:
-        """The same classes for label files that hold `ids` (by trainId), and `ignored` ones where they say nothing."""
+        """The same classes for label files that hold `ids` (by trainId), and `ignored` for pixels without a class."""
         return _of_ids(self.name, self.classes, self.colours, self.groups, ids, ignored)
 
     def index(self, class_name: str) -> int:
@@ -134,7 +134,7 @@ class ClassTable:
         )
 
     def digest(self) -> str:
-        """Digest of names, colours and maps: two tables are the same when this is."""
+        """Digest of names, colours and maps; two tables with equal digests are the same."""
         return digest(self.to_json())
 
     def __hash__(self) -> int:
@@ -238,7 +238,7 @@ def _from_config(name: str, labels: list[dict[str, Any]]) -> ClassTable:
 
 
 def from_vistas_config(path: Path) -> ClassTable:
-    """Read a release's own config*.json: the position in its list is the id (66 or 124 labels)."""
+    """Read the config*.json of a Vistas release: the position in its list is the id (66 or 124 labels)."""
     labels = read_json(path).get("labels")
     versions = {66: "v1.2", 124: "v2.0"}
     if not isinstance(labels, list) or len(labels) not in versions:
@@ -247,7 +247,7 @@ def from_vistas_config(path: Path) -> ClassTable:
 
 
 def plain(names: Sequence[str]) -> ClassTable:
-    """Table of classes of which only names are known: colours are spread over the hues, ids are trainIds."""
+    """Make a table from class names alone: colours are spread over the hues, ids are trainIds."""
     rgb = [hsv_to_rgb(i / len(names), 200 / 255, 1.0) for i in range(len(names))]
     colours = tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)
     return _of_ids("unnamed", tuple(names), colours, tuple(_group(name) for name in names), range(len(names)), ())
@@ -264,8 +264,8 @@ def from_file(path: str | Path) -> ClassTable:
 
     Classes are numbered by `trainId` where rows have one (255 and -1: no class), else by their ids. Ids are whole
     numbers from 0 to 255; any other value but the ignore id is invalid in label files. A colour is [r, g, b] or
-    "#rrggbb"; a missing one is made up. Names differ (upper and lower case are the same: figures, policies and options
-    go by name).
+    "#rrggbb"; a missing colour is generated. Names must differ, also in lower case: figures, policies and options
+    refer to classes by name.
     """
     where = Path(path)
     if not where.is_file():
@@ -274,7 +274,7 @@ def from_file(path: str | Path) -> ClassTable:
         )
     try:
         value = read_json(where)
-    except IntegrityError as error:  # a file that people write, which no digest was recorded for
+    except IntegrityError as error:  # people write this file: no digest was recorded for it
         raise InputError(error.message, hint=_EXAMPLE) from error
     given = value.get("classes")
     if not isinstance(given, list) or not given:
@@ -323,7 +323,7 @@ class _Row:
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> _Row:
-        """KeyError, TypeError, ValueError: what it needs is missing, or of another form."""
+        """Parse one row. KeyError, TypeError, ValueError: a needed value is missing or malformed."""
         name, number = str(row["name"]).strip(), _whole(row["id"])
         place = _whole(row["trainId"]) if "trainId" in row else number
         if not name:
@@ -333,7 +333,7 @@ class _Row:
         return cls(number, name, colour, place if is_class else None, str(row.get("group") or _group(name)))
 
     def order(self) -> int:
-        """What classes are sorted by."""
+        """Sort key of classes."""
         return self.place or 0
 
 
@@ -371,7 +371,7 @@ def _check_rows(where: Path, rows: Sequence[_Row]) -> None:
 
 
 def _groups(where: Path, rows: Sequence[_Row]) -> tuple[str, ...]:
-    """The group of each class: that of its row, else the one that its name has elsewhere."""
+    """Return the group of each class. InputError: a row has an unknown group."""
     if strange := next((row.group for row in rows if row.group not in GROUPS), None):
         hint = did_you_mean(strange, GROUPS, f"choose one of {', '.join(GROUPS)}")
         raise InputError(f"{where}: unknown group {strange!r}", hint=hint)
@@ -379,7 +379,7 @@ def _groups(where: Path, rows: Sequence[_Row]) -> tuple[str, ...]:
 
 
 def _ignore_id(where: Path, given: object, rows: Sequence[_Row]) -> int:
-    """Check the id that label files hold where they say nothing; -1 (as in other tools) is never drawn."""
+    """Check the id of ignored pixels in label files; -1 (as in other tools) is never drawn."""
     if given == -1:
         given = IGNORE
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= IGNORE:

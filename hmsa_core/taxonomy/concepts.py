@@ -1,4 +1,4 @@
-"""Names of the field's label sets for the same things, so that one network's classes can be proposed for another table.
+"""Class names of the field's label sets by concept, to propose a network's classes for another class table.
 
 The sets are Cityscapes, Mapillary Vistas, ADE20K, COCO-Stuff, BDD100K, CamVid and Pascal VOC. A concept has the names
 that mean it, and wider concepts to fall back on where a table lacks it: a truck is a vehicle, else a car.
@@ -87,9 +87,9 @@ def concept_of(name: str) -> str | None:
 
 
 def propose(names: Sequence[str], targets: Sequence[str]) -> dict[int, int]:
-    """{position in `names`: position in `targets`} of the classes that mean the same, or the nearest wider thing.
+    """Return {position in `names`: position in `targets`} of classes with the same or the nearest wider concept.
 
-    Equal names win over concepts. Names that mean nothing in `targets` are left out.
+    Equal names win over concepts. Names without a counterpart in `targets` are left out.
     """
     equal = {name.strip().lower(): i for i, name in enumerate(targets)}
     by_concept: dict[str, int] = {}
@@ -97,8 +97,8 @@ def propose(names: Sequence[str], targets: Sequence[str]) -> dict[int, int]:
         by_concept.setdefault(concept_of(name) or f"={name}", i)
     found: dict[int, int] = {}
     for i, name in enumerate(names):
-        own = equal.get(name.strip().lower())
-        target = own if own is not None else _nearest(concept_of(name), by_concept)
+        same = equal.get(name.strip().lower())
+        target = same if same is not None else _nearest(concept_of(name), by_concept)
         if target is not None:
             found[i] = target
     return found

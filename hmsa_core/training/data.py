@@ -1,8 +1,8 @@
 """The data of a training run, from the files that a spec names to the batches of one rank.
 
-`open_run_data` reads indexes, centroids and label store, and checks that they belong together. `Timeline` lays the
-crops of all epochs end to end and cuts them into steps of one global batch each. A step at a seam takes crops of both
-epochs, so each crop is used once. Only the rest at the end of the run (less than a batch) is dropped. `feeding` fetches
+`open_run_data` reads indexes, centroids and label store, and checks that they belong together. `Timeline` joins the
+crops of all epochs and divides them into steps of one global batch each. A step between two epochs takes crops of both,
+so each crop is used once. Only the rest at the end of the run (less than a batch) is dropped. `feeding` fetches
 the crops of a rank ahead, in worker processes.
 """
 
@@ -41,26 +41,26 @@ from hmsa_core.spec import PseudoData, TrainSpec
 from hmsa_core.taxonomy import ClassTable
 from hmsa_core.training.figures import StepClock
 
-_CACHE_BYTES = 256 << 20  # decoded images a loader process keeps: small data sets are decoded once
+_CACHE_BYTES = 256 << 20  # bytes of decoded images that a loader process keeps: small data sets are decoded once
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run learns from."""
+    """The training data of a run."""
 
     classes: ClassTable
     fine: tuple[Sample, ...]  # images with fine labels
     pseudo: tuple[Sample, ...]  # auto-labelled images
     plan: EpochPlan  # crops of each epoch
     dataset: CropDataset  # crops by position in the run
-    lineage: Lineage  # everything the result will have learned from
+    lineage: Lineage  # all training data of the result
     key: str  # digest of settings and data: the same key means the same result
     stores: list[dict[str, Any]]  # digest, images and weight of each label store
 
 
 @dataclass(frozen=True)
 class _Pseudo:
-    """One store, and what is known of its images."""
+    """One label store, and the facts about its images."""
 
     samples: tuple[Sample, ...]
     centroids: Centroids
@@ -71,7 +71,7 @@ class _Pseudo:
 
 
 class _Labels:
-    """Thresholded stores as a training reads them; a name is in one of them."""
+    """Thresholded stores as a training reads them; each image name is in exactly one store."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         stores = [LabelStore.open(path) for path in paths]
@@ -83,7 +83,7 @@ class _Labels:
         return self._store_of[name].read_label(name)
 
     def read_chances(self, name: str) -> NDArray[np.uint8]:
-        """Where a label is the teacher's alone, 255 x P(it is right); 255 elsewhere."""
+        """Return 255 x P(label is right) where only the teacher gave the label; 255 elsewhere."""
         store = self._store_of[name]
         if store.path not in self._tables:
             raise ConfigError(
@@ -96,7 +96,7 @@ class _Labels:
         return np.where(teacher, chances, np.uint8(255))
 
     def read_human(self, name: str) -> NDArray[np.uint8]:
-        """1 where a human gave the label, also beside the teacher."""
+        """Return 1 where a human gave the label, also together with the teacher."""
         source = self._store_of[name].read_source(name)
         return np.isin(source, (SOURCES["human"], SOURCES["both"])).astype(np.uint8)
 
@@ -130,7 +130,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
     )
     material = train_material(spec, index.classes, fine)
     if ranks.norm_ranks > 1:
-        material["norm_ranks"] = ranks.norm_ranks  # other statistics are another training
+        material["norm_ranks"] = ranks.norm_ranks  # other statistics change the result
     dataset = CropDataset(
         plan,
         None,
@@ -156,7 +156,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
 
 
 def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks: Ranks) -> _Pseudo:
-    # One rank reads every byte before training starts; the others, and every later read, check what they use.
+    # One rank reads every byte before training starts; other ranks and later reads check the bytes that they use.
     store = LabelStore.open(chosen.store, strict=ranks.is_main)
     ranks.barrier()
     if store.kind != "thresholded":
@@ -177,7 +177,7 @@ def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks
 
 
 def _joined(parts: Sequence[_Pseudo]) -> list[tuple[Sample, float]]:
-    """Images of all stores with their weights, by name: the order of stores and of images in them changes nothing."""
+    """Images of all stores with their weights, by name: the order of stores and images has no effect."""
     found: dict[str, tuple[Sample, float]] = {}
     for part in parts:
         for sample in part.samples:
@@ -218,7 +218,7 @@ def _lineage(spec: TrainSpec, own: Lineage, parts: Sequence[_Pseudo]) -> Lineage
 
 @dataclass(frozen=True)
 class Timeline:
-    """Where a step lies."""
+    """Positions of steps, epochs and crops in a run."""
 
     plan: EpochPlan
     global_batch: int  # crops a step
@@ -242,7 +242,7 @@ class Timeline:
         return len(self.plan) // self.global_batch
 
     def epoch_of(self, step: int) -> int:
-        """Epoch that the step's first crop belongs to; the number of epochs after the last step."""
+        """Epoch of the step's first crop; the number of epochs after the last step."""
         if step >= self.total_steps:
             return self.epochs
         return self.plan.locate(step * self.global_batch)[0]
@@ -266,7 +266,7 @@ def passes_a_step(config: TrainConfig, world: int) -> int:
     """Passes of a rank that make up a step.
 
     Raises:
-        ConfigError: this many ranks cannot keep the global batch.
+        ConfigError: the global batch is no multiple of ranks x crops a pass.
     """
     total, batch = config.global_batch, config.batch_per_rank
     passes, rest = divmod(total, world * batch)
@@ -284,14 +284,14 @@ def passes_a_step(config: TrainConfig, world: int) -> int:
 class PassBatch:
     """The crops of one pass on one rank."""
 
-    images: Tensor  # uint8 B x h x w x 3, RGB: a quarter of the bytes of what the network reads
+    images: Tensor  # uint8 B x h x w x 3, RGB: a quarter of the bytes of the network's input
     labels: Tensor  # uint8 B x h x w, trainIds or 255
     names: tuple[str, ...]
-    counts: NDArray[np.float64]  # what `Meters` counts: images, pseudo, then pixels of each class
-    human: Tensor | None = None  # bool B x h x w, where a human gave the label; None: the loss does not ask
+    counts: NDArray[np.float64]  # counts for `Meters`: images, pseudo, then pixels of each class
+    human: Tensor | None = None  # bool B x h x w, where a human gave the label; None: not used by the loss
 
     def pin_memory(self) -> PassBatch:
-        """Copy to page-locked memory, from which a GPU fetches while it computes (the loader calls this)."""
+        """Copy to page-locked memory, from which a GPU copies during computation (the loader calls this)."""
         human = None if self.human is None else self.human.pin_memory()
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), human=human)
 
@@ -335,7 +335,7 @@ def feeding(
     Raises:
         TrainingError: a loader process died in the block or at its end.
     """
-    # Threads of OpenCV do not survive a fork, and a worker would wait for them for ever: none from here on.
+    # Threads of OpenCV do not survive a fork, and a worker would wait for them for ever: switch them off.
     cv2.setNumThreads(1)
     workers = config.runtime.workers
     loader: DataLoader[Any] = DataLoader(
@@ -353,7 +353,7 @@ def feeding(
         with closing(_passes(iter(loader), clock)) as feed:
             yield feed
     except RuntimeError as error:
-        # torch reports a dead worker from a signal handler: the error can come out of any line, those of `close` too.
+        # torch reports a dead worker from a signal handler: any line can raise the error, also lines of `close`.
         if "DataLoader worker" not in str(error):
             raise
         raise _death(error) from error
@@ -367,13 +367,13 @@ def _passes(loaded: Iterator[PassBatch | HmsaError], clock: StepClock) -> Genera
                     batch = next(loaded)
                 except StopIteration:
                     return
-                except (ConnectionError, EOFError) as error:  # a worker died with a batch half handed over
+                except (ConnectionError, EOFError) as error:  # a worker died while sending a batch
                     raise _death(error) from error
             if isinstance(batch, HmsaError):
                 raise batch
             yield batch
     finally:
-        del loaded  # ends its workers; a traceback that is kept must not keep them alive
+        del loaded  # ends its workers; a stored traceback must not keep the workers alive
 
 
 def _death(error: BaseException) -> TrainingError:

@@ -1,8 +1,8 @@
-"""Figures of a run: losses and counts that all ranks agree on, and where the time goes.
+"""Figures of a run: losses and counts that are equal on all ranks, and time of steps and waiting.
 
-One small message a pass carries losses, counts and stop requests. Every rank ends up with the same sums. So any
-rank's are the run's, a saved state holds them whatever the number of ranks, and all ranks stop after the same pass.
-On a GPU a pass is reported one pass late: its loss can then be read without waiting for the device.
+One small message a pass carries losses, counts and stop requests. Every rank gets the same sums. So a saved
+state needs the sums of one rank only, for any number of ranks, and all ranks stop after the same pass.
+On a GPU a pass is reported one pass late: reading its loss then needs no wait for the device.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _SPANS = ("window", "epoch")
 
 
 class Verdict(NamedTuple):
-    """What all ranks agreed on after a pass."""
+    """Result of the exchange of all ranks after a pass."""
 
-    stop: bool  # some rank was asked to stop
+    stop: bool  # some rank received a stop request
     failed: bool  # some rank's loss is not finite
 
 
 def _on_its_way(values: torch.Tensor) -> Callable[[], _Sums]:
-    """Copy values from the device while it goes on; reading them waits for their own pass alone."""
+    """Copy values while the device computes; reading the values waits only for the pass that computes them."""
     if values.device.type != "cuda":
         return lambda: values.double().numpy()
     there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -54,9 +54,9 @@ class _Report(NamedTuple):
 
 
 class Meters:
-    """Sums over passes and ranks, folded step by step into a window (one log line) and an epoch.
+    """Sums over passes and ranks, added step by step to a window (one log line) and an epoch.
 
-    Sums of the counters are reported. Of the loss parts, which the first pass names, means over passes are.
+    Counters are reported as sums, loss parts (named by the first pass) as means over passes.
     """
 
     def __init__(self, ranks: Ranks, counters: tuple[str, ...]) -> None:
@@ -72,7 +72,7 @@ class Meters:
         return np.zeros(1 + len(self._parts) + len(self._counters))
 
     def put(self, step: int, parts: Mapping[str, torch.Tensor], counts: _Sums, names: tuple[str, ...]) -> None:
-        """Hand in a pass of this rank: loss parts (on the device), counts, the images that it saw.
+        """Add a pass of this rank: loss parts (on the device), counts, names of its images.
 
         A part that is missing (the loss could not be computed) counts as not finite.
         """
@@ -85,7 +85,7 @@ class Meters:
         self._pending.append(_Report(step, _on_its_way(values), counts, names))
 
     def flush(self) -> Verdict:
-        """Exchange what is still held back; all ranks call it at the same step."""
+        """Exchange passes that are not yet reported; all ranks call it at the same step."""
         found = [self.exchange(stop=False, late=False) for _ in range(len(self._pending))]
         return Verdict(stop=False, failed=any(one.failed for one in found))
 
@@ -106,18 +106,18 @@ class Meters:
         return Verdict(stop=message[0] > 0, failed=message[1] > 0)
 
     def forget(self, step: int) -> None:
-        """Drop what was reported about a step that is given up and done again later (after `flush`)."""
+        """Drop the figures of a discarded step, which is repeated later (after `flush`)."""
         self._steps.pop(step, None)
 
     def fold(self) -> None:
-        """Add finished steps to window and epoch, in order: the same sums whenever it is called."""
+        """Add finished steps to window and epoch, in order: the time of the call does not change the sums."""
         for step in sorted(self._steps):
             values = self._steps.pop(step)
             for sums in self._sums.values():
                 sums += values
 
     def read(self, span: str) -> tuple[dict[str, float], dict[str, int]]:
-        """Mean loss parts a pass and counts of "window" or "epoch" so far; starts the span anew."""
+        """Return mean loss parts a pass and counts of "window" or "epoch" so far; reset the span."""
         sums = self._sums.get(span, self._zeros())
         passes = max(sums[0], 1.0)
         means, counts = sums[1 : 1 + len(self._parts)] / passes, sums[1 + len(self._parts) :]
@@ -132,13 +132,13 @@ class Meters:
         return {"parts": list(self._parts)} | {span: [float(v) for v in s] for span, s in self._sums.items()}
 
     def load(self, state: Mapping[str, list[float] | list[str]]) -> None:
-        """Take the sums of a saved state."""
+        """Load the sums of a saved state."""
         self._parts = tuple(str(name) for name in state["parts"])
         self._sums = {span: np.asarray(state[span], np.float64) for span in _SPANS if span in state}
 
 
 class StepClock:
-    """Time of training steps, without that of saving and validation, and the share of it spent waiting for data."""
+    """Time of training steps without saving and validation, and the share of this time spent waiting for data."""
 
     def __init__(self) -> None:
         self._start, self._spent = time.perf_counter(), {"waiting": 0.0, "excluded": 0.0}

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hmsa_core.runtime.ranks import Ranks
 
-# Statistics need no broadcast before each pass; torch 2.15 gave the option that says so another name.
+# Statistics need no broadcast before each pass; torch 2.15 renamed the option for it.
 _SYNC_BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -34,23 +34,23 @@ class Replicas:
         self.forward: nn.Module = model  # call this for a training pass
 
     def passing(self, *, is_last: bool) -> AbstractContextManager[object]:
-        """Context of one forward and backward pass; `is_last` of the passes that make up a step."""
+        """Context of one forward and backward pass; `is_last`: the last pass of a step."""
         del is_last
         return nullcontext()
 
     def zero_grad(self, optimiser: torch.optim.Optimizer) -> None:
-        """Forget the gradients of the last step."""
+        """Reset the gradients of the last step."""
         optimiser.zero_grad(set_to_none=True)
 
     def reduce(self) -> None:
-        """Make gradients and batch norm statistics the mean over ranks, after the last pass of a step."""
+        """Average gradients and batch norm statistics over ranks, after the last pass of a step."""
 
 
 class FlatReplicas(Replicas):
     """CPU ranks: gradients are views of one buffer, which is summed by one message per step.
 
-    Running statistics of batch norm ride in the same message. Each rank's follow its own passes: their mean differs a
-    little from what fewer ranks collect.
+    The same message carries running statistics of batch norm. Each rank collects them from its passes: the mean
+    differs slightly from the statistics of fewer ranks.
     """
 
     def __init__(self, model: nn.Module, forward: nn.Module, ranks: Ranks) -> None:
@@ -76,12 +76,12 @@ class FlatReplicas(Replicas):
         """Average gradients and statistics."""
         if any(p.grad is not view for p, view in zip(self._parameters, self._views, strict=True)):
             raise RuntimeError("a gradient was replaced: it is no longer part of the message to other ranks")
-        for sent, own in zip(self._sent, self._statistics, strict=True):
-            sent.copy_(own)
+        for sent, statistic in zip(self._sent, self._statistics, strict=True):
+            sent.copy_(statistic)
         dist.all_reduce(self._message)
         self._message.div_(self._world)
-        for sent, own in zip(self._sent, self._statistics, strict=True):
-            own.copy_(sent)
+        for sent, statistic in zip(self._sent, self._statistics, strict=True):
+            statistic.copy_(sent)
 
 
 def _views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -91,9 +91,9 @@ def _views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class DdpReplicas(Replicas):
-    """GPU ranks: DistributedDataParallel; where SyncBatchNorm sees all ranks, statistics are equal already.
+    """GPU ranks: DistributedDataParallel; if SyncBatchNorm covers all ranks, statistics are equal already.
 
-    Not with a static graph: that does not go together with `no_sync`, which accumulation needs.
+    A static graph is not used: it does not work with `no_sync`, which accumulation needs.
     """
 
     def __init__(self, forward: nn.Module, ranks: Ranks) -> None:
@@ -110,17 +110,17 @@ class DdpReplicas(Replicas):
         return nullcontext() if is_last else self._ddp.no_sync()
 
     def reduce(self) -> None:
-        """Average the statistics that ranks have collected apart; DDP has averaged the gradients."""
+        """Average the statistics of ranks with separate batch norms; DDP has averaged the gradients."""
         if self._statistics:
-            message = torch.cat([own.reshape(-1) for own in self._statistics])
+            message = torch.cat([statistic.reshape(-1) for statistic in self._statistics])
             dist.all_reduce(message)
-            means = torch.split(message.div_(self._world), [own.numel() for own in self._statistics])
-            for own, mean in zip(self._statistics, means, strict=True):
-                own.copy_(mean.view_as(own))
+            means = torch.split(message.div_(self._world), [statistic.numel() for statistic in self._statistics])
+            for statistic, mean in zip(self._statistics, means, strict=True):
+                statistic.copy_(mean.view_as(statistic))
 
 
 def replicate(model: nn.Module, ranks: Ranks, *, compiled: bool) -> Replicas:
-    """Put a model (batch norm synchronised already, where that is wanted) on the ranks, with rank 0's weights."""
+    """Put a model on the ranks, with rank 0's weights; its batch norm is already synchronised if required."""
     forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]  # a module too
     if ranks.world == 1:
         return Replicas(forward)

@@ -1,4 +1,4 @@
-"""What a run is made of: model, optimiser, learning rate, running average, random numbers, settings that say `auto`."""
+"""Parts of a run: model, optimiser, learning rate, running average, random numbers, resolution of `auto` settings."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from hmsa_core.spec import TrainSpec
 CHOICE = "runtime.json"
 _CROP = (128, 192)  # pixels; larger crops are timed at this size
 _BATCH = 2
-_SECONDS = 2.0  # of timing, for all candidates together
-_MARGIN = 0.95  # of the time of the usual choice: another one has to be clearly faster
-_COARSEST = 32  # pixels a position of HRNet's coarsest grid stands for
+_SECONDS = 2.0  # seconds of timing, for all candidates together
+_MARGIN = 0.95  # of the default choice's time: another choice must be clearly faster
+_COARSEST = 32  # pixels a side for each position of HRNet's coarsest grid
 
 
 def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiScaleModel, list[str]]:
-    """Build the model on the rank's device, start it from `init_from`; returns it and the parts left fresh."""
+    """Build the model on the rank's device, start it from `init_from`; return it and the parts left fresh."""
     config = spec.config
     seed_torch(config.seed, "init", "torch")
     checkpointing = config.runtime.activation_checkpointing
     model = build_fresh(config.model, num_classes, activation_checkpointing=checkpointing)
     if not config.loss.aux_weight and isinstance(model.ocr, PixelHeads):
-        # No loss reaches it: DDP would wait for its gradients, weight decay would shrink it. (OCR uses its own twice.)
+        # No loss reaches it: DDP would wait for its gradients, weight decay would shrink it. (OCR needs its head.)
         model.ocr.aux_head.requires_grad_(requires_grad=False)
     if is_softmax(config.loss.main):
         start_for_softmax(model)
@@ -59,7 +59,7 @@ def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiSc
 
 
 def refuse_small_crop(config: TrainConfig, norm_ranks: int = 1) -> None:
-    """Batch norm needs two values a channel, also on the coarsest grid of the smallest training scale."""
+    """Check that batch norm has two values a channel, also on the coarsest grid of the smallest training scale."""
     pools = config.model.context in ("aspp", "psp") or config.model.trunk.startswith("deeplabv3")
     if norm_ranks == 1 and pools and config.batch_per_rank < 2:
         what = f"context {config.model.context}" if config.model.context else f"trunk {config.model.trunk}"
@@ -78,7 +78,7 @@ def refuse_small_crop(config: TrainConfig, norm_ranks: int = 1) -> None:
 
 
 def set_training(model: MultiScaleModel, config: TrainConfig) -> None:
-    """Put the model into training mode, but for norms of the trunk that keep their statistics."""
+    """Put the model into training mode, except norms of the trunk that keep their statistics."""
     model.train()
     chosen, frozen = config.optimiser, set(_frozen(model, config.optimiser.frozen_layers))
     for module in published_part(model).modules():
@@ -90,7 +90,7 @@ def set_training(model: MultiScaleModel, config: TrainConfig) -> None:
 def make_optimiser(config: TrainConfig, model: MultiScaleModel) -> torch.optim.Optimizer:
     """SGD or AdamW over all parameters that learn; `factor` of each group multiplies the rate.
 
-    The optimiser's state is made at once, so that a resumed run is the same code path.
+    The optimiser's state is made at once, so that a resumed run takes the same code path.
 
     Raises:
         ConfigError: nesterov without momentum.
@@ -106,7 +106,7 @@ def make_optimiser(config: TrainConfig, model: MultiScaleModel) -> torch.optim.O
         fresh["step"] = lambda parameter: torch.zeros((), dtype=torch.float32, device=parameter.device)
     else:
         optimiser = torch.optim.SGD(groups, momentum=chosen.momentum, nesterov=chosen.nesterov, **options)
-        # A zero buffer gives the same first step as none.
+        # A zero buffer gives the same first step as no buffer.
         fresh = {"momentum_buffer": torch.zeros_like} if chosen.momentum else {}
     for group in optimiser.param_groups:
         for parameter in group["params"]:
@@ -115,9 +115,9 @@ def make_optimiser(config: TrainConfig, model: MultiScaleModel) -> torch.optim.O
 
 
 def _parameter_groups(model: MultiScaleModel, chosen: OptimiserConfig) -> list[dict[str, Any]]:
-    """Parameters that learn, by rate and weight decay.
+    """Group the trainable parameters by rate and weight decay.
 
-    SGD decays all of them, batch norms and biases included, as the released code does; AdamW decays weights alone.
+    SGD decays all parameters, batch norms and biases included, as the released code does; AdamW decays weights alone.
     """
     rates = {}
     layers = trunk_layers(model)
@@ -134,14 +134,14 @@ def _parameter_groups(model: MultiScaleModel, chosen: OptimiserConfig) -> list[d
 
 
 def published_part(model: MultiScaleModel) -> nn.Module:
-    """The part of the trunk that published weights fill: `body`, or the whole trunk."""
+    """Return the part of the trunk that published weights fill: `body`, or the whole trunk."""
     return cast("nn.Module", getattr(model.backbone, "body", model.backbone))
 
 
 def trunk_layers(model: MultiScaleModel) -> list[list[nn.Parameter]]:
-    """The trunk's parameters by layer, from the image on.
+    """Return the trunk's parameters by layer, from the image on.
 
-    A layer is what has the same name up to its first number: `blocks.2`, `stage3.1`; names without one are the first.
+    A layer is a name up to its first number: `blocks.2`, `stage3.1`; names without a number form the first layer.
     """
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in published_part(model).named_parameters():
@@ -155,7 +155,7 @@ def _frozen(model: MultiScaleModel, count: int) -> list[nn.Parameter]:
 
 
 def learning_rate(config: TrainConfig, *, step: int, epoch: int, total_steps: int) -> float:
-    """Rate in force during optimiser step `step` of epoch `epoch` (both 0-based): polynomial decay, warm-up.
+    """Learning rate of optimiser step `step` in epoch `epoch` (both 0-based): polynomial decay, warm-up.
 
     `lr` is meant for `lr_reference_batch` crops a step; other batches scale it (linear: Goyal et al. 2017, arXiv
     1706.02677; sqrt: Krizhevsky 2014, arXiv 1404.5997). With `poly_unit: epoch` the rate is constant within an epoch,
@@ -164,7 +164,7 @@ def learning_rate(config: TrainConfig, *, step: int, epoch: int, total_steps: in
     chosen = config.optimiser
     done, total = (epoch, config.epochs) if chosen.poly_unit == "epoch" else (step, total_steps)
     factor = max(0.0, 1.0 - done / total) ** chosen.poly_power
-    # The first step must move something, hence step + 1: warm-up ends at the full rate.
+    # Step + 1, so that the first step changes the weights; warm-up ends at the full rate.
     warm = min(1.0, (step + 1) / chosen.warmup_steps) if chosen.warmup_steps else 1.0
     ratio = config.global_batch / chosen.lr_reference_batch
     scale = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[chosen.lr_scaling]
@@ -174,8 +174,8 @@ def learning_rate(config: TrainConfig, *, step: int, epoch: int, total_steps: in
 class RunningAverage:
     """Exponential average of all floating point entries of a state dict, batch norm statistics included.
 
-    The decay after t updates is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage. So a
-    short run does not carry its random start along.
+    The decay after t updates is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage. So the
+    average of a short run does not keep its random start.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -199,8 +199,8 @@ class RunningAverage:
 def seed_torch(*place: int | str) -> None:
     """Seed torch as a pure function of a place, such as (seed, "pass", step, pass of the step).
 
-    So nothing about random numbers has to be stored to resume exactly. A training run seeds before every forward
-    pass. Which rank runs a pass does not enter: dropout is the same on any number of ranks.
+    So an exact resume needs no stored random state. A training run seeds before every forward
+    pass. The rank is not part of the seed: dropout is the same on any number of ranks.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in place)
     torch.manual_seed(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1)
@@ -209,14 +209,14 @@ def seed_torch(*place: int | str) -> None:
 def settle_runtime(spec: TrainSpec, context: JobContext) -> TrainSpec:
     """Replace `auto` in the settings of the runtime; all ranks call it. GPUs take bf16 and channels_last.
 
-    CPUs take what is fastest in a few timed passes of the model itself. The choice is part of the training's key and of
-    its lineage. It is written into the work folder, so that an interrupted training goes on with it.
+    CPUs take the fastest settings in a few timed passes of the model. The choice is part of the training's key and of
+    its lineage. The work folder stores the choice, so that an interrupted training continues with it.
     """
     runtime = spec.config.runtime
-    asked = {"threads": runtime.threads, "precision": runtime.precision, "channels_last": runtime.channels_last}
-    if "auto" not in asked.values():
+    requested = {"threads": runtime.threads, "precision": runtime.precision, "channels_last": runtime.channels_last}
+    if "auto" not in requested.values():
         return spec
-    chosen = context.ranks.broadcast(_choice(spec, context, asked) if context.is_main else {})
+    chosen = context.ranks.broadcast(_choice(spec, context, requested) if context.is_main else {})
     torch.set_num_threads(chosen["threads"])
     settled = runtime.model_copy(update=chosen)
     return spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": settled})})
@@ -254,9 +254,9 @@ def _measure(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dic
 
 
 def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -> float:
-    """Fastest of a few forward and backward passes on noise."""
+    """Seconds of the fastest of a few forward and backward passes on noise."""
     config = spec.config
-    height, width = (min(asked, most) for asked, most in zip(config.crop, _CROP, strict=True))
+    height, width = (min(side, most) for side, most in zip(config.crop, _CROP, strict=True))
     layout = torch.channels_last if candidate["channels_last"] else torch.contiguous_format
     dtype = DTYPES[candidate["precision"]]
     with torch.random.fork_rng():
@@ -272,4 +272,4 @@ def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -
                 output = model(images)
             torch.autograd.backward(training_loss(output, labels, config.loss).total)
             found.append(time.perf_counter() - start)
-    return min(found[1:])  # the first one prepares kernels
+    return min(found[1:])  # the first pass prepares kernels

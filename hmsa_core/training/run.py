@@ -60,13 +60,13 @@ def train(
 ) -> Path:
     """Train in this process on a folder of images and a folder of label maps; return the checkpoint folder.
 
-    The same call goes on where an earlier one was stopped, and does nothing when that one has finished.
+    The same call continues a stopped run, and does nothing after a finished run.
 
     Args:
         images: folder of images.
         labels: folder of label maps with the same stems; pixels hold class ids.
         classes: class file (docs/own-data.md), or a packaged one: cityscapes, mapillary_v1.2, mapillary_v2.0.
-        out: folder of the result: `model/` (checkpoint), `log.jsonl`, `state/` (to go on from), `index/`.
+        out: folder of the result: `model/` (checkpoint), `log.jsonl`, `state/` (for resuming), `index/`.
         config: settings; the default is the paper's recipe, which is meant for 32 GPUs.
         init_from: checkpoint folder whose weights start the run; heads with another class count start anew.
 
@@ -122,7 +122,7 @@ def train(
 
 
 def _log(summary: prepare.Summary, quarantine: Path) -> None:
-    """How many images learn, and why not the others; a warning where some are left out."""
+    """Report the number of training images and the reasons for others; warn if images are left out."""
     left_out = ", ".join(f"{count} {reason}" for reason, count in summary.refused.items()) or "none"
     learn = summary.by_role.get("learn", 0)
     text = f"train: {summary.images + summary.refused_images} images found, {learn} learn, left out: {left_out}"
@@ -152,7 +152,7 @@ def run(spec: TrainSpec, context: JobContext) -> None:
         InterruptedRunError: SIGTERM or SIGINT on any rank; the state is saved.
     """
     spec = settle_runtime(spec, context)
-    # Refuse what cannot work before any data are read.
+    # Refuse impossible settings before any data are read.
     passes_a_step(spec.config, context.world)
     refuse_small_crop(spec.config, context.ranks.norm_ranks)
     data = open_run_data(spec, context.ranks)
@@ -182,7 +182,7 @@ def _is_finished(folder: Path, key: str) -> bool:
 
 
 class _Run:
-    """What goes on around the steps of one run on one rank: resuming, the log, states, validation."""
+    """Work around the steps of one run on one rank: resuming, the log, states, validation."""
 
     def __init__(self, spec: TrainSpec, context: JobContext, data: RunData) -> None:
         self.spec, self.context, self.data = spec, context, data
@@ -194,7 +194,7 @@ class _Run:
         self.validation = None
         if spec.validation is not None:
             self.validation = Validation(spec.validation, spec, context, set(data.lineage.images))
-        self.validated = 0  # epochs whose validation is over, or was not due
+        self.validated = 0  # epochs whose validation is finished or was not due
         self.clock = StepClock()
         self._resume(fresh)
         self.last_logged = self.trainer.step
@@ -206,10 +206,10 @@ class _Run:
         ranks.barrier()
         snapshot = self.states.latest()
         found = ranks.gather("no state" if snapshot is None else f"step {snapshot.step}")
-        if len(set(found)) > 1:  # only gradients are averaged from here on: the ranks would stay apart
-            told = ", ".join(f"rank {rank}: {what}" for rank, what in enumerate(found))
+        if len(set(found)) > 1:  # only gradients are averaged later: the ranks would stay different
+            details = ", ".join(f"rank {rank}: {what}" for rank, what in enumerate(found))
             raise TrainingError(
-                f"{self.spec.work}: the ranks read different states ({told})",
+                f"{self.spec.work}: the ranks read different states ({details})",
                 hint="the work folder has to be on a disk that all nodes see alike; run the same command again",
             )
         if snapshot is not None:
@@ -234,7 +234,7 @@ class _Run:
         )
 
     def _rewind_log(self) -> None:
-        """Forget lines about what is done again, so that the log reads as if nothing had happened."""
+        """Remove log lines of repeated steps, so that the log equals that of an uninterrupted run."""
         step, validated = self.trainer.step, self.validated
 
         def is_done(line: dict[str, Any]) -> bool:
@@ -245,14 +245,14 @@ class _Run:
         self.context.log.rewind(is_done)
 
     def _follow_log(self) -> None:
-        """From here on, also send each log line to the trackers that the settings name."""
+        """Send each later log line also to the trackers in the settings."""
         trackers = self.spec.config.runtime.trackers
         if trackers and self.context.is_main:
             root, run = self.spec.tracking or self.spec.work, f"{self.spec.stage}-{self.data.key[:8]}"
             self.context.log.follower = follow(trackers, root, run, self.data.key, self.trainer.step)
 
     def after_step(self, progress: Progress) -> None:
-        """Log and save what is due; nothing when the step was given up."""
+        """Log and save if due; do nothing for a discarded step."""
         step, total = self.trainer.step, self.timeline.total_steps
         if step == self.last_logged:
             return
@@ -301,7 +301,7 @@ class _Run:
         )
 
     def validate(self) -> None:
-        """Score the model if an epoch has just ended and it is due; a stop request ends it."""
+        """Score the model if an epoch has just ended and validation is due; a stop request ends the validation."""
         step = self.trainer.step
         ended = self.timeline.epoch_of(step)
         if self.validation is None or ended <= self.validated or not self.timeline.is_edge(step):
@@ -316,12 +316,12 @@ class _Run:
         self.validated = ended
 
     def _save(self) -> None:
-        """Save the state once a step; rank 0 writes, the others go on."""
+        """Save the state at most once a step; rank 0 writes, other ranks continue."""
         step = self.trainer.step
         if self.trainer.saved_step == step:
             return
         self.trainer.settle()
-        groups = self.trainer.groups()  # on every rank: it refuses weights that are not finite
+        groups = self.trainer.groups()  # on every rank: `groups` refuses weights that are not finite
         record = {
             "validated": self.validated,
             "meters": self.trainer.meters.state(),
@@ -335,7 +335,7 @@ class _Run:
     def save_and_leave(self) -> NoReturn:
         """Save the state and raise InterruptedRunError, on all ranks."""
         self._save()
-        # A rank that leaves first would make torchrun stop the one that is still writing.
+        # A rank that exits first would make torchrun stop the rank that is still writing.
         self.context.ranks.barrier()
         step, total = self.trainer.step, self.timeline.total_steps
         self.context.log.write("stopped", step=step)
@@ -346,10 +346,10 @@ class _Run:
 
 
 class Validation:
-    """Images to score on; they teach nothing and nothing is chosen by them.
+    """Images for validation; they are not used for training or for any choice.
 
     Raises:
-        ConfigError: the selection is empty, or one of its images is learned from as well.
+        ConfigError: the selection is empty, or contains a training image.
     """
 
     def __init__(self, wanted: ValidationData, spec: TrainSpec, context: JobContext, learned: set[str]) -> None:
@@ -365,7 +365,7 @@ class Validation:
             raise ConfigError(f"validation: {len(both)} images are learned from as well, first {both[0]}")
 
     def run(self, trainer: Trainer) -> dict[str, Any] | None:
-        """Mean IoU and IoU by class; None when some rank was asked to stop meanwhile. All ranks call it."""
+        """Mean IoU and IoU by class; None after a stop request to any rank. All ranks call it."""
         ranks, classes = self._context.ranks, self._classes
         counts = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
         with trainer.averaged():
@@ -403,7 +403,7 @@ class Validation:
 
 
 def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: RunData) -> str:
-    """Write `work/model/` on rank 0: the averaged weights where there are such, else the last ones.
+    """Write `work/model/` on rank 0: the averaged weights if there are any, else the last weights.
 
     Nothing in it depends on the clock: the same run gives the same bytes. Returns the digest of the weights.
     """
@@ -444,7 +444,7 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
 
 
 def _certificate(spec: TrainSpec) -> dict[str, Any]:
-    """The certificate of the auto-labels that were learned from, if one store is all and has one."""
+    """The certificate of the auto-labels, if the run has exactly one store with a certificate."""
     if len(spec.pseudo) != 1:
         return {}
     found = (read_manifest(spec.pseudo[0].store)["policy"] or {}).get("certificate")

@@ -1,13 +1,13 @@
-"""Training state on disk: everything a run needs to go on exactly where it stopped.
+"""Training state on disk: all data that a run needs to continue exactly from where it stopped.
 
     state/step-00000120/model.safetensors        weights and batch norm statistics
                         optimiser.safetensors    momentum and the like, by parameter name
                         ema.safetensors          running average, where there is one
-                        state.json               commit point: step, digests of the files and its own, figures so far
+                        state.json               commit point: step, digests of the files and of itself, figures so far
 
-Files are written through `hmsa_core.io.atomic`, `state.json` last; a folder without it does not exist for a
-reader. At least two states are kept, and an older one goes only after the newer one is durable. Random
-numbers are not stored. They are a function of (seed, step, pass), see `seeds`. Neither is the loader's state:
+Files are written through `hmsa_core.io.atomic`, `state.json` last; readers ignore a folder without
+`state.json`. At least two states are kept, and an older state is removed only after the newer one is durable. Random
+numbers are not stored: they are a function of (seed, step, pass), see `seeds`. The loader's state is not stored:
 the order of samples is a function of (seed, epoch), see `data.plan`.
 """
 
@@ -41,9 +41,9 @@ class Snapshot(NamedTuple):
 
 
 class StateStore:
-    """The states of one run, `keep` of them, at least 2: the newest may be lost with its disk block.
+    """The newest `keep` states of one run, at least 2: a disk fault may damage the newest.
 
-    `key` is the digest of everything that determines the result; a state of another key is refused.
+    `key` is the digest of all inputs that determine the result; a state of another key is refused.
     """
 
     def __init__(self, folder: Path, *, key: str, keep: int = 2) -> None:
@@ -55,12 +55,12 @@ class StateStore:
         """Write the state after `step` steps durably, then remove what is no longer kept.
 
         Raises:
-            OSError: the disk is full or broken; the states that were there are intact.
+            OSError: the disk is full or broken; the earlier states are intact.
         """
         from safetensors.torch import save as to_bytes
 
         target = self.folder / f"step-{step:08d}"
-        self._retract(target)  # an unfinished or damaged one of the same step
+        self._retract(target)  # an unfinished or damaged state of the same step
         files = {}
         for name, tensors in groups.items():
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -75,10 +75,10 @@ class StateStore:
         return [int(path.parent.name[5:]) for path in sorted(self.folder.glob(f"step-*/{_COMMIT}"))]
 
     def latest(self) -> Snapshot | None:
-        """Read the newest state whose bytes are what they were; damaged ones are named in the log.
+        """Read the newest state whose bytes match its digests; the log names damaged states.
 
         Raises:
-            IntegrityError: there are states and all of them are damaged.
+            IntegrityError: states exist and all are damaged.
             ConfigError: the folder belongs to a run with other settings or data.
         """
         damaged: list[HmsaError] = []
@@ -97,7 +97,7 @@ class StateStore:
         return None
 
     def sweep(self) -> None:
-        """Remove what dead writers left: temporary files and states without their commit point."""
+        """Remove leftovers of dead writers: temporary files and states without their commit point."""
         sweep_temps(self.folder)
         for path in self.folder.glob("step-*"):
             if not (path / _COMMIT).exists():
@@ -118,17 +118,17 @@ class StateStore:
         return Snapshot(step, groups, dict(meta["record"]), folder)
 
     def _prune(self, newest: int) -> None:
-        # States after `newest` are of a future that a resumed run has left: they go as well.
+        # States after `newest` are outdated: the resumed run computes these steps again.
         finished = self.steps()
         kept = [step for step in finished if step <= newest][-self.keep :]
         for step in finished:
             if step not in kept:
-                with contextlib.suppress(OSError):  # an old state that stays does no harm
+                with contextlib.suppress(OSError):  # a remaining old state does no harm
                     self._retract(self.folder / f"step-{step:08d}")
 
     @staticmethod
     def _retract(target: Path) -> None:
-        # The commit point first: what remains after a kill in between is not a state.
+        # The commit point first: files that a kill leaves behind are then no state.
         if (target / _COMMIT).exists():
             atomic.ops.unlink(target / _COMMIT)
         remove_tree(target)
@@ -150,7 +150,7 @@ def _read_files(folder: Path, files: Mapping[str, str]) -> Iterator[tuple[str, d
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """State of each parameter as `PARAMETER/STATE`: the optimiser's own tensors, to save or to copy into."""
+    """State of each parameter as `PARAMETER/STATE`: the optimiser's tensors themselves, to save or to copy into."""
     return {
         f"{names[parameter]}/{name}": tensor
         for group in optimiser.param_groups

@@ -32,7 +32,7 @@ from hmsa_core.training.state import Snapshot, optimiser_tensors
 class Trainer:
     """Model, optimiser, average and figures of a run on one rank.
 
-    `model` is on the device already, its batch norm synchronised where that is wanted.
+    `model` is on the device already, its batch norm synchronised if the settings say so.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Trainer:
             torch.backends.cudnn.benchmark = True  # all crops have one size
 
     def rate_of(self, step: int) -> float:
-        """Learning rate in force during a step."""
+        """Learning rate of a step."""
         timeline = self.timeline
         return learning_rate(self.config, step=step, epoch=timeline.epoch_of(step), total_steps=timeline.total_steps)
 
     def run_step(self, feed: Iterator[PassBatch]) -> Verdict:
-        """Do one step; when some rank is asked to stop between passes, the step is given up without a trace.
+        """Do one step; after a stop request to any rank between passes, the step is discarded completely.
 
         Raises:
             TrainingError: the loss is not finite (nothing was updated on a CPU), or memory ran out.
@@ -93,7 +93,7 @@ class Trainer:
         self.meters.fold()
 
     def refuse_failure(self, verdict: Verdict) -> None:
-        """Raise TrainingError on all ranks when one has seen a loss that is not finite."""
+        """Raise TrainingError on all ranks when one rank has a loss that is not finite."""
         if not verdict.failed:
             return
         found = sorted(failure for failures in self.ranks.gather(self.meters.failures) for failure in failures)
@@ -121,12 +121,12 @@ class Trainer:
         self.meters.put(self.step, parts, batch.counts, batch.names)
 
     def _forward_backward(self, batch: PassBatch) -> dict[str, Tensor] | None:
-        """Parts of the loss; None where memory ran out, and then nothing holds the activations any more."""
+        """Return the parts of the loss; None when memory ran out, after the release of all activations."""
         try:
             loss = self._loss(batch.images, batch.labels, batch.human)
             torch.autograd.backward(self.scaler.scale(loss.total / self.passes))
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, left out of __all__
-            # RMI factorises covariances, which scores that are not finite do not have.
+            # RMI factorises covariances, which need finite scores.
             return {"loss": torch.tensor(torch.nan, device=self.ranks.device)}
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -171,21 +171,21 @@ class Trainer:
         release_memory(self.ranks.device)
         for module in self.model.modules():
             if isinstance(module, SyncedBatchNorm):
-                module.eval()  # it would wait for ranks that had enough memory; this run is over anyway
+                module.eval()  # training mode would wait for ranks that had enough memory; this run ends anyway
 
         def attempt(smaller: tuple[int, int]) -> None:
             images, labels = (torch.zeros(size, *smaller, *more, dtype=torch.uint8) for more in ((3,), ()))
             self.replicas.forward = self.model  # other ranks do not take part
-            # Not `backward`: hooks of DDP hang on the parameters, and this pass is none of its own.
+            # Not `backward`: it would call DDP's hooks on the parameters, and this pass is not part of DDP's work.
             weights = [p for p in self.model.parameters() if p.requires_grad]
             torch.autograd.grad(self._loss(images, labels, None).total, weights, allow_unused=True)
 
-        told: dict[str, Any] = {"step": self.step, "batch": size, "device": self.ranks.device}
+        facts: dict[str, Any] = {"step": self.step, "batch": size, "device": self.ranks.device}
         try:
             fits = largest_fitting_crop(attempt, crop)
-        except RuntimeError:  # what hinders the search must not hide what it is for
-            return out_of_memory_error(crop, None, searched=False, **told)
-        return out_of_memory_error(crop, fits, **told)
+        except RuntimeError:  # an error of the search must not hide the first error
+            return out_of_memory_error(crop, None, searched=False, **facts)
+        return out_of_memory_error(crop, fits, **facts)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -200,21 +200,21 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the running average (if there is one) into the model inside the block."""
+        """Load the running average (if there is one) into the model for the block."""
         if self.average is None:
             yield
             return
-        own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        trained = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.average.copy_to(self.model)
         try:
             yield
         finally:
-            self.model.load_state_dict(own)
+            self.model.load_state_dict(trained)
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors of the state, to save or to fill; TrainingError when a weight is not finite.
+        """Return the tensors of the state, to save or to fill; TrainingError when a weight is not finite.
 
-        The check is here because a state with NaN in it must never become the last good one.
+        The check is here because a state with NaN must never become the last good state.
         """
         groups = {
             "model": dict(self.model.state_dict()),
@@ -232,13 +232,13 @@ class Trainer:
         return groups
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         with torch.no_grad():
-            for name, own in self.groups().items():
+            for name, tensors in self.groups().items():
                 found = snapshot.groups.get(name, {})
-                if {k: t.shape for k, t in own.items()} != {k: t.shape for k, t in found.items()}:
+                if {k: t.shape for k, t in tensors.items()} != {k: t.shape for k, t in found.items()}:
                     raise CheckpointError(f"{snapshot.folder}: {name} tensors do not fit this model")
-                for key, tensor in own.items():
+                for key, tensor in tensors.items():
                     tensor.copy_(found[key])
         self.step = self.saved_step = snapshot.step
         self.meters.load(snapshot.record["meters"])
@@ -246,7 +246,7 @@ class Trainer:
 
 
 def _not_finite(groups: dict[str, dict[str, Tensor]]) -> list[str]:
-    """Tensors with a value that is not finite; the device is asked once, not for each tensor."""
+    """Tensors with a value that is not finite; one transfer from the device serves all tensors."""
     floats = {
         f"{group} tensor {name}": tensor
         for group, tensors in groups.items()

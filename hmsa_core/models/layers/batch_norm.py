@@ -1,12 +1,12 @@
-"""Batch norm over several ranks, and an order of work in which layers that do not depend on each other share a message.
+"""Batch norm over several ranks; independent layers share one message.
 
 A block with batch norms is written as *steps*: a generator that yields `Norm(module, x)` where it needs the module's
-output. It yields a list of steps where parts do not depend on each other. `run` works on such steps depth first, as
-plain code would, until a batch norm needs the other ranks. That part waits, and the next one goes on. When all parts
+output. It yields a list of steps where parts do not depend on each other. `run` executes such steps depth first, as
+plain code would, until a batch norm needs the other ranks. That part waits, and the next part runs. When all parts
 wait, their statistics travel in one message. Gradients come back the same way. So HRNet's branches, and the scales of a
-training pass, need one message a layer and not one each.
+training pass, need one message a layer in total.
 
-Each rank has the same number of positions. With unequal numbers torch's SyncBatchNorm asks the device for them, and
+Each rank has the same number of positions. With unequal numbers torch's SyncBatchNorm reads them from the device, and
 the host waits at every layer. Legend: M norms of one message, C their channels laid end to end, R ranks.
 """
 
@@ -29,20 +29,20 @@ Group = dist.ProcessGroup | None  # None = all ranks
 
 
 class Norm(NamedTuple):
-    """A request: the output of this module for `x`."""
+    """A request for the output of this module for `x`."""
 
     module: nn.Module
     x: Tensor
 
 
-Steps = Generator[Any, Any, T]  # yields Norm or a list of Steps; is sent an output or the list of results
+Steps = Generator[Any, Any, T]  # yields Norm or a list of Steps; receives an output or the list of results
 
 
 class Stepwise(nn.Module):
-    """A module whose `steps` say what it computes."""
+    """A module whose `steps` define its computation."""
 
     def steps(self, *inputs: Any) -> Steps[Any]:
-        """The work as steps."""
+        """Yield the computation as steps."""
         raise NotImplementedError
 
     def forward(self, *inputs: Any) -> Any:
@@ -51,7 +51,7 @@ class Stepwise(nn.Module):
 
 
 def steps_of(module: nn.Module, *inputs: Any) -> Steps[Any]:
-    """Steps of any module: of its own, of the parts of a `Sequential`, or one call (also where hooks wait for one)."""
+    """Steps of any module: its `steps`, those of the parts of a `Sequential`, or one call (also if it has hooks)."""
     if isinstance(module, _BatchNorm):
         return (yield Norm(module, *inputs))
     if module._forward_hooks or module._forward_pre_hooks:
@@ -67,7 +67,7 @@ def steps_of(module: nn.Module, *inputs: Any) -> Steps[Any]:
 
 
 class _Part:
-    """Steps under way; the results of its own parts are collected here."""
+    """Running steps; collects the results of their parts."""
 
     def __init__(self, steps: Steps[Any], parent: _Part | None = None, place: int = 0) -> None:
         self.steps, self.parent, self.place = steps, parent, place
@@ -91,7 +91,7 @@ def run(steps: Steps[T]) -> T:
             waiting = []
         part, answer = todo.pop()
         try:
-            asked = part.steps.send(answer)
+            request = part.steps.send(answer)
         except StopIteration as end:
             if part.parent is None:
                 return cast("T", end.value)
@@ -101,18 +101,18 @@ def run(steps: Steps[T]) -> T:
                 todo.append((above, above.results))
                 above.results = []
             continue
-        answer = None  # the largest maps: nothing is held longer than plain code would hold it
-        if isinstance(asked, list):
-            todo += part.split(asked)
-        elif isinstance(asked.module, SyncedBatchNorm) and asked.module.training:
-            waiting.append((part, asked))
+        answer = None  # frees the largest maps as early as plain code would
+        if isinstance(request, list):
+            todo += part.split(request)
+        elif isinstance(request.module, SyncedBatchNorm) and request.module.training:
+            waiting.append((part, request))
         else:
-            todo.append((part, asked.module(asked.x)))
-        asked = None
+            todo.append((part, request.module(request.x)))
+        request = None
 
 
 def run_all(parts: Iterable[Steps[T]]) -> list[T]:
-    """Run steps that do not depend on each other; returns their results in order."""
+    """Run independent steps; return their results in order."""
 
     def together() -> Steps[list[T]]:
         return (yield list(parts))  # type: ignore[no-any-return]
@@ -121,7 +121,7 @@ def run_all(parts: Iterable[Steps[T]]) -> list[T]:
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose statistics, while training, are those of all ranks of a group.
+    """`nn.BatchNorm2d` that uses the statistics of all ranks of a group in training.
 
     Also stands in for timm's norms with drop and activation (`BatchNormAct2d`), whose parts it keeps.
     """
@@ -133,13 +133,13 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         self.then = nn.ModuleList(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name))
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x C x h x w of the input's dtype."""
+        """Return B x C x h x w of the input's dtype."""
         if self.training:
             return normalise([Norm(self, x)])[0]
         return self.finish(super().forward(x))
 
     def finish(self, x: Tensor) -> Tensor:
-        """Apply what timm's norms hold besides the norm."""
+        """Apply the drop and activation of timm's norms."""
         for layer in self.then:
             x = layer(x)
         return x
@@ -155,9 +155,9 @@ def synchronise(model: nn.Module, group: Group = None) -> nn.Module:
 
 
 def normalise(asked: Sequence[Norm]) -> list[Tensor]:
-    """Outputs of `SyncedBatchNorm` modules that train, in order; one message for those of the same settings.
+    """Outputs of `SyncedBatchNorm` modules in training, in order; modules with equal settings share one message.
 
-    A module may be asked for more than once: its running statistics take the inputs in order.
+    A module may occur more than once: its running statistics take the inputs in order.
     """
     alike: dict[Any, list[int]] = defaultdict(list)
     for place, (module, x) in enumerate(asked):
@@ -177,7 +177,7 @@ def normalise(asked: Sequence[Norm]) -> list[Tensor]:
 
 @torch.no_grad()
 def _remember(norms: Sequence[SyncedBatchNorm], mean_C: Tensor, unbiased_C: Tensor) -> None:
-    """Move running statistics; a module's second input comes after its first."""
+    """Update running statistics; a module's second input comes after its first."""
     sizes = [norm.num_features for norm in norms]
     rounds: dict[int, list[tuple[SyncedBatchNorm, Tensor, Tensor]]] = defaultdict(list)
     seen: Counter[SyncedBatchNorm] = Counter()
@@ -218,18 +218,18 @@ class _Normalise(torch.autograd.Function):
         inputs, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         sizes = [x.shape[1] for x in inputs]
         pairs = list(zip(torch.split(mean, sizes), torch.split(invstd, sizes), strict=True))
-        gradients = [_dense(g, x) for g, x in zip(by_outputs, inputs, strict=False)]  # the last two are of statistics
-        own = [
+        gradients = [_dense(g, x) for g, x in zip(by_outputs, inputs, strict=False)]  # the last two: of statistics
+        sums = [
             torch.batch_norm_backward_reduce(g, x, *pair, None, True, False, False)[:2]
             for g, x, pair in zip(gradients, inputs, pairs, strict=True)
         ]
         # Sums over this rank's positions of the gradient, and of its product with the centred input.
-        by_shift, by_centred = (torch.cat(kind) for kind in zip(*own, strict=True))
+        by_shift, by_centred = (torch.cat(kind) for kind in zip(*sums, strict=True))
         message = torch.cat([by_shift, by_centred])
         dist.all_reduce(message, group=ctx.group)
         means = torch._foreach_div([*torch.split(message, sizes * 2)], ctx.totals * 2)
         once = torch.ones(1, dtype=torch.int32, device=message.device)  # the sums are divided already
-        # Parameters get the share of this rank: gradients of all ranks are averaged once a step.
+        # Parameters get this rank's share: gradients of all ranks are averaged once a step.
         shares = zip(torch.split(by_centred * invstd, sizes), torch.split(by_shift, sizes), strict=True)
         maps = zip(gradients, inputs, pairs, weights, means[: len(sizes)], means[len(sizes) :], shares, strict=True)
         found: list[Any] = [None, None]
@@ -244,9 +244,9 @@ _replay: ContextVar[Iterator[tuple[Tensor, Tensor]] | None] = ContextVar("_repla
 
 
 def recomputed(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts for the first and second run of a block that an activation checkpoint computes again.
+    """Contexts for the first and second run of a block under activation checkpointing.
 
-    The second one takes the statistics of the first, so it sends no message, and leaves running statistics as they are.
+    The second run reuses the statistics of the first, sends no message, and does not change running statistics.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     return _remembering(block, kept, again=False), _remembering(block, kept, again=True)
@@ -265,7 +265,7 @@ def _remembering(block: nn.Module, kept: list[tuple[Tensor, Tensor]], *, again: 
 
 @contextmanager
 def _buffers_copied(block: nn.Module) -> Iterator[None]:
-    """Let norms that no other rank shares work on copies of their buffers: both runs then save the same tensors."""
+    """Let unsynchronised norms work on copies of their buffers, so that both runs save the same tensors."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncedBatchNorm)]
     originals = [norm._buffers for norm in norms]
     for norm in norms:
@@ -282,12 +282,12 @@ def _statistics_of(inputs: Sequence[Tensor], eps: float, group: Group, ranks: in
     replay, tape = _replay.get(), _tape.get()
     if replay is not None:
         return next(replay)
-    own = [torch.batch_norm_stats(x, eps) for x in inputs]
-    message = torch.cat([one for kind in zip(*own, strict=True) for one in kind])
-    told = message.new_empty(ranks * message.numel())
-    dist.all_gather_into_tensor(told, message, group=group)
-    mean_RC, invstd_RC = told.view(ranks, 2, -1).unbind(1)
-    # The mean of squares minus the square of the mean would lose digits; this does not.
+    local = [torch.batch_norm_stats(x, eps) for x in inputs]
+    message = torch.cat([one for kind in zip(*local, strict=True) for one in kind])
+    gathered = message.new_empty(ranks * message.numel())
+    dist.all_gather_into_tensor(gathered, message, group=group)
+    mean_RC, invstd_RC = gathered.view(ranks, 2, -1).unbind(1)
+    # The mean of squares minus the square of the mean would lose digits.
     variance = (invstd_RC.pow(-2) - eps).mean(0) + mean_RC.var(0, correction=0)
     found = mean_RC.mean(0), variance.clamp_min_(0.0)
     if tape is not None:
@@ -296,7 +296,7 @@ def _statistics_of(inputs: Sequence[Tensor], eps: float, group: Group, ranks: in
 
 
 def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """The tensor in one of the two memory formats that the kernels read; that of `like`."""
+    """Return the tensor in the memory format of `like`, one of the two formats that the kernels read."""
     like = x if like is None else like
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

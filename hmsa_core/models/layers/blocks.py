@@ -1,4 +1,4 @@
-"""Small pieces that every network here is made of: resizing, convolution + batch norm + ReLU, initialisation."""
+"""Building blocks of all networks: resizing, convolution + batch norm + ReLU, initialisation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def resize(maps_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     if maps_BCHW.requires_grad and maps_BCHW.device.type == "cpu":
         resized: Tensor = _ResizeOnCpu.apply(maps_BCHW, size)
         return resized
-    # Autocast of GPUs resizes in float32 and returns that; sums with other maps would then mix types.
+    # Autocast on GPUs resizes in float32 and returns float32; sums with other maps would then mix types.
     return F.interpolate(maps_BCHW, size=size, mode="bilinear", align_corners=False).to(maps_BCHW.dtype)
 
 
 class _ResizeOnCpu(torch.autograd.Function):
-    """torch's own, whose backward pass takes a quarter of the time where channels come last: the same bits."""
+    """Bilinear resize of torch; the backward pass in channels-last memory takes a quarter of the time, same bits."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -61,7 +61,7 @@ def conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool 
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, *, stride: int = 1, relu: bool = True) -> nn.Sequential:
-    """Make convolution, batch norm and (if asked) ReLU: indexes 0, 1, 2 in the state dict."""
+    """Make convolution, batch norm and optional ReLU: indexes 0, 1, 2 in the state dict."""
     layers = [conv(inputs, outputs, kernel, stride=stride), nn.BatchNorm2d(outputs, momentum=BN_MOMENTUM)]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 

@@ -1,4 +1,4 @@
-r"""Trunks: each file of this folder is one family of trunks and is known by being here.
+r"""Trunks: each file of this folder is one family of trunks and needs no registration.
 
 A trunk file states its names as plain literals, which are read without importing the file: settings are checked where
 torch is not loaded. It builds a trunk in a function `build`. `deeplabv3.py` is a short example.
@@ -29,10 +29,10 @@ __all__ = ["Trunk", "Widths", "make_trunk"]
 
 @dataclass(frozen=True)
 class Widths:
-    """What stands on a trunk where the model's options do not say."""
+    """Default widths of the heads on a trunk, for options that the model's settings leave open."""
 
     context: Literal["ocr", "aspp", "psp", "none"] = "ocr"
-    ocr_mid: int = 512  # channels; these are the released ones
+    ocr_mid: int = 512  # channels, as released
     ocr_key: int = 256
     attention_channels: int = 256
 
@@ -41,11 +41,11 @@ class Trunk(Protocol):
     """An nn.Module: B x 3 x H x W images -> feature maps, the finest first.
 
     Attributes:
-        channels: of each map.
-        strides: of each map: map i is B x channels[i] x ceil(H / strides[i]) x ceil(W / strides[i]).
-        widths: defaults of what stands on this trunk.
-        body: the part that published weights fill; a trunk without this attribute is filled whole.
-        checkpointing: set it to recompute activations in the backward pass; a trunk that cannot has no such attribute.
+        channels: channels of each map.
+        strides: stride of each map: map i is B x channels[i] x ceil(H / strides[i]) x ceil(W / strides[i]).
+        widths: default widths of the heads on this trunk.
+        body: the part that published weights fill; without this attribute they fill the whole trunk.
+        checkpointing: set it to recompute activations in the backward pass; trunks without support lack this attribute.
     """
 
     channels: tuple[int, ...]

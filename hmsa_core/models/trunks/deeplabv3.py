@@ -15,7 +15,7 @@ NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101")
 
 
 def build(name: str) -> DeepLabTrunk:
-    """Build a trunk of these names."""
+    """Build the trunk of this name."""
     return DeepLabTrunk(name)
 
 
@@ -24,7 +24,7 @@ class DeepLabTrunk(nn.Module):
 
     channels = (256,)
     strides = (8,)
-    widths = Widths(context="none")  # ASPP is its context
+    widths = Widths(context="none")  # ASPP is the context block
 
     def __init__(self, name: str) -> None:
         super().__init__()

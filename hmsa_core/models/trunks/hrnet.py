@@ -24,7 +24,7 @@ _T = TypeVar("_T", Tensor, list[Tensor])
 
 
 class HRNetSpec(NamedTuple):
-    """Everything that tells one HRNet from another; the defaults are the published depth."""
+    """Sizes of an HRNet; the defaults are the published depth."""
 
     width: int  # channels of the finest branch; each coarser branch doubles them
     stem: int = 64  # channels of the two stride-2 convolutions
@@ -35,7 +35,7 @@ class HRNetSpec(NamedTuple):
     widths: Widths = Widths()
 
 
-# For CPUs: about a tenth of W18's work. Fewer modules, a thin stem (the stem runs on the largest grids).
+# For CPUs: about a tenth of W18's work, by fewer modules and a thin stem (the stem runs on the largest grids).
 _NARROW = {
     "hrnet_tiny": HRNetSpec(16, 32, 16, 2, (1, 2, 1), (2, 2, 2), Widths("ocr", 64, 32, 32)),
     "hrnet_micro": HRNetSpec(8, 16, 8, 1, (1, 1, 1), (1, 1, 1), Widths("ocr", 32, 16, 16)),
@@ -97,7 +97,7 @@ class Bottleneck(Stepwise):
 
 
 class ExchangeModule(Stepwise):
-    """Residual blocks in each branch, then every branch receives the sum of all, resampled to its grid."""
+    """Residual blocks in each branch; then every branch receives the sum of all branches, resampled to its grid."""
 
     def __init__(self, channels: Sequence[int], blocks: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class ExchangeModule(Stepwise):
         return (yield [self._fuse(inputs, target) for target in range(len(inputs))])  # type: ignore[no-any-return]
 
     def _fuse(self, inputs: list[Tensor], target: int) -> Steps[Tensor]:
-        # Summed in the order of the branches, as released; in place once the sum is a tensor of our own.
+        # Summed in the order of the branches, as released; in place once the sum is a new tensor.
         size = (inputs[target].shape[-2], inputs[target].shape[-1])
         layers = cast("nn.ModuleList", self.fuse_layers[target])
         total, *terms = yield [steps_of(layer, x) for layer, x in zip(layers, inputs, strict=True)]
@@ -178,7 +178,7 @@ class HRNet(Stepwise):
             (self.transition2, self.stage3),
             (self.transition3, self.stage4),
         ):
-            # A new branch grows from the coarsest one there is.
+            # A new branch starts from the coarsest existing branch.
             inputs = branches + [branches[-1]] * (len(transition) - len(branches))
             branches = yield [steps_of(step, one) for step, one in zip(transition, inputs, strict=True)]
             del inputs
@@ -202,7 +202,7 @@ def _stage(spec: HRNetSpec, channels: Sequence[int], index: int) -> nn.Sequentia
 
 
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
-    """Adapt channel counts of the branches there are and start one more by a stride-2 convolution."""
+    """Adapt channel counts of the existing branches and start one more by a stride-2 convolution."""
     steps: list[nn.Module] = []
     for i, outputs in enumerate(after):
         if i < len(before):
