@@ -216,7 +216,7 @@ def _opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
     """Open a file of plausible length; with a digest, return its bytes in memory after a check of the digest."""
     try:
         # Does not wait for the writer of a named pipe.
-        file = open(fetched(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+        file = open(fetched(path), "rb", opener=lambda name, _: os.open(name, os.O_RDONLY | os.O_NONBLOCK))  # noqa: SIM115
         about = os.fstat(file.fileno())
     except OSError as error:
         raise DecodeError(f"{path}: cannot be read ({error.strerror})", reason="unreadable") from error

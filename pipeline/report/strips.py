@@ -122,7 +122,7 @@ def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
     return folder
 
 
-def thumbnails(ws: Workspace, captions: Mapping[str, str], link: Callable[[str], str]) -> Raw:
+def thumbnails(ws: Workspace, captions: Mapping[str, str], address_of: Callable[[str], str]) -> Raw:
     """Small pictures with their training labels, each a link; ignored pixels are dark.
 
     A missing or damaged image is left out; the next run of `prepare` reports it.
@@ -130,7 +130,7 @@ def thumbnails(ws: Workspace, captions: Mapping[str, str], link: Callable[[str],
     Args:
         ws: the workspace.
         captions: {name of an image: its caption}.
-        link: address of an image.
+        address_of: address of an image.
     """
     final, index = ws.path("labels/final"), ws.path("data/index/target.parquet")
     for path, missing in ((final / "manifest.json", "no training labels were made"), (index, "no images were indexed")):
@@ -149,7 +149,7 @@ def thumbnails(ws: Workspace, captions: Mapping[str, str], link: Callable[[str],
         ids = np.asarray(Image.fromarray(store.read(name)[0]).resize(size, Image.Resampling.NEAREST))
         mixed = 0.45 * small + np.where((ids != IGNORE)[..., None], 0.55 * palette[ids], 0.0)
         picture = _uri(mixed.astype(np.uint8), Image.Resampling.BOX, "JPEG", _SMALL)
-        cells.append(f"<a href='{esc(link(name))}' title='{esc(name)}'><img src='{picture}' alt='{esc(name)}'>")
+        cells.append(f"<a href='{esc(address_of(name))}' title='{esc(name)}'><img src='{picture}' alt='{esc(name)}'>")
         cells.append(f"{esc(captions[name])}</a>")
     return Raw(f"<div class='thumbs'>{''.join(cells)}</div>" if cells else "<p class='soft'>nothing was labelled</p>")
 

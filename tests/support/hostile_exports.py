@@ -422,13 +422,13 @@ _FIXED: dict[str, dict[str, Maker]] = {
     },
     "coco-panoptic": {},
     "huggingface": {
-        "an unknown class -> no classes": _as_label(lambda _data, _rng: _bytes(19)),
+        "an unknown class -> are not ids of": _as_label(lambda _data, _rng: _bytes(19)),
         "as many pixels -> is (12, 80)": _as_label(lambda _data, _rng: _bytes(0, (12, 80))),
         "nothing -> label of": _as_label(lambda _data, _rng: b""),
     },
     "fiftyone": {
-        "an unknown class -> no classes": _mask(_bytes(20)),
-        "the last value -> no class": _mask(_bytes(255)),
+        "an unknown class -> are not ids of": _mask(_bytes(20)),
+        "the last value -> are not ids of": _mask(_bytes(255)),
         "no picture -> not a PNG": _mask(b"x"),
     },
 }
