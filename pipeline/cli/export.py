@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", action="append", metavar="NAME", help="only this image; may be repeated")
     add("--queue", type=int, metavar="N", help="only the N images most worth a look that nobody reviewed")
     add("--sort", default="uncertain", metavar="ORDER", help="of --queue, as in `inspect` (%(default)s)")
-    text = "folder of the photographs, as in `serve` (default: the workspace's)"
+    text = "folder of the photographs, as in `serve`"
     add("--images", type=Path, metavar="ROOT", help=text)
 
 

@@ -1,5 +1,6 @@
 """What a threshold keeps: per class and for the images most affected, from the store's statistics alone.
 
+autolabel inspect labels/raw                      (the policy's thresholds; without a policy, all pixels)
 autolabel inspect labels/raw --threshold 0.9
 autolabel inspect labels/raw --threshold 0.8 --threshold 0.95          (what the step costs)
 autolabel inspect labels/raw --policy calibration/policy.json --class rider --sort drop:0.8:0.95
@@ -7,7 +8,7 @@ autolabel inspect labels/raw --threshold 0.9 --json | jq '.classes[] | [.name, .
 
 Precision has a source. Audit: judged by a person on this store. Calibration: counted on images the teacher never saw,
 with the curves file beside the policy. Expected: the policy's table on this store's histogram. In a workspace
-calibration/policy.json gives the precision where no policy is given; its thresholds count with --policy only.
+calibration/policy.json gives the precision where no policy is given.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ def run(args: argparse.Namespace) -> int:
     # Imported here, because the data packages take longer than `--help` may.
     from hmsa_core.io.remote import is_url, local_folder
     from pipeline.review.precision import calibration_policy
-    from pipeline.review.session import Session
+    from pipeline.review.session import Session, start_policy
 
     store = local_folder(args.store, without="shard-*")  # the sidecar tables hold all figures
-    known, unfit = (None, "") if args.policy else calibration_policy(store)
+    known, unfit = (None, "") if args.policy else calibration_policy(store) if args.threshold else start_policy(store)
+    if not args.threshold:
+        args.policy = args.policy or known
     session = Session(store, policy=args.policy, curves=args.curves, evidence=known)
     chosen = _chosen(session, args)
     answer = _figures(session, chosen, args) | ({"store": args.store} if is_url(args.store) else {})
@@ -62,20 +65,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
-    """Thresholds to show: those of each --threshold, then the policy's."""
+    """Thresholds to show: those of each --threshold, then the policy's; without any, all pixels."""
     if args.limit < 0:
         raise ConfigError(f"--limit {args.limit}: expected 0 or more")
     wanted: list[str | None] = list(args.threshold)
     if args.policy is not None and len(wanted) < 2:
         wanted.append("policy")
-    if session.view.kind != "raw" and not wanted:
-        return [session.cuts(pins=args.cut)]
-    if not 1 <= len(wanted) <= 2:
-        raise ConfigError(
-            "at most two thresholds side by side" if wanted else "which threshold? give --threshold T or --policy F",
-            hint="for example: --threshold 0.9, or --policy calibration/policy.json",
-        )
-    return [session.cuts(threshold, args.cut) for threshold in wanted]
+    if len(wanted) > 2:
+        raise ConfigError("at most two thresholds side by side", hint="for example: --threshold 0.8 --threshold 0.9")
+    return [session.cuts(threshold, args.cut) for threshold in wanted or [None]]
 
 
 def _figures(session: Session, chosen: list[Cuts], args: argparse.Namespace) -> dict[str, Any]:

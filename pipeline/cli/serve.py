@@ -1,5 +1,6 @@
 """The web page of a label store: drag the threshold, watch the mask, review, audit, save the policy.
 
+autolabel serve STORE                                        (straight after `label`, or in a workspace)
 autolabel serve labels/raw --policy calibration/policy.json --images data/cityscapes
 autolabel serve labels/raw --compare other/labels/raw        (two stores, swipe)
 
@@ -14,17 +15,21 @@ import logging
 import sys
 from pathlib import Path
 
-from hmsa_core.io.errors import needs_extra
+from hmsa_core.io.errors import ConfigError, needs_extra
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     add = parser.add_argument
     add("store", type=Path, metavar="STORE", help="folder of a label store")
-    add("--policy", type=Path, metavar="F", help="thresholds and calibration to start with")
+    text = (
+        "thresholds and calibration to start with (default: the workspace's calibration/policy.json, else "
+        "STORE.policy.json; without them all pixels are kept)"
+    )
+    add("--policy", type=Path, metavar="F", help=text)
     text = (
         "folder of the photographs: the one that was given to `label`, or the root that the store's image paths are "
-        "relative to (default: the data root of the workspace that holds the store)"
+        "relative to (default: where `label` found them, else the data root of the workspace that holds the store)"
     )
     add("--images", type=Path, metavar="ROOT", help=text)
     add("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
@@ -53,18 +58,22 @@ def _port(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Serve the page until the program is stopped."""
     # Imported here: the packages of the server take longer than `--help` may.
-    from pipeline.review.precision import calibration_policy
-    from pipeline.review.session import Session, image_root, policy_target
+    from pipeline.review.session import Session, image_root, policy_target, start_policy
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images = args.images if args.images is not None else image_root(args.store)
-    known, unfit = (None, "") if args.policy else calibration_policy(args.store)
+    if args.policy and args.save_policy and args.save_policy.resolve() == args.policy.resolve():
+        # A measured policy is an output of `calibrate`: DVC may share its bytes with the cache.
+        raise ConfigError(
+            f"{args.save_policy}: would overwrite the policy it starts from",
+            hint="leave --save-policy out, or give it the name of a new file",
+        )
+    policy, unfit = (args.policy, "") if args.policy else start_policy(args.store)
     if unfit:
         sys.stderr.write(f"note: no precision: {unfit}\n")
     session = Session(
         args.store,
-        policy=args.policy,
-        evidence=known,
+        policy=policy,
         images=images,
         other=args.compare,
         other_policy=args.compare_policy,

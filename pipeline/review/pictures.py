@@ -24,7 +24,7 @@ class Pictures:
 
     Attributes:
         root: folder outside of which no file is read, or None.
-        note: message for the user: no photograph is found, or the paths begin above the root; else "".
+        note: message for the user where no photograph is found; else "".
 
     Args:
         root: as `root`: `image_path` and `coarse_path` of the store are relative to it or begin with its name.
@@ -52,10 +52,7 @@ class Pictures:
     def _find_start(self, root: Path, given: str, paths: list[str]) -> Path:
         """Folder that image paths are relative to: `root`, or its parent if only from there they lead into `root`."""
         for start in (root, root.parent):
-            found = next((path for path in paths if _is_below(start, path, root)), None)
-            if found is not None:
-                if start != root:
-                    self.note = f"its paths begin one folder above {given} ({found!r}); nothing else there is read"
+            if any(_is_below(start, path, root) for path in paths):
                 return start
         where = f"; give --images the folder that holds {paths[0]!r}" if paths else " (it names none)"
         self.note = f"0 of its {len(paths)} photographs are below {given}{where}"

@@ -202,8 +202,15 @@ def calibration_policy(store: AnyPath) -> tuple[Path | None, str]:
 
     The reason is empty where there is no workspace or no calibration yet: then no policy was expected.
     """
-    manifest, ws = read_manifest(Path(store)), workspace_around(store)
-    if ws is None or manifest["kind"] != "raw" or not (path := ws.path("calibration/policy.json")).is_file():
+    ws = workspace_around(store)
+    path = None if ws is None else ws.path("calibration/policy.json")
+    return fitting_policy(store, path) if path is not None and path.is_file() else (None, "")
+
+
+def fitting_policy(store: AnyPath, path: Path) -> tuple[Path | None, str]:
+    """`path` if this policy fits a raw store; else None, and why a raw store does not fit."""
+    manifest = read_manifest(Path(store))
+    if manifest["kind"] != "raw":
         return None, ""
     try:
         policy = ThresholdPolicy.load(path)

@@ -20,12 +20,12 @@ from pipeline.review.audit import Audit
 from pipeline.review.certificate import Certificate
 from pipeline.review.certify import begin
 from pipeline.review.pictures import safe_colours
-from pipeline.review.precision import NO_EVIDENCE, AnyPath, PrecisionSources, find_curves, load_policy, workspace_around
+from pipeline.review.precision import NO_EVIDENCE, AnyPath, PrecisionSources, calibration_policy, find_curves, fitting_policy, load_policy, workspace_around
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Cuts, parse_cuts, to_policy
 from pipeline.review.view import StoreView
 
-DEFAULT_THRESHOLD = "0.9"  # the paper's
+ALL = "0.00"  # the threshold that keeps every pixel
 
 
 class Session:
@@ -37,7 +37,7 @@ class Session:
         images: root of the photographs (and human labels).
         other: second store for compare; must have the same classes.
         other_policy: second policy for compare.
-        save_to: where "Save policy" writes, never over `policy`; default: `STORE.policy.json`, or one with a number.
+        save_to: where "Save policy" writes; default: `policy_target`, never over `policy`.
         reviewer: name that marks carry.
         curves: calibration counts behind the policy; default: those next to the policy, if they exist.
         evidence: measured policy for the precision of kept pixels where `policy` is None; its thresholds are not used.
@@ -69,17 +69,9 @@ class Session:
                 self.policies[key], self.policy_names[key] = load_policy(path, view), Path(path).name
         self.evidence = None if policy is not None or evidence is None else load_policy(evidence, self.view)
         self.calibrated = find_curves(self.view, policy if policy is not None else evidence, curves)
-        folder = self.view.path.resolve()
-        if save_to is not None and policy is not None and Path(save_to).resolve() == Path(policy).resolve():
-            # A measured policy is an output of `calibrate`: DVC may share its bytes with the cache.
-            raise ConfigError(
-                f"{save_to}: would overwrite the policy it starts from",
-                hint="leave --save-policy out, or give it the name of a new file",
-            )
-        default = folder.with_name(f"{folder.name}.policy.json")
-        self.save_path = Path(save_to) if save_to is not None else _not_over(default, policy)
+        self.save_path = Path(save_to) if save_to is not None else policy_target(store, policy)
         self.reviewer = reviewer
-        store, labels = marked_store(folder, self.view.kind), labels_id(self.view.lineage)
+        store, labels = marked_store(self.view.path.resolve(), self.view.kind), labels_id(self.view.lineage)
         self.review = ReviewFile(store, self.view.image_digests, labels)
         self.audits = SpotFile(Audit, self.view)
         self.certificates = SpotFile(Certificate, self.view)
@@ -120,7 +112,7 @@ class Session:
         ]
 
     def cuts(self, threshold: str | None = None, pins: list[str] | None = None) -> Cuts:
-        """Read thresholds as URLs, the API and the page write them; a class without one gets its start value."""
+        """Read thresholds as URLs, the API and the page write them; without one: the policy's, or all pixels."""
         if self.view.kind != "raw":
             if threshold is not None or pins:
                 raise ConfigError(
@@ -129,7 +121,7 @@ class Session:
                 )
             count = self.view.classes.num_classes
             return Cuts(np.zeros(count, np.int64), ("as stored",) * count, "0.00")
-        start = "policy" if "policy" in self.policies else DEFAULT_THRESHOLD
+        start = "policy" if "policy" in self.policies else ALL
         return parse_cuts(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
 
     def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
@@ -150,7 +142,6 @@ class Session:
         safe = np.zeros((classes.num_classes, 3), int)
         safe[order] = safe_colours(classes.num_classes)  # frequent classes get the colours farthest apart
         table = sources.table
-        start = ConfidenceCode().code_for(DEFAULT_THRESHOLD) if view.kind == "raw" else 0
         return {
             "name": view.name,
             "path": str(view.path),
@@ -165,8 +156,7 @@ class Session:
             ],
             "safeColours": safe.tolist(),
             "edges": list(ConfidenceCode().edges),
-            "startCode": start,
-            "start": start if policy is None else "policy",
+            "start": 0 if policy is None else "policy",
             "cities": [c for c in view.statistics.city_names() if c],
             "problems": [*view.problems, *self.notes],
             "hasPictures": view.pictures.root is not None,
@@ -267,19 +257,42 @@ def _text(value: object) -> str:
 
 
 def image_root(store: AnyPath) -> Path | None:
-    """Root of the target data set of the workspace around `store`; None without a workspace or without that folder."""
-    ws = workspace_around(store)
+    """Folder of the photographs: the one that `label` read, else the target data set of the workspace around `store`.
+
+    None where neither is known or exists.
+    """
+    from hmsa_core.inference.folder.label_folder import image_folder
+
     try:
+        if (labelled := image_folder(Path(store))) is not None:
+            return labelled
+        ws = workspace_around(store)
         root = None if ws is None else ws.roots.get("target")
-    except HmsaError:  # its parameters are broken: then pictures need --images
+    except HmsaError:  # the record or the parameters are broken: then pictures need --images
         return None
     return root if root is not None and root.is_dir() else None
 
 
-def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path | None:
-    """Path for a saved policy of a raw store in a workspace: in the folder that DVC watches; else None."""
+def start_policy(store: AnyPath) -> tuple[Path | None, str]:
+    """Policy that the page starts with: the workspace's measured one, else the one saved beside a raw store.
+
+    Returns:
+        its path, or None and the reason why an existing policy does not fit this store.
+    """
+    found, unfit = calibration_policy(store)
+    saved = _beside(store)
+    return fitting_policy(store, saved) if found is None and not unfit and saved.is_file() else (found, unfit)
+
+
+def _beside(store: AnyPath) -> Path:
+    folder = Path(store).resolve()
+    return folder.with_name(f"{folder.name}.policy.json")
+
+
+def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path:
+    """Path for a saved policy: in a workspace in the folder that DVC watches, else beside the store; never `start`."""
     ws = workspace_around(store)
-    return None if ws is None else _not_over(ws.path(f"policies/{Path(store).resolve().name}.json"), start)
+    return _not_over(ws.path(f"policies/{Path(store).resolve().name}.json") if ws else _beside(store), start)
 
 
 def _not_over(target: Path, start: AnyPath | None) -> Path:

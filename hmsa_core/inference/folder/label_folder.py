@@ -39,6 +39,7 @@ from hmsa_core.spec import InferSpec, Selection
 
 _ROOT = "images"  # name of the root that image paths in the store are relative to
 _RECORD = "options.json"  # in the work folder: what later runs must not change, and the job's own key leaves out
+_FOLDER = "folder.json"  # in the work folder: where the images are
 Names = Literal["stem", "path"]
 Tell = Callable[[str], None]
 _LOG = logging.getLogger(__name__)
@@ -139,6 +140,8 @@ def label_images(
             _check_begun(kept, begun)
             write_json(work / _RECORD, begun)
             folder = _of_one_root(folder, begun["folder"], some=bool(files))
+            if target is None and not is_url(str(images)):
+                _record_folder(folder, local, begun["folder"])
             refused = _index(folder, files, work, options, names, engine, tell, stop)
             wanted, told = _unchanged(work, target, tell, some=bool(files))
             if target is not None and not before:
@@ -178,6 +181,24 @@ def work_of(out: Path) -> Path:
     """The folder of a store's progress."""
     out = out.resolve()
     return out.with_name(f"{out.name}.work")
+
+
+def _record_folder(folder: Path, out: Path, first: str) -> None:
+    """Write down where the images are: the folder, or where a store has images of several folders, their parent."""
+    before = image_folder(out)
+    root = folder if folder.name == first and before in (None, folder) else folder.parent
+    known = {"absolute": str(root), "from_store": os.path.relpath(root, out.parent)}
+    write_json(work_of(out) / _FOLDER, known)
+
+
+def image_folder(out: Path) -> Path | None:
+    """The folder of a store's images, while it exists there or moved together with the store; None = not known."""
+    path = work_of(out) / _FOLDER
+    if not path.is_file():
+        return None
+    known = read_json(path)
+    places = (Path(known["absolute"]), out.resolve().parent / known["from_store"])
+    return next((place.resolve() for place in places if place.is_dir()), None)
 
 
 def _folder_of(images: str | Path | Sequence[str | Path]) -> tuple[Path, frozenset[Path]]:

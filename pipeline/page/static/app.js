@@ -141,7 +141,7 @@ function registerKeys() {
     { keys: ["]"], show: "]", text: "one edge higher", run: () => nudge(1) },
     { keys: ["{"], show: "{", text: "ten edges lower", run: () => nudge(-10) },
     { keys: ["}"], show: "}", text: "ten edges higher", run: () => nudge(10) },
-    { keys: ["p"], show: "p", text: "policy or one threshold", run: () => store.policy && update({ base: state.base === "policy" ? store.startCode : "policy" }) },
+    { keys: ["p"], show: "p", text: "policy or one threshold", run: () => store.policy && update({ base: state.base === "policy" ? 0 : "policy" }) },
     { keys: ["s"], ctrl: true, everywhere: true, show: "Ctrl+S", text: "save policy", run: savePolicy },
   ]);
   keyGroup("Layers and view", [

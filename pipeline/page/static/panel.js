@@ -13,9 +13,9 @@ let draw = null;
 const slider = byId("threshold");
 const field = byId("threshold-value");
 
-/** Code that the global slider stands for: the base, or (under a policy) where it would start. */
+/** Code that the global slider stands for: the base, or (under a policy) 0, which keeps every pixel. */
 export function globalCode() {
-  return typeof state.base === "number" ? state.base : store.startCode;
+  return typeof state.base === "number" ? state.base : 0;
 }
 
 /** Use one threshold for every class that has no pin. A thresholded store has none to move. */
@@ -156,14 +156,14 @@ export function startPanel(data) {
   byId("threshold-up").addEventListener("click", () => nudge(1));
   field.addEventListener("change", typed);
   field.addEventListener("focus", () => field.select());
-  byId("base-one").addEventListener("click", () => typeof state.base !== "number" && setGlobal(store.startCode));
+  byId("base-one").addEventListener("click", () => typeof state.base !== "number" && setGlobal(0));
   byId("base-policy").addEventListener("click", () => update({ base: "policy" }));
   byId("base-policy").hidden = !store.policy;
   byId("pins-clear").addEventListener("click", () => update({ pins: {} }));
   for (const id of ["threshold", "threshold-value", "threshold-down", "threshold-up", "base-one", "base-policy"]) byId(id).disabled = store.kind !== "raw";
   byId("threshold-section").classList.toggle("fixed", store.kind !== "raw");
   byId("thresholded-note").hidden = store.kind === "raw";
-  const none = store.kind === "raw" ? "needs a policy: start with --policy" : "not known of finished labels";
+  const none = store.kind === "raw" ? "not measured yet: press u and judge some pixels" : "not known of finished labels";
   setText(byId("precision-source"), store.precision ? "calibration table" : none);
   let queued = false;
   const soon = () => {

@@ -49,7 +49,7 @@ export function toggleCompare() {
   if (byId("compare").disabled) return toast(byId("compare").title);
   if (state.compare) return update({ compare: null });
   const side = store.other ? "b" : "a";
-  const base = store.kind !== "raw" ? 0 : store.policyB ? "policy-b" : store.policy && state.base !== "policy" ? "policy" : typeof state.base === "number" ? Math.min(255, state.base + 5) : store.startCode;
+  const base = store.kind !== "raw" ? 0 : store.policyB ? "policy-b" : store.policy && state.base !== "policy" ? "policy" : typeof state.base === "number" ? Math.min(255, state.base + 5) : 0;
   return update({ compare: { store: side, base } });
 }
 
@@ -81,7 +81,7 @@ function startCompare() {
   if (store.policyB) bases.append(h("option", { value: "policy-b" }, `policy ${store.policyB.name}`));
   byId("compare-store").addEventListener("change", (event) => update({ compare: { ...state.compare, store: event.target.value } }));
   bases.addEventListener("change", (event) =>
-    update({ compare: { ...state.compare, base: event.target.value === "threshold" ? store.startCode : event.target.value } }));
+    update({ compare: { ...state.compare, base: event.target.value === "threshold" ? 0 : event.target.value } }));
   byId("compare-value").addEventListener("change", (event) => {
     const { code, neighbours } = parseThreshold(event.target.value, store);
     if (code === null) return toast(`${event.target.value} is not an edge of the code${neighbours.length ? `; nearest: ${neighbours.join(" and ")}` : ""}`, { kind: "bad" });

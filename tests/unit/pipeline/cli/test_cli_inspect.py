@@ -71,7 +71,6 @@ def test_tables_show_the_same_without_colour_codes_in_a_pipe(store: Path) -> Non
     ("args", "code", "words"),
     [
         (["--threshold", "0.9051"], 2, "0.905 and 0.906"),
-        ([], 2, "which threshold"),
         (["--threshold", "abc"], 2, "not a number"),
         (["--threshold", "0.9", "--class", "nobody"], 3, "unknown class"),
         (["--threshold", "0.9", "--sort", "size"], 2, "sort"),

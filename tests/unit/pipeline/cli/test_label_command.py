@@ -21,6 +21,8 @@ from hmsa_core.models import read_meta
 from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
 from pipeline.jobs import launcher
+from pipeline.review.session import image_root
+from pipeline.review.view import StoreView
 from tests.support.inference import job_context, noise_image, save_model, small_model
 from tests.support.teachers import colour_network, table
 from tests.support.waiting import assert_left_at_once, leave
@@ -237,3 +239,22 @@ def test_a_folder_that_no_table_can_name_is_left_out_and_told(folder, tmp_path, 
     told = capsys.readouterr()
     assert "bad-name" in told.err
     assert "3 images labelled" in told.out
+
+
+def test_the_photographs_of_a_store_are_found_again_also_where_both_were_moved(folder, tmp_path):
+    shutil.copytree(folder / "frames", tmp_path / "a" / "frames")
+    (tmp_path / "a" / "later").mkdir()
+    shutil.copy(folder / "frames" / "a.png", tmp_path / "a" / "later" / "e.png")
+    store = tmp_path / "a" / "store"
+    assert label(folder, store, images=tmp_path / "a" / "frames") == 0
+    assert image_root(store) == tmp_path / "a" / "frames"
+    assert label(folder, store, images=tmp_path / "a" / "later") == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = tmp_path / "b" / "store"
+    pictures = StoreView(moved, images=image_root(moved)).pictures
+    assert (pictures.picture_path("a"), pictures.picture_path("e")) == (
+        tmp_path / "b" / "frames" / "a.png",
+        tmp_path / "b" / "later" / "e.png",
+    )
+    shutil.rmtree(tmp_path / "b" / "store.work")
+    assert image_root(moved) is None

@@ -9,7 +9,7 @@ import pytest
 
 from hmsa_core.labels import ThresholdPolicy
 from pipeline.review.precision import calibration_policy
-from pipeline.review.session import Session, policy_setting, policy_target
+from pipeline.review.session import Session, policy_setting, policy_target, start_policy
 from tests.support.label_scenes import Scenes
 
 
@@ -64,4 +64,26 @@ def test_a_policy_of_a_workspace_is_saved_where_dvc_watches_and_named_as_params_
     assert policy_target(raw, path) == root / "policies/raw-2.json", "never over the one it starts from"
     assert policy_setting(raw, root.parent / "elsewhere.json") == str(root.parent / "elsewhere.json")
     (root / "dvc.yaml").unlink()
-    assert policy_target(raw) is None
+    assert policy_target(raw) == raw.with_name("raw.policy.json")
+
+
+def test_the_page_starts_with_the_workspaces_policy_else_the_saved_one_else_with_all_pixels(raw: Path, inspect) -> None:
+    measured = raw.parents[1] / "calibration/policy.json"
+    assert start_policy(raw) == (measured, "")
+    assert inspect(raw)["policy"] == "policy"
+    (raw.parents[1] / "dvc.yaml").unlink()
+    assert start_policy(raw) == (None, "")
+    alone = Session(raw)
+    assert alone.describe()["start"] == 0
+    assert (inspect(raw)["threshold"], inspect(raw)["kept_share"]) == ("0.00", 100.0)
+    saved, _ = alone.save_policy(alone.cuts("0.8"))
+    assert start_policy(raw) == (saved, "")
+    assert policy_target(raw) == saved, "the next session goes on with this file"
+    assert inspect(raw)["kept"] == inspect(raw, "--threshold", "0.8")["kept"]
+    of_another = ThresholdPolicy.load(saved)
+    of_another.binding = {**of_another.binding, "teacher": "0" * 64}
+    saved.unlink()
+    of_another.save(saved)
+    found, why = start_policy(raw)
+    assert found is None
+    assert "another teacher" in why
