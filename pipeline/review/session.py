@@ -20,7 +20,16 @@ from pipeline.review.audit import Audit
 from pipeline.review.certificate import Certificate
 from pipeline.review.certify import begin
 from pipeline.review.pictures import safe_colours
-from pipeline.review.precision import NO_EVIDENCE, AnyPath, PrecisionSources, calibration_policy, find_curves, fitting_policy, load_policy, workspace_around
+from pipeline.review.precision import (
+    NO_EVIDENCE,
+    AnyPath,
+    PrecisionSources,
+    calibration_policy,
+    find_curves,
+    fitting_policy,
+    load_policy,
+    workspace_around,
+)
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Cuts, parse_cuts, to_policy
 from pipeline.review.view import StoreView

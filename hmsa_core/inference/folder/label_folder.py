@@ -140,8 +140,7 @@ def label_images(
             _check_begun(kept, begun)
             write_json(work / _RECORD, begun)
             folder = _of_one_root(folder, begun["folder"], some=bool(files))
-            if target is None and not is_url(str(images)):
-                _record_folder(folder, local, begun["folder"])
+            _record_folder(folder, local, begun["folder"])
             refused = _index(folder, files, work, options, names, engine, tell, stop)
             wanted, told = _unchanged(work, target, tell, some=bool(files))
             if target is not None and not before:
