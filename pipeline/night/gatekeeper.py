@@ -17,6 +17,7 @@ import numpy as np
 from hmsa_core import __version__
 from hmsa_core.config import key_material
 from hmsa_core.data.index import Index
+from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels.store.format import read_manifest
@@ -108,7 +109,7 @@ def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
         "lineage": {
             "student_train": ws.params.student_train.model_dump(mode="json"),
             "setting": ws.params.evaluate.settings[0].model_dump(mode="json"),
-            "teacher": weights_of(ws.teacher()),
+            "teacher": digest_of(labelling_teacher(ws)),
             "labels": str(read_manifest(ws.path("labels/final"))["digest"]),
             "report_images": samples_digest([s for s in samples if s.name in set(names)]),
             "images": len(names),
@@ -123,11 +124,11 @@ def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
     """Train the student with this seed, as the stage student-train does; return its checkpoint."""
     _LOG.info("A/A training %d of %d: seed %d", number + 1, runs, seed)
     config = ws.params.student_train.model_copy(update={"seed": seed})
-    teacher, labeller = ws.teacher(), labelling_teacher(ws)
+    labeller = labelling_teacher(ws)
     pseudo = pseudo_data(ws)
     fine = fine_data(ws)
     # The job's name is part of the key: the name "student" finds the training of the existing student.
-    job, start = "student" if number == 0 else f"aa-{seed}", start_of(ws, teacher)
+    job, start = "student" if number == 0 else f"aa-{seed}", start_of(ws)
     run = train_model(ws, "student-train", job, config, fine, pseudo=pseudo, init_from=start, teacher=labeller)
     return run / "model"
 
@@ -211,13 +212,12 @@ def _judge_tonight(ws: Workspace) -> dict[str, Any]:
     _check_models(ws, stored, weights)
     if "gain" not in stored:
         return stored  # there is no report set (profile paper-final)
-    incumbent = "incumbent" if ws.path("evaluation/confusions-incumbent.npz").exists() else "teacher"
     new, blocks = _judged(ws, "student")
     champion, unscored = _champion(ws)
     aa = measured_aa(ws)
     verdict = gate.judge(
         new,
-        _judged(ws, incumbent)[0],
+        _judged(ws, str(stored["incumbent"]))[0],
         blocks,
         Index.load(ws.path("data/index/target.parquet")).classes.classes,
         ws.params.evaluate.gate,
@@ -238,7 +238,7 @@ def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
     hint = "run `dvc repro evaluate`"
     if stored.get("candidate_weights_sha256") != student:
         raise IntegrityError(f"{path}: judged other weights than models/student holds", hint=hint)
-    if against is not None and weights_of(ws.teacher()) not in (against, student):
+    if against is not None and weights_of(ws.incumbent()) not in (against, student):
         raise IntegrityError(f"{path}: judged against another teacher than the one that teaches now", hint=hint)
 
 

@@ -17,6 +17,7 @@ from pipeline.jobs.measure import chosen_policy, kept_figures
 from pipeline.jobs.support import weights_of
 from pipeline.report.render import Share, Table
 from pipeline.report.results import json_of
+from pipeline.report.verdict import of_labels
 from pipeline.workspace.counts import fine_pixels
 from pipeline.workspace.workspace import Workspace
 
@@ -68,6 +69,7 @@ def advise(ws: Workspace) -> Advice:
         f"points of mean IoU on {len(curves.images)} calibration images. Threshold {labels} keeps {Share(coverage)} % "
         f"of their pixels, and {Share(kept['precision'])} % of the kept ones are right.",
         *_of_learning(ws),
+        *of_labels(json_of(ws, "evaluation/metrics.json")),
     ]
     if facts:
         first = (f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED])

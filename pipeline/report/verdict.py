@@ -18,10 +18,10 @@ def sentences(metrics: Mapping[str, Any], *, spread_is_measured: bool) -> list[s
     if "unverified" in metrics or not metrics.get("models"):
         return [f"No student was judged: {metrics.get('unverified', 'the stage evaluate has not run')}."]
     differences = metrics["differences"]
-    rival = "incumbent" if "student - incumbent" in differences else "teacher"
-    found = [_against_teacher(metrics, rival)]
+    rival = next(name for name in ("incumbent", "teacher", "control") if f"student - {name}" in differences)
+    found = [] if rival == "control" else [_against_teacher(metrics, rival)]
     if "student - control" in differences:
-        found.append(_against_control(metrics))
+        found += [_against_control(metrics), *of_labels(metrics)]
     else:
         found.append("No control was trained, so how much of it the auto-labels bring is not known.")
     low = differences[f"student - {rival}"]["low"]
@@ -53,6 +53,18 @@ def _against_control(metrics: Mapping[str, Any]) -> str:
     if gain["low"] is not None and gain["high"] < 0:
         return f"The auto-labels did harm: {shown}."
     return f"The auto-labels are not shown to help: {shown}."
+
+
+def of_labels(metrics: Mapping[str, Any]) -> list[str]:
+    """Say whether the auto-labels know more than the control: gains follow this gap."""
+    labels = metrics.get("labels", {}).get("mean_iou")
+    if labels is None or "control" not in metrics["models"]:
+        return []
+    gap = labels - metrics["models"]["control"]["settings"][metrics["main_setting"]]["value"]
+    shown = f"The auto-labels themselves reach {points(labels)} ({points(gap, sign='+')} to the control)"
+    if gap > 0:
+        return [f"{shown}: they know more than the fine labels teach."]
+    return [f"{shown}: they teach nothing new. Adopt another network (`autolabel adopt`), or label more images."]
 
 
 def _mean(metrics: Mapping[str, Any], model: str) -> str:

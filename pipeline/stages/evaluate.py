@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
+from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.leaks import Judgement
-from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, gate, iou_of
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, gate, iou_of, mean_iou_of
 from pipeline.jobs import measure
 from pipeline.jobs.support import evaluate_model, role_index, warn, weights_of, write_metrics
 from pipeline.report import plots
@@ -92,7 +93,8 @@ def run(ws: Workspace) -> None:
 
     with new_tree(ws.path(OUT)) as out:
         _publish_counts(ws, folders, out)
-        atomic.write_json(out / "metrics.json", _metrics(ws, models, results, judgement, kept, classes))
+        figures = _metrics(ws, models, results, judgement, kept, classes)
+        atomic.write_json(out / "metrics.json", figures | {"labels": _of_labels(found.curves)})
         atomic.write_json(out / "per_class.json", _per_class(results, kept, classes))
         found.curves.save(out / "curves.json")
         if found.judged is not found.curves:
@@ -105,11 +107,10 @@ def run(ws: Workspace) -> None:
 def _models(ws: Workspace) -> tuple[dict[str, Path], str | None]:
     """The judged models, name -> checkpoint folder; and the name of the pinned reference, if one is pinned.
 
-    The incumbent is the teacher until a version is promoted.
+    The incumbent is the teacher until a version is promoted; where no teacher is trained, it is the control.
     """
-    models = {"teacher": ws.path("models/teacher"), "student": ws.path("models/student")}
-    if (ws.path("models/control") / "model.json").exists():
-        models["control"] = ws.path("models/control")
+    trained = {name: ws.path(f"models/{name}") for name in ("teacher", "student", "control")}
+    models = {name: path for name, path in trained.items() if (path / "model.json").exists()}
     if ws.is_promoted():
         models["incumbent"] = ws.teacher()
     champion = Registry(ws.root).champion()
@@ -140,7 +141,7 @@ def _verdict(
     config = ws.params.evaluate
     main = config.settings[0].name
     judged = {name: gate.Judged(name, r[main].confusions, r[main].names) for name, r in results.items()}
-    incumbent = "incumbent" if "incumbent" in models else "teacher"
+    incumbent = next(name for name in ("incumbent", "teacher", "control") if name in models)
     verdict = gate.judge(
         judged["student"],
         judged[incumbent],
@@ -191,6 +192,14 @@ def _metrics(
     }
 
 
+def _of_labels(curves: Curves) -> dict[str, Any]:
+    """IoU of the auto-labels themselves on the report images, before any threshold."""
+    counts = curves.joint.sum(axis=2)
+    iou = np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)  # NaN: these images do not show the class
+    by_class = zip(curves.classes.classes, iou, strict=True)
+    return {"mean_iou": finite(mean_iou_of(iou)), "classes": {name: finite(value) for name, value in by_class}}
+
+
 def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scores]]:
     """Comparisons to report, each on the same images: (name, scores, baseline, scores)."""
     main, *others = (s.name for s in ws.params.evaluate.settings)
@@ -199,8 +208,9 @@ def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scor
         for a, b in (("student", "control"), ("student", "teacher"), ("student", "incumbent"), ("control", "teacher"))
         if a in results and b in results
     ]
-    teacher = results["teacher"]
-    return pairs + [(f"teacher {main}", teacher[main], f"teacher {o}", teacher[o]) for o in others]
+    first = next(iter(results))  # the teacher, or the student where no teacher is trained
+    scores = results[first]
+    return pairs + [(f"{first} {main}", scores[main], f"{first} {o}", scores[o]) for o in others]
 
 
 def _per_class(results: Results, kept: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:

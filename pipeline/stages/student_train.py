@@ -38,7 +38,7 @@ def disk_estimate(ws: Workspace) -> int:
 def run(ws: Workspace) -> None:
     """Train and publish models/student and models/control."""
     config = ws.params.student_train
-    teacher, labeller = ws.teacher(), labelling_teacher(ws)
+    labeller = labelling_teacher(ws)
     fine = fine_data(ws)
     labels = ws.path("labels/final")
     check_teacher(labels, labeller)
@@ -46,7 +46,7 @@ def run(ws: Workspace) -> None:
     _check_classes(ws, labels, only_checkpoint(labeller), Index.load(fine.selection.index).classes)
     _tell_of_empty_labels(ws, labels)
     pseudo = pseudo_data(ws)
-    every, start = config.validate_every, start_of(ws, teacher)
+    every, start = config.validate_every, start_of(ws)
     student = train_model(
         ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=start, teacher=labeller, validate_every=every
     )
@@ -92,10 +92,10 @@ def _store_of(ws: Workspace, store: Path) -> PseudoData:
     return PseudoData(store=store, centroids=store / "centroids.parquet", index=role_index(ws, "unlabelled"))
 
 
-def start_of(ws: Workspace, teacher: Path) -> Path | None:
+def start_of(ws: Workspace) -> Path | None:
     """The checkpoint that student and control start from; None = the weights of their trunk."""
     init = ws.params.student_train.init
-    return None if init == "pretrained" else teacher if init == "teacher" else ws.resolve(init)
+    return None if init == "pretrained" else ws.teacher() if init == "teacher" else ws.resolve(init)
 
 
 def check_teacher(labels: Path, teacher: Spec) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 from hmsa_core.data.index import Index
 from hmsa_core.io.errors import ConfigError
-from pipeline.jobs.support import fine_data, publish_checkpoint, record_skip, train_model, write_metrics
-from pipeline.report import plots
+from pipeline.jobs.support import fine_data, publish_checkpoint, train_model
 from pipeline.stages import training
 from pipeline.workspace.workspace import Workspace
 
 STAGE = "teacher-pretrain"
-_LOG = logging.getLogger(__name__)
 
 
 def disk_estimate(ws: Workspace) -> int:
@@ -31,16 +27,11 @@ def run(ws: Workspace) -> None:
                 hint="teacher_train.init_from starts the teacher from these weights",
             )
         why = "is given" if ws.params.data.pretrain is None else "has an image with a fine label in a training split"
-        _record_skip(ws, f"no pretraining set {why} (data.pretrain): teacher-train starts from scratch")
+        reason = f"no pretraining set {why} (data.pretrain): teacher-train starts from scratch"
+        training.skip(ws, STAGE, "models/pretrain", reason)
         return
     init_from = ws.resolve(config.init_from) if config.init_from else None
     work = train_model(ws, STAGE, "pretrain", config, fine, init_from=init_from)
     publish_checkpoint(ws, work / "model", "models/pretrain")
     training.report(ws, STAGE, {"pretrain": work})
 
-
-def _record_skip(ws: Workspace, reason: str) -> None:
-    _LOG.info("%s: %s", STAGE, reason)
-    record_skip(ws, "models/pretrain", reason)
-    write_metrics(ws, STAGE, {"skipped": reason})
-    plots.lines(ws.path(f"plots/{STAGE}-loss.png"), {}, title="No pretraining", x="step", y="loss")

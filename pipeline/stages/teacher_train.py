@@ -13,12 +13,15 @@ STAGE = "teacher-train"
 
 def disk_estimate(ws: Workspace) -> int:
     """Bytes of checkpoints and training states."""
-    return training.disk_estimate(ws.params.teacher_train)
+    return 0 if ws.params.teacher_train.skip else training.disk_estimate(ws.params.teacher_train)
 
 
 def run(ws: Workspace) -> None:
-    """Train and publish models/teacher."""
+    """Train and publish models/teacher, or record that another network labels."""
     config = ws.params.teacher_train
+    if config.skip:
+        training.skip(ws, STAGE, "models/teacher", "teacher_train is null: the network of auto_infer.teacher labels")
+        return
     fine = fine_data(ws)
     work = train_model(ws, STAGE, "teacher", config, fine, init_from=_start(ws), validate_every=config.validate_every)
     publish_checkpoint(ws, work / "model", "models/teacher")

@@ -6,6 +6,7 @@ waiting and memory differ from run to run, so they lie outside of the outputs, i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from hmsa_core.config import TrainConfig
 from hmsa_core.io import atomic
 from hmsa_core.models import read_meta
 from hmsa_core.runtime.progress import read_log
-from pipeline.jobs.support import speed_file, write_metrics
+from pipeline.jobs.support import record_skip, speed_file, write_metrics
 from pipeline.report import plots
 from pipeline.workspace.workspace import Workspace
 
 Log = list[dict[str, Any]]
+_LOG = logging.getLogger(__name__)
 # Fields of a log line "train" that are no part of the loss.
 _NOT_LOSS = {"event", "time", "step", "epoch", "lr", "images", "pseudo", "images_per_s", "data_wait", "memory_mb"}
 # Parameters in millions, rounded up, with OCR and attention heads; an unknown trunk counts as the largest.
@@ -59,6 +61,14 @@ def report(ws: Workspace, stage: str, runs: Mapping[str, Path]) -> None:
         below={name: curve for name, curve in scores.items() if curve[0]},
         y_below="mIoU on calibration images",
     )
+
+
+def skip(ws: Workspace, stage: str, model: str, reason: str) -> None:
+    """Record why a stage trains no model; `model` is the stage's output."""
+    _LOG.info("%s: %s", stage, reason)
+    record_skip(ws, model, reason)
+    write_metrics(ws, stage, {"skipped": reason})
+    plots.lines(ws.path(f"plots/{stage}-loss.png"), {}, title="Not trained", x="step", y="loss")
 
 
 def _speed(log: Log) -> dict[str, float] | None:

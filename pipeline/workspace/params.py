@@ -108,6 +108,9 @@ class PretrainConfig(TrainConfig):
 class TeacherConfig(TrainConfig):
     """Training on the target set's fine labels, from the pretraining checkpoint where there is one."""
 
+    skip: Annotated[bool, NotInKey] = knob(
+        False, "train no teacher: auto_infer.teacher labels; `teacher_train: null` means the same"
+    )
     validate_every: Annotated[Count, NotInKey] = knob(
         0, "epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
     )
@@ -264,6 +267,20 @@ class _Params(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _somebody_labels(self) -> Self:
+        """A chain without a teacher needs another network that labels, another start, and a control to compare with."""
+        if not self.teacher_train.skip:
+            return self
+        for is_missing, wanted in (
+            (self.auto_infer.teacher is None, "auto_infer.teacher: the network that labels"),
+            (self.student_train.init == "teacher", "student_train.init: pretrained, or a checkpoint folder"),
+            (not self.student_train.control, "student_train.control: true, with which the student is compared"),
+        ):
+            if is_missing:
+                raise ValueError(f"teacher_train is skipped: write {wanted}")
+        return self
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read and check a params.yaml; ConfigError with one line for the first mistake."""
@@ -295,6 +312,8 @@ def _in_effect(document: Document) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{document.where((name,))}: {name}: expected `key: value` lines, found {value!r}")
     values = {row.section: {} for row in TABLE} | {k: v for k, v in document.values.items() if k != "train"}
+    if values["teacher_train"] is None:
+        values["teacher_train"] = {"skip": True}
     machine = {key: value for key, value in common["runtime"].items() if key not in EngineConfig.model_fields}
     if "runtime" in values:
         values["runtime"] = {key: value for key, value in common["runtime"].items() if key not in machine}

@@ -114,6 +114,11 @@ class Workspace:
 
         return Registry(self.root).teacher()
 
+    def incumbent(self) -> Path:
+        """Checkpoint folder that a student must surpass: the teacher, or the control where no teacher is trained."""
+        has_no_teacher = self.params.teacher_train.skip and not self.is_promoted()
+        return self.path("models/control") if has_no_teacher else self.teacher()
+
     def is_promoted(self) -> bool:
         """Whether the teacher is a registered model and not the model of this workspace's teacher-train."""
         from pipeline.workspace.registry import TEACHER_STAGE, Registry

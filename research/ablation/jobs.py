@@ -58,7 +58,8 @@ def start_of(ws: Workspace, training: Training) -> Path | None:
         ConfigError: it is not there yet.
     """
     if training.start == "teacher":
-        return student_train.start_of(ws, own_teacher(ws))
+        own_teacher(ws)  # refuses a promoted one
+        return student_train.start_of(ws)
     pretrained = ws.path("models/pretrain")
     if (pretrained / "model.json").exists():
         return pretrained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.lineage import Lineage, learned
 from pipeline.jobs import support
+from pipeline.night.gatekeeper import apply_verdict
+from pipeline.report.advice import advise
 from pipeline.stages import (
     auto_infer,
     calibrate,
@@ -24,10 +27,12 @@ from pipeline.stages import (
     report,
     student_train,
     teacher_pretrain,
+    teacher_train,
 )
+from pipeline.workspace.init import InitRequest, init_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.support.inference import run_job_here, small_model
-from tests.support.photographs import photographs, work_over
+from tests.support.photographs import edited, photographs, work_over
 from tests.support.teachers import nearest_colour, table
 
 
@@ -93,3 +98,38 @@ def test_a_network_of_another_tool_labels_and_its_student_is_not_promoted_unprov
     before = len(list(ws.work("calibrate").iterdir()))
     calibrate.run(ws)
     assert len(list(ws.work("calibrate").iterdir())) == before + 1, "a changed table is another teacher"
+
+
+def test_without_a_teacher_the_student_starts_elsewhere_and_is_judged_against_the_control(ws: Workspace) -> None:
+    changes = {"teacher_train": None, "student_train.init": "pretrained", "student_train.control": True}
+    chain = edited(ws, changes)
+    shutil.rmtree(chain.path("models/teacher"))
+    for stage in (prepare, teacher_train, calibrate, auto_infer, pseudo_label, student_train, evaluate, report):
+        stage.run(chain)
+    assert "auto_infer.teacher labels" in read_json(chain.path("models/teacher/skipped.json"))["reason"]
+    student, control = (chain.path(f"models/{name}") for name in ("student", "control"))
+    labeller = digest_of(f"onnx:{chain.path('teachers/net.onnx')}")
+    assert [Lineage.load(folder / "lineage.json").parents for folder in (student, control)] == [(labeller,), ()]
+    metrics, verdict = read_json(chain.path("evaluation/metrics.json")), read_json(chain.path("evaluation/verdict.json"))
+    assert set(metrics["models"]) == {"student", "control"}
+    assert verdict["incumbent"] == "control"
+    assert 0 < metrics["labels"]["mean_iou"] <= 1
+    page = chain.path("report/index.html").read_text("utf-8")
+    assert "The auto-labels themselves reach" in page
+    assert apply_verdict(chain)["promoted"] is None, "what the foreign network learned from is not known"
+    assert "The auto-labels themselves reach" in advise(chain).sentences[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"auto_infer.teacher": None}, "auto_infer.teacher: the network that labels"),
+        ({"student_train.init": "teacher"}, "student_train.init: pretrained"),
+        ({"student_train.control": False}, "student_train.control: true"),
+    ],
+)
+def test_a_chain_without_a_teacher_names_what_it_needs(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    complete = {"teacher_train": None, "auto_infer.teacher": "onnx:net.onnx", "student_train.init": "pretrained"}
+    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
+    with pytest.raises(ConfigError, match=f"teacher_train is skipped: write {said}"):
+        _ = edited(Workspace(tmp_path / "ws"), complete | change).params

@@ -43,6 +43,20 @@ def test_each_outcome_has_its_sentence(
     assert not any(word in line for word in NO_WORDS for line in (student, twin))
 
 
+@pytest.mark.parametrize(("labels", "said"), [(0.5, "they know more"), (0.42, "they teach nothing new")])
+def test_the_gap_of_the_labels_to_the_control_is_named(labels: float, said: str) -> None:
+    metrics = _metrics() | {"labels": {"mean_iou": labels}}
+    gap = sentences(metrics, spread_is_measured=True)[-1]
+    assert said in gap
+    assert f"{100 * labels:.1f} ({100 * (labels - 0.43):+.1f} to the control)" in gap
+
+
+def test_without_a_teacher_the_control_is_the_only_comparison() -> None:
+    only = sentences(_metrics("control"), spread_is_measured=True)
+    assert len(only) == 1
+    assert only[0].startswith("The auto-labels helped: the same training without them reaches 43.0 (+1.3")
+
+
 def test_without_a_control_or_a_judge_the_page_says_so() -> None:
     assert "is not known" in sentences(_metrics(control=False), spread_is_measured=True)[1]
     assert sentences({}, spread_is_measured=False) == ["No student was judged: the stage evaluate has not run."]
