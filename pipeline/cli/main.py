@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo-data": ("pipeline.cli.demo_data", "generate the synthetic street scenes of a workspace"),
     "config": ("pipeline.cli.config", "show the settings in effect, or what differs from a profile or others"),
     "stage": ("pipeline.cli.stage", "run one stage of the chain (what dvc.yaml calls)"),
+    "run": ("pipeline.cli.run", "run the stages in order without DVC; goes on where it was interrupted"),
     "join": ("pipeline.cli.join", "make this machine a node of a workspace's jobs over several nodes"),
     "adopt": ("pipeline.cli.adopt", "find out how public networks label your images best, as one teacher file"),
     "label": ("pipeline.cli.label", "label a folder of images with a checkpoint into a label store"),

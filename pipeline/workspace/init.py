@@ -224,7 +224,7 @@ def _set_up_version_control(folder: Path) -> None:
 
 def _set_up_dvc(folder: Path) -> None:
     if importlib.util.find_spec("dvc") is None:
-        _LOG.warning("DVC is not installed: run the stages one by one with `autolabel stage NAME`")
+        _LOG.warning("DVC is not installed: `autolabel run` runs the stages in order without it")
         return
     own_git, config = (folder / ".git").exists(), folder / ".dvc" / "config"
     if config.exists() or (not own_git and any((parent / ".dvc").is_dir() for parent in folder.parents)):

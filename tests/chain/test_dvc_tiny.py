@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.workspace.table import STAGES, TABLE
-from tests.support.chain import REPO, Whole, change_param, dvc, lock_file, run, set_params
+from tests.support.chain import BIN, REPO, Whole, change_param, dvc, environment, lock_file, run, set_params
 
 pytestmark = pytest.mark.chain
 
@@ -135,6 +138,29 @@ def test_the_same_parameters_give_the_same_bytes_without_any_progress_left(works
         shutil.rmtree(workspace / "work" / stage)
         assert dvc(workspace, "repro", "--single-item", "--force", stage).ran == [stage]
     assert lock_file(workspace) == lock
+
+
+def test_the_chain_runs_without_dvc_which_takes_over_again_after_a_commit(workspace: Path) -> None:
+    lock = yaml.safe_load(lock_file(workspace))["stages"]
+    for out in ("dvc.lock", "data/index", "models/teacher", "calibration"):
+        path = workspace / out
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(workspace / ".dvc" / "cache")
+    command = [BIN / "autolabel", "run", "--to", "calibrate"]
+    with subprocess.Popen(
+        command, cwd=workspace, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as stopped:
+        assert stopped.stderr is not None
+        assert any("prepare: done" in line for line in stopped.stderr)
+        stopped.terminate()
+        rest = stopped.stderr.read()
+    assert (stopped.returncode, "calibrate: done" in rest) == (143, False)
+    told = run(workspace, "autolabel", "run", "--to", "calibrate").text
+    assert re.findall(r"([a-z-]+): done in", told) == list(STAGES[: STAGES.index("calibrate") + 1])
+    dvc(workspace, "commit", "--force")
+    assert dvc(workspace, "repro").ran == []
+    again = yaml.safe_load(lock_file(workspace))["stages"]
+    assert again == lock, "the same bytes as under DVC"
 
 
 def test_metrics_and_plots_work_offline(workspace: Path) -> None:
