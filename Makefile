@@ -59,10 +59,10 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra all --extra dev --override requirements.overrides --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
 
-demo: setup  ## synthetic streets, the whole chain, report/index.html (9 to 13 minutes on 2 cores)
+demo: setup  ## synthetic streets, the whole chain, ten lines of results (9 to 13 minutes on 2 cores)
 	autolabel demo-data
 	dvc repro
-	@echo "report: $(CURDIR)/report/index.html"
+	@autolabel stage --summary
 
 camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minutes on 2 cores)
 	autolabel init workspaces/camvid --profile camvid --data $(abspath $(CAMVID))

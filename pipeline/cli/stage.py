@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("name", nargs="?", metavar="NAME", help=", ".join(STAGES))
     add("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
     add("--engine", choices=("local", "ray"), help="in place of runtime.engine in params.yaml")
-    add("--summary", action="store_true", help="print the workspace's results instead of running")
+    add("--summary", action="store_true", help="print the results in ten lines instead of running")
 
 
 def run(args: argparse.Namespace) -> int:

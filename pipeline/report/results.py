@@ -10,6 +10,7 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import ThresholdPolicy
 from pipeline.report.render import Name, Share, Status, Table, number
+from pipeline.report.verdict import sentences
 from pipeline.workspace.counts import fine_pixels
 from pipeline.workspace.workspace import Workspace
 
@@ -27,16 +28,6 @@ def _figure(found: Mapping[str, Any], sign: str = "") -> list[object]:
     """Cells "points", "95 % interval" and "blocks" of a bootstrapped figure."""
     ends = Share(found["value"], found["low"], found["high"], 2, sign)
     return [Share(found["value"], digits=2, sign=sign), ends.interval, found["blocks"]]
-
-
-def means(metrics: Mapping[str, Any]) -> Table:
-    """Mean IoU of every judged model under every setting."""
-    rows = [
-        [name, setting, *_figure(found)]
-        for name, model in metrics["models"].items()
-        for setting, found in model["settings"].items()
-    ]
-    return Table(["mean IoU", "setting", "points", "95 % interval", "blocks"], rows)
 
 
 def differences(metrics: Mapping[str, Any]) -> Table:
@@ -190,19 +181,15 @@ def region(kept: Mapping[str, Any]) -> str:
     return "" if kept.get("region", "all") == "all" else ", outside of human polygons"
 
 
-_TERMINAL = {
-    "class": "class",
-    "status": "status",
-    "threshold": "threshold",
-    "report precision": "precision %",
-    "report 95 %": "95 % of precision",
-    "report blocks": "blocks",
-    "report coverage": "coverage %",
+_NEXT = {
+    "autolabel serve labels/raw": "the photographs, what is kept of them and how much is right",
+    "report/index.html": "all figures, class by class",
+    "autolabel advise": "which classes to label by hand next",
 }
 
 
 def summary_text(ws: Workspace) -> str:
-    """Text of `autolabel stage --summary`: mean IoU of each model, precision and coverage of each class, the verdict.
+    """Text of `autolabel stage --summary`, ten lines: what was learned, labelled, kept, right and gained; what is next.
 
     Raises:
         InputError: `evaluate` has not run yet.
@@ -212,39 +199,26 @@ def summary_text(ws: Workspace) -> str:
         raise InputError(f"{ws.path('evaluation/metrics.json')}: not there", hint="run `dvc repro` first")
     if "unverified" in metrics:
         return f"{metrics['unverified']}\n"
-    kept = metrics["kept"]
-    rows = class_rows([*metrics["classes"], "all pixels", "mean of classes"], report=kept["classes"] | _totals(kept))
-    sentence, reasons, notes = verdict_lines(json_of(ws, "evaluation/verdict.json"))
-    parts = [
-        f"{ws.root}: {metrics['judgement']['judged']} report images\n",
-        means(metrics).text(),
-        differences(metrics).text(),
-        f"pixels kept by threshold {kept['threshold']} on the report images{region(kept)}\n"
-        + class_table(rows, _TERMINAL).text(),
+    kept, main = metrics["kept"], metrics["main_setting"]
+    roles = json_of(ws, "data/index/summary.json").get("target", {}).get("by_role", {})
+    labelled = json_of(ws, "labels/final/statistics.json").get("images", 0)
+    teacher = metrics["models"]["teacher"]["settings"][main]
+    lines = [
+        ("learned", f"the teacher has {Share(teacher['value'])} mIoU from {roles.get('learn', 0)} fine labels"),
+        ("labelled", f"{labelled} images by this teacher"),
+        ("kept", f"{Share(kept['coverage'])} % of the pixels (threshold: {kept['threshold']}){region(kept)}"),
+        ("right", f"{Share(kept['precision'])} % of these on {metrics['judgement']['judged']} images{_worst(kept)}"),
+        *zip(("gained", "", ""), sentences(metrics, spread_is_measured=False), strict=False),
+        *zip(("next", "", ""), (f"{what:28}{why}" for what, why in _NEXT.items()), strict=True),
     ]
-    if "all_pixels" in kept:
-        everywhere = kept["all_pixels"]
-        shown = " and ".join(f"{Share(everywhere[k])} % {k}" for k in ("precision", "coverage"))
-        parts.append(f"all pixels, inside of polygons too: {shown}\n" + _beside_text(everywhere, " (all pixels)"))
-    parts += [
-        _beside_text(kept, region(kept)),
-        "\n".join([sentence, *(f"Why: {reason}" for reason in reasons), *notes]) + "\n",
-    ]
-    return "\n".join(part for part in parts if part)
+    return "".join(f"{name:10}{text}\n" for name, text in lines)
 
 
-def _totals(kept: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: {key: kept[f"{prefix}{key}"] for key in ("precision", "coverage")}
-        for name, prefix in (("all pixels", ""), ("mean of classes", "class_mean_"))
-    }
-
-
-def _beside_text(kept: Mapping[str, Any], where: str) -> str:
-    table = beside(kept)
-    if table is None:
-        return ""
-    return f"one threshold for all instead, on {', '.join(kept['beside']['classes'])}{where}\n{table.text()}"
+def _worst(kept: Mapping[str, Any]) -> str:
+    """Clause that names the class with the lowest precision, if any class keeps pixels."""
+    found = {name: row["precision"] for name, row in kept["classes"].items() if row.get("precision") is not None}
+    worst = min(found, key=lambda name: float(found[name]), default=None)
+    return "" if worst is None else f"; least right: {worst}, {Share(found[worst])} %"
 
 
 def over(workspaces: Mapping[str, Workspace]) -> list[Table]:
