@@ -10,6 +10,7 @@ BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
 LOCK_ID := $(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.ready-$(LOCK_ID)
+DEMO := $(VENV)/.demo-$(LOCK_ID)
 SLOW := slow or gpu
 LONG := chain or fault or browser or long
 WHOLE := -n 3 --dist loadfile --no-loadscope-reorder -m "not ($(SLOW))"
@@ -17,7 +18,6 @@ WHOLE := -n 3 --dist loadfile --no-loadscope-reorder -m "not ($(SLOW))"
 # TORCH_INDEX=URL of an index with CPU builds: the gigabytes of CUDA libraries, which the default index's torch needs, stay out.
 TORCH_INDEX ?=
 CUDA := nvidia-|cuda-|triton|torch==|torchvision==
-LOCK := $(if $(TORCH_INDEX),build/cpu.lock,requirements.lock)
 
 # This checkout's code wins over whatever checkout the environment was built from.
 export PYTHONPATH := $(CURDIR)
@@ -36,30 +36,43 @@ ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EP
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
-$(STAMP): requirements.lock pyproject.toml
+# $(call install,FILE): the packages of a lock file, and this checkout.
+define install
 	test -x $(PY) || python3 -m venv $(VENV)
-	mkdir -p build && awk '/^[a-z]/ {cuda = /^($(CUDA))/} !cuda' requirements.lock > build/cpu.lock
+	mkdir -p build && awk '/^[a-z]/ {cuda = /^($(CUDA))/} !cuda' $(1) > build/cpu.lock
 	if command -v uv >/dev/null; then \
-	  uv pip install --quiet --python $(PY) --no-deps --require-hashes --compile-bytecode -r $(LOCK); \
+	  uv pip install --quiet --python $(PY) --no-deps --require-hashes --compile-bytecode -r $(if $(TORCH_INDEX),build/cpu.lock,$(1)); \
 	else \
-	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK); \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(if $(TORCH_INDEX),build/cpu.lock,$(1)); \
 	fi
 	if test -n "$(TORCH_INDEX)"; then \
 	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) \
 	    $$(grep -oE '^(torch|torchvision)==[0-9.]+' requirements.lock); \
 	fi
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endef
+
+$(STAMP): requirements.lock pyproject.toml
+	$(call install,requirements.lock)
 	@# pip check cannot see that a newer fastapi breaks prefect's server: import it once.
 	$(PY) -c "import torch, torchvision, cv2, pyarrow, dvc.api; from prefect.server.api.server import create_app"
 	rm -f $(VENV)/.ready-* && touch $@
 
+$(DEMO): requirements-demo.lock pyproject.toml
+	$(call install,requirements-demo.lock)
+	$(PY) -c "import torch, torchvision, cv2, pyarrow, dvc.api, matplotlib, fastapi"
+	rm -f $(VENV)/.demo-* && touch $@
+
 setup: $(STAMP)  ## build .venv from the lock (VENV= overrides; TORCH_INDEX= takes torch from an index of CPU builds)
 
-lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
-	uv pip compile pyproject.toml --extra all --extra dev --override requirements.overrides --universal \
-	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
+COMPILE := uv pip compile pyproject.toml --override requirements.overrides --universal --python-version 3.11 \
+  --generate-hashes --no-emit-index-url --no-header --no-annotate
 
-demo: setup  ## synthetic streets, the whole chain, ten lines of results (9 to 13 minutes on 2 cores)
+lock:  ## resolve pyproject.toml anew into requirements.lock, and the demo's part of it (needs uv)
+	$(COMPILE) --extra all --extra dev --upgrade -o requirements.lock
+	$(COMPILE) --extra demo --constraint requirements.lock --upgrade -o requirements-demo.lock
+
+demo: $(or $(wildcard $(STAMP)),$(DEMO))  ## synthetic streets, the whole chain, ten lines of results (9 to 13 minutes on 2 cores)
 	autolabel demo-data
 	dvc repro
 	@autolabel stage --summary

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, one_line
+from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, needs_extra, one_line
 from hmsa_core.io.locks import FileLock
 from pipeline.night.reaper import nightly_lock, reap
 
@@ -199,6 +199,9 @@ class Services:
 
 def up(services: Services) -> list[str]:
     """Start the server and the worker, and register the deployment; return one line per action."""
+    with needs_extra("nightly"):  # before anything is started
+        import httpx  # noqa: F401
+        import prefect  # noqa: F401
     if not (services.workspace / "dvc.yaml").exists():
         hint = "make one: autolabel init DIR --profile tiny"
         raise ConfigError(f"{services.workspace}: not a workspace (no dvc.yaml)", hint=hint)

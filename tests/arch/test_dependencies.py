@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tools import licences
-from tools.lock import normal, read_lock
+from tools.lock import LOCK, normal, read_lock
 
 REPO = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -105,6 +105,20 @@ def test_every_declared_package_is_locked_with_hashes_in_the_declared_range() ->
         assert normal(wanted.name) in versions, f"{wanted.name} is not in requirements.lock: make lock"
         for version in versions[normal(wanted.name)]:
             assert wanted.specifier.contains(version, prereleases=True), f"{wanted}: locked is {version}"
+
+
+def test_the_demos_lock_is_the_part_of_the_lock_that_the_demo_needs() -> None:
+    demo = read_lock(LOCK.with_name("requirements-demo.lock"))
+    assert set(demo) <= set(read_lock()), "make lock"
+    names = {entry.name for entry in demo}
+    needed, todo = set(), list(_declared("demo"))
+    while todo:
+        if (name := todo.pop()) not in needed:
+            needed.add(name)
+            lines = map(Requirement, metadata.requires(name) or ())
+            todo += [normal(r.name) for r in lines if r.marker is None or r.marker.evaluate({"extra": ""})]
+    assert needed <= names, "make lock"
+    assert not names & {"pytest", "ray", "prefect", "transformers", "onnxruntime", "cvat-sdk", "mlflow-skinny", "moto"}
 
 
 def test_torch_is_new_enough_for_its_safe_loader() -> None:

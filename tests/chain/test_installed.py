@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import email
 import os
 import re
 import subprocess
+import tomllib
 import urllib.request
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from hmsa_core.labels import LabelStore
@@ -56,6 +59,20 @@ def test_a_wheel_that_lacks_a_file_or_holds_another_is_refused(installed: Path, 
         target.writestr("tests/test_api.py", "")
     told = ["pipeline/workspace/templates/gitignore: missing", "tests/test_api.py: is not part of the package"]
     assert release.check_wheel(tmp_path / whole.name) == told
+
+
+def test_the_wheel_names_every_extra_with_what_it_needs(installed: Path) -> None:
+    wheel = next(installed.parent.parent.glob("dist/*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        about = email.message_from_bytes(archive.read(name))
+    declared = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(about.get_all("Provides-Extra")) == set(declared)
+    for extra, lines in declared.items():
+        given = [r for r in map(Requirement, about.get_all("Requires-Dist")) if f'extra == "{extra}"' in str(r.marker)]
+        wanted = list(map(Requirement, lines))
+        assert {(r.name, str(r.specifier)) for r in given} == {(r.name, str(r.specifier)) for r in wanted}
+        assert {part for r in given if r.name == about["Name"] for part in r.extras} <= set(declared)
 
 
 def test_photographs_are_labelled_and_shown_far_from_the_checkout(installed: Path, tmp_path: Path) -> None:
