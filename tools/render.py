@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
+from pipeline.workspace.params import Params
 from pipeline.workspace.settings import profile_text
 from pipeline.workspace.table import TABLE
 
@@ -35,7 +36,7 @@ def rendered() -> dict[Path, str]:
     """Each file that follows, with the text that it should have."""
     page = REPO / "docs" / "stages.md"
     return {
-        REPO / "dvc.yaml": render_dvc_yaml(has_pretrain=True),
+        REPO / "dvc.yaml": render_dvc_yaml(Params.of_profile("demo").data),
         REPO / "params.yaml": profile_text("demo"),
         page: _TABLE.sub(lambda _: stage_table(), page.read_text("utf-8")),
     }

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import Header, holds_train_ids, is_constant, read_header, read_label, read_picture
+from hmsa_core.data.found import Found, Refused
 from hmsa_core.data.index import Sample
-from hmsa_core.data.layouts import Found, Refused
 from hmsa_core.data.sampling import find_centroids
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import DecodeError, IntegrityError

@@ -165,6 +165,11 @@ def read_label_ids(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: st
     return narrowed(pixels, str(path))
 
 
+def read_label_values(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], Palette]:
+    """Decode a label map without a class table: numbers HxW (uint8, uint16) and their palette, or RGB HxWx3."""
+    return _label(Path(path), max_pixels, "")
+
+
 def read_label_bytes(data: bytes, where: str, classes: ClassTable, *, max_pixels: int = MAX_PIXELS) -> UInt8:
     """Decode a label map in memory as `read_label` does; `where` names it in messages."""
     return to_train_ids(*_label_pixels(io.BytesIO(data), where, max_pixels), classes, where)

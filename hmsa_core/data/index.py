@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hmsa_core.data.layouts import Refused
+from hmsa_core.data.found import Refused
 from hmsa_core.data.tables import Rows, Table, groups_of, schema_of, write_table
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.taxonomy import ClassTable

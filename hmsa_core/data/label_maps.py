@@ -84,7 +84,7 @@ def _by_colour(classes: ClassTable, where: str) -> dict[Colour, int]:
                 reason="wrong-mode",
                 hint="give each class a colour of its own, or write ids as 8-bit grey",
             )
-    return {_BLACK: IGNORE, **known}
+    return {_BLACK: IGNORE, **dict.fromkeys(classes.void_colours, IGNORE), **known}
 
 
 def _of_colours(rgb: UInt8, classes: ClassTable, where: str, used: NDArray[np.bool_] | None = None) -> UInt8:

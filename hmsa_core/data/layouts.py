@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from hmsa_core import taxonomy
+from hmsa_core.data.found import Found, Scan
+from hmsa_core.data.plain import scan_plain
 from hmsa_core.data.source import SourceSpec
 from hmsa_core.data.walk import by_image, is_empty, kinds_of, listing, stem_of
 from hmsa_core.io.atomic import read_json
@@ -18,53 +20,6 @@ from hmsa_core.taxonomy import ClassTable
 
 # File systems take 255 bytes: minus the longest ending of an export and the suffix of a temporary file.
 _NAME_BYTES = 200
-
-
-@dataclass(frozen=True)
-class Found:
-    """One image that a layout reader found; paths are relative to the root, "" = none."""
-
-    name: str
-    image: str
-    label: str = ""
-    coarse: str = ""
-    split: str = ""
-    city: str = ""
-    sequence: str = ""
-    frame: int = -1
-    role: str = ""  # only if the data set defines roles
-
-
-@dataclass(frozen=True)
-class Refused:
-    """One quarantine row: a file that is not used, and the reason."""
-
-    name: str
-    path: str
-    part: str  # image | label | coarse
-    split: str
-    reason: str
-    detail: str
-
-
-@dataclass
-class Scan:
-    """Outcome of reading a layout."""
-
-    layout: str  # name of the layout that was found, for messages
-    classes: ClassTable
-    found: list[Found] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def refuse(self, name: str, path: str, part: str, split: str, reason: str, detail: str) -> None:
-        """Add a file to the refused ones."""
-        self.refused.append(Refused(name, path, part, split, reason, detail))
-
-    def keep(self, files: Container[str]) -> None:
-        """Keep only the images of these paths."""
-        self.found = [found for found in self.found if found.image in files]
-        self.refused = [row for row in self.refused if row.path in files]
 
 
 def scan(source: SourceSpec) -> Scan:
@@ -440,4 +395,14 @@ def _add_camvid(
         out.found.append(Found(stem, images[stem], label, coarse.get(stem, ""), split, drive, drive, frame, role))
 
 
-_SCANNERS = {"cityscapes": _scan_cityscapes, "mapillary": _scan_vistas, "camvid": _scan_camvid, "folder": _scan_folder}
+def _scan_plain(root: Path, source: SourceSpec) -> Scan:
+    return scan_plain(root, source, load_classes(root, source.classes))
+
+
+_SCANNERS = {
+    "cityscapes": _scan_cityscapes,
+    "mapillary": _scan_vistas,
+    "camvid": _scan_camvid,
+    "folder": _scan_folder,
+    "plain": _scan_plain,
+}

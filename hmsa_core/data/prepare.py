@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from hmsa_core.data.checks import Checked, Task, Verifier
 from hmsa_core.data.decode import holds_train_ids
+from hmsa_core.data.found import Found, Refused, Scan
 from hmsa_core.data.index import KINDS, Index, QuarantineRow, Sample, read_quarantine, write_quarantine
-from hmsa_core.data.layouts import Found, Refused, Scan, scan
+from hmsa_core.data.layouts import scan
 from hmsa_core.data.near import hash_values, near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hmsa_core.data.layouts import Found, cv_split
+from hmsa_core.data.found import Found
+from hmsa_core.data.layouts import cv_split
 from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.tables import Rows
 from hmsa_core.io.errors import ConfigError

@@ -13,7 +13,8 @@ from hmsa_core.io.errors import did_you_mean
 MAX_PIXELS = 64_000_000  # pixels; ceiling that is checked from the header, before anything is decoded
 
 Names = Annotated[tuple[str, ...], Strict(False)]
-Kind = Literal["cityscapes", "mapillary", "camvid", "folder"]
+Kind = Literal["cityscapes", "mapillary", "camvid", "folder", "plain"]
+Role = Literal["learn", "calibrate", "report", "guard"]
 BlockRule = Literal["city", "sequence", "run", "image"]
 
 _SPLITS = {
@@ -31,7 +32,25 @@ class OnlyFor(frozenset[str]):
         return super().__new__(cls, kinds)
 
 
-_Folder = Annotated[str, OnlyFor("folder")]
+_Folder = Annotated[str, OnlyFor("folder", "plain")]
+_Plain = Annotated[str, OnlyFor("plain")]
+
+
+class Deal(Section):
+    """How labelled images are dealt to roles: whole units, by a hash of the unit's name."""
+
+    number: Count = Field(0, description="another number is another deal")
+    frames: Count = Field(0, description="frames of a sequence that are dealt together; 0 = whole sequences")
+    guard_frames: Count = Field(0, description="frames; a learning image this close to a judged unit is not used")
+    calibrate: Share = Field(0.2, description="share of units that measure thresholds")
+    report: Share = Field(0.2, description="share of units that judge")
+    unlabelled: Share = Field(0.0, description="share of units whose labels are set aside: to be auto-labelled")
+
+    @model_validator(mode="after")
+    def _some_learn(self) -> Self:
+        if self.calibrate + self.report + self.unlabelled >= 1.0:
+            raise ValueError("the shares calibrate, report and unlabelled leave no unit to learn from")
+        return self
 
 
 class SourceSpec(Section):
@@ -40,7 +59,9 @@ class SourceSpec(Section):
     `root` is a folder (relative ones against the workspace); indexes hold paths relative to it under `name`.
     """
 
-    kind: Kind = Field("cityscapes", description="cityscapes, mapillary, camvid or folder (layouts: docs/data.md)")
+    kind: Kind = Field(
+        "cityscapes", description="cityscapes, mapillary, camvid, folder or plain (layouts: docs/data.md)"
+    )
     root: str = Field("", description="folder, relative to this file or absolute; or an s3://, gs:// or az:// address")
     name: Annotated[str, OnlyFor()] = Field(
         "target", pattern=r"^[a-z][a-z0-9_-]*$", description="of the root, in indexes"
@@ -62,19 +83,33 @@ class SourceSpec(Section):
         "labels", description='folder below root, same stems; "" = none; a split without a folder there is unlabelled'
     )
     coarse: _Folder = Field("", description='folder below root: coarse labels, same stems; "" = none')
-    classes: _Folder = Field(
-        "classes.json", description="class file, relative to root; or cityscapes, mapillary_v1.2, ..."
+    new: _Plain = Field("", description='folder below root: images to be labelled; "" = none')
+    image_name: _Plain = Field(
+        "*", description="names of images: [FOLDER/]START*END without ending; * = what is shared"
     )
-    names: Annotated[Literal["stem", "path"], OnlyFor("folder")] = Field(
+    label_name: _Plain = Field("*", description="names of label maps in the same form, such as *_mask")
+    coarse_name: _Plain = Field("*", description="names of coarse label maps in the same form")
+    classes: _Folder = Field(
+        "classes.json",
+        description="class file, relative to root (kind plain: to the workspace); or cityscapes, mapillary_v1.2, ...",
+    )
+    table: _Plain = Field(
+        "", description="CSV in the workspace with split, sequence and frame of images whose names do not say it"
+    )
+    split_roles: Annotated[dict[str, Role], OnlyFor("plain")] = Field(
+        default_factory=dict, description="roles of labelled images by split (train, val, test); others are dealt"
+    )
+    deal: Annotated[Deal, OnlyFor("plain")] = Deal()
+    names: Annotated[Literal["stem", "path"], OnlyFor("folder", "plain")] = Field(
         "stem", description="stem, or path = the split's folders and the stem, drive2__cam0__000001"
     )
     pattern: _Folder = Field(
         "", description="regular expression on the name with groups city, sequence, frame (any of them)"
     )
-    block: Annotated[BlockRule | None, OnlyFor("cityscapes", "camvid", "folder")] = Field(
+    block: Annotated[BlockRule | None, OnlyFor("cityscapes", "camvid", "folder", "plain")] = Field(
         None, description="unit of resampling: city, sequence, run or image; null = the layout's own"
     )
-    block_frames: Annotated[PositiveInt | None, OnlyFor("cityscapes", "camvid", "folder")] = Field(
+    block_frames: Annotated[PositiveInt | None, OnlyFor("cityscapes", "camvid", "folder", "plain")] = Field(
         None, description="images in a run of consecutive frames; null = the layout's own (camvid 3, else 10)"
     )
     max_pixels: int = Field(
@@ -101,6 +136,13 @@ class SourceSpec(Section):
             expected = ", ".join(variants) or f"none, {self.kind} has no variants"
             raise ValueError(f"variant: {self.variant!r} is unknown for {self.kind}: expected {expected}")
         return self
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders below the root that kind `plain` reads; empty for the other layouts, which own their root."""
+        if self.kind != "plain":
+            return ()
+        return tuple(dict.fromkeys(folder for folder in (self.images, self.labels, self.coarse, self.new) if folder))
 
     @property
     def run_length(self) -> int:

@@ -58,6 +58,7 @@ class ClassTable:
         id_to_train: 256 entries uint8, file id -> trainId or 255.
         valid_ids: 256 entries bool, False for a value that a label file must not hold.
         train_to_id: file id to write for each trainId.
+        void_colours: RGB that mean ignore in colour maps, besides black.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ClassTable:
     id_to_train: NDArray[np.uint8]
     valid_ids: NDArray[np.bool_]
     train_to_id: tuple[int, ...]
+    void_colours: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -115,7 +117,7 @@ class ClassTable:
             ],
             "id_to_train": [int(v) for v in self.id_to_train],
             "valid_ids": [int(i) for i in np.flatnonzero(self.valid_ids)],
-        }
+        } | ({"void_colours": [list(colour) for colour in self.void_colours]} if self.void_colours else {})
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ClassTable:
@@ -131,6 +133,7 @@ class ClassTable:
             id_to_train=np.array(value["id_to_train"], np.uint8),
             valid_ids=valid,
             train_to_id=tuple(r["id"] for r in rows),
+            void_colours=tuple(tuple(colour) for colour in value.get("void_colours", ())),
         )
 
     def digest(self) -> str:
@@ -151,12 +154,13 @@ def _of_ids(
     groups: tuple[str, ...],
     ids: Sequence[int],
     ignored: Collection[int],
+    void_colours: tuple[tuple[int, int, int], ...] = (),
 ) -> ClassTable:
     """A table for label files that hold `ids` and `ignored`, and nothing else."""
     id_to_train, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
     valid[[*ids, *ignored]] = True
     id_to_train[list(ids)] = range(len(ids))
-    return ClassTable(name, classes, colours, groups, id_to_train, valid, tuple(ids))
+    return ClassTable(name, classes, colours, groups, id_to_train, valid, tuple(ids), void_colours)
 
 
 def _packaged(name: str) -> list[dict[str, Any]]:
@@ -303,6 +307,7 @@ def from_file(path: str | Path) -> ClassTable:
         _groups(where, classes),
         ids,
         [number for number in void if 0 <= number <= IGNORE],
+        tuple(row.colour for row in rows if row.colour and row.id in void),
     )
 
 

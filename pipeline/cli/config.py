@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"no section {args.other!r}; {hint}")
         sys.stdout.write(annotated(params, origins(params), only=(args.other,) if args.other else ()).lstrip("\n"))
         return 0
-    found = list(differences(params, other_settings(args.other or params.profile, params)))
+    other = args.other or (params.profile if params.profile in PROFILES else "defaults")
+    found = list(differences(params, other_settings(other, params)))
     sys.stdout.write("".join(f"{line}\n" for line in found))
     if not found:
         sys.stderr.write(f"no setting differs from {args.other or f'profile {params.profile}'}\n")

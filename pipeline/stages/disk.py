@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hmsa_core.data.decode import read_header
+from hmsa_core.data.found import Found
 from hmsa_core.data.index import ROLES, Index, Sample
-from hmsa_core.data.layouts import Found, scan
+from hmsa_core.data.layouts import scan
 from hmsa_core.data.roles import assign_roles
 from hmsa_core.io.errors import ConfigError, DecodeError, HmsaError, InputError, NoSpaceError, translate_os_error
 from hmsa_core.io.locks import probe_locks

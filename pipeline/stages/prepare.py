@@ -56,7 +56,7 @@ def run(ws: Workspace) -> None:
     for name, root in ws.roots.items():
         if not root.is_dir():
             raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
-        _warn(_linked(root))
+        _warn(_linked(ws.source(name)))
         _warn(_outside(ws.source(name)))
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
     if params.data.pretrain is None:
@@ -154,7 +154,7 @@ def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
 
 def _used_for_nothing(params: Params, source: SourceSpec, index: Index) -> Iterator[str]:
     """Warnings about existing labels and folders of images that no role or split takes."""
-    if source.kind == "camvid":  # CamVid brings its roles
+    if source.kind in ("camvid", "plain"):  # they bring their roles
         return
     idle = [s.name for s in index.select(roles=("guard",), kinds=("coarse",))]
     if idle:
@@ -182,7 +182,7 @@ def _used_for_nothing(params: Params, source: SourceSpec, index: Index) -> Itera
 def _outside(source: SourceSpec) -> Iterator[str]:
     """Warnings about data outside of the data root: DVC watches the root only, and does not see changes elsewhere."""
     root = Path(source.root)
-    for key in ("images", "labels", "coarse", "classes"):
+    for key in ("images", "labels", "coarse", "classes") if source.kind == "folder" else ():
         path = getattr(source, key)
         if path and not (root / path).resolve().is_relative_to(root.resolve()):
             yield (
@@ -191,9 +191,11 @@ def _outside(source: SourceSpec) -> Iterator[str]:
             )
 
 
-def _linked(root: Path) -> Iterator[str]:
+def _linked(source: SourceSpec) -> Iterator[str]:
     """Warnings about links inside a data root: DVC follows a root that is a link, but no link inside a root."""
-    folders = (Path(folder, name) for folder, below, _ in os.walk(root) for name in below)
+    root = Path(source.root)
+    tops = {root / folder for folder in source.folders} or {root}
+    folders = (Path(folder, name) for top in tops for folder, below, _ in os.walk(top) for name in below)
     linked = sorted(folder.relative_to(root).as_posix() for folder in folders if folder.is_symlink())
     if linked:
         yield (
@@ -251,8 +253,7 @@ def _grid(sampling: SamplingConfig) -> list[int]:
 
 
 def _build(ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampling: SamplingConfig) -> prepare.Summary:
-    root = ws.resolve(source.root, anew=True)
-    located = source.model_copy(update={"root": str(root)})
+    located = ws.located(source, anew=True)
     bars: list[Progress] = []
 
     def report(done: int, total: int) -> None:

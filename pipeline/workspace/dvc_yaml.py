@@ -9,10 +9,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from hmsa_core.data.source import SourceSpec
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, one_line
-from pipeline.workspace.params import Params
-from pipeline.workspace.table import PRETRAIN_ROOT, TABLE, VERSIONS
+from pipeline.workspace.params import DataConfig, Params
+from pipeline.workspace.table import PRETRAIN_ROOT, TABLE, TARGET_ROOT, VERSIONS
 from pipeline.workspace.workspace import SETTINGS
 from pipeline.workspace.yaml_text import Document, dump_editable, load_editable
 
@@ -21,11 +22,12 @@ _HEAD = Path(__file__).parent / "templates" / "dvc-head.txt"
 _COMPARED = ("deps", "params", "outs")
 
 
-def render_dvc_yaml(*, has_pretrain: bool) -> str:
-    """Text of dvc.yaml from the table of stages; without a pretraining set no stage depends on a pretraining root."""
+def render_dvc_yaml(data: DataConfig) -> str:
+    """Text of dvc.yaml from the table of stages; no stage depends on a root that is not there or not watched."""
+    roots = {PRETRAIN_ROOT: [PRETRAIN_ROOT] if data.pretrain else [], TARGET_ROOT: list(_watched(data.target))}
     lines = _HEAD.read_text("utf-8").replace("@PROGRAM", _program()).splitlines()
     for row in TABLE:
-        deps = [dep for dep in row.deps if has_pretrain or dep != PRETRAIN_ROOT]
+        deps = [path for dep in row.deps for path in roots.get(dep, [dep])]
         lines += [f"  {row.name}:", f"    desc: {row.description}", f"    cmd: exec autolabel stage {row.name}"]
         for key, values in (
             ("deps", deps),
@@ -38,6 +40,16 @@ def render_dvc_yaml(*, has_pretrain: bool) -> str:
             lines += [f"    {key}:", *(f"      {value}" for value in marked)] if values else []
         lines.append("")
     return "\n".join(lines)
+
+
+def _watched(source: SourceSpec) -> Iterator[str]:
+    """What DVC watches of the target data set: its root, or, of plain folders, those that are read."""
+    if not source.folders:
+        yield TARGET_ROOT
+        return
+    keys = {getattr(source, key): key for key in ("new", "coarse", "labels", "images")}
+    yield from (f"{TARGET_ROOT}/${{data.target.{keys[folder]}}}" for folder in source.folders)
+    yield from (f"${{data.target.{key}}}" for key in ("classes", "table") if getattr(source, key))
 
 
 def _program() -> str:
@@ -91,7 +103,7 @@ def renew_dvc_yaml(path: Path, params: Params) -> list[str]:
 
 
 def _needed(params: Params) -> dict[str, Any]:
-    text = render_dvc_yaml(has_pretrain=params.data.pretrain is not None)
+    text = render_dvc_yaml(params.data)
     return dict(YAML(typ="safe").load(text)["stages"])
 
 

@@ -10,7 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hmsa_core.io import atomic
@@ -41,6 +42,7 @@ class InitRequest:
     pretrain_data: Path | None = None
     make_data: bool = True
     deterministic: bool = False  # settings of the runtime do not depend on this machine
+    planned: Mapping[str, str] = field(default_factory=dict)  # files of a plan (profile own), params.yaml among them
 
 
 def init_workspace(request: InitRequest) -> bool:
@@ -51,7 +53,7 @@ def init_workspace(request: InitRequest) -> bool:
     Raises:
         ConfigError: unknown profile. InputError: the folder holds other things, or the data are missing.
     """
-    if request.profile not in PROFILES:
+    if request.profile not in PROFILES and not request.planned:
         raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
     folder = request.folder.resolve()
     roots: dict[str, str] = {}
@@ -67,9 +69,10 @@ def init_workspace(request: InitRequest) -> bool:
         atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
     _write_files(folder, request, roots)
     _set_up_version_control(folder)
-    profile_root = Params.of_profile(request.profile).data.target.root  # params.yaml may name other data by now
-    if request.profile in GENERATED and request.make_data and _root_in(folder, "target") == profile_root:
-        generate_data(folder / "data" / "demo", request.profile)
+    if request.profile in GENERATED and request.make_data:
+        profile_root = Params.of_profile(request.profile).data.target.root  # params.yaml may name other data by now
+        if _root_in(folder, "target") == profile_root:
+            generate_data(folder / "data" / "demo", request.profile)
     (folder / _UNFINISHED).unlink()
     return True
 
@@ -191,11 +194,14 @@ def _camvid_root(request: InitRequest, folder: Path) -> str:
 def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> None:
     """Write each missing file; an existing file is complete, and people may have edited it."""
     profile, params = request.profile, folder / "params.yaml"
-    if not params.exists():
+    if not params.exists() and not request.planned:
         atomic.write_text(params, profile_text(profile, roots, deterministic=request.deterministic))
+    for name, text in request.planned.items():
+        if not (folder / name).exists():
+            atomic.write_text(folder / name, text)
     settings = Params.load(params)
     files = {
-        "dvc.yaml": render_dvc_yaml(has_pretrain=settings.data.pretrain is not None),
+        "dvc.yaml": render_dvc_yaml(settings.data),
         SETTINGS: resolved_text(settings),
         ".gitignore": _template("gitignore"),
         ".dvcignore": _template("dvcignore"),

@@ -108,9 +108,9 @@ def _leaf(key: Key, value: Any, described: str, told: Mapping[Key, str]) -> Iter
     described = " ".join(filter(None, (told.get(key, ""), described)))
     if isinstance(value, tuple) and value and isinstance(value[0], Section):
         yield _line(key, "", described)
-        yield from (f"{'  ' * len(key)}- {_yaml(row)}" for row in value)
+        yield from (f"{'  ' * len(key)}- {as_yaml(row)}" for row in value)
     else:
-        yield _line(key, f" {_yaml(value)}", described)
+        yield _line(key, f" {as_yaml(value)}", described)
 
 
 def _line(key: Key, value: str, described: str) -> str:
@@ -118,14 +118,14 @@ def _line(key: Key, value: str, described: str) -> str:
     return f"{text:{_COLUMN - 2}}  # {described}" if described else text
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """A value as YAML in one line."""
     if isinstance(value, BaseModel):
         value = {name: getattr(value, name) for name in type(value).model_fields}
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{as_yaml(k)}: {as_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
+        return "[" + ", ".join(map(as_yaml, value)) + "]"
     if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
         return value
     # JSON escapes a character above U+FFFF in two parts, which YAML reads as two characters.
@@ -148,7 +148,9 @@ def _flat(section: BaseModel, at: Key = (), *, defaults: bool = False) -> dict[K
 
 def origins(params: Params) -> dict[Key, str]:
     """Origin of each value in effect: `(default)` of the code, `(profile)`, or `(here)`, this workspace."""
-    known = {"(default)": _flat(params, defaults=True), "(profile)": _flat(Params.of_profile(params.profile))}
+    known = {"(default)": _flat(params, defaults=True)}
+    if params.profile in PROFILES:
+        known["(profile)"] = _flat(Params.of_profile(params.profile))
     return {
         key: next((origin for origin, of in known.items() if key in of and of[key] == value), "(here)")
         for key, value in _flat(params).items()
@@ -179,5 +181,5 @@ def differences(params: Params, other: Mapping[Key, Any]) -> Iterator[str]:
     for key in {**other, **current}:
         if key in current and key in other and current[key] == other[key]:
             continue
-        other_text, current_text = (_yaml(side[key]) if key in side else "-" for side in (other, current))
+        other_text, current_text = (as_yaml(side[key]) if key in side else "-" for side in (other, current))
         yield f"{'.'.join(key)}: {other_text} -> {current_text}"

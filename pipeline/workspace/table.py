@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PRETRAIN_ROOT", "STAGES", "TABLE", "VERSIONS", "Stage", "row_of", "section_of"]
+__all__ = ["PRETRAIN_ROOT", "STAGES", "TABLE", "TARGET_ROOT", "VERSIONS", "Stage", "row_of", "section_of"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Stage:
         return f"metrics/{self.name}.json"
 
 
+TARGET_ROOT = "${data.target.root}"  # or the folders below it that are read
 PRETRAIN_ROOT = "${data.pretrain.root}"  # a dependency only where there is a pretraining set
 _MODELS = ("models/teacher", "models/student", "models/control")
 
@@ -54,7 +55,7 @@ TABLE = (
     Stage(
         "prepare",
         "index the data sets, quarantine bad files, find class centroids",
-        deps=("${data.target.root}", PRETRAIN_ROOT),
+        deps=(TARGET_ROOT, PRETRAIN_ROOT),
         outs=("data/index",),
         plots=("plots/prepare-classes.png",),
         params=(

@@ -85,9 +85,15 @@ class Workspace:
         return {name: self.resolve(source.root) for name, source in sources.items() if source is not None}
 
     def source(self, name: str) -> SourceSpec:
-        """Settings of the data set of a named root, with the root's path on this machine."""
-        source: SourceSpec = getattr(self.params.data, name)
-        return source.model_copy(update={"root": str(self.roots[name])})
+        """Settings of the data set of a named root, with its paths on this machine."""
+        return self.located(getattr(self.params.data, name))
+
+    def located(self, source: SourceSpec, *, anew: bool = False) -> SourceSpec:
+        """A data set's settings with its paths on this machine; `anew` as in `resolve`."""
+        paths = {"root": str(self.resolve(source.root, anew=anew))}
+        if source.kind == "plain":  # its class file and table are files of the workspace
+            paths |= {key: str(self.root / path) for key in ("classes", "table") if (path := getattr(source, key))}
+        return source.model_copy(update=paths)
 
     def resolve(self, path: str | os.PathLike[str], *, anew: bool = False) -> Path:
         """Resolve a path of params.yaml: absolute, or relative to the workspace; an address becomes a tree of links.

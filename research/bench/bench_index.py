@@ -34,8 +34,8 @@ import pyarrow as pa
 from hmsa_core import taxonomy
 from hmsa_core.data import prepare
 from hmsa_core.data.checks import Checked, Task
+from hmsa_core.data.found import Found, Scan
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.layouts import Found, Scan
 from hmsa_core.data.near import near_duplicates
 from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.tables import Rows

@@ -10,6 +10,7 @@ import numpy as np
 
 from hmsa_core.io import atomic
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
+from pipeline.workspace.params import Params
 from pipeline.workspace.settings import profile_text
 from pipeline.workspace.workspace import Workspace
 from research.ablation import jobs, run
@@ -25,7 +26,7 @@ def bare_workspace(folder: Path, profile: str = "demo") -> Workspace:
     """params.yaml and dvc.yaml of a profile, nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(profile_text(profile))
-    (folder / "dvc.yaml").write_text(render_dvc_yaml(has_pretrain=profile != "camvid"))
+    (folder / "dvc.yaml").write_text(render_dvc_yaml(Params.of_profile(profile).data))
     return Workspace(folder)
 
 

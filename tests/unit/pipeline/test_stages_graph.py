@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
+from pipeline.workspace.params import Params
 from pipeline.workspace.table import STAGES
 
-GRAPH = yaml.safe_load(render_dvc_yaml(has_pretrain=True))["stages"]
+GRAPH = yaml.safe_load(render_dvc_yaml(Params.of_profile("demo").data))["stages"]
 SETTINGS_STAGE = GRAPH.pop("settings")
 ALL = set(STAGES)
 AFTER_TEACHER = ALL - {"prepare", "teacher-pretrain"}
@@ -96,6 +97,6 @@ def test_stages_are_plain_commands_with_dvc_as_parent_outputs_are_cached_and_met
 
 
 def test_a_workspace_without_a_pretraining_set_does_not_depend_on_one() -> None:
-    text = render_dvc_yaml(has_pretrain=False)
+    text = render_dvc_yaml(Params.of_profile("camvid").data)
     assert "data.pretrain.root" not in text
     assert yaml.safe_load(text)["stages"]["prepare"]["deps"] == ["${data.target.root}"]

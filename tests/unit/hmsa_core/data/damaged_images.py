@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from hmsa_core import taxonomy
 from hmsa_core.data.checks import Task, Verifier
 from hmsa_core.data.decode import REASONS, read_image, read_label
-from hmsa_core.data.layouts import Found
+from hmsa_core.data.found import Found
 from hmsa_core.io.errors import DecodeError, IntegrityError
 from tests.unit.hmsa_core.data.hostile_images import exif, jpeg, jpeg_segment, png, png_chunk, tiff, tiff_pages, webp
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from hmsa_core import taxonomy
 from hmsa_core.data import checks
+from hmsa_core.data.found import Found
 from hmsa_core.data.index import Index, Sample, read_quarantine
-from hmsa_core.data.layouts import Found
 from hmsa_core.data.prepare import build, write_empty
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids

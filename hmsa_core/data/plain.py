@@ -1,0 +1,298 @@
+"""Plain folders of any shape (kind `plain`): files are paired by names, blocks are dealt to roles by a hash.
+
+A role depends on the block's name alone, so images that arrive later move no labelled image.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+from hmsa_core.data.found import Found, Scan
+from hmsa_core.data.source import Deal, SourceSpec
+from hmsa_core.data.walk import IMAGE_SUFFIXES, LABEL_SUFFIXES, stem_of, walk
+from hmsa_core.io.errors import ConfigError, LayoutError
+from hmsa_core.taxonomy import ClassTable
+
+JUDGED = ("report", "calibrate")
+ARRIVED = "new"  # split of the images in the folder `new`
+COLUMNS = ("name", "split", "sequence", "frame")  # of the table that names what file names do not say
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+
+
+@dataclass(frozen=True)
+class NamePattern:
+    """`FOLDER/START*END`: file names of one kind; `*` stands for the name that image and label map share."""
+
+    folder: str = ""
+    start: str = ""
+    end: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> NamePattern:
+        """Read a pattern; ConfigError: it has no `*`, or several."""
+        folder, _, name = text.rpartition("/")
+        start, star, end = name.partition("*")
+        if not star or "*" in end:
+            raise ConfigError(f"{text!r}: expected a pattern of names with one *, such as masks/*_mask")
+        return cls(folder, start, end)
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.start}*{self.end}".removeprefix("/")
+
+    def core(self, path: str) -> tuple[tuple[str, ...], str] | None:
+        """Folders without `folder`, and what `*` stands for, of a file's relative path; None: it does not fit."""
+        folders, stem = PurePosixPath(path).parts[:-1], stem_of(path)
+        if self.folder and self.folder not in folders:
+            return None
+        if not (stem.startswith(self.start) and stem.endswith(self.end)) or len(stem) <= len(self.start + self.end):
+            return None
+        name = stem[len(self.start) : len(stem) - len(self.end)]
+        return tuple(folder for folder in folders if folder != self.folder), name
+
+
+@dataclass
+class Pairs:
+    """Files of two folders by shared name; paths are relative to the folders."""
+
+    labels: dict[str, str] = field(default_factory=dict)  # image -> label map
+    images: list[str] = field(default_factory=list)  # all images, sorted
+    stray: list[str] = field(default_factory=list)  # label maps without image
+    unclear: dict[str, str] = field(default_factory=dict)  # label map -> why it may belong to several images
+
+
+def pair(images: Iterable[str], labels: Iterable[str], image_name: NamePattern, label_name: NamePattern) -> Pairs:
+    """Pair files whose shared names and shared folders are equal; a folder that one side lacks does not count."""
+    pictures, maps = _cores(images, image_name), _cores(labels, label_name)
+    shared = {part for folders, _ in pictures.values() for part in folders}
+    shared &= {part for folders, _ in maps.values() for part in folders}
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for path, (folders, name) in pictures.items():
+        owners.setdefault((*(part for part in folders if part in shared), name), []).append(path)
+    found = Pairs(images=sorted(pictures))
+    for path, (folders, name) in sorted(maps.items()):
+        mine = owners.get((*(part for part in folders if part in shared), name), [])
+        if not mine:
+            found.stray.append(path)
+        elif len(mine) > 1:
+            found.unclear[path] = f"fits {mine[0]} and {mine[1]}"
+        elif mine[0] in found.labels:
+            found.unclear[path] = f"{found.labels[mine[0]]} is the label map of {mine[0]}, too"
+        else:
+            found.labels[mine[0]] = path
+    return found
+
+
+def _cores(paths: Iterable[str], pattern: NamePattern) -> dict[str, tuple[tuple[str, ...], str]]:
+    return {path: core for path in paths if (core := pattern.core(path)) is not None}
+
+
+def files_below(root: Path, folder: str, suffixes: tuple[str, ...], without: Collection[str] = ()) -> list[str]:
+    """Sorted paths, relative to the folder, of its files with these endings; folders `without` (of root) left out."""
+    if not folder:
+        return []
+    top = root / folder
+    apart = [(root / other).resolve() for other in without if other]
+    apart = [other for other in apart if other != top.resolve() and other.is_relative_to(top.resolve())]
+    paths = (path for path in walk(top, suffixes).paths() if not any(_is_in(path, other) for other in apart))
+    return sorted(path.relative_to(top).as_posix() for path in paths)
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.parent.resolve().is_relative_to(folder)
+
+
+def list_images(root: Path, source: SourceSpec) -> list[str]:
+    """Images of the folder `images`: what lies in the other folders, and label maps beside the images, is left out."""
+    others = (source.labels, source.coarse, source.new)
+    paths = files_below(root, source.images, IMAGE_SUFFIXES, others)
+    if source.labels != source.images:
+        return paths
+    labels, images = NamePattern.parse(source.label_name), NamePattern.parse(source.image_name)
+    return [path for path in paths if labels.core(path) is None and images.core(path) is not None]
+
+
+def split_of(path: str) -> str:
+    """The split that a folder of a relative path names: train, val or test; "" where none does."""
+    return next((_SPLITS[part.lower()] for part in PurePosixPath(path).parts[:-1] if part.lower() in _SPLITS), "")
+
+
+def place_name(path: str, pattern: NamePattern) -> str:
+    """Folders and shared name of an image as one text, without splits: what `pattern` of the settings is applied to."""
+    core = pattern.core(path)
+    folders, name = core if core else (PurePosixPath(path).parts[:-1], stem_of(path))
+    return "__".join((*(part for part in folders if part.lower() not in _SPLITS), name))
+
+
+def scan_plain(root: Path, source: SourceSpec, classes: ClassTable) -> Scan:
+    """Read plain folders; roles come with the images, so data.roles does not apply."""
+    result = Scan(f"plain, images in {source.images}/", classes)
+    found = place_images(root, source, read_table(Path(source.table)) if source.table else {}, result)
+    if not found:
+        raise LayoutError(f"{root / source.images}: no image of a name like {source.image_name}")
+    result.found = [
+        replace(f, role=role, label="" if role == "unlabelled" else f.label)
+        for f, role in zip(found, deal_roles(found, source), strict=True)
+    ]
+    return result
+
+
+def place_images(
+    root: Path, source: SourceSpec, known: Mapping[str, Mapping[str, str]], out: Scan | None = None
+) -> list[Found]:
+    """Images with label maps, splits and sequences, without roles.
+
+    Args:
+        root, source: the data set.
+        known: rows of its table by name.
+        out: gets label maps that are not used.
+    """
+    image_name = NamePattern.parse(source.image_name)
+    images = list_images(root, source)
+    fine = _partners(root, source, "labels", images, out)
+    coarse = _partners(root, source, "coarse", images, out)
+    found = []
+    for path in images:
+        label = f"{source.labels}/{fine[path]}" if path in fine else ""
+        drawn = f"{source.coarse}/{coarse[path]}" if path in coarse else ""
+        one = Found(name_of(path, source), f"{source.images}/{path}", label, drawn, split_of(path) or "all")
+        found.append(_placed(one, place_name(path, image_name), source, known))
+    for path in files_below(root, source.new, IMAGE_SUFFIXES, (source.images, source.labels, source.coarse)):
+        one = Found(name_of(path, source, is_new=True), f"{source.new}/{path}", split=ARRIVED)
+        found.append(_apart(_placed(one, place_name(path, NamePattern()), source, known)))
+    return found
+
+
+def _apart(found: Found) -> Found:
+    """A new image; a sequence without a number, such as `frame`, is no place that the folder `images` knows, too."""
+    if not found.sequence or any(c.isdigit() for c in found.sequence):
+        return found
+    return replace(found, sequence=f"{ARRIVED} {found.sequence}")
+
+
+def name_of(path: str, source: SourceSpec, *, is_new: bool = False) -> str:
+    """Name of an image: its stem, or its folders and stem."""
+    if source.names == "stem":
+        return stem_of(path)
+    return "__".join((*([ARRIVED] if is_new else []), *PurePosixPath(path).parts[:-1], stem_of(path)))
+
+
+def _partners(root: Path, source: SourceSpec, part: str, images: Sequence[str], out: Scan | None) -> dict[str, str]:
+    """Label maps of the images; `out` gets those that belong to none."""
+    folder = getattr(source, part)
+    others = [other for other in (source.images, source.labels, source.coarse, source.new) if other != folder]
+    paths = files_below(root, folder, LABEL_SUFFIXES, others)
+    texts = source.image_name, source.label_name if part == "labels" else source.coarse_name
+    pairs = pair(images, paths, *map(NamePattern.parse, texts))
+    kind = "label" if part == "labels" else "coarse"
+    if out is not None:
+        for path in pairs.stray:
+            out.refuse(stem_of(path), f"{folder}/{path}", kind, "all", "unpaired", "no image has this name")
+        for path, why in pairs.unclear.items():
+            out.refuse(stem_of(path), f"{folder}/{path}", kind, "all", "duplicate-name", why)
+    return pairs.labels
+
+
+def read_table(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of a table of images (CSV with the columns of `COLUMNS`) by name; ConfigError: it is not one."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: the table of images cannot be read ({error})") from error
+    if tuple(reader.fieldnames or ()) != COLUMNS or any(not re.fullmatch(r"-1|\d{1,18}", r["frame"]) for r in rows):
+        raise ConfigError(f"{path}: expected the columns {', '.join(COLUMNS)}, and whole numbers as frames")
+    return {row["name"]: row for row in rows}
+
+
+def _placed(found: Found, place: str, source: SourceSpec, known: Mapping[str, Mapping[str, str]]) -> Found:
+    """The image with its sequence and frame: of its row of the table, else of its name, else of its folders."""
+    if row := known.get(found.name):
+        return replace(found, split=row["split"] or found.split, sequence=row["sequence"], frame=int(row["frame"]))
+    if not source.pattern:
+        return replace(found, sequence=place.rpartition("__")[0])
+    match = re.search(source.pattern, place)
+    groups = match.groupdict() if match else {}
+    frame = groups.get("frame") or "-1"
+    # Names that are numbers are frames of one sequence.
+    sequence = "_".join(part for part in (groups.get("city"), groups.get("sequence")) if part)
+    return replace(found, sequence=sequence or ("all" if frame != "-1" else ""), frame=int(frame))
+
+
+# ---- Roles
+
+
+def unit_of(found: Found, deal: Deal) -> str:
+    """What is dealt as a whole: a sequence, a window of its frames, or the image."""
+    if not found.sequence:
+        return found.name
+    if deal.frames and found.frame >= 0:
+        return f"{found.sequence}/{found.frame // deal.frames}"
+    return found.sequence
+
+
+def dealt(unit: str, deal: Deal) -> str:
+    """The role of a unit: a function of its name and the settings alone."""
+    at = int.from_bytes(sha256(f"{deal.number}/{unit}".encode()).digest()[:6], "big") / 2**48
+    for role, share in (("report", deal.report), ("calibrate", deal.calibrate), ("unlabelled", deal.unlabelled)):
+        if at < share:
+            return role
+        at -= share
+    return "learn"
+
+
+def deal_roles(found: Sequence[Found], source: SourceSpec) -> list[str]:
+    """The role of each image.
+
+    A labelled image has the role of its split, or the one that its unit is dealt. Images near a judged unit of their
+    sequence, and unlabelled images in one, are `guard`: no model learns from them.
+    """
+    deal, fixed = source.deal, source.split_roles
+    units = ((unit_of(f, deal), fixed.get(f.split)) for f in found if f.label)
+    judged = {unit for unit, role in units if (role or dealt(unit, deal)) in JUDGED}
+    return [_role(f, deal, fixed.get(f.split, ""), judged) for f in found]
+
+
+def _role(f: Found, deal: Deal, fixed: str, judged: Set[str]) -> str:
+    near = [unit_of(replace(f, frame=frame), deal) for frame in _around(f, deal)]
+    if f.label:
+        role = fixed or dealt(unit_of(f, deal), deal)
+        # By the units' names, whether they hold images or not: an image that arrives there later changes nothing.
+        is_near = not fixed and role not in JUDGED and any(dealt(unit, deal) in JUDGED for unit in near)
+        return "guard" if is_near else role
+    if fixed in JUDGED or f.split == "test":
+        return "guard"
+    return "guard" if judged & {unit_of(f, deal), *near} else "unlabelled"
+
+
+def _around(f: Found, deal: Deal) -> tuple[int, ...]:
+    """First and last frame that are too near to judge, if units are windows of frames."""
+    if not (deal.frames and deal.guard_frames and f.frame >= 0):
+        return ()
+    return max(0, f.frame - deal.guard_frames), f.frame + deal.guard_frames
+
+
+def usual_step(frames: Iterable[int]) -> int:
+    """The usual distance of neighbouring frames of a sequence; 0 with fewer than two."""
+    steps = Counter(after - before for before, after in pairwise(sorted(set(frames))))
+    return max(steps, key=lambda step: (steps[step], -step), default=0)
+
+
+def sequences(found: Iterable[Found]) -> Iterator[list[int]]:
+    """Frames of each sequence that has frame numbers."""
+    by_sequence: dict[str, list[int]] = {}
+    for f in found:
+        if f.sequence and f.frame >= 0:
+            by_sequence.setdefault(f.sequence, []).append(f.frame)
+    yield from by_sequence.values()

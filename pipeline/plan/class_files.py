@@ -1,0 +1,213 @@
+"""Class names in the files of other tools: CVAT, VOC, Ultralytics, Hugging Face, Roboflow, Vistas, plain lists."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.io.errors import ConfigError, InputError
+from pipeline.workspace.yaml_text import read_yaml
+
+Colour = tuple[int, int, int]
+NAMES = (  # in order of preference
+    *("classes.json", "class_dict.json", "id2label.json", "labelmap.txt", "label_colors.txt", "classes.txt"),
+    *("labels.txt", "obj.names", "_classes.csv", "class_dict.csv", "classes.csv", "data.yaml", "dataset.yaml"),
+    *("data.yml", "config.json"),
+)
+KNOWN = ("cityscapes", "mapillary_v1.2", "mapillary_v2.0", "camvid", "camvid32", "voc", "ade20k")
+VOID = {
+    *("void", "unlabeled", "unlabelled", "ignore", "ignored", "ignore label", "undefined", "unknown"),
+    *("none", "_ignore", "other void", "mask void"),
+}
+_NUMBERS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A class of a file: its name, and its id and colour where the file has them."""
+
+    name: str
+    id: int | None = None
+    colour: Colour | None = None
+    group: str = ""
+    is_void: bool = False
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Classes of one source; `where` is its name for messages."""
+
+    where: str
+    rows: tuple[Named, ...]
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether the source states ids; without them the place in the list is the id."""
+        return all(row.id is not None for row in self.rows)
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether every class has a colour."""
+        return all(row.colour is not None for row in self.rows)
+
+
+def find_class_file(folders: Iterable[Path]) -> ClassList | None:
+    """The first file of class names in these folders; a config.json without names is none."""
+    for folder in folders:
+        for name in NAMES:
+            if (folder / name).is_file() and (name != "config.json" or _has_names(folder / name)):
+                return class_list(folder / name)
+    return None
+
+
+def _has_names(path: Path) -> bool:
+    """Whether a config.json, which may be about anything, names classes."""
+    text = path.read_text("utf-8", errors="replace")
+    return '"id2label"' in text or '"labels"' in text
+
+
+def class_list(path: Path) -> ClassList:
+    """Classes of a file. InputError: it cannot be read, or holds no class names."""
+    reader = _READERS.get(path.suffix.lower(), _of_lines)
+    try:
+        rows = tuple(reader(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})", hint="give a file of class names") from error
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error, ConfigError) as error:
+        raise _no_names(path, str(error)) from error
+    if not rows:
+        raise _no_names(path, "it is empty")
+    names = [row.name.lower() for row in rows if not is_void(row)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path}: two classes are named {twice}", hint="give each class a name of its own")
+    return ClassList(str(path), rows)
+
+
+def known_classes(name: str, *, has_255: bool = False) -> ClassList | None:
+    """Classes of a public label set; None: unknown. ADE20K counts from 0 where 255 is its void, else from 1."""
+    if name not in KNOWN:
+        return None
+    if name.startswith(("cityscapes", "mapillary")):
+        return ClassList(name, tuple(_packaged(name)))
+    rows = tuple(_of_lines(Path(__file__).parent / "known" / f"{name}.txt"))
+    if name == "ade20k" and has_255:
+        rows = tuple(Named(row.name, place) for place, row in enumerate(rows[1:]))
+    return ClassList(name, rows)
+
+
+def is_void(row: Named) -> bool:
+    """Whether a class means pixels without a class."""
+    return row.is_void or re.sub(r"[-_]+", " ", row.name.strip().lower()).strip() in VOID
+
+
+def _packaged(name: str) -> Iterable[Named]:
+    folder = Path(__file__).parents[2] / "hmsa_core" / "taxonomy"
+    labels = json.loads((folder / f"{name}.json").read_text("utf-8"))["labels"]
+    for place, row in enumerate(labels):
+        number = row.get("id", place)
+        unused = row.get("trainId", 0) in (-1, 255) or (name != "cityscapes" and place == len(labels) - 1)
+        colour = tuple(row.get("colour") or row["color"])
+        if number >= 0:
+            yield Named(str(row.get("readable") or row["name"]), number, (colour[0], colour[1], colour[2]), "", unused)
+
+
+def _no_names(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path}: no class names can be read ({why})",
+        hint="write one name a line, `name:r,g,b` a line, or classes.json as in docs/own-data.md",
+    )
+
+
+def _of_lines(path: Path) -> Iterable[Named]:
+    """`name`, `3 name`, `3: name`, `name:r,g,b::` (CVAT, VOC) or `r g b name` a line."""
+    for line in path.read_text("utf-8-sig").splitlines():
+        text = line.split("#")[0].strip() if line.lstrip().startswith("#") else line.strip()
+        if not text:
+            continue
+        name, colon, rest = text.partition(":")
+        if colon and len(_NUMBERS.findall(rest)) >= 3:
+            yield Named(name.strip(), None, _colour(_NUMBERS.findall(rest)[:3]))
+        elif match := re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*)", text):
+            yield Named(match[4].strip(), None, _colour(match.groups()[:3]))
+        elif match := re.fullmatch(r"(\d+)\s*[:,;\s]\s*(\S.*)", text):
+            yield Named(match[2].strip("'\" "), int(match[1]))
+        else:
+            yield Named(text.strip("'\","))
+
+
+def _colour(parts: Iterable[Any]) -> Colour:
+    red, green, blue = (int(part) for part in parts)
+    if not all(0 <= part <= 255 for part in (red, green, blue)):
+        raise ValueError(f"{red}, {green}, {blue} is no colour")
+    return red, green, blue
+
+
+def _of_csv(path: Path) -> Iterable[Named]:
+    """Roboflow's `Pixel Value, Class`, or columns name, r, g, b or id, name in any order."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    head, *body = rows
+    words = [re.sub(r"[^a-z]", "", cell.lower()) for cell in head]
+    name = _column(words, "class", "name", "label", "category", "classname")
+    number = _column(words, "pixelvalue", "id", "value", "index", "classid")
+    colours = [_column(words, *kinds) for kinds in (("r", "red"), ("g", "green"), ("b", "blue"))]
+    if name is None:
+        raise ValueError(f"no column of names among {', '.join(head)}")
+    for row in body:
+        colour = _colour(row[place] for place in colours if place is not None) if None not in colours else None
+        yield Named(row[name], int(row[number]) if number is not None else None, colour)
+
+
+def _column(words: list[str], *names: str) -> int | None:
+    return next((words.index(name) for name in names if name in words), None)
+
+
+def _of_yaml(path: Path) -> Iterable[Named]:
+    names = read_yaml(path).values["names"]
+    return _numbered(names) if isinstance(names, Mapping) else [Named(str(name)) for name in names]
+
+
+def _of_json(path: Path) -> Iterable[Named]:
+    value = json.loads(path.read_text("utf-8-sig"))
+    if isinstance(value, list):
+        return [Named(row) if isinstance(row, str) else _row(row, place) for place, row in enumerate(value)]
+    for key in ("id2label", "names"):
+        if isinstance(value.get(key), Mapping):
+            return _numbered(value[key])
+    for key in ("classes", "labels", "categories", "names"):
+        if isinstance(rows := value.get(key), list) and rows:
+            void = value.get("ignore_id")
+            return [
+                _row(row, place, void) if isinstance(row, Mapping) else Named(str(row))
+                for place, row in enumerate(rows)
+            ]
+    return _numbered(value)
+
+
+def _numbered(names: Mapping[Any, Any]) -> list[Named]:
+    if all(isinstance(name, int) for name in names.values()) and names:  # label2id
+        names = {number: name for name, number in names.items()}
+    return sorted((Named(str(name), int(number)) for number, name in names.items()), key=lambda row: row.id or 0)
+
+
+def _row(row: Mapping[str, Any], place: int, void: object = None) -> Named:
+    name = str(row.get("readable") or row["name"])
+    colour = row.get("colour", row.get("color"))
+    if isinstance(colour, str):
+        colour = tuple(bytes.fromhex(colour.removeprefix("#")))
+    number = int(row.get("id", place))
+    unused = row.get("trainId") in (-1, 255) or void in (name, number)
+    return Named(name, number, _colour(colour) if colour else None, str(row.get("group") or ""), unused)
+
+
+_READERS: dict[str, Callable[[Path], Iterable[Named]]] = {
+    ".json": _of_json,
+    ".yaml": _of_yaml,
+    ".yml": _of_yaml,
+    ".csv": _of_csv,
+}

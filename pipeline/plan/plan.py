@@ -1,0 +1,159 @@
+"""The plan of a workspace for one's own images: what is read, who may use it, the recipe, and the files that say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from hmsa_core.data.index import ROLES
+from hmsa_core.data.source import SourceSpec
+from hmsa_core.io.errors import InputError
+from pipeline.plan.blocks import TABLE, Roles, deal_images
+from pipeline.plan.classes import Classes, find_classes
+from pipeline.plan.findings import Findings
+from pipeline.plan.reading import Folders, Reading, read_folders
+from pipeline.plan.recipe import Choice, Facts, Machine, recipe
+from pipeline.plan.values import Values, read_values
+from pipeline.workspace.settings import as_yaml
+
+_COLUMN = 52  # at which reasons begin
+_HEAD = """\
+# Made by `autolabel init` from your folders and this machine; the reason of each value stands beside it.
+# What is not here has the default of the code (the paper's recipe): `autolabel config show` explains all settings.
+
+"""
+_DATA_REASONS = {
+    "root": "the folder around yours",
+    "image_name": "names of images; * is what image and label map share",
+    "label_name": "names of label maps",
+    "classes": "rename classes here",
+    "names": "images are named by it",
+    "pattern": "sequence and frame in the name",
+    "block": "what counts as independent",
+    "split_roles": "your splits; the rest is dealt",
+    "deal": "by a hash of each block's name: images that arrive later move nobody",
+}
+
+
+@dataclass
+class Plan:
+    """What `autolabel init` writes, and the lines that it prints."""
+
+    reading: Reading
+    classes: Classes
+    values: Values
+    roles: Roles
+    choices: list[Choice]
+    findings: Findings = field(default_factory=Findings)
+
+    @property
+    def source(self) -> SourceSpec:
+        """Settings of the data set."""
+        return self.roles.source
+
+    def files(self) -> dict[str, str]:
+        """Texts of the workspace's files that hold the plan."""
+        files = {
+            "params.yaml": self.params_text(),
+            "data/classes.json": json.dumps(self.classes.to_json(), indent=1, ensure_ascii=False) + "\n",
+        }
+        return files | ({TABLE: self.roles.table} if self.roles.table else {})
+
+    def params_text(self) -> str:
+        """The params.yaml: data, then the recipe, each value with its reason."""
+        choices = [Choice("profile", "own", "planned from your folders"), *self._data(), *self.choices]
+        return _HEAD + "\n".join(_lines(choices)) + "\n"
+
+    def _data(self) -> Iterator[Choice]:
+        defaults = SourceSpec()
+        for key in SourceSpec.model_fields:
+            value = getattr(self.source, key)
+            if key != "name" and (value != getattr(defaults, key) or key in ("kind", "images", "labels", "classes")):
+                yield Choice(f"data.target.{key}", value, _DATA_REASONS.get(key, ""))
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        source, reading = self.source, self.reading
+        height, width = self.values.size
+        names = list(self.classes.names.values())
+        shown = ", ".join(names[:8]) + (f", ... ({len(names)} classes)" if len(names) > 8 else "")
+        form = "colours" if self.values.kind == "colours" else "palette ids" if self.values.palette else "ids"
+        told = [
+            f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {width}x{height}",
+            f"labels     {len(reading.pairs.labels)} in {reading.root / source.labels}, {form}: "
+            f"{source.image_name} has {source.label_name}",
+        ]
+        told += [f"new        {len(reading.new)} in {reading.root / source.new}"] if source.new else []
+        told += [f"coarse     {len(reading.coarse.labels)} in {reading.root / source.coarse}"] if source.coarse else []
+        told += [f"classes    {shown} ({self.classes.where})", f"blocks     {self.roles.how}"]
+        told += [f"{'roles' if i == 0 else '':10} {text}" for i, text in enumerate(self._roles())]
+        told += [f"{'recipe' if i == 0 else '':10} {text}" for i, text in enumerate(self._recipe())]
+        return told + [f"{'note' if i == 0 else '':10} {text}" for i, text in enumerate(self.findings.notes)]
+
+    def _roles(self) -> Iterator[str]:
+        for role in ROLES:
+            if images := self.roles.images(role):
+                labelled = len(self.roles.images(role, labelled=True))
+                blocks = f", {self.roles.blocks(role)} blocks" if labelled else ""
+                yield f"{role:10} {len(images):5} images{blocks}"
+
+    def _recipe(self) -> Iterator[str]:
+        shown = ("trunk", "crop", "epochs", "global_batch", "scales", "threshold", "ranks")
+        for choice in self.choices:
+            if choice.key.rpartition(".")[2] in shown:
+                yield f"{choice.key} {as_yaml(choice.value)}" + (f"  # {choice.why}" if choice.why else "")
+
+
+def make_plan(
+    folders: Folders, *, classes: str | None = None, void: Collection[int] | None = None, machine: Machine | None = None
+) -> Plan:
+    """Plan a workspace from folders; nothing is written.
+
+    Args:
+        folders: of images, label maps, images to be labelled, coarse label maps.
+        classes: a file of class names or the name of a public label set; None: found beside the label maps.
+        void: values of label maps that mean no class; None: 255, and black.
+        machine: where the chain will run; None: here.
+
+    Raises:
+        InputError: something about the data stops the plan; the message and the hint say what and what helps.
+    """
+    findings = Findings()
+    reading = read_folders(folders, findings)
+    if not reading.pairs.labels:
+        raise InputError(
+            f"{folders.images}: no label maps are given: nothing to learn from",
+            hint="add --labels DIR, or let another network label: --teacher SPEC",
+        )
+    values = read_values(reading, findings)
+    found = find_classes(reading, values, classes, void, findings)
+    roles = deal_images(reading, values, found.names, findings)
+    shares = [values.share(value) for value in found.names if value in values.pixels]
+    coarse = any(f.coarse for f in roles.images("calibrate", labelled=True))
+    facts = Facts(
+        machine or Machine.this(),
+        len(roles.images("learn", labelled=True)),
+        values.size,
+        roles.blocks("calibrate"),
+        min(shares),
+        roles.step,
+        coarse,
+    )
+    return Plan(reading, found, values, roles, recipe(facts), findings)
+
+
+def _lines(choices: Sequence[Choice]) -> Iterator[str]:
+    """Lines of a YAML mapping from dotted keys in order; keys of one section stand together."""
+    open_keys: list[str] = []
+    for choice in choices:
+        *sections, name = choice.key.split(".")
+        shared = next((i for i, (a, b) in enumerate(zip(open_keys, sections, strict=False)) if a != b), None)
+        shared = min(len(open_keys), len(sections)) if shared is None else shared
+        for depth in range(shared, len(sections)):
+            if depth == 0:
+                yield ""
+            yield f"{'  ' * depth}{sections[depth]}:"
+        open_keys = sections
+        line = f"{'  ' * len(sections)}{name}: {as_yaml(choice.value)}"
+        yield f"{line:{_COLUMN}}  # {choice.why}" if choice.why else line

@@ -1,0 +1,315 @@
+"""`autolabel init --images --labels` reads folders of many shapes, deals the images and chooses a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core.data.decode import read_label
+from hmsa_core.data.layouts import scan
+from hmsa_core.data.roles import assign_blocks, assign_roles
+from hmsa_core.data.source import RolesSpec
+from hmsa_core.io.errors import InputError
+from hmsa_core.taxonomy import from_file
+from pipeline.cli.main import main
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.reading import Folders
+from pipeline.plan.recipe import Machine
+from pipeline.workspace.params import Params
+from pipeline.workspace.workspace import Workspace
+from tests.support.own_folders import COLOURS, LAYOUTS, NAMES, SIZE, Own, in_colours, many_small, save, scene
+
+CPU = Machine(cores=2, memory=16.0)
+
+
+def planned(own: Own) -> Plan:
+    classes = own.flags[1] if own.flags else None
+    return make_plan(Folders(own.images, own.labels, own.new), classes=classes, machine=CPU)
+
+
+def written(plan: Plan, folder: Path) -> Workspace:
+    """The files of a plan as a workspace."""
+    for name, text in plan.files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return Workspace(folder)
+
+
+def made(layout: Callable[[Path], Own], top: Path) -> Own:
+    return many_small(top, 300) if layout is many_small else layout(top)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_a_folder_is_read_dealt_and_planned_without_an_edit(layout: Callable[[Path], Own], tmp_path: Path) -> None:
+    own = made(layout, tmp_path / "data")
+    plan = planned(own)
+    assert tuple(plan.classes.names.values()) == own.classes
+    assert len(plan.reading.pairs.labels) == own.labelled
+    ws = written(plan, tmp_path / "ws")
+    source, params = ws.source("target"), ws.params  # params.yaml is valid
+    found = scan(source)
+    assert not found.refused
+    roles = dict(zip((f.name for f in found.found), assign_roles(found.found, RolesSpec()), strict=True))
+    assert roles == dict(zip((f.name for f in plan.roles.found), plan.roles.roles, strict=True))
+    assert {"learn", "calibrate", "report", "unlabelled"} <= set(roles.values())
+    by_split = {f.split: {roles[g.name] for g in found.found if g.split == f.split and g.label} for f in found.found}
+    assert {split: {role} for split, role in own.roles.items()}.items() <= by_split.items()
+    waiting = [f for f in found.found if roles[f.name] == "unlabelled"]
+    assert len(waiting) >= 1
+    assert not any(f.label for f in waiting)
+    assert len(set(assign_blocks(found.found, list(roles.values()), source))) >= 3
+    # Each map is read, and shows what was drawn.
+    for f in (f for f in found.found if f.label):
+        label = read_label(Path(source.root) / f.label, found.classes)
+        assert set(np.unique(label)) <= {*range(len(own.classes)), 255}
+        assert (label != 255).mean() > 0.9
+    assert params.teacher_train.epochs >= 60
+    height, width = params.teacher_train.crop
+    assert height <= plan.values.size[0]
+    assert width <= plan.values.size[1]
+    assert height % 32 == width % 32 == 0
+
+
+def test_the_same_folder_gives_the_same_plan_and_later_images_move_nobody(tmp_path: Path) -> None:
+    own = made(LAYOUTS[9], tmp_path / "data")  # one drive
+    first, again = planned(own), planned(own)
+    assert first.files() == again.files()
+    ws = written(first, tmp_path / "ws")
+    before = {f.name: f.role for f in scan(ws.source("target")).found}
+    for n in range(60, 110):
+        image, ids = scene(n, 2)
+        save(own.images / f"frame_{n:05d}.jpg", image)
+        if n % 2 == 0:
+            save(own.labels / f"frame_{n:05d}.png", ids * 255)
+    after = {f.name: f.role for f in scan(ws.source("target")).found}
+    assert len(after) == len(before) + 50
+    assert {name: after[name] for name in before} == before
+    assert {after[name] for name in after.keys() - before.keys()} >= {"learn", "unlabelled"}
+
+
+def _pairs(top: Path, count: int = 12) -> Own:
+    for n in range(count):
+        image, ids = scene(n)
+        save(top / "images" / f"a{n}.png", image)
+        save(top / "labels" / f"a{n}.png", ids)
+    return Own(top / "images", top / "labels", (), count)
+
+
+def _without_images(own: Own) -> None:
+    for n in range(3):
+        (own.images / f"a{n}.png").unlink()
+
+
+def _of_other_names(own: Own) -> None:
+    for n, path in enumerate(sorted(own.labels.iterdir())):
+        path.rename(own.labels / f"{'zyxwvutsrqpo'[n]}.png")
+
+
+def _of_other_size(own: Own) -> None:
+    save(own.labels / "a3.png", scene(3)[1][:40])
+
+
+def _void(own: Own) -> None:
+    for path in own.labels.iterdir():
+        save(path, np.full(SIZE, 255, np.uint8))
+
+
+def _photograph(own: Own) -> None:
+    save(own.labels / "a0.png", np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8))
+
+
+def _many_classes(own: Own) -> None:
+    for n, path in enumerate(sorted(own.labels.iterdir())):
+        save(path, (np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 24 + 22 * n).astype(np.uint8))
+
+
+def _jpeg(own: Own) -> None:
+    for path in sorted(own.labels.iterdir()):
+        path.unlink()
+        save(path.with_suffix(".jpg"), scene(1)[1])
+
+
+def _copies_across_splits(own: Own) -> None:
+    for split, quality in (("train", 0), ("val", 3)):
+        for n in range(12):
+            image, ids = scene(n)
+            save(own.images / split / f"{split}{n}.png", np.clip(image.astype(int) + quality, 0, 255).astype(np.uint8))
+            save(own.labels / split / f"{split}{n}.png", ids)
+    for n in range(12):
+        (own.images / f"a{n}.png").unlink()
+        (own.labels / f"a{n}.png").unlink()
+
+
+def _without_a_name(own: Own) -> None:
+    (own.labels / "classes.txt").write_text("sky\nroad\ncar\n")
+
+
+def _instances(own: Own) -> None:
+    for path in own.labels.iterdir():
+        save(path, np.array([0, 7000, 26001, 26002], np.uint16)[np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 4])
+
+
+def _one_class(own: Own) -> None:
+    for path in own.labels.iterdir():
+        save(path, np.where(np.arange(SIZE[1]) < 20, 0, 255).astype(np.uint8)[None].repeat(SIZE[0], 0))
+    (own.labels / "classes.json").write_text('{"classes": [{"id": 0, "name": "road"}], "ignore_id": 255}')
+
+
+def _two_forms(own: Own) -> None:
+    save(own.labels / "a1.png", in_colours(scene(1)[1]))
+
+
+WRONG = {
+    _without_images: ("3 of 12 label maps have no image, first a0.png", "add their images"),
+    _of_other_names: ("no label map fits an image", "names of their images"),
+    _of_other_size: ("1 label maps have another size than their image, first a3.png: 64x40", "size of the images"),
+    _void: ("hold void pixels alone: value 255", "--void none"),
+    _photograph: ("a0.png: .* different values in one label map", "exported as PNG"),
+    _many_classes: ("255 classes, a label is one byte", "merge classes"),
+    _jpeg: ("12 label maps are JPEG files", "as PNG"),
+    _copies_across_splits: ("images of the judging splits look like images to learn from", "one split"),
+    _without_a_name: (r"names no class for value 3 \(.* % of pixels, e.g. a0.png\)", "--void 3"),
+    _instances: ("16-bit values up to 26002", "folder of class ids"),
+    _one_class: ("the label maps show road and void pixels alone", "second class"),
+    _two_forms: ("a1.png holds colours, maps before it ids", "one form"),
+}
+
+
+@pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__.strip("_"))
+def test_a_wrong_folder_gives_one_line_with_the_cure_and_writes_nothing(
+    spoil: Callable[[Own], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = _pairs(tmp_path / "data")
+    spoil(own)
+    with pytest.raises(InputError, match=WRONG[spoil][0]) as error:
+        planned(own)
+    assert WRONG[spoil][1] in error.value.hint
+    assert main(["init", str(tmp_path / "ws"), *own.arguments]) == 1 + (InputError.exit_code - 1)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 2
+    assert not (tmp_path / "ws").exists()
+
+
+def test_flags_settle_values_without_a_name(tmp_path: Path) -> None:
+    own = _pairs(tmp_path)
+    _without_a_name(own)
+    plan = make_plan(Folders(own.images, own.labels), void=frozenset({3}), machine=CPU)
+    assert list(plan.classes.names.values()) == ["sky", "road", "car"]
+    # Names of a list count from 1 where 0 is no class.
+    plan = make_plan(Folders(own.images, own.labels), void=frozenset({0}), machine=CPU)
+    assert plan.classes.names == {1: "sky", 2: "road", 3: "car"}
+    written(plan, tmp_path / "ws")
+    table = from_file(tmp_path / "ws" / "data" / "classes.json")
+    assert table.classes == ("sky", "road", "car")
+    assert table.id_to_train[:4].tolist() == [255, 0, 1, 2]
+
+
+def test_what_weakens_a_plan_is_said_with_the_cure(tmp_path: Path) -> None:
+    own = _pairs(tmp_path, 30)
+    for n in range(30):
+        image, ids = scene(n)
+        save(own.images / f"a{n}.png", image)
+        save(own.labels / f"a{n}.png", np.minimum(ids, 2) if n else ids)
+    (own.labels / "a29.png").unlink()
+    notes = " | ".join(planned(own).findings.notes)
+    assert "1 of 30 images have no label map, first a29.png: they are auto-labelled" in notes
+    assert "all labels lie in one sequence as names tell (a): what is measured holds for its place" in notes
+    assert "class_3: in fewer than two blocks: label images of other places" in notes
+    assert "a promise needs 20: thresholds are estimates" in notes
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = _pairs(tmp_path / "data", 30)
+    assert main(["init", str(tmp_path / "ws"), *own.arguments, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for part in ("images     30 in", "classes    class_0, class_1, class_2, class_3", "learn", "teacher_train.epochs"):
+        assert part in out
+    assert not (tmp_path / "ws").exists()
+
+
+def test_the_workspace_is_made_once_and_its_commands_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = _pairs(tmp_path / "data", 30)
+    command = ["init", str(tmp_path / "ws"), *own.arguments]
+    assert main(command) == 0
+    assert "workspace of your own images\nnext: cd " in capsys.readouterr().err
+    assert main(command) == 0
+    assert "already a workspace of your own images; nothing changed" in capsys.readouterr().err
+    assert main(["config", "diff", "--workspace", str(tmp_path / "ws")]) == 0
+    assert "teacher_train.epochs: 200 -> " in capsys.readouterr().out
+    assert main(["doctor", "--workspace", str(tmp_path / "ws")]) in (0, 1)
+    assert "broken" not in "".join(line for line in capsys.readouterr().out.splitlines() if "data target" in line)
+    stages = (tmp_path / "ws" / "dvc.yaml").read_text()
+    assert "- ${data.target.root}/${data.target.labels}\n" in stages
+    assert "- ${data.target.root}\n" not in stages, "other folders beside these would start the chain"
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ([], "expected either --images or --profile"),
+        (["--images", ".", "--profile", "tiny"], "expected either --images or --profile"),
+        (["--profile", "tiny", "--labels", "."], "--labels belongs to --images"),
+        (["--images", "nowhere"], "nowhere: no such folder"),
+        (["--images", "images"], "no label maps are given"),
+        (["--images", "images", "--labels", "labels", "--classes", "camvit"], "--classes camvit: no such file"),
+        (["--images", "images", "--labels", "labels", "--void", "x"], "--void x: expected values"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    given: list[str], wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pairs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "ws", *given]) > 0
+    assert wrong in capsys.readouterr().err
+    assert not (tmp_path / "ws").exists()
+
+
+def test_images_of_one_place_stay_together_by_folder_time_and_likeness(tmp_path: Path) -> None:
+    own = _pairs(tmp_path / "few", 12)  # twins of each picture under names that say nothing
+    names = ["qa", "wb", "ec", "rd", "te", "yf", "ug", "ih", "oi", "pj", "ak", "sl"]
+    for n, name in enumerate(names):
+        (own.images / f"a{n}.png").rename(own.images / f"{name}.png")
+        (own.labels / f"a{n}.png").rename(own.labels / f"{name}.png")
+        twin = np.clip(scene(n)[0].astype(int) + 2, 0, 255).astype(np.uint8)
+        save(own.images / f"z{name}.png", twin)
+        save(own.labels / f"z{name}.png", scene(n)[1])
+    plan = planned(own)
+    roles = dict(zip((f.name for f in plan.roles.found), plan.roles.roles, strict=True))
+    assert "look alike" in plan.roles.how
+    assert all(roles[name] == roles[f"z{name}"] for name in names)
+    assert plan.files()["data/images.csv"].startswith("name,split,sequence,frame\n")
+
+
+def test_a_public_label_set_is_known_by_its_colours_and_by_name(tmp_path: Path) -> None:
+    own = _pairs(tmp_path)
+    camvid = np.array(
+        [(128, 128, 128), (128, 64, 128), (64, 0, 128), (128, 128, 0), (0, 0, 0), (60, 40, 222)], np.uint8
+    )
+    for n in range(12):
+        ids = scene(n)[1].copy()
+        ids[0], ids[1] = 4, 5
+        save(own.labels / f"a{n}.png", camvid[ids])
+    plan = planned(own)
+    assert plan.classes.where == "camvid"
+    assert plan.classes.names[0x404000] == "Pedestrian"
+    assert "Void" not in plan.classes.names.values()
+    named = make_plan(Folders(own.images, own.labels), classes="camvid", machine=CPU)
+    assert named.classes.names == plan.classes.names
+
+
+def test_json_classes_keep_their_groups_and_colours(tmp_path: Path) -> None:
+    own = _pairs(tmp_path)
+    rows = [{"id": i, "name": n, "colour": list(COLOURS[n]), "group": "nature"} for i, n in enumerate(NAMES)]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": rows}))
+    plan = planned(own)
+    written(plan, tmp_path / "ws")
+    table = from_file(tmp_path / "ws" / "data" / "classes.json")
+    assert table.groups == ("nature",) * 4
+    assert table.colours == tuple(COLOURS.values())
+    assert Params.load(tmp_path / "ws" / "params.yaml").data.target.kind == "plain"
