@@ -55,6 +55,7 @@ def _results(facts: Facts, since: Since | None = None) -> list[Raw]:
         ("Time and memory", sections.times(facts)),
         ("Lineage", sections.lineage(facts)),
         ("Settings", sections.settings(facts)),
+        ("What the names mean", sections.names()),
     ]
     return [_fold(name, html) for name, html in parts if html]
 

@@ -1,4 +1,4 @@
-"""Explanations of the names of figures on the results page, which shows them as tooltips."""
+"""Explanations of the names of figures on the results page, which shows them as tooltips and as its last section."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ _FIGURES = {
     "mean IoU": "mean over the classes of IoU, in percent",
     "IoU": "pixels that label and truth share, over the pixels that either gives to the class, in percent",
     "interval": "95 of 100 such ranges hold the true value; resampled by blocks of images",
+    "95 %": "interval: 95 of 100 such ranges hold the true value; resampled by blocks of images",
+    "points": "a share times 100: 0.443 is 44.3 points",
+    "gain": "what the student has more than the other model, in points",
+    "verdict": "what the gate says of the class",
+    "why": "what decided it",
+    "true class": "class that people gave to the pixels",
+    "predicted as": "class that the model gave to the same pixels",
     "difference": "mean IoU of the first model minus that of the second, on the same images",
     "blocks": "groups of images that look alike, such as a drive; the units of resampling",
     "excludes zero": "whether the whole interval lies on one side of zero",
@@ -54,6 +61,24 @@ _THRESHOLDS = {
     "usual": "precision on the calibration images",
 }
 _REST = {
+    "class": "class of the data set's class file",
+    "images": "number of images",
+    "city": "city of the images, as their names say",
+    "set": "data set of the section data in params.yaml: target or pretrain",
+    "layout": "how folders and files of the data set are arranged",
+    "file": "path below the root of its data set, or a label store",
+    "reason": "why the image could not be used",
+    "detail": "what was found in it",
+    "stage": "step of the chain",
+    "seconds": "duration of the stage's last run",
+    "training": "stage and model that was trained",
+    "model": "checkpoint of this workspace",
+    "pseudo label": "what the teacher says of each pixel, before thresholds",
+    "training label": "what the student learns from: pixels above the thresholds, and labels of people",
+    "confidence": "the teacher's probability that its label is right",
+    "weight of": "how much the model relies on this scale at each pixel; the weights of all scales add up to 1",
+    "student mIoU": "mean over the classes of IoU of each night's student, in percent",
+    "hours": "time that the stages of the night took",
     "roles": "what images may be used for: learn, calibrate, report, unlabelled, guard (nothing)",
     "splits": "parts of the data set as its folders name them",
     "refused": "images that could not be used, listed below",

@@ -127,12 +127,16 @@ def _aligned(cell: str, width: int, right: bool) -> str:
     return cell.rjust(width) if right else cell.ljust(width)
 
 
+def titled(name: str) -> str:
+    """HTML attribute with the explanation of a figure's name; "" if there is none."""
+    return f" title='{esc(meaning(name))}'" if meaning(name) else ""
+
+
 def _cell(tag: str, cell: object) -> str:
     """HTML of one table cell; the name of a figure gets its explanation as tooltip."""
-    title = meaning(cell) if isinstance(cell, str) else ""
     shown = cell.html() if isinstance(cell, Share | Name | Status) else esc(cell)
     wide = isinstance(cell, str) and not isinstance(cell, Raw) and len(cell) > _WIDE
-    tooltip = f" title='{esc(title)}'" if title else ""
+    tooltip = titled(cell) if isinstance(cell, str) else ""
     return f"<{tag}{tooltip}{' class=wrap' * wide}>{shown}</{tag}>"
 
 

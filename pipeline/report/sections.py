@@ -11,8 +11,8 @@ from hmsa_core.labels.thresholds.policy import PROMISES
 from pipeline.report import advice, results
 from pipeline.report.charts import curve_grid
 from pipeline.report.facts import Facts
-from pipeline.report.meanings import meaning
-from pipeline.report.render import Raw, Share, Table, esc, number, points
+from pipeline.report.meanings import MEANINGS
+from pipeline.report.render import Raw, Share, Table, esc, number, points, titled
 from pipeline.report.strips import Strip
 
 _DRIFT_SHOWN = 6
@@ -37,7 +37,7 @@ def tiles(facts: Facts) -> Raw:
 
 
 def _tile(value: Share, text: str, name: str) -> str:
-    return f"<div class='tile' title='{esc(meaning(name))}'><b>{esc(value)}</b><span>{esc(text)}</span></div>"
+    return f"<div class='tile'{titled(name)}><b>{esc(value)}</b><span>{esc(text)}</span></div>"
 
 
 def _ends(found: Mapping[str, Any], sign: str = "") -> str:
@@ -290,6 +290,12 @@ def _store(name: str, manifest: Mapping[str, Any]) -> list[object]:
         policy += f"; certificate {str(proof.get('digest', ''))[:16]}: {', '.join(proof['classes'])}"
     digests = [str(manifest.get("digest", ""))[:16], str(line.get("teacher", ""))[:16]]
     return [name, *digests, inference, policy, manifest.get("images", "–")]
+
+
+def names() -> Raw:
+    """All explanations that stand at the mouse, in alphabetical order."""
+    rows = sorted(MEANINGS.items(), key=lambda row: row[0].lower())
+    return Raw(f"<dl>{''.join(f'<dt>{esc(name)}</dt><dd>{esc(text)}</dd>' for name, text in rows)}</dl>")
 
 
 def settings(facts: Facts) -> Raw:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.report.render import Raw, Table, esc, number
+from pipeline.report.render import Raw, Table, esc, number, titled
 
 _PAYS_SHOWN = 5
 _SERIES = (
@@ -152,7 +152,8 @@ def _nights(nights: Sequence[Mapping[str, Any]]) -> str:
     for title, key, scale, digits in _SERIES:
         values = [None if night.get(key) is None else scale * float(night[key]) for night in nights]
         last = next((v for v in reversed(values) if v is not None), None)
-        cells.append(f"<div><span>{esc(title)}</span><b>{number(last, digits)}</b>{_spark(values, kinds)}</div>")
+        shown = f"<span>{esc(title)}</span><b>{number(last, digits)}</b>{_spark(values, kinds)}"
+        cells.append(f"<div{titled(title)}>{shown}</div>")
     legend = f"{len(nights)} so far; a dot marks the last night, a promotion (green) or a failed night (red)"
     return f"<div class='sparks'>{''.join(cells)}</div><p class='soft'>{legend}</p>"
 

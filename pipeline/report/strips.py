@@ -26,7 +26,7 @@ from hmsa_core.io.remote import fetched
 from hmsa_core.labels import ConfidenceCode, LabelStore
 from hmsa_core.taxonomy import IGNORE
 from pipeline.jobs.support import labelling_teacher, weights_of
-from pipeline.report.render import Raw, data_uri, esc
+from pipeline.report.render import Raw, data_uri, esc, titled
 from pipeline.workspace.workspace import Workspace
 
 UInt8 = NDArray[np.uint8]
@@ -43,8 +43,8 @@ class Strip:
     def html(self) -> Raw:
         """The row of pictures as HTML."""
         cells = "".join(
-            f"<figure><img src='{uri}' alt='{esc(caption)} of {esc(self.name)}'><figcaption>{esc(caption)}</figcaption>"
-            "</figure>"
+            f"<figure><img src='{uri}' alt='{esc(caption)} of {esc(self.name)}'>"
+            f"<figcaption{titled(caption)}>{esc(caption)}</figcaption></figure>"
             for caption, uri in self.pictures
         )
         return Raw(f"<div class='card'><h3>{esc(self.name)}</h3><div class='strip'>{cells}</div></div>")

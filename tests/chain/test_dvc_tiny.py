@@ -203,6 +203,16 @@ def test_advice_names_what_people_should_label_on_the_terminal_and_on_the_report
     assert "What the student learns from" in page
 
 
+def test_every_column_of_the_report_explains_itself_at_the_mouse_and_in_its_last_section(whole: Whole) -> None:
+    page = (whole.root / "report/index.html").read_text("utf-8")
+    columns = re.findall(r"<th([^>]*)>([^<]+)</th>", page)
+    assert len(columns) > 60
+    assert [name for attributes, name in columns if "title=" not in attributes] == []
+    listed = page.partition("What the names mean")[2]
+    for _, attributes in set(re.findall(r"<th( title='([^']*)')", page)):
+        assert f"<dd>{attributes}</dd>" in listed
+
+
 def test_a_damaged_raw_store_is_named_and_not_used(workspace: Path) -> None:
     shard = sorted((workspace / "labels" / "raw").glob("shard-*.parquet"))[1]
     data = bytearray(shard.read_bytes())

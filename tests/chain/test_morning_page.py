@@ -182,6 +182,8 @@ def test_the_page_is_the_report_with_a_section_more_and_loads_nothing(workspace:
         titles = [h.text for h in browser.find_elements("css selector", "h2")]
         assert titles == ["Since last night", *(title for title in report if title != "What the labels look like")]
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 1500
+        mute = "return [...document.querySelectorAll('th, .sparks div')].filter(n => n.textContent && !n.title)"
+        assert [n.text for n in browser.execute_script(mute)] == [], "each figure's name explains itself at the mouse"
         top = browser.execute_script("return document.querySelector('section').getBoundingClientRect().top")
         assert top < 500, "the section is on the first screen"
         shown = [h.text for h in browser.find_elements("css selector", ".cards h3")]
