@@ -6,13 +6,17 @@ ARG TORCH_INDEX=""
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git make \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 autolabel
+    && useradd --create-home --uid 1000 autolabel \
+    && install -d -o autolabel -g autolabel /home/autolabel/app /home/autolabel/work \
+    && git config --system safe.directory '*'
 
-USER autolabel
+# Builders differ in whom a folder belongs to that WORKDIR makes.
 WORKDIR /home/autolabel/app
-COPY --chown=autolabel pyproject.toml requirements.lock README.md LICENSE Makefile ./
+USER autolabel
+COPY --chown=autolabel pyproject.toml requirements.lock README.md LICENSE Makefile prefect.yaml ./
 COPY --chown=autolabel hmsa_core hmsa_core
 COPY --chown=autolabel pipeline pipeline
+COPY --chown=autolabel examples/streets examples/streets
 RUN make setup TORCH_INDEX="$TORCH_INDEX" && rm -rf /home/autolabel/.cache
 
 ENV PATH=/home/autolabel/app/.venv/bin:$PATH \

@@ -1,10 +1,13 @@
 """Convert pixels of a label map to trainIds, by the numbers or by the colours in its file.
 
 Numbers are read where a file has numbers, and colours where it has colours. A palette image has both. If numbers and
-colours mean different classes, the right class is unknown, so the image is refused.
+colours mean different classes, the right class is unknown, so the image is refused. A grey map that an editor saved as
+RGB is read as grey where its greys are ids and no colours of classes.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,9 +42,9 @@ def to_train_ids(
     Raises:
         DecodeError: a number or colour of no class; a palette whose numbers and colours mean different classes.
     """
-    if pixels.ndim == 3:
+    if pixels.ndim == 3 and (by_colour or not _are_grey_ids(pixels, classes)):
         return _of_colours(np.asarray(pixels, np.uint8), classes, where)
-    numbers = narrowed(pixels, where)
+    numbers = narrowed(pixels if pixels.ndim == 2 else pixels[..., 0].copy(), where)
     used = np.asarray(cv2.calcHist([numbers], [0], None, [256], [0, 256])).ravel() > 0
     shown = palette or [(i, i, i) for i in range(256)]
     if by_colour or (palette and _only_colours_fit(np.flatnonzero(used).tolist(), palette, classes, where)):
@@ -52,6 +55,18 @@ def to_train_ids(
     if wrong:
         raise _no_class(f"values {', '.join(map(str, wrong[:5]))} are not {_known(classes, where)}", where)
     return np.asarray(cv2.LUT(numbers, classes.id_to_train), np.uint8)
+
+
+def _are_grey_ids(rgb: NDArray[Any], classes: ClassTable) -> bool:
+    """Whether an editor saved a grey map of ids as RGB: no colour of a class is in it, and all greys are ids."""
+    if (rgb[:1] != rgb[:1, :, :1]).any() or (rgb != rgb[..., :1]).any():
+        return False
+    used = set(np.unique(rgb).tolist())
+    return (
+        used != {0}
+        and classes.valid_ids[list(used)].all()
+        and used.isdisjoint(colour[0] for colour in classes.colours if len(set(colour)) == 1 and colour != _BLACK)
+    )
 
 
 def narrowed(pixels: NDArray[np.uint8] | NDArray[np.uint16], where: str) -> UInt8:

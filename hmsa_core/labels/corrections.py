@@ -18,6 +18,7 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.labels.formats._returned import Exported, Returned
 from hmsa_core.labels.review import UNTOUCHED, Labels, Mark, Patch, ReviewFile, marked_store, reviewed
 from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.taxonomy import IGNORE
 
 __all__ = ["Exported", "Summary", "bring_back"]
 
@@ -27,6 +28,7 @@ class Summary:
     """What an import of corrections did."""
 
     images: int = 0  # that came back
+    empty: int = 0  # that came back without any label: nobody looked at them
     corrected: list[str] = field(default_factory=list)
     pixels: int = 0
     known: int = 0  # corrections that were there already
@@ -68,6 +70,9 @@ def bring_back(
 def _marks(returned: Iterable[Returned], exported: Exported, by: str, when: str, summary: Summary) -> Iterable[Mark]:
     seen: set[tuple[str, str]] = set()
     for each in returned:
+        if (each.label == IGNORE).all():
+            summary.empty += 1
+            continue
         who = each.who or by
         if not who:
             raise InputError("nobody says who made these corrections", hint="give --by NAME")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hmsa_core.data.decode import read_header, read_image
 from hmsa_core.io.atomic import make_folder, sha256_bytes, write_bytes, write_json
 from hmsa_core.io.errors import ConfigError, IntegrityError
 from hmsa_core.io.trees import new_tree
@@ -121,12 +122,15 @@ def _write_task(
             data = path.read_bytes()
             if row["image_sha256"] and sha256_bytes(data) != row["image_sha256"]:
                 raise IntegrityError(f"{path}: is another picture than the one that was labelled", hint="label it anew")
+            suffix = path.suffix.lower()
+            if read_header(path).orientation != 1:  # not every tool turns a photograph; its labels are upright
+                data, suffix = png_bytes(read_image(path)), ".png"
             corrected = reviewed(marks.get(name, []), row["height"], row["width"], store.classes)[1]
             kept = corrected == UNTOUCHED
             label = np.where(kept, item.label, corrected)  # nobody corrects the same twice
             code = np.where(kept, sure_codes(store, name, item.code), np.uint8(NUM_CODES - 1))
             known = {key: row[key] for key in ("image_sha256", "label_sha256", "height", "width")}
-            file, sha256 = f"{name}{path.suffix.lower()}", write_bytes(place, png_bytes(label))
+            file, sha256 = f"{name}{suffix}", write_bytes(place, png_bytes(label))
             images[name] = {"file": file, "sha256": sha256, **known}
             yield Item(name, label, code, file, data)
 

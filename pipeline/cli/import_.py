@@ -79,8 +79,10 @@ def _corrections(args: argparse.Namespace) -> int:
         )
     sys.stderr.write(
         f"{args.store}: corrections of {len(found.corrected)} images ({found.pixels} pixels) taken, {found.known} "
-        f"known already; {found.images} images came back\n"
+        f"known already; {found.images} of {len(exported.images)} images came back\n"
     )
+    if found.empty:
+        sys.stderr.write(f"{found.empty} images came back without any label: taken for not looked at\n")
     if found.conflicts:
         sys.stderr.writelines(f"conflict: {each}\n" for each in found.conflicts)
         raise InputError(

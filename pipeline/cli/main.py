@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import-checkpoint": ("pipeline.cli.import_checkpoint", "convert a released .pth to safetensors + JSON"),
     "models": ("pipeline.cli.models", "list, promote or roll back registered models"),
     "doctor": ("pipeline.cli.doctor", "check machine, versions, disk, locks, stores; say what mends them"),
+    "completion": ("pipeline.cli.completion", "print a script with which a shell completes commands and files"),
 }
 
 
@@ -77,28 +78,32 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; bad input gives one line on standard error and the error's exit status."""
-    if argv is None and sys.getfilesystemencoding() != "utf-8":
-        return _again_in_utf8()
+    if argv is None:
+        if sys.getfilesystemencoding() != "utf-8":
+            return _again_in_utf8()
+        for stream in (sys.stdout, sys.stderr):  # PYTHONIOENCODING=latin-1 has no bars and no names in Chinese
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser = _parser()
     chosen = parser.parse_args(argv)
     if chosen.command is None:
         parser.print_help(sys.stderr)
         return 2
-    module = importlib.import_module(COMMANDS[chosen.command][0])
-    return run_command(f"autolabel {chosen.command}", module, chosen.rest)
+    return run_command(f"autolabel {chosen.command}", COMMANDS[chosen.command][0], chosen.rest)
 
 
-def run_command(prog: str, module: ModuleType, rest: Sequence[str]) -> int:
+def run_command(prog: str, module: ModuleType | str, rest: Sequence[str]) -> int:
     """Run a module with `add_arguments(parser)` and `run(args)`; an error gives one line and its exit status."""
-    parser = _Parser(
-        prog=prog, description=module.__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    module.add_arguments(parser)
-    args = parser.parse_args(rest)
-    args.command_line = shlex.join([*prog.split(), *rest])
     try:
+        module = importlib.import_module(module) if isinstance(module, str) else module
+        args = parser_of(prog, module).parse_args(rest)
+        args.command_line = shlex.join([*prog.split(), *rest])
         _refuse_addresses(args)
-        return int(module.run(args) or 0)
+        status = module.run(args)
+        sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("hmsa_core", "pipeline")):
+            raise
+        return _report(ConfigError(f"{error.name} is not installed", hint="pip install hmsa-autolabel"))
     except HmsaError as error:
         return _report(error)
     except BrokenPipeError:
@@ -110,6 +115,16 @@ def run_command(prog: str, module: ModuleType, rest: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    return int(status or 0)
+
+
+def parser_of(prog: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The parser of a command's module."""
+    parser = _Parser(
+        prog=prog, description=module.__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return parser
 
 
 def _refuse_addresses(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from hmsa_core.io.errors import ConfigError
 from pipeline.workspace.dvc_yaml import check_dvc_yaml, renew_dvc_yaml, stages_of
+from pipeline.workspace.init import GIVE_NAME, without_name
 from pipeline.workspace.workspace import Workspace
 
 
@@ -33,9 +35,13 @@ class Finding:
 
 def examine(ws: Workspace) -> Iterator[Finding]:
     """Check DVC's lock, dvc.lock and the site cache."""
+    yield from _repository(ws)
     yield from _lock(ws)
     yield from _lock_file(ws)
-    yield from _site_cache(ws)
+    if fault := without_name():
+        yield Finding("user", "broken", fault, GIVE_NAME)
+    else:
+        yield from _site_cache(ws)
 
 
 def named(ws: Workspace, key: str) -> set[str]:
@@ -63,6 +69,23 @@ def renew_stages(ws: Workspace) -> str | None:
         if renewed := renew_dvc_yaml(ws.path("dvc.yaml"), ws.params):
             return f"written anew in {ws.path('dvc.yaml')}: {', '.join(renewed)}"
     return None
+
+
+def _repository(ws: Workspace) -> Iterator[Finding]:
+    """Check that DVC finds its repository and, unless it does without, one of git: a copy may lack hidden folders."""
+    if importlib.util.find_spec("dvc") is None:
+        return  # as another finding says
+    mend = f"autolabel init . --profile {ws.params.profile}"
+    home = next((path for path in (ws.root, *ws.root.parents) if (path / ".dvc").is_dir()), None)
+    if home is None:
+        yield Finding("dvc repository", "broken", "there is none here: no dvc command works", mend)
+        return
+    config = home / ".dvc" / "config"
+    needs_git = not config.is_file() or not re.search(r"^\s*no_scm\s*=\s*true", config.read_text("utf-8"), re.MULTILINE)
+    if needs_git and not any((path / ".git").exists() for path in (home, *home.parents)):
+        yield Finding("dvc repository", "broken", "DVC expects a git repository, there is none", mend)
+    else:
+        yield Finding("dvc repository", "ok", str(home))
 
 
 _RWLOCK = ".dvc/tmp/rwlock"

@@ -25,9 +25,6 @@ from hmsa_core.metrics import gate, iou_of
 from hmsa_core.result_keys import samples_digest
 from pipeline.jobs import measure
 from pipeline.jobs.support import evaluate_model, fine_data, labelling_teacher, role_index, train_model, weights_of
-from pipeline.stages import training
-from pipeline.stages.runner import check_space
-from pipeline.stages.student_train import check_teacher, pseudo_data, start_of
 from pipeline.workspace.counts import read_counts
 from pipeline.workspace.registry import Registry, knows_other_classes
 from pipeline.workspace.workspace import Workspace
@@ -85,11 +82,14 @@ def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
     Raises:
         ConfigError: fewer than two runs. InputError: no labels to learn from, or no image to judge on.
     """
+    from pipeline.stages import student_train, training  # with plots: `doctor` reads this file's figures without them
+    from pipeline.stages.runner import check_space
+
     if runs < 2:
         raise ConfigError(f"{runs} A/A training says nothing about a spread: at least 2 are needed")
     if not ws.path("labels/final/manifest.json").exists():
         raise InputError(f"{ws.path('labels/final')}: no auto-labels yet", hint="run `dvc repro` first")
-    check_teacher(ws.path("labels/final"), labelling_teacher(ws))
+    student_train.check_teacher(ws.path("labels/final"), labelling_teacher(ws))
     check_space(ws, "models aa", training.disk_estimate(ws.params.student_train, models=runs))
     samples = measure.fine_samples(ws, "report")
     if not samples:
@@ -122,6 +122,8 @@ def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
 
 def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
     """Train the student with this seed, as the stage student-train does; return its checkpoint."""
+    from pipeline.stages.student_train import pseudo_data, start_of
+
     _LOG.info("A/A training %d of %d: seed %d", number + 1, runs, seed)
     config = ws.params.student_train.model_copy(update={"seed": seed})
     labeller = labelling_teacher(ws)

@@ -205,7 +205,7 @@ def up(services: Services) -> list[str]:
     if not (services.workspace / "dvc.yaml").exists():
         hint = "make one: autolabel init DIR --profile tiny"
         raise ConfigError(f"{services.workspace}: not a workspace (no dvc.yaml)", hint=hint)
-    described = _deployment_file(services)
+    described, direct = _deployment_file(services), spare_loopback()
     services.folder.mkdir(parents=True, exist_ok=True)
     lines, before = [_server(services)], services.deployed_workspace()
     services.prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
@@ -218,8 +218,18 @@ def up(services: Services) -> list[str]:
     pid = services.start("worker", *worker, "--name", f"worker-{services.port}")
     lines.append("worker runs already" if pid is None else f"worker started (process {pid})")
     lines.append(f"web page: {services.api_url.removesuffix('/api')}")
-    lines.append("now: prefect deployment run auto-label/nightly")
+    lines.append(f"now: {direct}prefect deployment run auto-label/nightly")
     return lines
+
+
+def spare_loopback() -> str:
+    """Ask servers of this machine without a proxy, here and in processes started later; what a shell needs for it."""
+    if not urllib.request.getproxies_environment():
+        return ""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    value = ",".join(dict.fromkeys([*filter(None, given.split(",")), HOST, "localhost"]))
+    os.environ.update(no_proxy=value, NO_PROXY=value)
+    return "" if value == given else f"NO_PROXY={value} "
 
 
 def _deployment_file(services: Services) -> Path:

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -147,6 +148,13 @@ def free_space(ws: Workspace) -> tuple[int, Path]:
     cache = ws.path(".dvc") / settings.get("cache", "dir", fallback="cache")
     while not cache.exists():
         cache = cache.parent
+    try:
+        tempfile.TemporaryFile(dir=cache).close()
+    except OSError as error:  # DVC would find it when the stage has ended
+        raise ConfigError(
+            f"DVC's cache cannot be written: {cache}: {error.strerror}",
+            hint="let this user write it, or name another: dvc cache dir --local PATH",
+        ) from error
     return min((shutil.disk_usage(place).free, place) for place in (ws.root, cache))
 
 

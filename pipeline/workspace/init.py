@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib
 import importlib.util
 import json
@@ -24,6 +25,7 @@ from pipeline.workspace.workspace import SETTINGS
 from pipeline.workspace.yaml_text import read_yaml
 
 GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
+GIVE_NAME = "export USER=me LOGNAME=me HOME=/a/folder/that/can/be/written"
 CAMVID_ENV = "AUTOLABEL_CAMVID"
 _HERE = Path(__file__).resolve().parent
 _LOG = logging.getLogger(__name__)
@@ -46,24 +48,24 @@ class InitRequest:
 
 
 def init_workspace(request: InitRequest) -> bool:
-    """Make the workspace and return True; return False, and change nothing, where a finished one exists.
+    """Make the workspace and return True; of a finished one, make git or DVC that are missing: False if neither is.
 
     After a kill, `init` continues and writes only missing files, because people may have edited the others.
 
     Raises:
         ConfigError: unknown profile. InputError: the folder holds other things, or the data are missing.
     """
-    if request.profile not in PROFILES and not request.planned:
-        raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
     folder = request.folder.resolve()
     roots: dict[str, str] = {}
     is_finished = _is_finished(folder, request.profile)
+    if request.profile not in PROFILES and not request.planned and not is_finished:
+        raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
     if is_finished or (folder / "params.yaml").exists():
         _check_same_roots(request, folder)
     else:
         roots = _data_roots(request, folder)
-    if is_finished:
-        return False
+    if is_finished:  # it may be a copy without its hidden folders
+        return _set_up_version_control(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _UNFINISHED).exists():
         atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
@@ -216,7 +218,9 @@ def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> N
             atomic.write_text(folder / name, text)
 
 
-def _set_up_version_control(folder: Path) -> None:
+def _set_up_version_control(folder: Path) -> bool:
+    """Make what is missing of git and DVC; whether anything was."""
+    there = (folder / ".git").exists(), (folder / ".dvc" / "config").exists()
     if shutil.which("git") is None:
         _LOG.warning("git is not installed: the workspace works, but `dvc metrics diff` and `dvc exp` need it")
     own_git = shutil.which("git") is not None and not _in_git_tree(folder)
@@ -226,6 +230,7 @@ def _set_up_version_control(folder: Path) -> None:
     if own_git and not _git(folder, "rev-parse", "-q", "--verify", "HEAD"):
         _run(["git", "add", "-A"], folder)
         _run(["git", *_IDENTITY, "commit", "-q", "--no-verify", "-m", "Workspace"], folder)
+    return there != ((folder / ".git").exists(), (folder / ".dvc" / "config").exists())
 
 
 def _set_up_dvc(folder: Path) -> None:
@@ -233,12 +238,25 @@ def _set_up_dvc(folder: Path) -> None:
         _LOG.warning("DVC is not installed: `autolabel run` runs the stages in order without it")
         return
     own_git, config = (folder / ".git").exists(), folder / ".dvc" / "config"
+    if config.exists() and not _git(folder, "rev-parse") and "no_scm" not in config.read_text("utf-8"):
+        _run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], folder)
     if config.exists() or (not own_git and any((parent / ".dvc").is_dir() for parent in folder.parents)):
         return
+    if fault := without_name():
+        raise InputError(f"{folder}: {fault}", hint=GIVE_NAME)
     options = [] if own_git else ["--subdir"] if _git(folder, "rev-parse") else ["--no-scm"]
     shutil.rmtree(folder / ".dvc", ignore_errors=True)
-    _run([sys.executable, "-m", "dvc", "init", "-q", *options], folder)
+    _run([sys.executable, "-m", "dvc", "init", *options], folder)
     atomic.write_text(config, _DVC_CONFIG + ("    no_scm = true\n" if "--no-scm" in options else ""))
+
+
+def without_name() -> str:
+    """Why DVC stops for this user; "" where it does not. Containers run as ids that /etc/passwd does not list."""
+    try:
+        getpass.getuser(), Path.home()
+    except (KeyError, OSError, RuntimeError) as error:
+        return f"user id {os.getuid()} has no name or no home here, DVC stops at it ({one_line(error)})"
+    return ""
 
 
 def _in_git_tree(folder: Path) -> bool:
@@ -255,7 +273,7 @@ def _git(folder: Path, *arguments: str) -> bool:
 def _run(command: list[str], folder: Path) -> None:
     done = _ended(command, folder)
     if done.returncode != 0:
-        said = one_line(done.stderr or done.stdout)[-300:]
+        said = one_line((done.stderr or done.stdout).partition("Having any troubles?")[0])[-300:]
         raise InputError(f"{folder}: `{' '.join(command[:3])}` failed: {said}")
 
 

@@ -208,7 +208,11 @@ def test_the_code_makes_the_same_bytes_in_another_folder(photos, labelled, tmp_p
     # Python tells where it takes each module from.
     done = label(photos / "straße", tmp_path / "store", env={"PYTHONPATH": str(code), "PYTHONVERBOSE": "1"}, cwd=code)
     assert done.returncode == 0, done.stderr
-    for module in ("pipeline/cli/label.py", "hmsa_core/inference/folder/infer_job.py", "hmsa_core/labels/store/shards.py"):
+    for module in (
+        "pipeline/cli/label.py",
+        "hmsa_core/inference/folder/infer_job.py",
+        "hmsa_core/labels/store/shards.py",
+    ):
         assert str(code / module) in done.stderr
         assert str(REPO / module) not in done.stderr
     assert folder_bytes(tmp_path / "store") == labelled

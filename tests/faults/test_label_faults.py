@@ -59,7 +59,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(autouse=True)
 def quick_and_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(launcher, "run_job", lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop)))
+    monkeypatch.setattr(
+        launcher, "run_job", lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop))
+    )
     load, loaded = teacher.load_predictor, []
 
     def once(*args: object) -> object:

@@ -96,7 +96,7 @@ def _picture(damage: Maker, below: str, returned: str = "") -> Maker:
 
 
 def _renamed(path: Path, rng: random.Random) -> Path:
-    return path.rename(path.with_name(f"..%2f{rng.randrange(10**6)}.png"))
+    return path.rename(path.with_name(f"x..%2f{rng.randrange(10**6)}.png"))
 
 
 def _floats(path: Path, _rng: random.Random) -> Path:
@@ -393,7 +393,7 @@ _HUGGINGFACE: dict[str, Maker] = {
     "nan -> expected the columns": lambda out, _: (
         pq.write_table(pa.table({"name": ["a"], "label": [float("nan")]}), _table(out)) or out
     ),
-    "no label -> not a PNG": _row(lambda row, _: row["label"].update(bytes=None)),
+    "no label -> has no bytes": _row(lambda row, _: row["label"].update(bytes=None)),
     "deep nesting": _nested,
     "bomb": _repeated,
 }
@@ -415,10 +415,12 @@ _FIXED: dict[str, dict[str, Maker]] = {
         "two classes -> has 2 classes": _studio(
             lambda t, rng: _region(t, rng)["value"].update(brushlabels=["car", "road"])
         ),
-        "a polygon -> polygonlabels are not supported": _studio(
-            lambda t, rng: _region(t, rng).update(type="polygonlabels")
+        "an ellipse -> ellipselabels are not supported": _studio(
+            lambda t, rng: _region(t, rng).update(
+                type="ellipselabels", value={"x": 9, "y": 9, "radiusX": 9, "radiusY": 9, "ellipselabels": ["car"]}
+            )
         ),
-        "no annotations -> no label-studio file": _studio(lambda t, _: t.pop("annotations")),
+        "no annotations -> has no annotations": _studio(lambda t, _: t.pop("annotations")),
     },
     "coco-panoptic": {},
     "huggingface": {

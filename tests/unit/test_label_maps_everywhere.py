@@ -105,6 +105,13 @@ MAPS: dict[str, tuple[str, bytes, np.ndarray | str]] = {
         saved(np.where(IDS[..., None] == 0, 3, COLOURS[IDS]).astype(np.uint8)),
         "ids-out-of-range",
     ),
+    "grey, saved by an editor as RGB": (".png", saved(np.repeat(IDS[..., None], 3, 2)), IDS),
+    "grey, saved by an editor as RGB with alpha": (
+        ".png",
+        saved(with_alpha(np.repeat(IDS[..., None], 3, 2), 255)),
+        IDS,
+    ),
+    "grey as RGB, other ids": (".png", saved(np.repeat(IDS[..., None] * np.uint8(7), 3, 2)), "ids-out-of-range"),
     "BMP": (".bmp", saved(IDS, "BMP"), "unread"),
     "GIF": (".gif", saved(IDS, "GIF"), "unread"),
     "NumPy": (".npy", buffered(IDS), "unread"),

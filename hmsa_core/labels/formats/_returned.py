@@ -7,6 +7,7 @@ OUT/.exported/NAME.png     the labels as they were (trainIds, 255 = ignore): cor
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.data.decode import read_label_ids
 from hmsa_core.io.atomic import read_json
-from hmsa_core.io.errors import InputError, IntegrityError
+from hmsa_core.io.errors import InputError, IntegrityError, needs_extra
 from hmsa_core.labels.formats import find_format, format_lines
 from hmsa_core.labels.formats._item import Labels
 from hmsa_core.labels.store.format import plain_path
@@ -88,8 +89,7 @@ class Exported:
         if not path.exists():
             raise InputError(f"{path}: not found")
         try:
-            returned: Iterator[Returned] = find_format(self.format).read(path, self)
-            yield from (one for one in returned if (one.label != IGNORE).any())  # an empty one nobody looked at
+            yield from find_format(self.format).read(path, self)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}: no {self.format} file that can be read ({error!r:.200})") from error
 
@@ -129,6 +129,24 @@ class Canvas:
         part = np.s_[y : y + mask.shape[0], x : x + mask.shape[1]]
         label = self.label[part]
         label[mask & ((self._exported[part] != class_id) | (label == IGNORE))] = class_id
+
+
+def polygon(corners: NDArray[np.float64], shape: tuple[int, ...], where: str) -> NDArray[np.bool_]:
+    """Mask HxW of a polygon, (N, 2) of x and y in pixels; InputError: fewer than 3 corners, or some far outside."""
+    with needs_extra("exchange"):
+        from pycocotools import mask as coco
+    if corners.shape[1:] != (2,) or len(corners) < 3 or not ((corners > -2) & (corners < max(shape) + 2)).all():
+        raise InputError(f"{where}: a polygon needs 3 or more corners in the picture")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
+        return np.asarray(coco.decode(coco.frPyObjects([corners.ravel().tolist()], *shape))[..., 0] > 0)
+
+
+def of_runs(runs: list[int], shape: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    """Mask of lengths of runs, row by row, the first one outside of the mask; InputError: they fit no such shape."""
+    if min(runs) < 0 or sum(runs) != shape[0] * shape[1]:
+        raise InputError(f"{where}: the runs of a mask are {sum(runs)} pixels, its box has {shape[0] * shape[1]}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(shape)
 
 
 def load_json(path: Path) -> Any:

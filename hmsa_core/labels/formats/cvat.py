@@ -5,7 +5,6 @@ A mask is a box and runs of pixels in it, row by row, the first run outside of t
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from hmsa_core.io.atomic import open_atomic, write_bytes, write_json
 from hmsa_core.io.errors import InputError, needs_extra
 from hmsa_core.labels.formats._item import About, Item, Labels
-from hmsa_core.labels.formats._returned import Canvas, Exported, Returned
+from hmsa_core.labels.formats._returned import Canvas, Exported, Returned, of_runs, polygon
 
 ANNOTATIONS = "annotations.xml"
 _BLOCK, _IMAGE = 1 << 16, 64 << 20  # bytes that are read at once, and of one image
@@ -159,8 +158,7 @@ class _Reader:
         self._open.pop()
         if tag == "image":
             self._since = 0
-            if self._shapes:
-                self._done.append(Returned(self._name, self._label(), **self._said))
+            self._done.append(Returned(self._name, self._label(), **self._said))
             self._name, self._shapes = "", []
         elif tag == "task":
             if len(self._tasks) == _TASKS:
@@ -173,8 +171,10 @@ class _Reader:
         for *_, given, tag in sorted(self._shapes, key=lambda shape: shape[:2]):
             class_id = self._exported.class_id(given["label"], where)
             shape = canvas.label.shape
-            drawn = _mask(given, shape, where) if tag == "mask" else (_polygon(given["points"], shape, where), 0, 0)
-            canvas.paint(class_id, *drawn)
+            if tag == "mask":
+                canvas.paint(class_id, *_mask(given, shape, where))
+            else:
+                canvas.paint(class_id, polygon(_corners(given["points"]), shape, where))
         return canvas.label
 
 
@@ -184,18 +184,8 @@ def _mask(given: dict[str, str], shape: tuple[int, ...], where: str) -> tuple[Ma
     runs = [int(run) for run in given["rle"].split(",")]
     if min(x, y) < 0 or min(width, height) < 1 or x + width > shape[1] or y + height > shape[0]:
         raise InputError(f"{where}: a mask of {width}x{height} at ({x}, {y}) lies outside")
-    if min(runs) < 0 or sum(runs) != width * height:
-        raise InputError(f"{where}: the runs of a mask are {sum(runs)} pixels, its box has {width * height}")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width), x, y
+    return of_runs(runs, (height, width), where), x, y
 
 
-def _polygon(points: str, shape: tuple[int, ...], where: str) -> Mask:
-    with needs_extra("exchange"):
-        from pycocotools import mask as coco
-    height, width = shape
-    flat = np.array([[float(v) for v in point.split(",")] for point in points.split(";")])
-    if flat.shape[1:] != (2,) or len(flat) < 3 or not ((flat > -2) & (flat < max(shape) + 2)).all():
-        raise InputError(f"{where}: a polygon needs 3 or more corners in the picture")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
-        return np.asarray(coco.decode(coco.frPyObjects([flat.ravel().tolist()], height, width))[..., 0] > 0)
+def _corners(points: str) -> NDArray[np.float64]:
+    return np.array([[float(v) for v in point.split(",")] for point in points.split(";")])

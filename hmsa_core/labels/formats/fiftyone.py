@@ -6,10 +6,12 @@ the released layout; `open_in_fiftyone.py` adds it as a Heatmap field.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from hmsa_core.data.decode import read_label
+from hmsa_core.data.walk import LABEL_SUFFIXES, stem_of, walk
 from hmsa_core.io.atomic import write_bytes, write_text
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels.formats._item import About, Item, shifted
@@ -17,6 +19,7 @@ from hmsa_core.labels.formats._returned import Exported, Returned
 from hmsa_core.labels.formats.released import prob_of
 from hmsa_core.labels.store.format import png_bytes
 
+_LOG = logging.getLogger(__name__)
 _SCRIPT = '''"""Open this export in FiftyOne: `python open_in_fiftyone.py`."""
 
 from pathlib import Path
@@ -56,11 +59,13 @@ def read(path: Path, exported: Exported) -> Iterator[Returned]:
         raise InputError(f"{path}: no folder of masks")
     count = exported.classes.num_classes
     classes = exported.classes.with_ids(range(1, count + 1), (0,))
-    stems = {Path(str(entry["file"])).stem: name for name, entry in exported.images.items()}
-    for png in sorted(folder.glob("*.png")):
-        if png.stem not in stems:
-            raise InputError(f"{png}: is no image of the export {exported.path}")
-        name = stems[png.stem]
+    there = walk(folder, LABEL_SUFFIXES)
+    for note in there.notes():
+        _LOG.warning("%s: %s", folder, note)
+    for file in there.paths():
+        name = stem_of(file)
+        if name not in exported.images:
+            raise InputError(f"{file}: is no image of the export {exported.path}")
         height, width = exported.size(name)
-        label = read_label(png, classes, max_pixels=height * width)
-        yield Returned(name, exported.check(name, label, str(png)))
+        label = read_label(file, classes, max_pixels=height * width)
+        yield Returned(name, exported.check(name, label, str(file)))

@@ -116,8 +116,8 @@ def read(path: Path, exported: Exported) -> Iterator[Returned]:
 
 
 def _of_file(file: Path, table: pq.ParquetFile, exported: Exported) -> Iterator[Returned]:
-    types = {field.name: field.type for field in table.schema_arrow}
-    if not pa.types.is_string(types.get("name")) or types.get("label") != _IMAGE:
+    # Not by Arrow's types: pandas, polars and duckdb have other ones of text and bytes.
+    if not {"name", "label.bytes"} <= {table.schema.column(i).path for i in range(len(table.schema))}:
         raise InputError(f"{file}: expected the columns name (string) and label (Image)")
     classes = exported.classes.of_train_ids()
     for group in range(table.num_row_groups):
@@ -134,5 +134,8 @@ def _of_file(file: Path, table: pq.ParquetFile, exported: Exported) -> Iterator[
                 raise InputError(f"{file}: image {str(name)[:200]!r} is not of the export {exported.path}")
             height, width = exported.size(name)
             where = f"{file} (label of {name})"
-            label = read_label_bytes(row["label"]["bytes"], where, classes, max_pixels=height * width)
+            data = (row["label"] or {}).get("bytes")
+            if data is None:
+                raise InputError(f"{where}: has no bytes", hint="write the labels themselves into the table, no paths")
+            label = read_label_bytes(data, where, classes, max_pixels=height * width)
             yield Returned(name, exported.check(name, label, where))

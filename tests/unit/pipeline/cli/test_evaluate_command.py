@@ -88,7 +88,9 @@ def refused(evaluate):
 
 @pytest.fixture
 def nothing_scored(monkeypatch) -> None:
-    monkeypatch.setattr("hmsa_core.inference.evaluation.evaluate_folder._score", lambda *_args, **_more: pytest.fail("scored"))
+    monkeypatch.setattr(
+        "hmsa_core.inference.evaluation.evaluate_folder._score", lambda *_args, **_more: pytest.fail("scored")
+    )
 
 
 def redraw(own: Path, change) -> None:
@@ -332,7 +334,10 @@ def test_an_image_that_cannot_be_read_or_a_label_without_a_class_is_named_before
     pixels = cv2.imread(str(own / "images/frame2.png"))
     cv2.imwrite(str(own / "images/frame2.png"), np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))
     with monkeypatch.context() as patch:
-        patch.setattr("hmsa_core.inference.evaluation.evaluate_folder.load_predictor", lambda *_: pytest.fail("the network was loaded"))
+        patch.setattr(
+            "hmsa_core.inference.evaluation.evaluate_folder.load_predictor",
+            lambda *_: pytest.fail("the network was loaded"),
+        )
         assert "frame2.png: has transparent pixels" in refused(own)
     cv2.imwrite(str(own / "images/frame2.png"), pixels)
     cv2.imwrite(str(own / "labels/frame2.png"), np.full(SIZES[2], 77, np.uint8))

@@ -50,7 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     """Run the job here instead of in a process of its own (tests/chain does that)."""
-    monkeypatch.setattr(launcher, "run_job", lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop)))
+    monkeypatch.setattr(
+        launcher, "run_job", lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop))
+    )
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
