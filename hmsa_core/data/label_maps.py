@@ -61,12 +61,9 @@ def _are_grey_ids(rgb: NDArray[Any], classes: ClassTable) -> bool:
     """Whether an editor saved a grey map of ids as RGB: no colour of a class is in it, and all greys are ids."""
     if (rgb[:1] != rgb[:1, :, :1]).any() or (rgb != rgb[..., :1]).any():
         return False
-    used = set(np.unique(rgb).tolist())
-    return (
-        used != {0}
-        and classes.valid_ids[list(used)].all()
-        and used.isdisjoint(colour[0] for colour in classes.colours if len(set(colour)) == 1 and colour != _BLACK)
-    )
+    used = np.unique(rgb).tolist()
+    shown = {colour[0] for colour in classes.colours if len(set(colour)) == 1 and colour != _BLACK}
+    return used != [0] and bool(classes.valid_ids[used].all()) and shown.isdisjoint(used)
 
 
 def narrowed(pixels: NDArray[np.uint8] | NDArray[np.uint16], where: str) -> UInt8:

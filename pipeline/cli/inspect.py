@@ -105,10 +105,12 @@ def _print(session: Session, answer: dict[str, Any], args: argparse.Namespace, u
 
     # A pipe gets the whole table, without colour and without folding at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    if "thresholds" in answer:
-        first, second = answer["thresholds"]
-        print_step(console, first, second, session.view.classes)
-    else:
-        print_stats(console, answer, session.view.classes, unfit)
-    if "most_affected" in answer:
-        print_images(console, answer["most_affected"], answer["image_count"], args.sort, args.class_name)
+    with console.capture() as shown:  # by itself rich ends with status 1 where a pipe is closed
+        if "thresholds" in answer:
+            first, second = answer["thresholds"]
+            print_step(console, first, second, session.view.classes)
+        else:
+            print_stats(console, answer, session.view.classes, unfit)
+        if "most_affected" in answer:
+            print_images(console, answer["most_affected"], answer["image_count"], args.sort, args.class_name)
+    sys.stdout.write(shown.get())

@@ -34,4 +34,3 @@ def run(ws: Workspace) -> None:
     work = train_model(ws, STAGE, "pretrain", config, fine, init_from=init_from)
     publish_checkpoint(ws, work / "model", "models/pretrain")
     training.report(ws, STAGE, {"pretrain": work})
-

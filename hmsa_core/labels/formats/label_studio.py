@@ -124,7 +124,7 @@ def _is_answer(region: dict[str, Any]) -> bool:
 def _paint(canvas: Canvas, region: dict[str, Any], exported: Exported, where: str) -> None:
     """Paint a brush region, a polygon or a rectangle; other kinds of regions are refused."""
     value, (height, width) = region.get("value", region), canvas.label.shape
-    names = next((value[key] for key in value if key.endswith("labels")), ())
+    names: list[str] = next((value[key] for key in value if key.endswith("labels")), [])
     if (region.get("original_width", width), region.get("original_height", height)) != (width, height):
         raise InputError(f"{where}: a region is not of a picture of {width}x{height}, as it was exported")
     if len(names) != 1 or region.get("image_rotation"):

@@ -83,7 +83,9 @@ def test_each_column_holds_the_figures_of_its_own_source() -> None:
     ]
 
 
-def test_the_terminal_says_in_ten_lines_what_was_learned_kept_right_and_gained_and_what_is_next(metrics: dict[str, Any], tmp_path: Path) -> None:
+def test_the_terminal_says_in_ten_lines_what_was_learned_kept_right_and_gained_and_what_is_next(
+    metrics: dict[str, Any], tmp_path: Path
+) -> None:
     ws = Workspace(tmp_path)
     with pytest.raises(InputError, match=r"metrics\.json: not there"):
         summary_text(ws)
@@ -91,7 +93,9 @@ def test_the_terminal_says_in_ten_lines_what_was_learned_kept_right_and_gained_a
     atomic.write_text(ws.path("evaluation/metrics.json"), json.dumps(metrics))
     atomic.write_text(ws.path("labels/final/statistics.json"), json.dumps({"images": 7}))
     atomic.write_text(ws.path("data/index/summary.json"), json.dumps({"target": {"by_role": {"learn": 5}}}))
-    assert summary_text(ws) == """\
+    assert (
+        summary_text(ws)
+        == """\
 learned   the teacher has 50.0 mIoU from 5 fine labels
 labelled  7 images by this teacher
 kept      50.0 % of the pixels (threshold: policy)
@@ -103,6 +107,7 @@ next      autolabel serve labels/raw  the photographs, what is kept of them and 
           report/index.html           all figures, class by class
           autolabel advise            which classes to label by hand next
 """
+    )
 
 
 def test_what_data_holds_never_becomes_markup() -> None:

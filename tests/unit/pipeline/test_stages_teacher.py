@@ -110,7 +110,10 @@ def test_without_a_teacher_the_student_starts_elsewhere_and_is_judged_against_th
     student, control = (chain.path(f"models/{name}") for name in ("student", "control"))
     labeller = digest_of(f"onnx:{chain.path('teachers/net.onnx')}")
     assert [Lineage.load(folder / "lineage.json").parents for folder in (student, control)] == [(labeller,), ()]
-    metrics, verdict = read_json(chain.path("evaluation/metrics.json")), read_json(chain.path("evaluation/verdict.json"))
+    metrics, verdict = (
+        read_json(chain.path("evaluation/metrics.json")),
+        read_json(chain.path("evaluation/verdict.json")),
+    )
     assert set(metrics["models"]) == {"student", "control"}
     assert verdict["incumbent"] == "control"
     assert 0 < metrics["labels"]["mean_iou"] <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.long
 
 # Import names of what the extras bring (fsspec and protobuf come along with other packages, too).
 EXTRAS = "matplotlib fastapi starlette uvicorn dvc prefect sqlalchemy httpx onnx onnxruntime onnxscript transformers datasets"
-EXTRAS += " pycocotools label_studio_sdk cvat_sdk s3fs ray tensorboard mlflow"
+EXTRAS += " shtab pycocotools label_studio_sdk cvat_sdk s3fs ray tensorboard mlflow"
 
 WITHOUT = f"""
 import sys
@@ -38,6 +39,16 @@ from pipeline.cli import main, services
 if sys.argv[1] == "orchestrate":
     sys.exit(main.run_command("orchestrate", services, sys.argv[2:]))
 sys.exit(main.main(sys.argv[1:]))
+"""
+
+HELP = f"""{WITHOUT}
+from pipeline.cli.main import COMMANDS, main
+for name in COMMANDS:
+    try:
+        ended = main([name, "--help"])
+    except SystemExit as stop:
+        ended = stop.code
+    assert ended == 0, name
 """
 
 # The modules that do not import, and why.
@@ -73,6 +84,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("export STORE OUT --threshold 0.9 --images IMAGES --format cvat", "cvat_sdk [exchange]"),
         ("export STORE OUT --threshold 0.9 --images IMAGES --format label-studio", "label_studio_sdk [exchange]"),
         ("verify STORE --engine ray", "ray [ray]"),
+        ("completion bash", "shtab [dvc]"),
         ("stage prepare --workspace WORKSPACE", "matplotlib [report]"),
         ("orchestrate up --workspace WORKSPACE", "httpx [nightly]"),
     ],
@@ -107,8 +119,21 @@ def test_without_any_extra_only_modules_that_are_for_one_do_not_import() -> None
     }.items():
         here = [name for name in why if name.startswith(folder)]
         assert here
-        assert {said for name in here if (said := why.pop(name)) not in missing and not said.startswith(missing)} == set()
+        assert {
+            said for name in here if (said := why.pop(name)) not in missing and not said.startswith(missing)
+        } == set()
     assert why == {}, "the library imports without any extra"
+
+
+def test_every_command_explains_itself_and_the_doctor_looks_without_any_extra(tmp_path: Path) -> None:
+    environment = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(REPO)}, "text": True}
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, check=False, **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in ("init ws --profile tiny --no-data", "doctor --quick --workspace ws"):
+        ran = [sys.executable, "-c", COMMAND, *command.split()]
+        done = subprocess.run(ran, capture_output=True, check=False, **environment)
+        assert "Traceback" not in done.stderr
+    assert "broken   dvc: not installed" in done.stdout
 
 
 UNUSED = """
