@@ -56,7 +56,7 @@ def test_a_copy_without_hidden_folders_is_named_and_init_completes_it(
     assert told.mend == INIT
     monkeypatch.chdir(root)
     assert main(told.mend.split()[1:]) == 0
-    assert "completed" in capsys.readouterr().err
+    assert "workspace of profile tiny" in capsys.readouterr().err
     assert _dvc(root) == 0
     assert found(root, "dvc repository", deep=False).state == "ok"
     assert main(told.mend.split()[1:]) == 0
