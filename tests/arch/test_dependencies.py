@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "pipeline/report": _declared("report"),
     "pipeline/report/plots.py": _declared("report"),
     "pipeline/doctor": _declared("dvc"),
+    "pipeline/cli/completion.py": _declared("dvc"),
     "pipeline/night": _declared("nightly"),
     "examples": _declared(),
     "examples/streets/tests": _declared("all", "dev"),
