@@ -261,6 +261,8 @@ def deal_roles(found: Sequence[Found], source: SourceSpec) -> list[str]:
     deal, fixed = source.deal, source.split_roles
     units = ((unit_of(f, deal), fixed.get(f.split)) for f in found if f.label)
     judged = {unit for unit, role in units if (role or dealt(unit, deal)) in JUDGED}
+    if not source.has_labels:  # nothing judges: all are labelled
+        return ["unlabelled"] * len(found)
     return [_role(f, deal, fixed.get(f.split, ""), judged) for f in found]
 
 

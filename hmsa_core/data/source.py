@@ -145,6 +145,11 @@ class SourceSpec(Section):
         return tuple(dict.fromkeys(folder for folder in (self.images, self.labels, self.coarse, self.new) if folder))
 
     @property
+    def has_labels(self) -> bool:
+        """Whether label maps are there to learn from and to judge by."""
+        return self.kind != "plain" or bool(self.labels)
+
+    @property
     def run_length(self) -> int:
         """Images in a run of consecutive frames."""
         return self.block_frames or (3 if self.kind == "camvid" else 10)

@@ -18,16 +18,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("workspace", nargs="?", type=Path, default=Path(), metavar="WORKSPACE", help="default: the current folder")
     add("--profile", help="tiny or demo (default: the workspace's)")
     add("--out", type=Path, help="folder to write (default: WORKSPACE/data/demo)")
+    add("--plain", action="store_true", help="write folders images, labels and new, as one's own may be, to --out")
     add("--workers", type=int, default=2, help="processes (default 2)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate the data."""
-    from pipeline.workspace.init import GENERATED, generate_data
+    from pipeline.workspace.init import GENERATED, generate_data, generate_plain
 
     if args.workers < 1:
         raise ConfigError(f"--workers: expected at least 1, found {args.workers}")
     profile, out = args.profile, args.out
+    if args.plain:
+        if out is None:
+            raise ConfigError("--plain: give the folder to write with --out")
+        generate_plain(out, profile or "tiny", workers=args.workers)
+        sys.stderr.write(f"{out}: images, labels, new and classes.txt\n")
+        return 0
     if profile is None or out is None:
         from pipeline.workspace.workspace import Workspace
         from pipeline.workspace.yaml_text import read_yaml

@@ -23,7 +23,7 @@ from hmsa_core.io.errors import ConfigError
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
 
-_OF_FOLDERS = ("labels", "new", "coarse", "classes", "void")
+_OF_FOLDERS = ("labels", "new", "coarse", "classes", "void", "teacher")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", metavar="FILE|NAME", help=text)
     text = "values of label maps, or colours rrggbb, that mean no class, such as 0,255; none = all are classes"
     add("--void", metavar="VALUES", help=text)
+    text = "another network that labels (docs/inference.md), also without --labels: then nothing is trained"
+    add("--teacher", metavar="SPEC", help=text)
     add("--dry-run", action="store_true", help="print the plan alone")
     add("--profile", help="tiny, demo, camvid, cityscapes or paper-final")
     text = "root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)"
@@ -75,7 +77,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     from pipeline.plan.reading import Folders
 
     folders = Folders(args.images, args.labels, args.new, args.coarse)
-    return make_plan(folders, classes=args.classes, void=_values(args.void))
+    return make_plan(folders, classes=args.classes, void=_values(args.void), teacher=args.teacher)
 
 
 def _values(text: str | None) -> frozenset[int] | None:
@@ -95,7 +97,7 @@ def _run_profile(args: argparse.Namespace) -> int:
     is_new = init_workspace(request)
     folder = shlex.quote(str(args.dir))
     if is_new and args.profile in GENERATED and args.no_data and args.data is None:
-        sys.stderr.write(f"next: autolabel demo-data {folder}  # or your own images: docs/own-data.md\n")
+        sys.stderr.write(f"next: autolabel demo-data {folder}\n")
     if is_new and args.profile in ("cityscapes", "paper-final") and args.data is None:
         sys.stderr.write(f"next: fill in data.target.root and data.pretrain.root in {args.dir / 'params.yaml'}\n")
     return _told(args, is_new, f"profile {args.profile}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.process import CHAIN_GRACE_S, StopRequest, run_child
+from pipeline.workspace.params import stages_of_chain
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     ws, stop = Workspace.find(args.workspace), StopRequest().install()
     command = [sys.executable, "-m", "pipeline.cli.main", "stage"]
     env = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}  # dvc may have started this
-    for stage in STAGES[: STAGES.index(args.to) + 1]:
+    ahead = STAGES[: STAGES.index(args.to) + 1]
+    for stage in (row.name for row in stages_of_chain(ws.params.data) if row.name in ahead):
         status = run_child([*command, stage], stop=stop, cwd=str(ws.root), env=env, grace_s=CHAIN_GRACE_S)
         if status:
             return status if status > 0 else 128 - status

@@ -114,6 +114,9 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
     roles = Roles(source, found, deal_roles(found, source), how, table_text(known), step if deal.guard_frames else 0)
     if deal.frames:
         roles.how += f", {deal.frames} frames dealt together"
+    elif roles.blocks("calibrate") < _ENOUGH:
+        roles.source = source.model_copy(update={"block": "run", "block_frames": _RUN})
+        roles.how += f", cut into runs of {_RUN} images: few are independent"
     _tell(roles, names, shows, reading, findings)
     return roles
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import taxonomy
+from hmsa_core.inference.teachers.classes import own_classes
 from hmsa_core.io.errors import InputError, did_you_mean
 from pipeline.plan.class_files import KNOWN, ClassList, Named, class_list, find_class_file, is_void, known_classes
 from pipeline.plan.findings import Findings
@@ -90,6 +91,24 @@ def find_classes(
             hint="label a second class, or say with --void none that 0 and 255 are classes",
         )
     return classes
+
+
+def teachers_classes(given: str | None, teacher: str) -> Classes:
+    """Classes of labels that another network makes: those of `--classes`, else the network's own names.
+
+    Raises:
+        ConfigError: the network names none.
+    """
+    if given is None:
+        table = own_classes(teacher)
+        facts = zip(table.classes, range(table.num_classes), table.colours, table.groups, strict=True)
+        source = ClassList(teacher, tuple(Named(*row) for row in facts))
+    else:
+        source = given_classes(given)
+    rows = tuple(row for row in source.rows if not is_void(row))
+    numbered = {row.id if source.has_ids and row.id is not None else place: row for place, row in enumerate(rows)}
+    names = {value: row.name for value, row in numbered.items()}
+    return _classes(source.where, names, Values("ids"), numbered, (), ())
 
 
 def given_classes(given: str, values: Values | None = None) -> ClassList:

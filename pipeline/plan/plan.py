@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hmsa_core.data.index import ROLES
+from hmsa_core.data.plain import deal_roles, place_images
 from hmsa_core.data.source import SourceSpec
+from hmsa_core.inference.teachers.sources import resolved
 from hmsa_core.io.errors import InputError
 from pipeline.plan.blocks import TABLE, Roles, deal_images
-from pipeline.plan.classes import Classes, find_classes
+from pipeline.plan.classes import Classes, find_classes, teachers_classes
 from pipeline.plan.findings import Findings
 from pipeline.plan.reading import Folders, Reading, read_folders
-from pipeline.plan.recipe import Choice, Facts, Machine, recipe
-from pipeline.plan.values import Values, read_values
+from pipeline.plan.recipe import Choice, Facts, Machine, recipe, recipe_of_labels, recipe_of_student
+from pipeline.plan.values import Values, read_sizes, read_values
 from pipeline.workspace.settings import as_yaml
 
 _COLUMN = 52  # at which reasons begin
 _HEAD = """\
 # Made by `autolabel init` from your folders and this machine; the reason of each value stands beside it.
 # What is not here has the default of the code (the paper's recipe): `autolabel config show` explains all settings.
-
 """
 _DATA_REASONS = {
     "root": "the folder around yours",
@@ -79,11 +81,10 @@ class Plan:
         names = list(self.classes.names.values())
         shown = ", ".join(names[:8]) + (f", ... ({len(names)} classes)" if len(names) > 8 else "")
         form = "colours" if self.values.kind == "colours" else "palette ids" if self.values.palette else "ids"
-        told = [
-            f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {width}x{height}",
-            f"labels     {len(reading.pairs.labels)} in {reading.root / source.labels}, {form}: "
-            f"{source.image_name} has {source.label_name}",
-        ]
+        told = [f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {width}x{height}"]
+        if source.labels:
+            where = f"{len(reading.pairs.labels)} in {reading.root / source.labels}, {form}"
+            told.append(f"labels     {where}: {source.image_name} has {source.label_name}")
         told += [f"new        {len(reading.new)} in {reading.root / source.new}"] if source.new else []
         told += [f"coarse     {len(reading.coarse.labels)} in {reading.root / source.coarse}"] if source.coarse else []
         told += [f"classes    {shown} ({self.classes.where})", f"blocks     {self.roles.how}"]
@@ -99,14 +100,19 @@ class Plan:
                 yield f"{role:10} {len(images):5} images{blocks}"
 
     def _recipe(self) -> Iterator[str]:
-        shown = ("trunk", "crop", "epochs", "global_batch", "scales", "threshold", "ranks")
+        shown = ("trunk", "crop", "epochs", "global_batch", "scales", "threshold", "ranks", "teacher")
         for choice in self.choices:
             if choice.key.rpartition(".")[2] in shown:
                 yield f"{choice.key} {as_yaml(choice.value)}" + (f"  # {choice.why}" if choice.why else "")
 
 
 def make_plan(
-    folders: Folders, *, classes: str | None = None, void: Collection[int] | None = None, machine: Machine | None = None
+    folders: Folders,
+    *,
+    classes: str | None = None,
+    void: Collection[int] | None = None,
+    teacher: str | None = None,
+    machine: Machine | None = None,
 ) -> Plan:
     """Plan a workspace from folders; nothing is written.
 
@@ -114,6 +120,7 @@ def make_plan(
         folders: of images, label maps, images to be labelled, coarse label maps.
         classes: a file of class names or the name of a public label set; None: found beside the label maps.
         void: values of label maps that mean no class; None: 255, and black.
+        teacher: another network that labels (docs/inference.md); then no teacher is trained, and label maps may lack.
         machine: where the chain will run; None: here.
 
     Raises:
@@ -121,6 +128,9 @@ def make_plan(
     """
     findings = Findings()
     reading = read_folders(folders, findings)
+    if not reading.pairs.labels and teacher is not None:
+        named = teachers_classes(classes, teacher)
+        return _plan_of_labels(reading, named, machine or Machine.this(), _absolute(teacher), findings)
     if not reading.pairs.labels:
         raise InputError(
             f"{folders.images}: no label maps are given: nothing to learn from",
@@ -140,20 +150,43 @@ def make_plan(
         roles.step,
         coarse,
     )
-    return Plan(reading, found, values, roles, recipe(facts), findings)
+    choices = recipe(facts) if teacher is None else recipe_of_student(facts, _absolute(teacher))
+    return Plan(reading, found, values, roles, choices, findings)
+
+
+def _absolute(teacher: str) -> tuple[str, ...]:
+    return resolved(teacher, lambda path: path.expanduser().resolve())
+
+
+def _plan_of_labels(
+    reading: Reading, classes: Classes, machine: Machine, teacher: Sequence[str], findings: Findings
+) -> Plan:
+    """A workspace that labels, and trains nothing."""
+    values = read_sizes(reading)
+    found = place_images(reading.root, reading.source, {})
+    roles = Roles(reading.source, found, deal_roles(found, reading.source), "none: there are no label maps")
+    findings.note("without label maps nothing is measured", "`autolabel certify labels/raw` asks about pixels instead")
+    return Plan(reading, classes, values, roles, recipe_of_labels(Facts(machine, 0, values.size, 0), teacher), findings)
 
 
 def _lines(choices: Sequence[Choice]) -> Iterator[str]:
-    """Lines of a YAML mapping from dotted keys in order; keys of one section stand together."""
-    open_keys: list[str] = []
+    """Lines of a YAML mapping from dotted keys; keys of one section stand together."""
+    tree: dict[str, Any] = {}
     for choice in choices:
         *sections, name = choice.key.split(".")
-        shared = next((i for i, (a, b) in enumerate(zip(open_keys, sections, strict=False)) if a != b), None)
-        shared = min(len(open_keys), len(sections)) if shared is None else shared
-        for depth in range(shared, len(sections)):
-            if depth == 0:
-                yield ""
-            yield f"{'  ' * depth}{sections[depth]}:"
-        open_keys = sections
-        line = f"{'  ' * len(sections)}{name}: {as_yaml(choice.value)}"
-        yield f"{line:{_COLUMN}}  # {choice.why}" if choice.why else line
+        here = tree
+        for section in sections:
+            here = here.setdefault(section, {})
+        here[name] = choice
+    yield from _of_tree(tree, 0)
+
+
+def _of_tree(tree: Mapping[str, Any], depth: int) -> Iterator[str]:
+    for name, node in tree.items():
+        yield from ([""] if depth == 0 else [])
+        if isinstance(node, dict):
+            yield f"{'  ' * depth}{name}:"
+            yield from _of_tree(node, depth + 1)
+        else:
+            line = f"{'  ' * depth}{name}: {as_yaml(node.value)}"
+            yield f"{line:{_COLUMN}}  # {node.why}" if node.why else line

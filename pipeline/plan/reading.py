@@ -58,6 +58,10 @@ class Reading:
         """The file of an image."""
         return self.root / self.source.images / path
 
+    def new_images(self) -> list[Path]:
+        """Files of the images to be labelled."""
+        return [self.root / self.source.new / path for path in self.new]
+
     def label(self, image: str) -> Path:
         """The file of an image's label map."""
         return self.root / self.source.labels / self.pairs.labels[image]

@@ -7,7 +7,7 @@ two CPU cores; docs/results.md). Settings that no rule names keep the defaults o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import sqrt
@@ -229,6 +229,41 @@ RULES: dict[str, Rule | tuple[Any, str]] = {
 }
 
 
+# Another network labels: no teacher is trained, the student starts from ImageNet weights and takes a teacher's length.
+_OF_STUDENT: dict[str, Rule | tuple[Any, str]] = {
+    "student_train.init": ("pretrained", "another network labels: there is no teacher to start from"),
+    "student_train.model.trunk_weights": _weights,
+    "student_train.optimiser.lr": (0.004, "as from ImageNet weights"),
+    "student_train.optimiser.warmup_steps": (50, ""),
+    "student_train.pseudo.fine_only_epochs": (0, "labels of another network teach to the end"),
+    "student_train.epochs": lambda f: (f.epochs, "it learns from the start"),
+}
+_OF_TEACHER = ("teacher_train.", "teacher_pretrain.", "auto_infer.scales", "auto_infer.flip")
+_LABELLING = ("runtime.", "prepare.", "auto_infer.images_per_shard")  # settings of a workspace that only labels
+
+
 def recipe(facts: Facts) -> list[Choice]:
     """The settings that the rules choose, in order."""
-    return [Choice(key, *(rule if isinstance(rule, tuple) else rule(facts))) for key, rule in RULES.items()]
+    return _chosen(RULES, facts)
+
+
+def recipe_of_student(facts: Facts, teacher: Sequence[str]) -> list[Choice]:
+    """The settings where another network labels, and a student learns from it."""
+    rules = {key: rule for key, rule in RULES.items() if not key.startswith(_OF_TEACHER)}
+    return [*_no_training(teacher), *_chosen(rules | _OF_STUDENT, facts)]
+
+
+def recipe_of_labels(facts: Facts, teacher: Sequence[str]) -> list[Choice]:
+    """The settings where another network labels, and nothing is trained."""
+    rules = {key: rule for key, rule in RULES.items() if key.startswith(_LABELLING)}
+    start = Choice("student_train.init", "pretrained", "not used: nothing is trained")
+    return [*_no_training(teacher), *_chosen(rules, facts), start]
+
+
+def _chosen(rules: Mapping[str, Rule | tuple[Any, str]], facts: Facts) -> list[Choice]:
+    return [Choice(key, *(rule if isinstance(rule, tuple) else rule(facts))) for key, rule in rules.items()]
+
+
+def _no_training(teacher: Sequence[str]) -> list[Choice]:
+    labels = Choice("auto_infer.teacher", list(teacher), "--teacher; its scales are its own")
+    return [Choice("teacher_train", None, "another network labels"), labels]

@@ -65,6 +65,20 @@ def sampled(names: list[str], most: int) -> list[str]:
     return sorted(sorted(names, key=lambda name: sha256(name.encode()).digest())[:most])
 
 
+def read_sizes(reading: Reading, most: int = 50) -> Values:
+    """Sizes of some images alone; InputError: none of them can be read."""
+    values, fault = Values(""), ""
+    for path in [*map(reading.image, sampled(reading.pairs.images, most)), *reading.new_images()[:most]]:
+        try:
+            header = read_header(path)
+            values.sizes.append((header.height, header.width))
+        except DecodeError as error:
+            fault = error.message
+    if not values.sizes:
+        raise InputError(f"no image can be read: {fault}", hint="give a folder of PNG, JPEG, WebP or TIFF files")
+    return values
+
+
 def read_values(reading: Reading, findings: Findings) -> Values:
     """Read the label maps.
 

@@ -67,23 +67,28 @@ def run(ws: Workspace) -> None:
         pretrain = _build(ws, params.data.pretrain, learning, out, params.teacher_pretrain.sampling)
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
-    if not index.select(roles=("learn",), kinds=("fine",)):
+    if params.data.target.has_labels and not index.select(roles=("learn",), kinds=("fine",)):
         raise InputError(
             f"{STAGE}: no image with a fine label has role learn: the teacher has nothing to train on",
             hint="name splits with fine labels in data.roles.learn_splits, and fewer places in calibrate and report",
         )
-    # Warn before the trainings, not after.
-    _warn(_for_want_of_images(ws.params, index))
-    _warn(_used_for_nothing(ws.params, ws.source("target"), index))
-    if unseen := [name for name, tiles in target.centroids.items() if not tiles]:
-        _warn([f"no label of role learn shows {', '.join(unseen)}: no network can learn that"])
-    _warn(_leaks(ws.params, index))
+    if params.data.target.has_labels:
+        _warn_of_later_stages(ws, index, target)
     _write_roles(index, out)
     publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
     _plot(ws.path("plots/prepare-classes.png"), target)
     for summary in (target, pretrain) if params.data.pretrain else (target,):
         _tell(ws, summary)
+
+
+def _warn_of_later_stages(ws: Workspace, index: Index, target: prepare.Summary) -> None:
+    """Warn before the trainings, not after."""
+    _warn(_for_want_of_images(ws.params, index))
+    _warn(_used_for_nothing(ws.params, ws.source("target"), index))
+    if unseen := [name for name, tiles in target.centroids.items() if not tiles]:
+        _warn([f"no label of role learn shows {', '.join(unseen)}: no network can learn that"])
+    _warn(_leaks(ws.params, index))
 
 
 def _warn(told: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 from hmsa_core.data.source import SourceSpec
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, one_line
-from pipeline.workspace.params import DataConfig, Params
+from pipeline.workspace.params import DataConfig, Params, stages_of_chain
 from pipeline.workspace.table import PRETRAIN_ROOT, TABLE, TARGET_ROOT, VERSIONS
 from pipeline.workspace.workspace import SETTINGS
 from pipeline.workspace.yaml_text import Document, dump_editable, load_editable
@@ -26,8 +26,10 @@ def render_dvc_yaml(data: DataConfig) -> str:
     """Text of dvc.yaml from the table of stages; no stage depends on a root that is not there or not watched."""
     roots = {PRETRAIN_ROOT: [PRETRAIN_ROOT] if data.pretrain else [], TARGET_ROOT: list(_watched(data.target))}
     lines = _HEAD.read_text("utf-8").replace("@PROGRAM", _program()).splitlines()
-    for row in TABLE:
-        deps = [path for dep in row.deps for path in roots.get(dep, [dep])]
+    rows = stages_of_chain(data)
+    left_out = {out for row in TABLE if row not in rows for out in row.outs}
+    for row in rows:
+        deps = [path for dep in row.deps if dep not in left_out for path in roots.get(dep, [dep])]
         lines += [f"  {row.name}:", f"    desc: {row.description}", f"    cmd: exec autolabel stage {row.name}"]
         for key, values in (
             ("deps", deps),

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,23 @@ def generate_data(out: Path, profile: str, *, workers: int = 2) -> None:
     streets.generate(streets.default_spec(profile), out, workers)
 
 
+def generate_plain(out: Path, profile: str, *, workers: int = 2) -> None:
+    """Generate a profile's street scenes as the plain folders `out`/{images,labels,new}; errors as `generate_data`.
+
+    Raises:
+        InputError: `out` exists and is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: holds other things", hint="choose an empty or a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
+        generate_data(Path(made) / "streets", profile, workers=workers)
+        plain = importlib.import_module("examples.streets.plain")
+        plain.write_plain(Path(made) / "streets" / "cityscapes", Path(made) / "plain")
+        out.mkdir(exist_ok=True)
+        (Path(made) / "plain").replace(out)
+
+
 def _template(name: str) -> str:
     return _HERE.joinpath("templates", name).read_text("utf-8")
 
@@ -162,7 +180,7 @@ def _data_roots(request: InitRequest, folder: Path) -> dict[str, str]:
         if lacking := next((Path(root).name for root in roots.values() if not Path(root).is_dir()), None):
             raise InputError(
                 f"{base}: no folder {lacking}; profile {request.profile} takes what `autolabel demo-data` made",
-                hint="for your own images: --no-data, then set data.target in params.yaml (docs/own-data.md)",
+                hint="your own images: autolabel init DIR --images DIR --labels DIR (docs/own-data.md)",
             )
     elif request.profile == "camvid":
         roots["target"] = _camvid_root(request, folder)

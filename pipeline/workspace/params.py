@@ -305,6 +305,11 @@ class _Params(Section):
             raise ConfigError(explain(error, replace(document, values=values), cls)) from None
 
 
+def stages_of_chain(data: DataConfig) -> tuple[Stage, ...]:
+    """The stages of a workspace: without any label map nothing can be learned or measured, and images are labelled."""
+    return TABLE if data.target.has_labels else tuple(row for row in TABLE if row.name in ("prepare", "auto-infer"))
+
+
 def _in_effect(document: Document) -> dict[str, Any]:
     """Values by section: `train` applies to the trainings, `runtime` to all; a section's values override both."""
     common = {name: document.values.get(name, {}) for name in ("train", "runtime")}

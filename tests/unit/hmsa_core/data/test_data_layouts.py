@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from hmsa_core import taxonomy
 from hmsa_core.data.decode import read_label, read_label_ids
@@ -331,19 +329,22 @@ def test_a_role_or_split_that_finds_nothing_says_what_is_there(plain):
     assert "it holds folders (drive1): name those with images in `splits`" in caught.value.hint
 
 
-def test_the_example_of_the_page_on_own_data_is_read_as_it_says(tmp_path):
-    page = (Path(__file__).parents[4] / "docs" / "own-data.md").read_text("utf-8")
-    example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])["data"]
+def test_drives_in_folders_take_roles_by_split_and_sequence(tmp_path):
+    splits = ["train/drive1", "train/drive2", "test/drive3", "new/drive4"]
+    pattern = r"^[a-z]+__(?P<sequence>drive\d+)__(?P<frame>\d+)$"
+    target = {"kind": "folder", "splits": splits, "names": "path", "pattern": pattern, "block": "sequence"}
+    roles = {"learn_splits": splits[:2], "report_splits": splits[2:3], "calibrate": ["drive2"]}
     root = tmp_path / "mine"
     root.mkdir()
-    (root / "classes.json").write_text(re.search(r"```json\n(.*?)```", page, re.DOTALL)[1])
-    for i, split in enumerate(example["target"]["splits"]):
+    rows = [{"id": 0, "name": "road", "group": "flat"}, {"id": 1, "name": "car", "group": "vehicle"}]
+    (root / "classes.json").write_text(json.dumps({"dataset": "mine", "ignore_id": 255, "classes": rows}))
+    for i, split in enumerate(splits):
         save(root / "images" / split / "000001.jpg", picture(340 + i))
         if not split.startswith("new"):
             save(root / "labels" / split / "000001.png", blocks(i, (0, 1)))
-    found = scan(SourceSpec.model_validate(example["target"] | {"root": str(root)})).found
-    roles = assign_roles(found, RolesSpec.model_validate(example["roles"]))
-    assert {f.name: role for f, role in zip(found, roles, strict=True)} == {
+    found = scan(SourceSpec.model_validate(target | {"root": str(root)})).found
+    given = assign_roles(found, RolesSpec.model_validate(roles | {"unlabelled_splits": splits[3:]}))
+    assert {f.name: role for f, role in zip(found, given, strict=True)} == {
         "train__drive1__000001": "learn",
         "train__drive2__000001": "calibrate",
         "test__drive3__000001": "report",

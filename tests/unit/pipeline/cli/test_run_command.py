@@ -9,14 +9,15 @@ import pytest
 
 from pipeline.cli import run as command
 from pipeline.cli.main import main
+from pipeline.workspace.settings import profile_text
 from pipeline.workspace.table import STAGES
 
 
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the stages that were started in a workspace around the current folder; `calibrate` fails."""
-    for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).touch()
+    (tmp_path / "params.yaml").write_text(profile_text("tiny"))
+    (tmp_path / "dvc.yaml").touch()
     (tmp_path / "labels").mkdir()
     monkeypatch.chdir(tmp_path / "labels")
     monkeypatch.setenv("DVC_STAGE", "report")

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.layouts import scan
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.source import RolesSpec
-from hmsa_core.io.errors import InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.taxonomy import from_file
 from pipeline.cli.main import main
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.reading import Folders
 from pipeline.plan.recipe import Machine
+from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
 from tests.support.own_folders import COLOURS, LAYOUTS, NAMES, SIZE, Own, in_colours, many_small, save, scene
@@ -313,3 +315,23 @@ def test_json_classes_keep_their_groups_and_colours(tmp_path: Path) -> None:
     assert table.groups == ("nature",) * 4
     assert table.colours == tuple(COLOURS.values())
     assert Params.load(tmp_path / "ws" / "params.yaml").data.target.kind == "plain"
+
+
+def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: Path) -> None:
+    own = _pairs(tmp_path / "data", 30)
+    teacher = f"scores:{tmp_path}"
+    ws = written(make_plan(Folders(own.images, own.labels), teacher=teacher, machine=CPU), tmp_path / "with")
+    params = ws.params
+    assert params.teacher_train.skip
+    assert params.auto_infer.teacher == (teacher,)
+    assert (params.student_train.init, params.student_train.epochs) == ("pretrained", 120)
+    assert params.student_train.model.trunk_weights == "package:efficientnet-lite0"
+    with pytest.raises(ConfigError, match="which classes the labels shall have is not known"):
+        make_plan(Folders(own.images), teacher=teacher, machine=CPU)
+    plan = make_plan(Folders(own.images), classes="voc", teacher=teacher, machine=CPU)
+    ws = written(plan, tmp_path / "without")
+    assert {f.role for f in scan(ws.source("target")).found} == {"unlabelled"}
+    assert scan(ws.source("target")).classes.classes[:2] == ("background", "aeroplane")
+    stages = yaml.safe_load(render_dvc_yaml(ws.params.data))["stages"]
+    assert list(stages) == ["settings", "prepare", "auto-infer"]
+    assert stages["auto-infer"]["deps"] == ["data/index/unlabelled.parquet", "models/current.json"]
