@@ -2,14 +2,15 @@
 
 One sealed JSON file next to the store holds the plan, every drawn pixel with its answer, and the results. Plan and
 answers determine the rest, so `load` and `check` recompute it. New labels in the store make its certificate void.
-"Can't tell" counts as wrong. Answers count in the order of the draws of a class, up to the first that is missing:
-nobody can leave out a hard pixel.
+"Can't tell" counts as wrong. Answers count in the order of the draws, up to the first that is missing: nobody can
+leave out a hard pixel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,18 +23,20 @@ from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.bounds import find_bound
-from hmsa_core.labels.thresholds.sequential import Answer, ClassTest, Floats, SequentialTest, candidates, shares_of
+from hmsa_core.labels.thresholds.sequential import Answer, ClassErrors, Floats, SequentialTest, Step, candidates
 from pipeline.review.audit import Audit
 from pipeline.review.spot_check import VERDICTS, ClassId, Code, Item, SpotCheck, Strict, pixel, ranks
 from pipeline.review.view import StoreView
 
-FORMAT, VERSION = "hmsa-label-certificate", 2
+FORMAT, VERSION = "hmsa-label-certificate", 3
 MAX_BUDGET = 20_000
 BATCH = 10  # draws that are planned at once, and unanswered draws that are kept ready
 MORE = 100  # further answers whose gain is forecast
 _PEOPLE = 0.02  # guessed error rate of pixels that people drew: a finished store gives them code 0
 _EDGES = np.array([float(edge) for edge in ConfidenceCode().edges])
-_FORECASTS = {"more_draws", "more_pixels", "aim"}  # no results: their last digits may differ on other machines
+_STREAM = 1  # keeps draws apart from those of an audit of the same seed: numpy fills short seeds with zeros
+# No results: their last digits may differ on other machines. "precision" and "lower" of what is only aimed at neither.
+_FORECASTS = {"more_draws", "more_pixels", "aim"}
 
 Counts = NDArray[np.int64]
 
@@ -61,6 +64,7 @@ class _Class(Strict):
 class _Draw(Item):
     low: int = Code
     code: int = Code
+    bet: int = Field(ge=0)
 
 
 class _Certificate(Strict):
@@ -99,7 +103,7 @@ class Certificate(SpotCheck):
         super().__init__(value)
         self.classes: list[dict[str, Any]] = value["classes"]
         self._places = {row["class"]: c for c, row in enumerate(self.classes)}
-        self._taken: list[list[Answer]] = [[] for _ in self.classes]  # answers that the test has counted
+        self._test, self._taken = self._new_test(), list[Answer]()  # with the answers that it has counted
         self._where: dict[tuple[int, int], Counts] = {}
         self._images: list[Counts] = []
 
@@ -162,30 +166,26 @@ class Certificate(SpotCheck):
         about |= {"format": FORMAT, "version": VERSION, "answers": answers}
         return cls({**about, **settings, "classes": planned, "items": []})
 
-    @cached_property
-    def _test(self) -> SequentialTest:
-        value, shares = self.value, shares_of([row["pixels"][-1] for row in self.classes])
-        tests = [_class_test(row, share) for row, share in zip(self.classes, shares, strict=True)]
-        return SequentialTest(tests, value["target"], value["delta"], value["budget"], find_bound(value["bound"]))
+    def _new_test(self) -> SequentialTest:
+        value = self.value
+        classes = [_class_errors(row, 1 - value["target"]) for row in self.classes]
+        return SequentialTest(classes, value["target"], value["delta"], find_bound(value["bound"]))
 
     @property
     def test(self) -> SequentialTest:
         """The test with all answers that count so far."""
-        answers: list[list[Answer]] = [[] for _ in self.classes]
-        waits = [False] * len(self.classes)
-        for item in self.items:
-            c = self._places[item["class"]]
-            waits[c] = waits[c] or item["verdict"] is None
-            if not waits[c]:
-                codes = self.classes[c]["codes"]
-                wrong = item["verdict"] != "right"
-                answers[c].append(Answer(codes.index(item["low"]), _band(codes, item["code"]), wrong))
-        for c, (found, had) in enumerate(zip(answers, self._taken, strict=True)):
-            if found[: len(had)] != had:  # an answer was changed
-                self._test.classes[c], had = _class_test(self.classes[c], self._test.classes[c].share), []
-            self._test.classes[c].add(found[len(had) :], self._test)
+        answers = [self._answer(item) for item in takewhile(lambda item: item["verdict"], self.items)]
+        if answers[: len(self._taken)] != self._taken:  # an answer was changed
+            self._test, self._taken = self._new_test(), []
+        self._test.add(answers[len(self._taken) :])
         self._taken = answers
         return self._test
+
+    def _answer(self, item: dict[str, Any]) -> Answer:
+        c = self._places[item["class"]]
+        codes = self.classes[c]["codes"]
+        reach, band = codes.index(item["low"]), _band(codes, item["code"])
+        return Answer(c, item["bet"], reach, band, item["verdict"] != "right")
 
     def draw_on(self, view: StoreView) -> None:
         """Add draws until enough wait for an answer, or no further draw is of use."""
@@ -193,23 +193,31 @@ class Certificate(SpotCheck):
             pass
 
     def plan_draws(self, view: StoreView, count: int = BATCH) -> list[dict[str, Any]]:
-        """Add up to `count` draws where they gain most; [] when the rest of the budget is of no use."""
-        left, waiting, test = self.value["budget"] - len(self.items), [0] * len(self.classes), self.test
-        for item in self.items:
-            waiting[self._places[item["class"]]] += item["verdict"] is None
-        options = [o._replace(needed=o.needed - waiting[o.class_index]) for o in test.options()]
-        best = test.best_option(left, [o for o in options if o.needed > 0])
-        if best is None:
+        """Add up to `count` draws where they gain most; [] when no more are of use, or answers must come first."""
+        left, test = self.value["budget"] - len(self.items), self.test
+        steps = test.plan(left) if left else []
+        if not steps:
             return []
-        row = self.classes[best.class_index]
-        for _ in range(min(count, left, int(np.ceil(best.needed)))):
-            self._draw(view, row["class"], row["codes"][best.candidate])
-        return self.items[-min(count, left, int(np.ceil(best.needed))) :]
+        step = steps[0]
+        row, pilot = self.classes[step.class_index], test.classes[step.class_index].pilot
+        bet = 0 if pilot else self._bet(step)
+        waiting = sum((i["class"], i["bet"]) == (row["class"], bet) for i in self.items[len(self._taken) :])
+        new = max(0, min(count, left, (pilot or int(np.ceil(step.needed))) - waiting))
+        for _ in range(new):
+            self._draw(view, row["class"], row["codes"][-1 if pilot else step.candidate], bet)
+        return self.items[len(self.items) - new :]
 
-    def _draw(self, view: StoreView, class_id: int, low: int) -> None:
+    def _bet(self, step: Step) -> int:
+        """Number of the bet that a step's answers count for."""
+        now = 0 if self.test.bet is None else self.test.bet.number
+        last, of_class = max(((item["bet"], item["class"]) for item in self.items), default=(0, -1))
+        is_waiting = last > now and of_class == self.classes[step.class_index]["class"]
+        return now if step.goes_on else last if is_waiting else last + 1
+
+    def _draw(self, view: StoreView, class_id: int, low: int, bet: int) -> None:
         number = sum(item["class"] == class_id and item["low"] == low for item in self.items)
         name, rank = self._drawn(view, class_id, low, number)
-        item = {"name": name, "class": class_id, "low": low, "rank": rank, "verdict": None}
+        item = {"name": name, "class": class_id, "low": low, "bet": bet, "rank": rank, "verdict": None}
         self.items.append({**item, **pixel(view, name, class_id, low, rank)})
 
     def _drawn(self, view: StoreView, class_id: int, low: int, number: int) -> tuple[str, int]:
@@ -219,7 +227,7 @@ class Certificate(SpotCheck):
             only[class_id] = low
             self._where[class_id, low] = view.kept(only)[:, class_id]
         kept = self._where[class_id, low]
-        rng = np.random.default_rng([self.value["seed"], class_id, low, number])
+        rng = np.random.default_rng([self.value["seed"], class_id, low, number, _STREAM])
         ((image, rank),) = ranks(kept, rng.integers(0, int(kept.sum()), 1))
         return view.names[image], rank
 
@@ -227,10 +235,7 @@ class Certificate(SpotCheck):
 
     def results(self) -> dict[str, dict[str, Any]]:
         """{class name: result}: the certified or intended threshold, with answers, estimate, bound and coverage."""
-        test = self.test
-        options = test.options()
-        certified = test.certified()
-        return {row["name"]: self._result(c, certified[c], options, test) for c, row in enumerate(self.classes)}
+        return {row["name"]: self._result(c, row) for c, row in enumerate(self.classes)}
 
     def certified(self) -> dict[tuple[int, int], tuple[float, float]]:
         """(class, code) of each certified threshold -> estimated precision and its lower bound."""
@@ -241,13 +246,15 @@ class Certificate(SpotCheck):
             if row["certified"]
         }
 
-    def _result(self, c: int, at: int, options: Sequence[Any], test: SequentialTest) -> dict[str, Any]:
-        row, passed = self.classes[c], at >= 0
-        verdicts = [item["verdict"] for item in self.items if item["class"] == row["class"] and item["verdict"]]
-        best = test.best_option(self.value["budget"], [o for o in options if o.class_index == c])
+    def _result(self, c: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        test, of_class = self.test, [item for item in self.items if item["class"] == row["class"]]
+        at = test.certified[c]
+        passed = at >= 0
+        verdicts = [item["verdict"] for item in of_class if item["verdict"]]
+        best = test.next_of(c, self.value["budget"])
         aim = at if passed or best is None else best.candidate
-        n, wrong = test.classes[c].counted[:, aim]
-        code, lower = row["codes"][aim], test.lower(c, aim)
+        code = row["codes"][aim]
+        right = [i["verdict"] == "right" for i in of_class if i["verdict"] and i["low"] <= code <= i["code"]]
         return {
             "certified": passed,
             "threshold": ConfidenceCode().threshold(code) if passed else None,
@@ -255,8 +262,8 @@ class Certificate(SpotCheck):
             "aim": None if passed or best is None else code,
             "draws": len(verdicts),
             **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
-            "precision": round(1 - wrong / n, 6) if n else None,
-            "lower": round(max(lower, self.value["target"]) if passed else lower, 6),
+            "precision": round(sum(right) / len(right), 6) if right else None,
+            "lower": self.value["target"] if passed else round(test.lower(c, aim), 6),
             "coverage": round(row["pixels"][at] / row["pixels"][-1], 6) if passed else 0.0,
             "pixels": row["pixels"][at] if passed else 0,
             "more_draws": None if best is None else int(np.ceil(best.needed)),
@@ -283,12 +290,12 @@ class Certificate(SpotCheck):
             the certificate needs gain their share of its pixels.
         """
         test, rows = self.test, []
-        options, certified = test.options(), test.certified()
         for c, row in enumerate(self.classes):
-            best = test.best_option(self.value["budget"], [o for o in options if o.class_index == c])
+            best = test.next_of(c, self.value["budget"])
             if best is None:
                 continue
-            high = row["codes"][certified[c]] if certified[c] >= 0 else NUM_CODES
+            certified = test.certified[c]
+            high = row["codes"][certified] if certified >= 0 else NUM_CODES
             low, counts = row["codes"][best.candidate], view.totals[row["class"]]
             kept = int(counts[max(low, int(codes[row["class"]])) : high].sum())
             share = min(1.0, clicks / best.needed) * best.gain / max(1, int(counts[low:high].sum()))
@@ -319,7 +326,7 @@ class Certificate(SpotCheck):
     def expected_wrong(self, view: StoreView, limit: int = 10) -> list[dict[str, Any]]:
         """Images and classes by their expected number of wrong certified pixels, most first."""
         test = self.test
-        certified, steps = test.certified(), max(len(row["codes"]) for row in self.classes)
+        certified, steps = test.certified, max(len(row["codes"]) for row in self.classes)
         for j in range(len(self._images), steps):
             codes = np.full(view.classes.num_classes, NUM_CODES)
             codes[list(self._places)] = [row["codes"][min(j, len(row["codes"]) - 1)] for row in self.classes]
@@ -428,9 +435,9 @@ def _band(codes: Sequence[int], code: int) -> int:
     return next(band for band, low in enumerate(codes) if code >= low)
 
 
-def _class_test(row: Mapping[str, Any], share: float) -> ClassTest:
+def _class_errors(row: Mapping[str, Any], allowed: float) -> ClassErrors:
     pixels, guess, before = (np.array(row[key], np.float64) for key in ("pixels", "guess", "before"))
-    return ClassTest(pixels, guess, before, share)
+    return ClassErrors(pixels, guess, before, allowed)
 
 
 def _differ(said: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -440,7 +447,7 @@ def _differ(said: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> 
         stored = said[name]
         if not isinstance(stored, dict) or stored.keys() != row.keys():
             return True
-        for key in row.keys() - _FORECASTS:
+        for key in row.keys() - _FORECASTS - (set() if row["certified"] else {"precision", "lower"}):
             near = key in ("lower", "precision") and isinstance(stored[key], float) and isinstance(row[key], float)
             if not (abs(stored[key] - row[key]) < 1e-4 if near else stored[key] == row[key]):
                 return True
