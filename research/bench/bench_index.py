@@ -38,7 +38,6 @@ from hmsa_core.data.found import Found, Scan
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.near import near_duplicates
 from hmsa_core.data.source import RolesSpec, SourceSpec
-from hmsa_core.data.tables import Rows
 from hmsa_core.io import sealed
 from hmsa_core.io.engine import Engine
 from hmsa_core.labels.store.format import (
@@ -89,7 +88,7 @@ class _Unread(Engine):
 
 def plan(folder: Path, rows: int) -> dict[str, float]:
     """`prepare` without its files: `folder` gets the index; a second run finds it there."""
-    scanned = Scan("synthetic", taxonomy.cityscapes(), Rows.of(Found, found(rows)))
+    scanned = Scan("synthetic", taxonomy.cityscapes(), list(found(rows)))
     prepare.scan = lambda _: scanned  # type: ignore[attr-defined]  # no folder is listed
     source = SourceSpec(kind="folder", name=ROOT, root=str(folder), block="sequence", near_duplicate_bits=0)
     cities = tuple(f"city{c:03d}" for c in range(min(10, -(-rows // 200_000))))
