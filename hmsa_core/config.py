@@ -41,14 +41,14 @@ Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, for RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
 SCALES = (0.5, 1.0, 2.0)  # of inference (paper)
-_LARGEST_SCALE = 8.0
+LARGEST_SCALE = 8.0
 
 
 def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
     """Check scales for settings, specs, options and `check_scales`; no other code checks scales again."""
     differ = len(set(scales)) == len(scales)
-    if not differ or 1.0 not in scales or not all(0.0 < scale <= _LARGEST_SCALE for scale in scales):
-        raise ValueError(f"scales must be different numbers above 0 and up to {_LARGEST_SCALE:g}, one of them 1")
+    if not differ or 1.0 not in scales or not all(0.0 < scale <= LARGEST_SCALE for scale in scales):
+        raise ValueError(f"scales must be different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1")
     return scales
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import read_label, read_label_ids
-from hmsa_core.data.walk import LABEL_SUFFIXES, stem_of, walk
+from hmsa_core.data.walk import LABEL_SUFFIXES, kinds_of, stem_of, walk
 from hmsa_core.io.errors import DecodeError, HmsaError, InputError, LayoutError
 from hmsa_core.labels.formats._folder import MARK
 from hmsa_core.labels.formats.cityscapes import IMAGE_ENDING, city_of
@@ -46,9 +46,11 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root}: folder not found")
-    files = list(walk(root, LABEL_SUFFIXES).paths())
+    there = walk(root, LABEL_SUFFIXES)
+    files = list(there.paths())
     if not files:
-        raise LayoutError(f"{root}: no PNG, WebP or TIFF files below this folder")
+        other = f", but files of other kinds ({kinds_of(there.others)})" if there.others else ""
+        raise LayoutError(f"{root}: no PNG, WebP or TIFF files below this folder{other}")
     probs = {p.with_name(p.stem.removesuffix(_PROB)): p for p in files if p.stem.endswith(_PROB)}
     # A few masks may be named so; confidence files lie beside their labels, or are half of what is there.
     if 2 * len(probs) < len(files) and probs.keys().isdisjoint({p.with_suffix("") for p in files}):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import holds_train_ids, read_header, read_label_ids
-from hmsa_core.data.walk import LABEL_SUFFIXES, stem_of, walk
+from hmsa_core.data.walk import LABEL_SUFFIXES, kinds_of, stem_of, walk
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.policy import PROMISES, ClassPolicy, ThresholdPolicy
@@ -69,7 +69,10 @@ class TrueLabels:
         self.files = _files_of(folder, view.names)
         if not self.files:
             hint = f"the first would be {view.names[0]}.png" if view.names else "the store has no image"
-            raise InputError(f"{folder}: no label map of any image of {view.path}", hint=hint)
+            other = (
+                f"; files of other kinds: {kinds}" if (kinds := kinds_of(walk(folder, LABEL_SUFFIXES).others)) else ""
+            )
+            raise InputError(f"{folder}: no label map of any image of {view.path}{other}", hint=hint)
         self.note = ""
         if ids == "auto":
             ids, self.note = self._guessed()

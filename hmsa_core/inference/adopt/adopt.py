@@ -26,13 +26,14 @@ from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, V
 from hmsa_core.inference.evaluation.labelled_files import blocks_of, label_reader, pairs_of
 from hmsa_core.inference.network.predictor import Tiler
 from hmsa_core.inference.teachers.combining import average
+from hmsa_core.inference.teachers.networks import Network
+from hmsa_core.inference.teachers.run_options import run_options
 from hmsa_core.inference.teachers.scores import read_scores
-from hmsa_core.inference.teachers.sources import Source, Spec, parse
+from hmsa_core.inference.teachers.sources import Source, Spec, onnx_metadata, parse
 from hmsa_core.inference.teachers.tables import Adopted, Member, Table
 from hmsa_core.inference.teachers.teacher import open_network
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.metrics import bootstrap_iou
-from hmsa_core.models.checkpoint import read_meta
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
@@ -189,12 +190,16 @@ def _look_at(
     """Run one network and choose its map, its input and its scales."""
     if source.family == "checkpoint":
         return _own(source, pictures, pixels, classes, context)
-    source = replace(source, given=source.table.model_copy(update={"classes": None}))
+    source = replace(source, given=source.table.model_copy(update={"classes": {}}))  # they are what is looked for
     if source.family == "scores":
         views = run(pictures, [View(1.0)], lambda one, image, _: _scores(source, one.name, image))
     else:
-        source = _best_input(source, pictures, classes, context, tell)
-        views = _run_network(source, pictures, _all_views(source, context), context)
+        source, network = _best_input(source, pictures, classes, context, tell)
+        scales = (1.0,) if network.is_fixed else SCALES
+        views = _run_network(network, pictures, [View(scale, flip) for scale in scales for flip in (False, True)])
+        if network.gives != source.table.output and network.gives == "probabilities":
+            tell(f"{source}: its scores lie in [0, 1]: taken for probabilities")
+            source = replace(source, given=source.table.model_copy(update={"output": network.gives}))
     one = _candidate(source, views, pixels, classes)
     if source.family != "scores":
         by_labels = bool((pixels.truth != IGNORE).any())
@@ -210,11 +215,8 @@ def _own(
     source: Source, pictures: Sequence[Picture], pixels: Pixels, classes: ClassTable, context: JobContext
 ) -> _Candidate:
     """A checkpoint of this package runs as it says itself: attention was trained for its scales."""
-    meta = read_meta(source.path)
-    inference = meta.get("inference") or {}
-    usual = (1.0,) if meta["kind"] == "single" else (0.5, 1.0, 2.0)
-    scales = tuple(float(scale) for scale in inference.get("scales") or usual)
-    flip = bool(inference.get("flip", True))
+    options = run_options(source.path, None, None, context.runtime)
+    scales, flip = options.scales, options.flip
     tiler = Tiler(open_network(source, context, is_single=False))
     views = run(pictures, [View(1.0)], lambda _one, image, _view: tiler.probabilities(image, scales, flip))
     found = _candidate(source, views, pixels, classes)
@@ -232,6 +234,8 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
     names = _names(source, channels)
     tries = [v for v in views.scores if not v.mirrored]
     counts = [choice.overlap(views.scores[view].astype(np.float32), pixels, classes.num_classes) for view in tries]
+    for one in counts if len(source.names) == 1 else ():
+        one[1] = 0  # the rest beside a sigmoid's class is no class
     maps = [choice.map_classes(names, one, classes) for one in counts]
 
     def score(i: int) -> float:
@@ -250,25 +254,14 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
 
 
 def _names(source: Source, channels: int) -> tuple[str, ...]:
-    if source.names:
-        if len(source.names) != channels:
+    if names := source.names + ("rest",) * (len(source.names) == 1):  # a sigmoid's class, and the rest
+        if len(names) != channels:
             raise ConfigError(f"{source}: gives {channels} classes, but has {len(source.names)} names")
-        return source.names
+        return names
     return _KNOWN_SETS[channels]().classes if channels in _KNOWN_SETS else ()
 
 
-def _all_views(source: Source, context: JobContext) -> list[View]:
-    """Every scale and its mirror image; scale 1 alone for a network of one input size."""
-    try:
-        open_network(source, context, is_single=False)
-    except ConfigError:
-        return [View(1.0), View(1.0, mirrored=True)]
-    return [View(scale, mirrored) for scale in SCALES for mirrored in (False, True)]
-
-
-def _run_network(source: Source, pictures: Sequence[Picture], views: Sequence[View], context: JobContext) -> Views:
-    is_single = {view.scale for view in views} == {1.0}
-    network = open_network(source, context, is_single=is_single)
+def _run_network(network: Network, pictures: Sequence[Picture], views: Sequence[View]) -> Views:
     tiler = Tiler(network, whole_pixels=1 << 62) if network.resizes else Tiler(network)
 
     def predict(_: Picture, image: UInt8, view: View) -> Float32:
@@ -285,18 +278,19 @@ def _scores(source: Source, name: str, image: UInt8) -> Float32:
 
 def _best_input(
     source: Source, pictures: Sequence[Picture], classes: ClassTable, context: JobContext, tell: Tell
-) -> Source:
-    """The way to take an image that fits best, where neither the files nor the table say it."""
+) -> tuple[Source, Network]:
+    """The way to take an image that fits best, where neither the files nor the table say it; with the open network."""
     if source.family != "onnx" or _says_input(source):
-        return source
+        return source, _opened(source, context)
     some = pictures[:: max(1, len(pictures) // _TRIED)]
     drawn = draw(some)
-    scored: list[tuple[float, Source]] = []
+    scored: list[tuple[float, Source, Network]] = []
     for variant in _INPUTS:
         values = {"mean": variant.mean, "std": variant.std, "order": variant.order}
         tried = replace(source, given=source.table.model_copy(update=values))
         try:
-            views = _run_network(tried, some, [View(1.0), View(1.0, mirrored=True)], context)
+            network = _opened(tried, context)
+            views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
             one = _candidate(tried, views, drawn, classes)
         except HmsaError as error:
             if not scored and variant is _INPUTS[-1]:
@@ -307,16 +301,21 @@ def _best_input(
         if (drawn.truth != IGNORE).any():
             mapped = choice.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
             score = choice.mean_iou(mapped, drawn)
-        scored.append((score, tried))
-    best = max(scored, key=lambda one: one[0])
-    told = ", ".join(f"{_said(one)} {score:.3f}" for score, one in scored)
-    tell(f"{source}: nothing says how it takes an image; tried {told}; taken: {_said(best[1])}")
-    return best[1]
+        scored.append((score, tried, network))
+    _, best, network = max(scored, key=lambda one: one[0])
+    told = ", ".join(f"{_said(one)} {score:.3f}" for score, one, _ in scored)
+    tell(f"{source}: nothing says how it takes an image; tried {told}; taken: {_said(best)}")
+    return best, network
+
+
+def _opened(source: Source, context: JobContext) -> Network:
+    network = open_network(source, context, is_single=True)  # what a network of one size needs; others take any scale
+    assert isinstance(network, Network)  # noqa: S101 - no checkpoint comes here
+    network.is_tried = True
+    return network
 
 
 def _says_input(source: Source) -> bool:
-    from hmsa_core.inference.teachers.sources import onnx_metadata
-
     known = onnx_metadata(source.path)
     return bool(source.table.mean or source.table.std or known.get("mean") or known.get("std"))
 

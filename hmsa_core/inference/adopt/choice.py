@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.inference.adopt.samples import Float32, Pixels, View, Views
+from hmsa_core.inference.teachers.classes import summed
 from hmsa_core.metrics import iou_of
 from hmsa_core.taxonomy import IGNORE, ClassTable
 from hmsa_core.taxonomy.concepts import propose
@@ -73,10 +74,7 @@ def _map_one(channel: int, name: str, proposed: int | None, row: NDArray[np.int6
 
 def apply(scores: Float32, targets: dict[int, int], num_classes: int) -> Float32:
     """Scores of our classes, (n, C), from those of the channels, (n, T): sums of what maps to each."""
-    ours = np.zeros((len(scores), num_classes), np.float32)
-    for channel, target in targets.items():
-        ours[:, target] += scores[:, channel]
-    return ours
+    return summed(scores.T, targets, num_classes).T
 
 
 def confusions(predicted: Float32, pixels: Pixels) -> NDArray[np.int64]:

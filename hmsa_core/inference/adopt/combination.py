@@ -53,12 +53,12 @@ def combine(members: Sequence[Float32], pixels: Pixels) -> Combination:
     temperatures = tuple(_temperature(one, pixels) for one in members)
     cooled = [cool(one.T, t).T for one, t in zip(members, temperatures, strict=True)]
     weights = _select(cooled, pixels, np.ones(len(pixels.truth), bool))
-    plain = _held_out(folds, lambda fit: _weighted(cooled, _select(cooled, pixels, fit)))
+    plain = _held_out(folds, lambda fit: average(cooled, list(_select(cooled, pixels, fit))))
     used = [i for i, weight in enumerate(weights) if weight > 0]
     if not folds:
         return Combination(weights, temperatures, None, plain, None)
     chosen = [cooled[i] for i in used]
-    stacked = _held_out(folds, lambda fit: _stacked(chosen, fit_stacking(chosen, pixels, fit)))
+    stacked = _held_out(folds, lambda fit: stack([one.T for one in chosen], fit_stacking(chosen, pixels, fit)).T)
     certainty = _certainty(stacked, plain, pixels)
     if certainty < _SURE or mean_iou(stacked, pixels) <= mean_iou(plain, pixels):
         return Combination(weights, temperatures, None, plain, certainty)
@@ -126,15 +126,6 @@ def _select(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.bool_]) 
 
 def _part(pixels: Pixels, which: NDArray[np.bool_]) -> Pixels:
     return Pixels(pixels.truth[which], pixels.image[which], pixels.block[which], pixels.blocks)
-
-
-def _weighted(members: Sequence[Float32], weights: Sequence[float]) -> Float32:
-    used = [i for i, weight in enumerate(weights) if weight > 0]
-    return average([members[i] for i in used], [weights[i] for i in used])
-
-
-def _stacked(members: Sequence[Float32], found: Stacking) -> Float32:
-    return stack([one.T for one in members], found).T
 
 
 def fit_stacking(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.bool_]) -> Stacking:

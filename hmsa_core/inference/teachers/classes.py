@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +44,7 @@ class ClassMap:
         self.check(len(theirs))
         if self.is_identity:
             return theirs
-        ours = np.zeros((self.classes.num_classes, *theirs.shape[1:]), np.float32)
-        for channel, target in self.targets.items():
-            ours[target] += theirs[channel]
-        return ours
+        return summed(theirs, self.targets, self.classes.num_classes)
 
     def check(self, found: int) -> None:
         """ConfigError: the teacher gives `found` channels, which does not fit the names or the table."""
@@ -66,6 +64,19 @@ class ClassMap:
             )
 
 
+def summed(theirs: NDArray[np.float32], targets: Mapping[int, int], num_classes: int) -> NDArray[np.float32]:
+    """Probabilities C x ... of our classes from T x ...: sums of the channels that `targets` maps to each.
+
+    Where one of two channels is ours, as a sigmoid's is, it counts only where it is the likelier one.
+    """
+    ours = np.zeros((num_classes, *theirs.shape[1:]), np.float32)
+    for channel, target in targets.items():
+        ours[target] += theirs[channel]
+    if len(theirs) == 2 and len(targets) == 1:
+        ours[ours < 0.5] = 0
+    return ours
+
+
 def class_map(source: Source, classes: ClassTable) -> ClassMap:
     """How a teacher's classes become ours: by its table, else by equal names, else by their order.
 
@@ -79,7 +90,8 @@ def class_map(source: Source, classes: ClassTable) -> ClassMap:
         targets = _by_names(source, classes)
     else:
         return ClassMap(source, classes, {i: i for i in range(classes.num_classes)}, classes.num_classes)
-    return ClassMap(source, classes, targets, len(names) or None)
+    # A network of one class gives the rest as its second channel.
+    return ClassMap(source, classes, targets, max(2, len(names)) if names else None)
 
 
 def _by_names(source: Source, classes: ClassTable) -> dict[int, int]:
@@ -115,7 +127,7 @@ def _channels(source: Source, theirs: int | str) -> list[int]:
     if isinstance(theirs, str) and theirs.lower() in names:
         return [i for i, name in enumerate(names) if name == theirs.lower()]
     number = theirs if isinstance(theirs, int) else int(theirs) if theirs.isdecimal() else None
-    if number is not None and number >= 0 and (not names or number < len(names)):
+    if number is not None and number >= 0 and (not names or number < max(2, len(names))):
         return [number]
     known = f"it has {len(names)} classes: {', '.join(source.names[:8])}" if names else "it has numbers only"
     raise ConfigError(

@@ -33,7 +33,6 @@ _LEAST = 1e-30  # a probability below is taken for it: no logarithm of zero
 _ROUNDING = 1e-3  # of probabilities that half precision has been through
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _BYTES = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # 0 to 255 stay what they are
-_CHANNELS_FIRST = "export it with channels first (of tf2onnx: --inputs-as-nchw and --outputs-as-nchw)"
 _MOVES = ("do_center_crop", "do_pad")  # pixels of scores would not be those of the image
 
 
@@ -69,9 +68,11 @@ class Network(Engine):
                 hint=f"divide them by 255: write `mean: {mean}` and `std: {std}` in {source.table_path}",
             )
         self._table = normalising_table(*values)
-        self._gives = source.table.output or output  # None: not known
+        self.gives = source.table.output or output  # None: not known
+        self.is_tried = False  # by `adopt`, which takes scores in [0, 1] for probabilities and says so
         self._is_checked = False
         self.resizes = size is not None  # whatever the image's size is
+        self.is_fixed = False  # whether it takes one size alone
 
     def open(self, image: NDArray[np.uint8]) -> ImagePass:
         """Begin with one image, uint8 HxWx3 RGB."""
@@ -96,20 +97,22 @@ class Network(Engine):
                 f"{self.source}: fails on an image of {sides[0]}x{sides[1]} pixels: {one_line(error)[:200]}",
                 hint=f"say `size: [HEIGHT, WIDTH]` or `multiple: 32` in {self.source.table_path}, or use scale 1 alone",
             ) from error
-        self._check_shape(tuple(found.shape), sides)
-        return self._logits(found.float()), None
+        return self._logits(self._channels_first(found, sides).float()), None
 
-    def _check_shape(self, shape: tuple[int, ...], sides: tuple[int, int]) -> None:
+    def _channels_first(self, found: Tensor, sides: tuple[int, int]) -> Tensor:
+        """Scores 1 x classes x h x w; those with the channels last are known by the proportions of the image."""
+        shape = tuple(found.shape)
         told = f"{self.source}: its output has the shape {' x '.join(map(str, shape))}"
         if len(shape) != 4 or shape[0] != 1:
             raise CheckpointError(f"{told}, expected 1 x classes x H x W of scores")
         if _is_grid(shape[1:3], sides) and not _is_grid(shape[2:], sides):
-            raise CheckpointError(f"{told}: H x W x classes (channels last)", hint=_CHANNELS_FIRST)
-        if shape[1] == 1:
+            found = found.permute(0, 3, 1, 2)
+        if found.shape[1] == 1 and self.source.table.classes is None and not self.source.names:
             raise CheckpointError(
-                f"{told}: of one channel no class can be chosen",
-                hint="export two channels, of the class and of the rest: for a logit x, the channels x and 0",
+                f"{told}: which class its one channel is, is not known",
+                hint=f"say `classes: {{0: OURS}}` in {self.source.table_path}; 1 is the rest, ignored if not listed",
             )
+        return found
 
     @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
@@ -120,24 +123,30 @@ class Network(Engine):
         return max(unit, round(side / unit) * unit)
 
     def _logits(self, found: Tensor) -> Tensor:
-        is_given = self._gives == "probabilities"
-        if is_given or not (self._is_checked or self._gives):
-            self._is_checked = True
-            in_range = bool(found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING)
-            if is_given and not in_range:
-                raise ConfigError(
-                    f"{self.source}: gives {float(found.min()):.3g} to {float(found.max()):.3g}, no probabilities",
-                    hint=f"say `output: logits` in {self.source.table_path}",
-                )
-            if not is_given and in_range:
-                sums = bool(((found.sum(1) - 1).abs() < 10 * _ROUNDING).all())
-                told = "sum to 1 at each pixel, so they are probabilities and no logits" if sums else "lie in [0, 1]"
-                other = "" if sums else " (of a sigmoid, too), or `output: logits`,"
-                raise ConfigError(
-                    f"{self.source}: its scores {told}",
-                    hint=f"say `output: probabilities`{other} in {self.source.table_path}",
-                )
+        if self.gives == "probabilities" or not (self._is_checked or self.gives):
+            self._check_range(found)
+        is_given = self.gives == "probabilities"
+        if found.shape[1] == 1:  # a sigmoid's class, and the rest
+            found = torch.cat([found, 1 - found if is_given else torch.zeros_like(found)], 1)
         return found.clamp(min=_LEAST).log() if is_given else found
+
+    def _check_range(self, found: Tensor) -> None:
+        self._is_checked = True
+        in_range = bool(found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING)
+        if self.gives and not in_range:
+            raise ConfigError(
+                f"{self.source}: gives {float(found.min()):.3g} to {float(found.max()):.3g}, no probabilities",
+                hint=f"say `output: logits` in {self.source.table_path}",
+            )
+        if not self.gives and in_range and not self.is_tried:
+            sums = bool(((found.sum(1) - 1).abs() < 10 * _ROUNDING).all())
+            told = "sum to 1 at each pixel, so they are probabilities and no logits" if sums else "lie in [0, 1]"
+            other = "" if sums else " (of a sigmoid, too), or `output: logits`,"
+            raise ConfigError(
+                f"{self.source}: its scores {told}",
+                hint=f"say `output: probabilities`{other} in {self.source.table_path}",
+            )
+        self.gives = self.gives or ("probabilities" if in_range else "logits")
 
 
 def _is_grid(shape: tuple[int, ...], sides: tuple[int, int]) -> bool:
@@ -148,8 +157,9 @@ def _is_grid(shape: tuple[int, ...], sides: tuple[int, int]) -> bool:
 class OnnxNetwork(Network):
     """An ONNX file in onnxruntime.
 
-    One input, an RGB image, 1 x 3 x H x W: floats, normalised by `mean` and `std` of the table, else of the metadata,
-    else ImageNet's; or bytes, which the graph normalises. One output holds the scores, 1 x classes x h x w.
+    One input, an RGB image, 1 x 3 x H x W or 1 x H x W x 3: floats, normalised by `mean` and `std` of the table, else
+    of the metadata, else ImageNet's; or bytes, which the graph normalises. One output holds the scores,
+    1 x classes x h x w or 1 x h x w x classes.
 
     Args:
         source: the file.
@@ -160,10 +170,10 @@ class OnnxNetwork(Network):
     def __init__(self, source: Source, threads: int, *, is_single: bool) -> None:
         known = onnx_metadata(source.path)
         self._session = _session(source, threads)
-        self._input = _input(source, self._session)
+        self._input, self._is_last = _input(source, self._session)
         self._dtype = _TYPES[self._input.type]
         self._output = _output(source, self._session)
-        fixed = _fixed_size(source, self._input)
+        fixed = _fixed_size(source, self._input.shape[1:3] if self._is_last else self._input.shape[2:])
         if fixed and not is_single:
             raise ConfigError(
                 f"{source}: takes images of {fixed[0]}x{fixed[1]} pixels only, so it can be run at scale 1 alone",
@@ -176,10 +186,11 @@ class OnnxNetwork(Network):
         # `autolabel export-model` says it in a sentence.
         output = str(known.get("output", "")).partition(":")[0]
         super().__init__(source, size=fixed or table.size, output=output, **values)
+        self.is_fixed = fixed is not None
 
     def scores(self, images: Tensor) -> Tensor:
         """Run the graph."""
-        pixels = images.cpu().numpy()
+        pixels = (images.permute(0, 2, 3, 1) if self._is_last else images).cpu().numpy()
         given = np.ascontiguousarray((np.rint(pixels) if self._dtype == np.uint8 else pixels).astype(self._dtype))
         try:
             found = self._session.run([self._output], {self._input.name: given})[0]
@@ -232,7 +243,8 @@ def _output(source: Source, session: Any) -> str:
     )
 
 
-def _input(source: Source, session: Any) -> Any:
+def _input(source: Source, session: Any) -> tuple[Any, bool]:
+    """The input, and whether its channels come last."""
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise CheckpointError(f"{source}: has {len(inputs)} inputs, expected one, an image")
@@ -240,21 +252,18 @@ def _input(source: Source, session: Any) -> Any:
     if one.type not in _TYPES:
         raise CheckpointError(f"{source}: its input is {one.type}, expected {' or '.join(_TYPES)}")
     shape = one.shape
-    if len(shape) == 4 and shape[1] != 3 and (shape[3] == 3 or str(shape[3]).lower().startswith("c")):
-        told = " x ".join(str(side) for side in shape)
-        raise CheckpointError(f"{source}: its input is {told}: H x W x 3 (channels last)", hint=_CHANNELS_FIRST)
+    is_last = len(shape) == 4 and shape[1] != 3 and (shape[3] == 3 or str(shape[3]).lower().startswith("c"))
     if (
         len(shape) != 4
-        or (isinstance(shape[1], int) and shape[1] != 3)
+        or (isinstance(shape[1], int) and shape[1] != 3 and not is_last)
         or (isinstance(shape[0], int) and shape[0] != 1)
     ):
         told = " x ".join(str(side) for side in shape)
         raise CheckpointError(f"{source}: its input is {told}, expected 1 x 3 x height x width (three channels, RGB)")
-    return one
+    return one, is_last
 
 
-def _fixed_size(source: Source, given: Any) -> tuple[int, int] | None:
-    sides = given.shape[2:]
+def _fixed_size(source: Source, sides: Sequence[int | str]) -> tuple[int, int] | None:
     fixed = [side for side in sides if isinstance(side, int)]
     if len(fixed) == 1:
         raise CheckpointError(f"{source}: one side of its input is fixed, the other is not ({sides[0]} x {sides[1]})")

@@ -74,7 +74,7 @@ def teacher_options(
     for source in sources:
         class_map(source, classes)
     texts = resolved(sources, Path.resolve)
-    chosen = check_scales(scales or (1.0,))
+    chosen = check_scales((1.0,) if scales is None else scales)
     return TeacherOptions(texts, classes.to_json(), classes.num_classes, chosen, bool(flip), runtime)
 
 

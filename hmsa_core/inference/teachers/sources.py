@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from hmsa_core.data.walk import walk
 from hmsa_core.inference.teachers.tables import Adopted, Table, read_yaml, relative_to
 from hmsa_core.io.atomic import digest, read_json, sha256_file
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, did_you_mean, needs_extra
@@ -324,7 +325,7 @@ def _hf_names(path: Path) -> tuple[str, ...]:
 def _score_files(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         raise InputError(f"scores:{path}: no such folder")
-    files = tuple(sorted(p for p in path.rglob("*") if p.suffix in SCORE_SUFFIXES and p.is_file()))
+    files = tuple(walk(path, SCORE_SUFFIXES).paths())
     if not files:
         raise InputError(f"scores:{path}: no {', '.join(SCORE_SUFFIXES)} file in it")
     return files

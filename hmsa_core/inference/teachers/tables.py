@@ -24,7 +24,7 @@ from typing import Annotated, Literal, TypeVar
 import yaml
 from pydantic import Field, Strict, model_validator
 
-from hmsa_core.config import PositiveInt, Section
+from hmsa_core.config import LARGEST_SCALE, PositiveInt, Section
 from hmsa_core.io.errors import ConfigError
 
 T = TypeVar("T", bound=Section)
@@ -57,7 +57,7 @@ class Member(Table):
     """One network of an adopted teacher: its spec, its table, and how it is run."""
 
     teacher: str = Field(description="checkpoint folder, onnx:FILE, hf:FOLDER or scores:FOLDER; relative to the file")
-    scales: Annotated[tuple[Annotated[float, Field(gt=0.0, le=8.0)], ...], Strict(False)] = Field(
+    scales: Annotated[tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...], Strict(False)] = Field(
         (1.0,), min_length=1, description="any scales; their logits are averaged"
     )
     flip: bool = Field(False, description="average with the mirror image")

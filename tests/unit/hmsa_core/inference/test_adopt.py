@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 from hypothesis import given
@@ -68,6 +69,65 @@ def test_other_names_and_a_normalisation_that_nothing_tells_are_found(
     assert found.is_by_labels == labels
     if labels:
         assert found.rows[-1].mean_iou > 0.8
+
+
+def _torch_network(path: Path, *, kind: str) -> Path:
+    """The nearest of the classes' colours, as a module of torch alone, exported by torch; pixels lie in [-1, 1]."""
+    import torch
+
+    ours = [TO_OURS.get(name) for name in ENGLISH]
+    colours = [
+        [60 * c, 255 - 60 * c, 20 + 30 * c] if (c := CLASSES.index(o) if o else None) is not None else [999] * 3
+        for o in ours
+    ]
+    centres = torch.tensor(colours)[:, :, None, None] / 255
+
+    class Nearest(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            image = image.permute(0, 3, 1, 2) if kind == "channels last" else image
+            away = -50 * ((image * 0.5 + 0.5 - centres) ** 2).sum(1, keepdim=True).transpose(0, 1)
+            scores = away.reshape(1, len(ENGLISH), *image.shape[2:])
+            scores = torch.nn.functional.interpolate(scores, scale_factor=0.5)
+            if kind == "one channel":  # the street against all else
+                return torch.sigmoid(scores[:, 4:] - scores[:, :4].amax(1, keepdim=True))
+            return scores.permute(0, 2, 3, 1) if kind == "channels last" else scores
+
+    given = torch.zeros(1, 96, 128, 3) if kind == "channels last" else torch.zeros(1, 3, 96, 128)
+    sides = (1, 2) if kind == "channels last" else (2, 3)
+    free = {"dynamic_axes": {"image": {sides[0]: "h", sides[1]: "w"}}} if kind != "fixed size" else {}
+    torch.onnx.export(Nearest(), (given,), str(path), input_names=["image"], dynamo=False, **free)
+    model = onnx.load(path)
+    names = ENGLISH[4:] if kind == "one channel" else ENGLISH
+    onnx.helper.set_model_props(model, {"classes": ",".join(name.replace(",", ";") for name in names)})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["plain", "fixed size", "channels last", "one channel"])
+def test_a_network_of_plain_torch_is_recovered_and_labels_as_its_file_says(
+    photographs: Path, tmp_path: Path, kind: str
+) -> None:
+    network = _torch_network(tmp_path / "net.onnx", kind=kind)
+    found, said = _adopt(photographs, f"onnx:{network}")
+    assert any("taken: [-1, 1] rgb" in line for line in said), said
+    wanted = {name.replace(",", ";"): TO_OURS.get(name) for name in ENGLISH}
+    if kind == "one channel":
+        assert _targets(found)["street"] == "road"
+        assert any("taken for probabilities" in line for line in said)
+    else:
+        assert _targets(found) == wanted
+        assert found.rows[-1].mean_iou > 0.8
+    assert kind != "fixed size" or found.adopted.members[0].scales == (1.0,)
+    out = tmp_path / "teacher.yaml"
+    out.write_text(to_yaml(found, out))
+    teacher = open_teacher(
+        (str(out),), InferConfig(runtime=RUNTIME), TABLE, JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
+    )
+    image, label = picture(3, len(CLASSES), (96, 128))
+    road = CLASSES.index("road")
+    right = (teacher.predict("x", image)[road] > 0.5) == (label == road)
+    assert right[label != 255].mean() > 0.9
 
 
 def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(photographs: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def turned(given: str, made: str, *order: int) -> Node:
 
 
 def one_channel(path: Path) -> Path:
-    return table(network(path, [conv()], {"s": None}, weights=WEIGHTS[:1]), "classes: {0: road}")
+    return network(path, [conv()], {"s": None}, weights=WEIGHTS[:1])
 
 
 def sigmoid(path: Path) -> Path:
@@ -72,28 +72,13 @@ def two_outputs(path: Path) -> Path:
 
 
 ASKED = {
-    "one channel": (one_channel, "of one channel no class can be chosen", "the channels x and 0"),
+    "one channel": (one_channel, "which class its one channel is, is not known", "classes: {0: OURS}"),
     "sigmoid": (sigmoid, r"its scores lie in \[0, 1\]", "`output: probabilities` .*or `output: logits`"),
     "two outputs": (two_outputs, "has the outputs aux, s; which of them", "say `scores: s`"),
     "mean of bytes": (
         lambda path: table(network(path, [conv()], {"s": None}), "mean: [123.675, 116.28, 103.53]\nstd: [58.395, 57.12, 57.375]"),
         "mean and std are of values from 0 to 255",
         r"mean: \[0.485, 0.456, 0.406\]",
-    ),
-    "channels last, out": (
-        lambda path: table(network(path, [conv(), turned("s", "y", 0, 2, 3, 1)], {"y": None}), "classes: {0: road}"),
-        r"24 x 36 x 4: H x W x classes \(channels last\)",
-        "channels first",
-    ),
-    "channels last, in": (
-        lambda path: network(path, [turned("x", "n", 0, 3, 1, 2), conv("n")], {"s": None}, shape=(1, "h", "w", 3)),
-        r"H x W x 3 \(channels last\)",
-        "channels first",
-    ),
-    "channels last, in, of names": (
-        lambda path: network(path, [turned("x", "n", 0, 3, 1, 2), conv("n")], {"s": None}, shape=("n", "h", "w", "c")),
-        r"H x W x 3 \(channels last\)",
-        "channels first",
     ),
 }  # fmt: skip
 
@@ -118,6 +103,31 @@ def test_the_answers_are_taken(tmp_path: Path) -> None:
     largest = helper.make_node("ReduceMax", ["s"], ["m"], axes=[1], keepdims=0)
     both = network(tmp_path / "both.onnx", [conv(), largest], {"m": [1, "h", "w"], "s": [1, 4, "h", "w"]})
     assert np.array_equal(opened(both).label("a", IMAGE)[0], plain), "one alone can hold scores"
+
+
+@pytest.mark.parametrize("shape", [(1, "h", "w", 3), ("n", "h", "w", "c"), (1, 24, 36, 3)], ids=str)
+@pytest.mark.parametrize("ends", ["input", "output", "both"])
+def test_channels_that_come_last_are_known_by_the_shape(tmp_path: Path, shape: tuple[Any, ...], ends: str) -> None:
+    plain = opened(network(tmp_path / "plain.onnx", [conv()], {"s": None})).label("a", IMAGE)[0]
+    nodes = [conv()] if ends == "output" else [turned("x", "n", 0, 3, 1, 2), conv("n")]
+    nodes += [] if ends == "input" else [turned("s", "y", 0, 2, 3, 1)]
+    given: dict[str, Any] = {} if ends == "output" else {"shape": shape}
+    last = network(tmp_path / "last.onnx", nodes, {"s" if ends == "input" else "y": None}, **given)
+    assert np.array_equal(opened(last).label("a", IMAGE)[0], plain)
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+def test_one_channel_is_a_class_and_the_rest(tmp_path: Path, output: str) -> None:
+    end = [helper.make_node("Sigmoid", ["s"], ["y"])] if output == "probabilities" else []
+    path = network(tmp_path / "one.onnx", [conv(), *end], {"y" if end else "s": None}, weights=WEIGHTS[:1] - 1)
+    teacher = opened(table(path, f"classes: {{0: road}}\noutput: {output}"))
+    road = teacher.predict("a", IMAGE)[0]
+    assert road.min() == 0
+    assert road.max() > 0.5
+    assert not teacher.predict("a", IMAGE)[1:].any()
+    both = opened(table(path, f"classes: {{0: road, 1: car}}\noutput: {output}")).predict("a", IMAGE)
+    assert np.allclose(both[0] + both[class_table().classes.index("car")], 1, atol=1e-4)
+    assert np.allclose(road, np.where(both[0] >= 0.5, both[0], 0), atol=1e-4), "what is likelier the rest is no road"
 
 
 NAMES = ["road", "building", "person", "car"]
