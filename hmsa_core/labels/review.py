@@ -302,12 +302,13 @@ class ReviewFile:
             records.append(self.path, mark.to_json())
         return mark
 
-    def add_corrections(self, corrections: Iterable[Mark]) -> None:
-        """Append corrections, all at once; the caller holds the lock. Their ids are given here."""
+    def add_corrections(self, corrections: Iterable[Mark]) -> list[str]:
+        """Append corrections, all at once, and return their new ids; the caller holds the lock."""
         marks = list(corrections)
         with saving(self.path):
             ids = self._new_ids(mark.to_json() for mark in marks)
             records.append(self.path, *(replace(m, id=new).to_json() for m, new in zip(marks, ids, strict=True)))
+        return ids
 
     def withdraw(self, name: str, mark_id: str) -> None:
         """Take a mark back by appending a line that says so."""

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("pipeline.cli.inspect", "what a threshold keeps, per class and image, from statistics alone"),
     "serve": ("pipeline.cli.serve", "the web page: drag the threshold, watch the mask"),
     "certify": ("pipeline.cli.certify", "thresholds with a promise, from answers about drawn pixels"),
+    "ask": ("pipeline.cli.ask", "which class is this region? answers become training labels"),
     "report": ("pipeline.cli.report", "one report over many workspaces: figures, gates, thresholds"),
     "diff": ("pipeline.cli.diff", "what changed between two label stores"),
     "verify": ("pipeline.cli.verify", "check every byte of a label store"),

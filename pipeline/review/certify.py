@@ -96,20 +96,26 @@ class TrueLabels:
             return "file", ""
         return "train", f"{self.folder}: read as trainIds, which agree with the labels more than ids do"
 
-    def answer(self, draw: dict[str, Any]) -> str:
-        """The answer to one draw."""
-        file = self.files.get(draw["name"])
+    def truth(self, name: str) -> UInt8 | None:
+        """True label of an image at the size of its labels (uint8 HxW); None without a label map."""
+        file = self.files.get(name)
         if file is None:
-            return "unsure"
-        truth, info = self._read(file), self._view.info(draw["name"])
+            return None
+        truth, info = self._read(file), self._view.info(name)
         (height, width), image_height, image_width = truth.shape, int(info["height"]), int(info["width"])
         if not self._alike(width, height, image_width, image_height):
             raise InputError(
-                f"{file} is {width}x{height}, the labels of {draw['name']} are {image_width}x{image_height}: "
+                f"{file} is {width}x{height}, the labels of {name} are {image_width}x{image_height}: "
                 "they do not show the same",
                 hint="give each label map its own image's proportions (upright, as the EXIF rotation says)",
             )
-        there = int(truth[draw["y"] * height // image_height, draw["x"] * width // image_width])
+        rows, columns = np.arange(image_height) * height // image_height, np.arange(image_width) * width // image_width
+        return np.asarray(truth[rows[:, None], columns])
+
+    def answer(self, draw: dict[str, Any]) -> str:
+        """The answer to one draw."""
+        truth = self.truth(draw["name"])
+        there = IGNORE if truth is None else int(truth[draw["y"], draw["x"]])
         return "unsure" if there == IGNORE else "right" if there == draw["class"] else "wrong"
 
 

@@ -2,8 +2,8 @@
 
 Each item was drawn uniformly from all pixels that its class keeps from its code `low` on, independently of the others.
 Fields: "name" (image), "class", "rank" (place among these pixels of the image), "low", "verdict"; "x", "y", "code" once
-known. The two kinds are an audit (a fixed number per class) and a certificate (draws where answers prove most). Answers
-of both are evidence about precision, and those of an audit guide a certificate.
+known. The kinds are an audit (a fixed number per class), a certificate (draws where answers prove most) and questions
+(about the region of a pixel). Answers of the first two are evidence about precision; audits guide certificates.
 """
 
 from __future__ import annotations
@@ -132,11 +132,11 @@ class SpotCheck:
             found.update(pixel(view, found["name"], found["class"], self.low(found), found["rank"]))
         return found
 
-    def answer(self, view: StoreView, number: int, verdict: str) -> None:
-        """Record or change the answer to one item."""
+    def answer(self, view: StoreView, number: int, verdict: str, who: str = "") -> None:
+        """Record or change the answer of a person to one item."""
         if verdict not in VERDICTS:
             raise InputError(f"verdict {verdict!r}: expected {', '.join(VERDICTS)}")
-        self.located(view, number)["verdict"] = verdict
+        self.located(view, number).update({"verdict": verdict} | ({"who": who} if who else {}))
 
     def answers(self) -> list[Judged]:
         """Decided answers."""
@@ -241,7 +241,7 @@ class SpotFile(Generic[Kind]):
             self._save(kept)
             return kept
 
-    def answer(self, check_id: str, number: int, verdict: str) -> Kind:
+    def answer(self, check_id: str, number: int, verdict: str, who: str = "") -> Kind:
         """Record an answer, draw on, and rewrite the file; an answer that could not be written does not count.
 
         Raises:
@@ -256,7 +256,7 @@ class SpotFile(Generic[Kind]):
                 hint = f"open the {self._kind.KIND} anew to go on"
                 raise InputError(f"{self.path}: another {self._kind.KIND} was drawn since", hint=hint)
             self._seen = None
-            kept.answer(self._view, number, verdict)
+            kept.answer(self._view, number, verdict, who)
             self._save(kept)
             return kept
 

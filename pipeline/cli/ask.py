@@ -1,0 +1,144 @@
+"""Ask which class regions of a store are; answers become training labels of the source human.
+
+Each question is a picture (STORE.question.png: the region in its image, and three times as large), which an image
+viewer shows anew. Answers: Enter = the label is right, a class by name or number, m = mixed, x = can't tell, u = undo,
+q = go on another day. Answers lie in the store's review file, which `pseudo-label` honours with any teacher.
+
+autolabel ask labels/raw --budget 100 --aim Fence Pole
+autolabel ask labels/raw --budget 500 --answers true_labels --noise 0.05 --json     (a person is simulated)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.review.questions import Questions
+    from pipeline.review.spot_check import SpotFile
+    from pipeline.review.view import StoreView
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's arguments."""
+    add = parser.add_argument
+    add("store", type=Path, metavar="STORE", help="folder of a raw label store")
+    add("--budget", type=int, default=100, metavar="N", help="questions (default: %(default)s)")
+    add("--aim", nargs="+", default=[], metavar="CLASS", help="half of the questions are about these classes")
+    add("--answers", type=Path, metavar="DIR", help="true label maps NAME.png answer by the most frequent class")
+    text = "what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels"
+    add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=text)
+    add("--noise", type=float, default=0.0, metavar="R", help="share of --answers that are a random class")
+    add("--images", type=Path, metavar="ROOT", help="folder of the photographs (default: the workspace's)")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    add("--who", default="", metavar="NAME", help="who answers")
+    add("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw questions, take the answers, and print what they brought."""
+    from hmsa_core.io.errors import ConfigError
+    from pipeline.review.questions import Questions
+    from pipeline.review.session import image_root
+    from pipeline.review.spot_check import SpotFile
+    from pipeline.review.view import StoreView
+
+    if not 0 <= args.noise < 1:
+        raise ConfigError(f"--noise {args.noise:g}: expected 0 to 1")
+    view = StoreView(args.store, images=args.images or image_root(args.store))
+    answer = _person(view) if args.answers is None else _maps(view, args)
+    file = SpotFile(Questions, view)
+    found = file.start(Questions.draw(view, budget=args.budget, seed=args.seed, aim=args.aim))
+    if file.aside is not None:
+        sys.stderr.write(f"note: other questions with their answers are kept in {file.aside}\n")
+    found = _ask(file, found, view, answer, args.who)
+    rows = found.price()
+    left = sum(1 for _ in found.open(view))
+    if args.json:
+        sys.stdout.write(json.dumps({"price": rows, "open": left, "file": str(file.path)}, indent=1) + "\n")
+    else:
+        _print(rows, left, file.path)
+    return 0
+
+
+def _ask(
+    file: SpotFile[Questions], found: Questions, view: StoreView, answer: Callable[[Questions, int], str], who: str
+) -> Questions:
+    """Ask until all is answered or the person leaves; after "u" the last answer is given anew."""
+    asked: list[int] = []
+    while (number := next(found.open(view), None)) is not None:
+        said = answer(found, number)
+        while said == "u" and asked:
+            number = asked.pop()
+            said = answer(found, number)
+        if said == "q":
+            break
+        if said != "u":
+            found = file.answer(found.id, number, said, who)
+            asked.append(number)
+    return found
+
+
+def _person(view: StoreView) -> Callable[[Questions, int], str]:
+    """Questions in the terminal, with a picture beside the store."""
+    from hmsa_core.io.errors import InputError
+    from pipeline.review.questions import answer_of
+    from pipeline.review.region_picture import draw_question
+
+    shown = view.path.resolve().with_name(f"{view.name}.question.png")
+    names = ", ".join(f"{c} {name}" for c, name in enumerate(view.classes.classes))
+    sys.stderr.write(f"{names}\nEnter right, m mixed, x can't tell, u undo, q leave; look at {shown}\n")
+
+    def answer(questions: Questions, number: int) -> str:
+        item = questions.located(view, number)
+        draw_question(view, item["name"], questions.region(view, number), shown)
+        while True:
+            sys.stderr.write(f"{item['name']}: {view.classes.classes[item['class']]}? ")
+            sys.stderr.flush()
+            line = sys.stdin.readline()
+            if line.strip() in ("u", "q") or not line:
+                return line.strip() or "q"
+            try:
+                return answer_of(line, view)
+            except InputError as error:
+                sys.stderr.write(f"{error.message}: {error.hint}\n")
+
+    return answer
+
+
+def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int], str]:
+    """A simulated person: the most frequent class of the region in true label maps, at times a random one."""
+    import numpy as np
+
+    from hmsa_core.taxonomy import IGNORE
+    from pipeline.review.certify import TrueLabels
+    from pipeline.review.questions import UNSURE
+
+    labels, rng = TrueLabels(args.answers, view, args.ids), np.random.default_rng([args.seed, 1])
+    if labels.note:
+        sys.stderr.write(f"note: {labels.note}\n")
+
+    def answer(questions: Questions, number: int) -> str:
+        region, truth = questions.region(view, number), labels.truth(questions.items[number]["name"])
+        slip, other = rng.random() < args.noise, int(rng.integers(view.classes.num_classes))
+        if truth is None:
+            return UNSURE
+        height, width = region.mask.shape
+        true = truth[region.y : region.y + height, region.x : region.x + width][region.mask]
+        most = int(np.bincount(true, minlength=256).argmax())
+        return UNSURE if most == IGNORE else view.classes.classes[other if slip else most]
+
+    return answer
+
+
+def _print(rows: list[dict[str, int]], left: int, out: Path) -> None:
+    heads = ("answers", "labelled", "corrected", "ignored")
+    sys.stdout.write("".join(f"{head:>12}" for head in heads) + "   (pixels)\n")
+    for row in rows:
+        sys.stdout.write("".join(f"{row[head]:>12,}" for head in heads) + "\n")
+    sys.stdout.write(f"{left} questions are open\n{out}\nnow run pseudo-label: the answers win over its labels\n")

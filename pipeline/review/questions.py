@@ -1,0 +1,222 @@
+"""Questions about regions of a raw store: people say which class a region is, and the answers become labels.
+
+A region is a connected part of one class of the label map inside one cell of a grid, CELLS cells across the image. On
+CamVid's calibration images its most frequent true class covers 95 % of it. Regions are found by drawn pixels: a pixel
+is drawn with a known probability ("share"), from a mixture of area, expected wrong pixels, rare classes and images,
+each equally likely; never the most uncertain ones, which are mixed. An aim takes half of the draws.
+An answer is a correction of the store's review file. It is bound to image and pixels, so it outlives these labels, and
+`pseudo-label` writes it with the source human. `STORE.questions.json` holds the questions with all answers. They are
+about these labels: a store that was made anew gets new ones, about pixels that nobody has corrected yet.
+Answers are no evidence for certificates: they are about regions, certificates are about pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from hmsa_core.io.atomic import digest, read_json, write_json
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, labels_id, marked_store, reviewed
+from hmsa_core.taxonomy import IGNORE
+from pipeline.review.spot_check import Item, SpotCheck, Strict, ranks
+from pipeline.review.view import StoreView
+
+FORMAT, VERSION = "hmsa-region-questions", 1
+MAX_BUDGET = 20_000
+CELLS = 20
+MIXED, UNSURE, RIGHT = "mixed", "unsure", "right"
+_STEPS = (25, 50, 100, 250, 500, 1000, 3000, 10_000)  # answers at which the price is told
+
+
+class _Question(Item):
+    share: float = Field(gt=0, le=1)
+
+
+class _Questions(Strict):
+    id: str
+    store: str
+    seed: int
+    items: list[_Question]
+
+
+class Region(NamedTuple):
+    """A region of an image: where it lies, and which pixels of the window are its (bool hxw)."""
+
+    x: int
+    y: int
+    mask: NDArray[np.bool_]
+
+
+class Questions(SpotCheck):
+    """Drawn regions with the answers so far; an item's "answer" is a class, MIXED or UNSURE."""
+
+    KIND, SCHEMA = "questions", _Questions
+
+    @classmethod
+    def draw(cls, view: StoreView, *, budget: int, seed: int = 0, aim: Sequence[str] = ()) -> Questions:
+        """Draw `budget` questions, half of them about the classes of `aim`; the same seed draws the same.
+
+        Raises:
+            ConfigError: a number out of range, an unknown class, a finished store, or no pixel of any class.
+        """
+        if not 1 <= budget <= MAX_BUDGET:
+            raise ConfigError(f"budget {budget}: expected 1 to {MAX_BUDGET}")
+        if view.kind != "raw":
+            raise ConfigError(f"{view.path}: is thresholded already", hint="ask about the raw store")
+        shares = _shares(view, [view.classes.index(name) for name in aim])
+        rng = np.random.default_rng(seed)
+        items = []
+        for image, c in (
+            np.unravel_index(cell, shares.shape) for cell in rng.choice(shares.size, budget, p=shares.flat)
+        ):
+            pixels = int(view.predicted[image, c])
+            ((_, rank),) = ranks(np.array([pixels]), rng.integers(0, pixels, 1))
+            item = {"name": view.names[image], "class": int(c), "low": 0, "rank": rank, "verdict": None}
+            items.append({**item, "share": float(shares[image, c] / pixels)})
+        body = {"format": FORMAT, "version": VERSION, "store": view.digest, "seed": seed, "aim": sorted(aim)}
+        return cls({"id": digest([body, budget])[:16], **body, "items": items})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the file; raise an IntegrityError if it is damaged or of another version."""
+        value = read_json(path)
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise IntegrityError(f"{path}: not questions of version {VERSION}")
+        if wrong := cls.damage(value):
+            raise IntegrityError(f"{path}: damaged: {wrong}", hint="restore it, or move it away and ask anew")
+        return cls(value)
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        write_json(path, self.value)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that identify the draw."""
+        return str(self.value["id"])
+
+    def open(self, view: StoreView) -> Iterator[int]:
+        """Questions without an answer whose pixel nobody has corrected, in the order of the draws."""
+        review = review_of(view)
+        for number, item in enumerate(self.items):
+            if item["verdict"] is not None:
+                continue
+            marks = review.of(item["name"])
+            if marks:
+                place = self.located(view, number)
+                row = view.info(item["name"])
+                known = reviewed(marks, row["height"], row["width"], view.classes)[1]
+                if known[place["y"], place["x"]] != UNTOUCHED:
+                    continue
+            yield number
+
+    def region(self, view: StoreView, number: int) -> Region:
+        """The region of a question."""
+        item = self.located(view, number)
+        label = view.read(item["name"])[0]
+        size = max(1, round(label.shape[1] / CELLS))
+        x, y = item["x"] // size * size, item["y"] // size * size
+        of_class = (label[y : y + size, x : x + size] == item["class"]).astype(np.uint8)
+        parts = cv2.connectedComponents(of_class, connectivity=4)[1]
+        return Region(x, y, np.asarray(parts == parts[item["y"] - y, item["x"] - x]))
+
+    def answer(self, view: StoreView, number: int, verdict: str, who: str = "") -> None:
+        """Record or change an answer: RIGHT, the name of a class, MIXED (ignored in training), UNSURE (no label)."""
+        item = self.located(view, number)
+        said = view.classes.classes[item["class"]] if verdict == RIGHT else verdict
+        ids = {MIXED: IGNORE, UNSURE: UNTOUCHED}
+        value = ids[said] if said in ids else view.classes.index(said)
+        review = review_of(view)
+        if item.get("mark"):
+            _withdraw(review, item)
+        region, when = self.region(view, number), datetime.now(UTC).isoformat(timespec="seconds")
+        if value != UNTOUCHED:
+            item["mark"] = _correct(review, view, item["name"], region, value, who, when)
+        is_right = value == item["class"]
+        item["verdict"] = UNSURE if said == UNSURE else "right" if is_right else "wrong"
+        item |= {"answer": said, "who": who, "when": when, "pixels": int(region.mask.sum())}
+
+    def price(self) -> list[dict[str, Any]]:
+        """After 25, 50, 100, ... and all answers: labelled pixels, those among them that were wrong, ignored ones."""
+        done = sorted((item for item in self.items if item["verdict"]), key=lambda item: item["when"])
+        return [_brought(done[:count]) for count in sorted({n for n in _STEPS if n < len(done)} | {len(done)})]
+
+
+def review_of(view: StoreView) -> ReviewFile:
+    """The review file that answers about a store go to."""
+    store = marked_store(view.path.resolve(), view.kind)
+    return ReviewFile(store, view.image_digests, labels_id(view.lineage))
+
+
+def _withdraw(review: ReviewFile, item: dict[str, Any]) -> None:
+    mark = item.pop("mark")
+    if mark in {one.id for one in review.of(item["name"])}:  # else somebody has withdrawn it already
+        review.withdraw(item["name"], mark)
+
+
+def _correct(review: ReviewFile, view: StoreView, name: str, region: Region, value: int, who: str, when: str) -> str:
+    row = view.info(name)
+    said = np.full((row["height"], row["width"]), UNTOUCHED, np.uint8)
+    height, width = region.mask.shape
+    said[region.y : region.y + height, region.x : region.x + width][region.mask] = value
+    looked_at = view.image_digests()[name], labels_id(view.lineage)
+    mark = Mark("", name, "correct", None, "", who, *looked_at, when, Patch.of(said, view.classes))
+    with review.lock():
+        return review.add_corrections([mark])[0]
+
+
+def _shares(view: StoreView, aim: Sequence[int]) -> NDArray[np.float64]:
+    """Probability of each image and class to be asked about, (N, C)."""
+    counts = view.predicted.astype(np.float64)
+    if not counts.any():
+        raise ConfigError("no class has a pixel: there is nothing to ask about")
+    doubt = np.maximum(view.doubt.astype(np.float64), 0) * (counts > 0)
+    parts = [counts, doubt, *(_evened(counts, axis) for axis in (0, 1))]
+    mixed = sum(part / part.sum() for part in parts if part.any()) / sum(part.any() for part in parts)
+    if aim:
+        wanted = np.zeros_like(counts)
+        wanted[:, aim] = _evened(counts[:, aim], 0)
+        if not wanted.any():
+            raise ConfigError("no label is of the classes of --aim: there is nothing to ask about")
+        mixed = (mixed + wanted / wanted.sum()) / 2
+    return np.asarray(mixed / mixed.sum())
+
+
+def _evened(counts: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Counts that sum to 1 along an axis wherever there are any."""
+    sums = counts.sum(axis=axis, keepdims=True)
+    return np.asarray(np.divide(counts, sums, out=np.zeros_like(counts), where=sums > 0))
+
+
+def _brought(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    pixels = {"labelled": 0, "corrected": 0, "ignored": 0}
+    for item in done:
+        if item["answer"] == MIXED:
+            pixels["ignored"] += item["pixels"]
+        elif item["answer"] != UNSURE:
+            pixels["labelled"] += item["pixels"]
+            pixels["corrected"] += item["pixels"] * (item["verdict"] == "wrong")
+    return {"answers": len(done), **pixels}
+
+
+def answer_of(text: str, view: StoreView) -> str:
+    """What a person typed as an answer: "" right, m mixed, x can't tell, else a class by name or number.
+
+    Raises:
+        InputError: none of these.
+    """
+    names = view.classes.classes
+    known = {"": RIGHT, "m": MIXED, "x": UNSURE, **{str(c): name for c, name in enumerate(names)}}
+    known |= {name.lower(): name for name in names}
+    found = known.get(text.strip().lower())
+    if found is None:
+        raise InputError(f"{text.strip()!r} is no answer", hint="Enter, a class by name or number, m, x, u, q")
+    return found

@@ -1,0 +1,44 @@
+"""The picture of a question: its region outlined in the whole image, and three times as large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.data.decode import read_image
+from hmsa_core.io.atomic import write_bytes
+from hmsa_core.labels.store.format import png_bytes
+from pipeline.review.questions import Region
+from pipeline.review.view import StoreView
+
+_ZOOM = 3
+_CONTEXT = 4  # the close view is so many regions wide
+_OUTLINE = (255, 0, 255)
+
+
+def draw_question(view: StoreView, name: str, region: Region, path: Path) -> None:
+    """Write the picture as PNG; an image without its photograph is an InputError that says what to give."""
+    row = view.info(name)
+    image = cv2.resize(read_image(view.pictures.picture_path(name)), (row["width"], row["height"]))
+    mask = np.zeros(image.shape[:2], np.uint8)
+    height, width = region.mask.shape
+    mask[region.y : region.y + height, region.x : region.x + width] = region.mask
+    side = min(_CONTEXT * max(height, width), *image.shape[:2])
+    top = int(np.clip(region.y + (height - side) // 2, 0, image.shape[0] - side))
+    left = int(np.clip(region.x + (width - side) // 2, 0, image.shape[1] - side))
+    close = [
+        cv2.resize(part[top : top + side, left : left + side], None, fx=_ZOOM, fy=_ZOOM, interpolation=how)
+        for part, how in ((image, cv2.INTER_CUBIC), (mask, cv2.INTER_NEAREST))
+    ]
+    both = [_outlined(image, mask), _outlined(close[0], close[1])]
+    tall = max(part.shape[0] for part in both)
+    padded = [np.pad(part, ((0, tall - part.shape[0]), (0, 0), (0, 0))) for part in both]
+    write_bytes(path, png_bytes(np.concatenate(padded, axis=1)))
+
+
+def _outlined(image: NDArray[np.generic], mask: NDArray[np.generic]) -> NDArray[np.uint8]:
+    contours, _ = cv2.findContours(np.asarray(mask, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.drawContours(np.array(image, np.uint8), contours, -1, _OUTLINE, 1))

@@ -1,0 +1,164 @@
+"""`autolabel ask`: questions about regions, answers that become labels, and people who change their mind."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.finalise import Recipe, finalise
+from hmsa_core.labels.review import UNTOUCHED, reviewed
+from hmsa_core.labels.store.format import SOURCES
+from hmsa_core.labels.thresholds.policy import from_threshold
+from pipeline.cli.main import main
+from pipeline.review.questions import MIXED, UNSURE, Questions, review_of
+from pipeline.review.spot_check import SpotFile
+from pipeline.review.view import StoreView
+from pipeline.stages.pseudo_label import review_of as review_of_image
+from tests.support.label_scenes import Scenes, make_scenes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    folder = tmp_path_factory.mktemp("ask")
+    scenes = make_scenes(folder, size=(256, 128))
+    (folder / "truth").mkdir()
+    for name, truth in scenes.truth.items():
+        cv2.imwrite(str(folder / "truth" / f"{name}.png"), truth)
+    return scenes
+
+
+@pytest.fixture
+def own(made: Scenes, tmp_path: Path) -> Scenes:
+    shutil.copytree(made.store, tmp_path / "raw")
+    return replace(made, store=tmp_path / "raw")
+
+
+def corrected(view: StoreView, name: str) -> np.ndarray:
+    row = view.info(name)
+    return reviewed(review_of(view).of(name), row["height"], row["width"], view.classes)[1]
+
+
+def ask(own: Scenes, *options: object) -> int:
+    return main(["ask", str(own.store), *map(str, options)])
+
+
+def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(
+    own: Scenes, made: Scenes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = made.store.parent / "truth"
+    assert ask(own, "--answers", truth, "--budget", 60, "--ids", "train", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["price"]
+    assert [row["labelled"] for row in rows] == sorted(row["labelled"] for row in rows)
+    assert rows[-1]["corrected"] > 0
+    raw, view = LabelStore.open(own.store), StoreView(own.store)
+    marks = partial(review_of_image, review_of(view).by_name(), raw.classes)
+    out = own.store.parent / "final"
+    finalise(raw, Recipe(from_threshold("0.9", raw.classes), reviewed=marks), out)
+    final, agree, pixels = LabelStore.open(out), 0, 0
+    for name in raw.names():
+        said = corrected(view, name)
+        by_hand = said < raw.classes.num_classes
+        assert (final.read(name)[0][by_hand] == said[by_hand]).all()
+        assert (final.read_source(name)[by_hand] == SOURCES["human"]).all()
+        agree += int((said == made.truth[name])[by_hand].sum())
+        pixels += int(by_hand.sum())
+    assert pixels == rows[-1]["labelled"]
+    assert agree / pixels > 0.85
+
+
+def test_the_mixture_favours_rare_classes_and_the_aim_gets_half(own: Scenes) -> None:
+    view = StoreView(own.store)
+    aimed = Questions.draw(view, budget=600, aim=["pole"])
+    pole = view.classes.index("pole")
+    assert np.mean([item["class"] == pole for item in aimed.items]) > 0.45
+    area = view.totals[pole].sum() / view.totals.sum()
+    plain = Questions.draw(view, budget=600)
+    assert np.mean([item["class"] == pole for item in plain.items]) > area
+    assert min(item["share"] for item in plain.items) > 0.2 / view.totals.sum(), "nothing is out of reach"
+    assert Questions.draw(view, budget=600).id == plain.id != aimed.id
+
+
+def test_a_changed_answer_replaces_the_first_and_no_region_is_asked_twice(own: Scenes) -> None:
+    view = StoreView(own.store)
+    file = SpotFile(Questions, view)
+    found = file.start(Questions.draw(view, budget=40))
+    number = next(found.open(view))
+    item, region = found.located(view, number), found.region(view, number)
+    found = file.answer(found.id, number, "wall", "kim")
+    found = file.answer(found.id, number, "pole", "kim")
+    said = corrected(view, item["name"])
+    assert (said[said != UNTOUCHED] == view.classes.index("pole")).all()
+    assert (said != UNTOUCHED).sum() == region.mask.sum()
+    assert [mark.reviewer for mark in review_of(view).of(item["name"])] == ["kim"]
+    found = file.answer(found.id, number, UNSURE, "kim")
+    assert (corrected(view, item["name"]) == UNTOUCHED).all()
+    found = file.answer(found.id, number, MIXED, "kim")
+    assert (corrected(view, item["name"]) == 255).sum() == region.mask.sum()
+    again = file.start(Questions.draw(view, budget=40, seed=1, aim=[view.classes.classes[item["class"]]]))
+    assert file.aside is not None
+    for other in again.open(view):
+        place = again.located(view, other)
+        assert corrected(view, place["name"])[place["y"], place["x"]] == UNTOUCHED
+
+
+def test_answers_survive_a_new_teacher_and_its_questions_are_new(own: Scenes, tmp_path: Path) -> None:
+    view = StoreView(own.store)
+    file = SpotFile(Questions, view)
+    found = file.start(Questions.draw(view, budget=5))
+    name = found.items[0]["name"]
+    file.answer(found.id, 0, "wall", "kim")
+    before = corrected(view, name)
+    shutil.rmtree(own.store)
+    made = make_scenes(tmp_path / "new", size=(256, 128), teacher_seed=1)
+    shutil.copytree(made.store, own.store)
+    now = StoreView(own.store)
+    assert np.array_equal(corrected(now, name), before)
+    assert SpotFile(Questions, now).current is None
+
+
+def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(
+    own: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--images", own.images, "--budget", 8, "--who", "kim")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\nnonsense\nwall\nu\nm\nq\n"))
+    assert ask(own, *options) == 0
+    assert "'nonsense' is no answer" in capsys.readouterr().err
+    view = StoreView(own.store)
+    items = Questions.load(Questions.path_of(own.store)).items
+    assert [item["answer"] for item in items if item["verdict"]][-1] == MIXED
+    assert sum(item["verdict"] is not None for item in items) == 2
+    picture = cv2.imread(str(own.store.with_name("raw.question.png")))
+    assert picture is not None
+    assert picture.shape[1] > 256
+    assert ((picture == (255, 0, 255)).all(axis=2)).sum() > 8
+    monkeypatch.setattr("sys.stdin", io.StringIO("x\n"))
+    assert ask(own, *options) == 0
+    items = Questions.load(Questions.path_of(own.store)).items
+    assert sum(item["verdict"] is not None for item in items) == 3
+    assert all(mark.reviewer == "kim" and mark.when for mark in review_of(view).marks())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--aim", "roda"], "roda"),
+        (["--budget", "0"], "budget 0"),
+        (["--noise", "2"], "--noise 2"),
+        (["--answers", "/nowhere"], "no such folder"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(
+    own: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(own, *options) in (2, 3)
+    assert said in capsys.readouterr().err
+    assert not Questions.path_of(own.store).exists()
