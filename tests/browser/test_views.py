@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from tests.support.browser_page import Page
-from tests.support.label_scenes import Scenes
+from hmsa_core.inference.folder.label_folder import work_of
+from hmsa_core.io.atomic import write_json
+from pipeline.review.session import Session
+from tests.support.browser_page import Page, serving
+from tests.support.label_scenes import Scenes, make_scenes
 
 
 def tiles(page: Page) -> list[str]:
@@ -205,3 +211,30 @@ def test_text_stands_out_from_its_ground(page: Page, theme: str) -> None:
         }
         return worst;""")
     assert ratios == []
+
+
+def test_straight_after_label_the_page_shows_photographs_with_every_pixel_and_says_how_to_measure(
+    browser: Any, tmp_path: Path
+) -> None:
+    scenes = make_scenes(tmp_path, cities=("aachen",), frames=2, size=(256, 128))
+    record = {"absolute": "/gone", "from_store": os.path.relpath(scenes.images, scenes.store.parent)}
+    write_json(work_of(scenes.store) / "folder.json", record)  # as `autolabel label` writes it; both were moved since
+    with serving(str(scenes.store)) as (address, _):
+        page = Page(browser, address)
+        page.open()
+        assert page.find("#threshold").get_attribute("data-edge") == "0.00"
+        assert page.text("#kept-share-total") == "100.00 %"
+        assert not page.find("#no-picture").is_displayed()
+        assert page.text("#precision-source") == "not measured yet: press u and judge some pixels"
+        page.keys("u")
+        page.until(lambda: page.find("#audit").is_displayed())
+    session = Session(scenes.store)
+    drawn = session.draw_audit(session.cuts(), per_class=6, seed=0, classes=[])
+    for number in range(len(drawn.to_json()["items"])):
+        session.audits.answer(drawn.id, number, "right")
+    with serving(str(scenes.store)) as (address, _):
+        page = Page(browser, address)
+        page.open()
+        page.until(lambda: page.text("#precision-total") == "100.00 %")
+        assert page.text("#precision-source") == "audit"
+        assert page.console() == []

@@ -10,7 +10,7 @@ import { placeIcons } from "./icons.js";
 import { keyGroup, startKeys } from "./keys.js";
 import { noImage, startNumbers, useImage } from "./numbers.js";
 import { startOverlay } from "./overlay.js";
-import { nudge, startPanel } from "./panel.js";
+import { nudge, startPanel, useWhole } from "./panel.js";
 import { savePolicy, startPolicy } from "./policy.js";
 import { cancelRegion, closeRegion, mark, startRegion, startReview, undo } from "./review.js";
 import { ahead, onScene, scene, show, startScene } from "./scene.js";
@@ -90,7 +90,9 @@ async function askStats() {
   asking?.abort();
   asking = new AbortController();
   try {
-    useStats(await api.json("stats", cutParams(state, store), asking.signal));
+    const stats = await api.json("stats", cutParams(state, store), asking.signal);
+    useStats(stats);
+    useWhole(stats);
     online();
   } catch (error) {
     if (error.name !== "AbortError") report(error);

@@ -10,6 +10,7 @@ import { state, update, watch } from "./state.js";
 
 let store = null;
 let draw = null;
+let judged = null; // measured precision of the whole store at the present thresholds, where no table expects one
 const slider = byId("threshold");
 const field = byId("threshold-value");
 
@@ -62,7 +63,8 @@ function showTotals() {
   const whole = measure(storeSums(), scene.cuts);
   showShare(byId("kept-share-total"), whole);
   setText(byId("kept-total-detail"), `${compact(whole.kept)} of ${compact(whole.pixels)}`);
-  setText(byId("precision-total"), whole.precision === null ? "–" : percent(whole.precision, 1));
+  const right = whole.precision ?? judged;
+  setText(byId("precision-total"), right === null ? "–" : percent(right, 1));
   const here = imageSums();
   if (here) {
     const one = measure(here, scene.cuts);
@@ -136,6 +138,15 @@ function typed() {
   return fill(message, neighbours.length ? `${field.value} is not an edge of the code. Nearest: ` : "Give a number from 0 to 1. ", ...neighbours.map(take));
 }
 
+/** Say how much is measured where no calibration table gives an expectation; `stats`: figures of the present thresholds. */
+export function useWhole(stats) {
+  if (store.precision || store.kind !== "raw") return;
+  const known = stats.classes.filter((row) => row.precision !== null).length;
+  judged = stats.precision;
+  showTotals();
+  if (known) setText(byId("precision-source"), stats.precision === null ? `measured for ${known} classes (below)` : stats.precision_source);
+}
+
 const fetchSources = debounce(() => {
   document.dispatchEvent(new CustomEvent("wantstats"));
 }, 250);
@@ -171,7 +182,7 @@ export function startPanel(data) {
     queued = true;
   };
   // Numbers at once, so that a script that moved the slider reads the new ones; drawings with the next frame.
-  watch(["base", "pins", "compare"], () => { showSlider(); showTotals(); });
+  watch(["base", "pins", "compare"], () => { judged = null; showSlider(); showTotals(); });
   watch(["base", "pins", "focus", "compare", "theme", "palette"], soon);
   watch(["base", "pins"], fetchSources);
   onScene((_, what) => (what === "image" || what === "error") && soon());
