@@ -287,7 +287,9 @@ def from_file(path: str | Path) -> ClassTable:
     try:
         rows = [_Row.of(row) for row in given]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where}: each class needs a whole id and a name ({error!r})", hint=_EXAMPLE) from error
+        raise InputError(
+            f"{where}: each class needs a whole id, a name, and a colour of bytes or none ({error!r})", hint=_EXAMPLE
+        ) from error
     classes = sorted((row for row in rows if row.place is not None and row.name != ignored), key=_Row.order)
     _check_rows(where, classes)
     void = {row.id for row in rows} - {row.id for row in classes}

@@ -81,7 +81,9 @@ def _repository(ws: Workspace) -> Iterator[Finding]:
         yield Finding("dvc repository", "broken", "there is none here: no dvc command works", mend)
         return
     config = home / ".dvc" / "config"
-    needs_git = not config.is_file() or not re.search(r"^\s*no_scm\s*=\s*true", config.read_text("utf-8"), re.MULTILINE)
+    needs_git = not config.is_file() or not re.search(
+        r"(?im)^\s*no_scm\s*=\s*(true|yes|on|1)\b", config.read_text("utf-8")
+    )
     if needs_git and not any((path / ".git").exists() for path in (home, *home.parents)):
         yield Finding("dvc repository", "broken", "DVC expects a git repository, there is none", mend)
     else:

@@ -235,7 +235,14 @@ def _output(source: Source, session: Any) -> str:
     wanted = source.table.scores
     fit = [name for name, shape in outputs.items() if not shape or len(shape) == 4]
     if wanted in outputs or (wanted is None and len(fit) == 1):
-        return wanted or fit[0]
+        chosen = wanted or fit[0]
+        kind = next(str(one.type) for one in session.get_outputs() if one.name == chosen)
+        if "int" in kind:
+            raise CheckpointError(
+                f"{source}: its output {chosen} is {kind}: numbers of classes, no scores",
+                hint="export it without its last step, the argmax",
+            )
+        return chosen
     told = f"none is called {wanted!r}" if wanted else "which of them holds the scores is not known"
     raise ConfigError(
         f"{source}: has the outputs {', '.join(outputs)}; {told}",

@@ -74,7 +74,7 @@ def test_a_class_file_of_more_classes_than_a_byte_has_values_is_refused(tmp_path
         ({"colour": [1, 2, 3, 4]}, "colour of class 'car'"),
         ({"colour": [0, 0, 256]}, "colour of class 'car'"),
         ({"colour": [-1, 0, 0]}, "colour of class 'car'"),
-        ({"colour": "red"}, "each class needs a whole id and a name"),
+        ({"colour": "red"}, "each class needs a whole id, a name, and a colour"),
         ({"group": "vehicel"}, "unknown group 'vehicel'"),
     ],
 )

@@ -38,11 +38,12 @@ def network(
     weights: np.ndarray | None = WEIGHTS,
     shape: tuple[Any, ...] = (1, 3, "h", "w"),
     about: dict[str, str] | None = None,
+    made: int = TensorProto.FLOAT,
     **saving: Any,
 ) -> Path:
     given = [] if weights is None else [numpy_helper.from_array(weights, "w")]
-    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
-    graph = helper.make_graph(nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], made, given)
+    ends = [helper.make_tensor_value_info(name, made, shape) for name, shape in outputs.items()]
+    graph = helper.make_graph(nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], ends, given)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     helper.set_model_props(model, about or {})
     onnx.save(model, str(path), **saving)
@@ -75,6 +76,11 @@ ASKED = {
     "one channel": (one_channel, "which class its one channel is, is not known", "classes: {0: OURS}"),
     "sigmoid": (sigmoid, r"its scores lie in \[0, 1\]", "`output: probabilities` .*or `output: logits`"),
     "two outputs": (two_outputs, "has the outputs aux, s; which of them", "say `scores: s`"),
+    "argmax": (
+        lambda path: network(path, [conv(), helper.make_node("ArgMax", ["s"], ["y"], axis=1)], {"y": None}, made=TensorProto.INT64),
+        r"its output y is tensor\(int64\): numbers of classes",
+        "without its last step",
+    ),
     "mean of bytes": (
         lambda path: table(network(path, [conv()], {"s": None}), "mean: [123.675, 116.28, 103.53]\nstd: [58.395, 57.12, 57.375]"),
         "mean and std are of values from 0 to 255",

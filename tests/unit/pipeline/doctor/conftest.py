@@ -29,7 +29,7 @@ def workspace(tmp_path: Path) -> Workspace:
         Image.new("L", (48, 32)).save(file)
     shutil.copy(REPO / "hmsa_core/taxonomy/mapillary_v1.2.json", pretrain / "config.json")
     (tmp_path / ".dvc/tmp").mkdir(parents=True)
-    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = True\n")
     (tmp_path / "policies").mkdir()
     atomic.write_text(tmp_path / "labels/raw.review.jsonl", '{"id": "0", "name": "", "withdraws": ""}\n')
     atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
