@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,8 +136,8 @@ def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int
     return answer
 
 
-def _print(rows: list[dict[str, int]], left: int, out: Path) -> None:
-    heads = ("answers", "labelled", "corrected", "ignored")
+def _print(rows: list[dict[str, Any]], left: int, out: Path) -> None:
+    heads = ("answers", "minutes", "labelled", "corrected", "ignored")
     sys.stdout.write("".join(f"{head:>12}" for head in heads) + "   (pixels)\n")
     for row in rows:
         sys.stdout.write("".join(f"{row[head]:>12,}" for head in heads) + "\n")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -33,6 +34,7 @@ FORMAT, VERSION = "hmsa-region-questions", 1
 MAX_BUDGET = 20_000
 CELLS = 20
 MIXED, UNSURE, RIGHT = "mixed", "unsure", "right"
+_PAUSE = 60.0  # seconds between two answers; longer is a pause
 _STEPS = (25, 50, 100, 250, 500, 1000, 3000, 10_000)  # answers at which the price is told
 
 
@@ -145,7 +147,10 @@ class Questions(SpotCheck):
         item |= {"answer": said, "who": who, "when": when, "pixels": int(region.mask.sum())}
 
     def price(self) -> list[dict[str, Any]]:
-        """After 25, 50, 100, ... and all answers: labelled pixels, those among them that were wrong, ignored ones."""
+        """After 25, 50, 100, ... and all answers: minutes, and labelled, corrected (were wrong) and ignored pixels.
+
+        A pause counts as one minute.
+        """
         done = sorted((item for item in self.items if item["verdict"]), key=lambda item: item["when"])
         return [_brought(done[:count]) for count in sorted({n for n in _STEPS if n < len(done)} | {len(done)})]
 
@@ -204,7 +209,9 @@ def _brought(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif item["answer"] != UNSURE:
             pixels["labelled"] += item["pixels"]
             pixels["corrected"] += item["pixels"] * (item["verdict"] == "wrong")
-    return {"answers": len(done), **pixels}
+    times = [datetime.fromisoformat(item["when"]) for item in done]
+    seconds = sum(min((after - before).total_seconds(), _PAUSE) for before, after in pairwise(times))
+    return {"answers": len(done), "minutes": round(seconds / 60, 1), **pixels}
 
 
 def answer_of(text: str, view: StoreView) -> str:

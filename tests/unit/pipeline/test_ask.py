@@ -147,6 +147,15 @@ def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(
     assert all(mark.reviewer == "kim" and mark.when for mark in review_of(view).marks())
 
 
+def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong() -> None:
+    at = ["2026-11-01T10:00:00+00:00", "2026-11-01T10:00:30+00:00", "2026-11-01T18:00:00+00:00"]
+    said = [("road", "right"), ("sky", "wrong"), (MIXED, "wrong")]
+    items = [{"verdict": v, "answer": a, "pixels": 10, "when": w} for w, (a, v) in zip(at, said, strict=True)]
+    (row,) = Questions({"items": items}).price()
+    assert row == {"answers": 3, "minutes": 1.5, "labelled": 20, "corrected": 10, "ignored": 10}
+    assert Questions({"items": []}).price()[0]["answers"] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
