@@ -536,7 +536,7 @@ def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_se
             shown(page, number)
             page.keys(Keys.ARROW_RIGHT)
         shown(page, 6)
-        page.until(lambda: sum(d["answer"] is not None for d in json.loads(file.read_text())["draws"]) == 6)
+        page.until(lambda: sum(d["verdict"] is not None for d in json.loads(file.read_text())["items"]) == 6)
         # A second person answers the next one meanwhile.
         page.js("""
           const token = document.querySelector('meta[name="autolabel-token"]').content;
@@ -544,7 +544,7 @@ def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_se
             method: "POST", headers: { "Content-Type": "application/json", "X-Autolabel-Token": token },
             body: JSON.stringify({ audit: current.id, item: 7, verdict: "unsure" }) }));
         """)
-        page.until(lambda: json.loads(file.read_text())["draws"][7]["answer"] == "unsure")
+        page.until(lambda: json.loads(file.read_text())["items"][7]["verdict"] == "unsure")
         page.keys(Keys.ARROW_RIGHT)
     with serving(str(store), "--images", str(street.images)) as (address, _):
         page = opened(address)
@@ -571,7 +571,7 @@ def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_se
 
 
 def _swap_answer(value: dict[str, Any]) -> None:
-    next(d for d in value["draws"] if d["answer"] == "wrong")["answer"] = "right"
+    next(d for d in value["items"] if d["verdict"] == "wrong")["verdict"] = "right"
 
 
 def _huge_number(value: dict[str, Any]) -> None:
@@ -598,7 +598,7 @@ def test_two_windows_answer_one_certificate_and_hostile_files_and_another_store_
         page.find("#certificate-resume").send_keys(Keys.ENTER)
 
     def answers() -> list[str | None]:
-        return [draw["answer"] for draw in json.loads(file.read_text())["draws"]]
+        return [draw["verdict"] for draw in json.loads(file.read_text())["items"]]
 
     args = (str(store), "--images", str(street.images))
     with serving(*args) as (first, _), serving(*args) as (second, _process):

@@ -160,7 +160,7 @@ async function answer(verdict) {
   if (!item.failed) item.verdict = verdict;
   at += 1;
   while (at < audit.items.length && audit.items[at].verdict) at += 1;
-  showItem();
+  if (item.failed || audit.items[at]) showItem(); // else the reply may bring the next pixel
   if (item.failed) return; // nobody saw it: left out
   try {
     const shown = audit.items[at];
