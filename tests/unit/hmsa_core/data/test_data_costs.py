@@ -157,7 +157,6 @@ def _noisy_tiff() -> bytes:
     return tiff(SIDE, 5500, more, strip * 54 + strip[:-9] + b"\xff" * 9)
 
 
-NOT_EXIF = png_chunk(b"eXIf", b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI4s", 0x0112, 2, 4, b"no\0\0") + bytes(4))
 SHORT_GAMMA = png_chunk(b"gAMA", b"\0\0")
 ROWS = 4400  # of a PNG with other chunks: what follows its pixels is read with the whole picture in memory
 # Found out late: by the last rows of a picture as large as it may be, or by what follows them.
@@ -176,7 +175,6 @@ LATE = {
         after=GAMMA + png_chunk(b"IDAT", zero_rows(ROWS)[-100_000:]),
     ),
     "a bad chunk behind the pixels": lambda: png(SIDE, ROWS, body=zero_rows(ROWS), before=GAMMA, after=SHORT_GAMMA),
-    "bad EXIF data behind the pixels": lambda: png(SIDE, ROWS, body=zero_rows(ROWS), after=NOT_EXIF),
 }
 
 
