@@ -13,7 +13,8 @@ STAMP := $(VENV)/.ready-$(LOCK_ID)
 DEMO := $(VENV)/.demo-$(LOCK_ID)
 SLOW := slow or gpu
 LONG := chain or fault or browser or long
-WHOLE := -n 3 --dist loadfile --no-loadscope-reorder -m "not ($(SLOW))"
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+WHOLE := $(PARALLEL) -m "not ($(SLOW))"
 
 # TORCH_INDEX=URL of an index with CPU builds: the gigabytes of CUDA libraries, which the default index's torch needs, stay out.
 TORCH_INDEX ?=
@@ -30,7 +31,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
-.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench bench-gpu bench-gpu-session lint type audit clean docs release orchestrate orchestrate-stop \
+.PHONY: help setup lock demo camvid camvid-full test test-full test-slow test-gpu mutants coverage bench bench-gpu bench-gpu-session lint type audit clean docs release orchestrate orchestrate-stop \
   ablation-scales ablation-labels ablation-threshold camvid-table results
 
 help:  ## list the targets
@@ -90,12 +91,12 @@ camvid-full: setup  ## the same, all trained on 2x too, and students of auto-lab
 	cd workspaces/camvid-full && dvc repro
 	autolabel stage --summary --workspace workspaces/camvid-full
 
-test-fast: setup  ## in-process tests, < 3 minutes
-	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(LONG))"
+test test-full test-slow: export AUTOLABEL_CLEAN_TREE := 1
+test: setup  ## all in-process tests, and each promise once with real processes (10 minutes on 2 cores)
+	$(PY) -m pytest $(PARALLEL) -m "not ($(SLOW)) and (once or not ($(LONG)))" --durations=25
 
-test test-slow: export AUTOLABEL_CLEAN_TREE := 1
-test: setup  ## the tests that CI runs, <= 25 minutes
-	$(PY) -m pytest $(WHOLE) --durations=25
+test-full: test  ## then all other tests with real processes: chain, kills, faults, browser (CI runs this)
+	$(PY) -m pytest $(PARALLEL) -m "not ($(SLOW) or once) and ($(LONG))" --durations=25
 
 test-slow: setup  ## the big counts
 	$(PY) -m pytest -m "slow and not gpu" --durations=20
@@ -109,7 +110,7 @@ mutants: setup  ## does a test notice? mutation run over files, locks, checkpoin
 	  --target build/mutmut -r tools/mutants.lock
 	PYTHONPATH=$(CURDIR):$(CURDIR)/build/mutmut $(PY) -m tools.mutants
 
-coverage: setup  ## branch coverage of the core by the tests of `make test`, line by line; at least 90 %
+coverage: setup  ## branch coverage of the core by the tests of `make test-full`, line by line; at least 90 %
 	$(PY) -m pytest $(WHOLE) -q --cov=hmsa_core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 bench: setup  ## speed side by side with plain ways (python -m research.bench.run --write keeps the figures)

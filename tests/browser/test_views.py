@@ -61,6 +61,7 @@ def test_filters_narrow_the_list(page: Page, street: Scenes) -> None:
     page.until(lambda: page.image() == street.names[0])
 
 
+@pytest.mark.once
 def test_the_keyboard_walks_through_images_and_layers(page: Page, street: Scenes) -> None:
     page.open(threshold="0.9")
     first = page.image()

@@ -72,5 +72,5 @@ def undisturbed(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store that a run with SLOWLY makes when nobody disturbs it."""
     twin = shutil.copytree(whole.root, tmp_path_factory.mktemp("undisturbed") / "ws", symlinks=True)
     set_params(twin, SLOWLY)
-    dvc(twin, "repro", "--single-item", "auto-infer")
+    dvc(twin, "repro", "auto-infer")
     return twin

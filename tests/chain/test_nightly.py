@@ -53,6 +53,7 @@ from tests.support.waiting import wait_for
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(2400)]
 
 
+@pytest.mark.once
 def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones_inferred(
     orchestrated: Path, whole: Whole
 ) -> None:

@@ -92,6 +92,7 @@ def assert_killed_run_resumes(data: Path, whole: Path, folder: Path, seed: int) 
 
 
 @pytest.mark.fault
+@pytest.mark.once
 def test_two_ranks_killed_at_a_random_operation_resume_to_the_same_bytes(
     data: Path, two_ranks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,7 @@ def many_teacher_states(whole: Whole, tmp_path_factory: pytest.TempPathFactory) 
     changes = {"checkpoint_every": 1, "epochs": LAST // 4, "epoch_samples": 16, "validate_every": 0}
     set_params(root, {f"teacher_train.{key}": value for key, value in changes.items()})
     shutil.rmtree(root / "work" / TRAINING)
-    assert dvc(root, "repro", "--single-item", TRAINING).ran == [TRAINING]
+    assert dvc(root, "repro", TRAINING).ran == [TRAINING]
     assert max(steps(root, TRAINING)) == LAST
     return root
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MARK = "HMSA_TEST_SESSION"  # every process of the suite inherits it
-STRICT = "AUTOLABEL_CLEAN_TREE"  # set by `make test` and `make test-slow`; elsewhere somebody may be editing meanwhile
+STRICT = "AUTOLABEL_CLEAN_TREE"  # set by `make test`, `test-full` and `test-slow`; elsewhere somebody may be editing meanwhile
 _ENDS_WITH_US = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 _REPO = Path(__file__).resolve().parents[2]
 _HOME = ("", ".config", ".cache", ".local", ".local/bin", ".local/lib", ".local/share", ".local/state")

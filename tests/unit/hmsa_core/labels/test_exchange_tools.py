@@ -197,6 +197,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("fmt", TOOLS)
+@pytest.mark.once
 def test_fifty_images_are_the_same_pixels_in_the_tools_own_reader_and_their_photographs_the_same_bytes(
     first: LabelStore, exports: Path, tmp_path: Path, fmt: str
 ) -> None:
