@@ -199,13 +199,12 @@ def summary_text(ws: Workspace) -> str:
         raise InputError(f"{ws.path('evaluation/metrics.json')}: not there", hint="run `dvc repro` first")
     if "unverified" in metrics:
         return f"{metrics['unverified']}\n"
-    kept, main = metrics["kept"], metrics["main_setting"]
+    kept = metrics["kept"]
     roles = json_of(ws, "data/index/summary.json").get("target", {}).get("by_role", {})
     labelled = json_of(ws, "labels/final/statistics.json").get("images", 0)
-    teacher = metrics["models"]["teacher"]["settings"][main]
     lines = [
-        ("learned", f"the teacher has {Share(teacher['value'])} mIoU from {roles.get('learn', 0)} fine labels"),
-        ("labelled", f"{labelled} images by this teacher"),
+        ("learned", f"from {roles.get('learn', 0)} fine labels"),
+        ("labelled", f"{labelled} images by a network of {Share(metrics['labels']['mean_iou'])} mIoU"),
         ("kept", f"{Share(kept['coverage'])} % of the pixels (threshold: {kept['threshold']}){region(kept)}"),
         ("right", f"{Share(kept['precision'])} % of these on {metrics['judgement']['judged']} images{_worst(kept)}"),
         *zip(("gained", "", ""), sentences(metrics, spread_is_measured=False), strict=False),
