@@ -231,4 +231,5 @@ def test_two_agents_on_loopback_equal_one_with_the_same_ranks(
         assert first.wait(120) == 0, (spec.work / "first.json.stderr").read_text()
         assert second.wait(30) == 0, (spec.work / "second.json.stderr").read_text()
     assert folder_bytes(spec.work / "model") == folder_bytes(two_ranks / "model")
-    assert not list((tmp_path / "temp").iterdir()), "nothing is left in the folder for temporary files"
+    left = [path.name for path in (tmp_path / "temp").iterdir()]
+    assert [name for name in left if not name.startswith("torchinductor_")] == [], "torch makes that one at import"
