@@ -65,6 +65,12 @@ def run(args: argparse.Namespace) -> int:
 def _run_plan(args: argparse.Namespace) -> int:
     from pipeline.workspace.init import InitRequest, init_workspace
 
+    for given in (args.images, args.labels, args.new, args.coarse):
+        if given is not None and args.dir.resolve().is_relative_to(given.resolve()):
+            hint = "choose a folder outside, such as ../ws"
+            raise ConfigError(
+                f"{args.dir} lies in {given}: the pictures that the workspace makes would be read", hint=hint
+            )
     plan = _plan(args)
     sys.stdout.write("".join(f"{line}\n" for line in plan.lines()))
     if args.dry_run:

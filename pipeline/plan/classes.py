@@ -191,10 +191,12 @@ def _by_id(source: ClassList, values: Values, void: Collection[int] | None) -> C
 
 
 def _with_ids(source: ClassList, values: Values, void: Collection[int] | None) -> list[Named]:
-    """Rows with ids; names in a list count from 0, or from 1 where the user says that 0 is no class."""
+    """Rows with ids; names in a list count from 0, or from 1 where 0 is no class and the last id needs it."""
     if source.has_ids:
         return list(source.rows)
-    first = 1 if void is not None and 0 in void and max(values.pixels) >= len(source.rows) else 0
+    values_of = {value for value in values.pixels if value != taxonomy.IGNORE}
+    has_0 = 0 in values_of and not (void is not None and 0 in void)
+    first = 1 if not has_0 and len(source.rows) in values_of else 0
     return [Named(row.name, place, row.colour, row.group, row.is_void) for place, row in enumerate(source.rows, first)]
 
 
@@ -253,6 +255,9 @@ def _check_values(values: Values, classes: Classes, findings: Findings) -> None:
             f"the label maps hold void pixels alone: {_listed(values, sorted(values.pixels))}",
             hint="give the folder of maps that people drew, or say with --void none that these values are classes",
         )
+    empty = [image for image, shown in values.of_image.items() if not shown & classes.names.keys()]
+    text = f"{len(empty)} label maps show no class, first {min(empty, default='')}"
+    findings.count(len(empty), len(values.of_image), text, "remove them: images without a label map are auto-labelled")
     if absent := [name for value, name in classes.names.items() if value not in values.pixels]:
         few = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
         findings.note(f"no label map shows {few}", "label images that do; no network can learn these classes")

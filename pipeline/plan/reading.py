@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from hmsa_core.data.plain import NamePattern, Pairs, files_below, pair
+from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_beside, pair
 from hmsa_core.data.source import SourceSpec
 from hmsa_core.data.walk import IMAGE_SUFFIXES, LABEL_SUFFIXES, listing, stem_of, walk
 from hmsa_core.io.errors import InputError
@@ -97,7 +97,7 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
     names, pairs = NamePattern(), Pairs(images=images)
     label_name = NamePattern()
     if folders.labels is not None:
-        _check_labels(folders.labels, folders.images, images, labels)
+        _check_labels(folders.labels, folders.images, images, labels, findings)
         names, label_name, pairs = best_patterns(images, labels, is_one_folder=spots["labels"] == spots["images"])
         _check_pairs(folders, pairs, findings)
     coarse_name, coarse = NamePattern(), Pairs()
@@ -134,18 +134,15 @@ def _names(images: Sequence[str], new: Sequence[str]) -> str:
     return "stem" if is_flat and len(set(stems)) == len(stems) else "path"
 
 
-def _check_labels(folder: Path, around: Path, images: Sequence[str], labels: Sequence[str]) -> None:
+def _check_labels(folder: Path, around: Path, images: Sequence[str], labels: Sequence[str], findings: Findings) -> None:
     """Refuse folders of labels that hold JPEG files or nothing that can be a label map."""
     found = walk(folder)
     jpeg = [path for path in found.paths() if path.suffix.lower() not in LABEL_SUFFIXES]
     paired = {stem_of(path) for path in images}
     wrong = [path for path in jpeg if stem_of(path) in paired or not labels]
-    if not around.resolve().is_relative_to(folder.resolve()) and len(wrong) > len(labels):
-        raise InputError(
-            f"{folder}: {len(wrong)} label maps are JPEG files, first {wrong[0].name}: JPEG changes the values "
-            "of pixels at every border",
-            hint="export the label maps again as PNG",
-        )
+    if wrong and not around.resolve().is_relative_to(folder.resolve()):
+        text = f"{folder}: {len(wrong)} label maps are JPEG files, first {wrong[0].name}: JPEG changes values"
+        findings.count(len(wrong), len(wrong) + len(labels), text, "export the label maps again as PNG")
     if not labels:
         raise InputError(
             f"{folder}: no label map in it (PNG, WebP or TIFF)",
@@ -180,9 +177,7 @@ def best_patterns(
     for image_name in _image_patterns(images):
         pictures = [path for path in images if image_name.core(path)]
         for label_name in _label_patterns(pictures, labels, image_name):
-            if is_one_folder and not label_name.end and not label_name.start and not label_name.folder:
-                continue  # each map would be its own image
-            apart = [path for path in pictures if not label_name.core(path)] if is_one_folder else pictures
+            apart = images_beside(pictures, image_name, label_name) if is_one_folder else pictures
             pairs = pair(apart, labels, image_name, label_name)
             pairs.images = sorted(apart if is_one_folder else images)
             bare = len(pairs.images) - len(pairs.labels)  # of one folder: files that may be neither

@@ -86,7 +86,7 @@ def read_values(reading: Reading, findings: Findings) -> Values:
         InputError: maps that are photographs or of several kinds; more than `MOST_BAD` maps of another size than their
             images, or files that cannot be read.
     """
-    values, faults, sizes = Values(""), dict[str, str](), dict[str, str]()
+    values, faults, sizes, hint = Values(""), dict[str, str](), dict[str, str](), ""
     images = sampled(reading.labelled, MOST_MAPS)
     if len(images) < len(reading.labelled):
         findings.note(f"{len(images)} of {len(reading.labelled)} label maps were looked at; `prepare` checks all")
@@ -95,7 +95,8 @@ def read_values(reading: Reading, findings: Findings) -> Values:
             header = read_header(reading.image(image))
             pixels, palette = read_label_values(reading.label(image))
         except DecodeError as error:
-            faults[image] = error.message.removeprefix(f"{reading.root}/")
+            where = reading.label(image) if str(reading.label(image)) in error.message else reading.image(image)
+            faults[image], hint = error.message.removeprefix(f"{where}: "), hint or error.hint
             continue
         if pixels.shape[:2] != (header.height, header.width):
             sizes[image] = f"{pixels.shape[1]}x{pixels.shape[0]}, its image is {header.width}x{header.height}"
@@ -104,7 +105,7 @@ def read_values(reading: Reading, findings: Findings) -> Values:
         values.sizes.append((header.height, header.width))
         _add(values, image, pixels, palette, reading)
     for what, found, cure in (
-        ("cannot be read", faults, "repair or remove the files"),
+        ("or their images cannot be read", faults, hint or "repair or remove the files"),
         ("have another size than their image", sizes, "export the label maps in the size of the images"),
     ):
         if found:

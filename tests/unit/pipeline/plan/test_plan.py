@@ -135,6 +135,15 @@ def _jpeg(own: Own) -> None:
         save(path.with_suffix(".jpg"), scene(1)[1])
 
 
+def _dummies(own: Own) -> None:
+    for n in range(4):
+        save(own.labels / f"a{n}.png", np.full(SIZE, 255, np.uint8))
+
+
+def _transparent(own: Own) -> None:
+    save(own.labels / "a2.png", np.dstack([in_colours(scene(2)[1]), scene(2)[1] * 60]))
+
+
 def _copies_across_splits(own: Own) -> None:
     for split, quality in (("train", 0), ("val", 3)):
         for n in range(12):
@@ -172,6 +181,8 @@ WRONG = {
     _void: ("hold void pixels alone: value 255", "--void none"),
     _photograph: ("a0.png: .* different values in one label map", "exported as PNG"),
     _many_classes: ("255 classes, a label is one byte", "merge classes"),
+    _dummies: ("4 label maps show no class, first a0.png", "images without a label map are auto-labelled"),
+    _transparent: ("1 label maps or their images cannot be read, first a2.png: has transparent pixels", "flatten it"),
     _jpeg: ("12 label maps are JPEG files", "as PNG"),
     _copies_across_splits: ("images of the judging splits look like images to learn from", "one split"),
     _without_a_name: (r"names no class for value 3 \(.* % of pixels, e.g. a0.png\)", "--void 3"),
@@ -335,3 +346,25 @@ def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: P
     stages = yaml.safe_load(render_dvc_yaml(ws.params.data))["stages"]
     assert list(stages) == ["settings", "prepare", "auto-infer"]
     assert stages["auto-infer"]["deps"] == ["data/index/unlabelled.parquet", "models/current.json"]
+
+
+def test_maps_may_lie_beside_photographs_of_their_names_and_names_may_count_from_one(tmp_path: Path) -> None:
+    for n in range(12):
+        image, ids = scene(n)
+        save(tmp_path / "all" / f"a{n}.jpg", image)
+        save(tmp_path / "all" / f"a{n}.png", ids + np.uint8(1))
+    (tmp_path / "all" / "classes.txt").write_text("\n".join(NAMES))
+    plan = make_plan(Folders(tmp_path / "all", tmp_path / "all"), machine=CPU)
+    assert plan.classes.names == dict(enumerate(NAMES, 1))
+    found = scan(written(plan, tmp_path / "ws").source("target")).found
+    assert {Path(f.image).suffix for f in found} == {".jpg"}
+    assert len(found) == 12
+
+
+def test_a_workspace_in_the_folder_of_images_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pairs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "ws", "--images", ".", "--labels", "labels"]) == 2
+    assert "ws lies in .: the pictures that the workspace makes would be read" in capsys.readouterr().err
