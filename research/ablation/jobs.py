@@ -58,8 +58,7 @@ def start_of(ws: Workspace, training: Training) -> Path | None:
         ConfigError: it is not there yet.
     """
     if training.start == "teacher":
-        own_teacher(ws)  # refuses a promoted one
-        return student_train.start_of(ws)
+        return own_teacher(ws) if ws.params.student_train.init == "teacher" else student_train.start_of(ws)
     pretrained = ws.path("models/pretrain")
     if (pretrained / "model.json").exists():
         return pretrained

@@ -60,7 +60,8 @@ def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expect
     assert errors[0] < errors[1]
 
 
-def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(scenes: Scenes) -> None:
+def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(tmp_path: Path) -> None:
+    scenes = make_scenes(tmp_path, size=(256, 128))  # audits are evidence for a certificate of the same store
     view = StoreView(scenes.store)
     cuts = Cuts(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
     files = SpotFile(Audit, view, Audit.path_of(scenes.store.parent / "raw"))

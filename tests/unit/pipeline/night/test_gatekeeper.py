@@ -62,6 +62,7 @@ def _night(
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, names=names, blocks=blocks, confusions=_confusions(level, seed))
     verdict = {"candidate_weights_sha256": weights_of(student), "gain": {}, "unknown_lineage": list(unknown)}
+    verdict["incumbent"] = "teacher"
     atomic.write_json(ws.path("evaluation/verdict.json"), verdict)
 
 
