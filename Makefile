@@ -95,8 +95,8 @@ test test-full test-slow: export AUTOLABEL_CLEAN_TREE := 1
 test: setup  ## all in-process tests, and each promise once with real processes (10 minutes on 2 cores)
 	$(PY) -m pytest $(PARALLEL) -m "not ($(SLOW)) and (once or not ($(LONG)))" --durations=25
 
-test-full: test  ## then all other tests with real processes: chain, kills, faults, browser (CI runs this)
-	$(PY) -m pytest $(PARALLEL) -m "not ($(SLOW) or once) and ($(LONG))" --durations=25
+test-full: setup  ## these and all others with real processes: chain, kills, faults, browser (CI runs this)
+	$(PY) -m pytest $(WHOLE) --durations=25
 
 test-slow: setup  ## the big counts
 	$(PY) -m pytest -m "slow and not gpu" --durations=20

@@ -439,7 +439,9 @@ def _png_chunks(file: IO[bytes], where: str, *, is_known: bool = False) -> set[b
     besides = others = pixels = 0
     file.seek(8)
     while b"IEND" not in kinds:
-        head = file.read(8).ljust(8, b"\0")
+        head = file.read(8)
+        if len(head) < 8:
+            raise DecodeError(f"{where}: the PNG ends before its last chunk", reason="truncated")
         left, kind = struct.unpack(">I4s", head)
         if is_known:
             kinds.add(kind)

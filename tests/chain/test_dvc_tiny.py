@@ -88,6 +88,7 @@ def test_a_threshold_off_the_grid_is_one_line_with_its_neighbours(workspace: Pat
     assert f"pseudo_label.threshold: {told}" in done.text
 
 
+@pytest.mark.slow
 def test_a_changed_target_precision_measures_again_without_a_new_inference(workspace: Path) -> None:
     change_param(workspace, "  target: 0.51", "  target: 0.6")
     before = {p: p.stat().st_mtime_ns for p in (workspace / "work" / "calibrate").rglob("shard-*.parquet")}
@@ -135,6 +136,7 @@ def test_deleted_outputs_come_back_from_the_run_cache_without_running(workspace:
     assert not (workspace / "work" / "teacher-train").exists()
 
 
+@pytest.mark.slow
 def test_the_same_parameters_give_the_same_bytes_without_any_progress_left(workspace: Path) -> None:
     lock = lock_file(workspace)
     for stage in ("prepare", "teacher-pretrain", "calibrate", "pseudo-label"):

@@ -63,7 +63,7 @@ def after_receipts(count: int, marks: Path) -> Plan:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_killed_ranks_lose_at_most_a_shard_each_and_resume_to_the_same_bytes(data, undisturbed, tmp_path, seed):
     kill_at_random_and_resume(data, undisturbed, tmp_path, seed)
 

@@ -230,6 +230,7 @@ def test_orchestrate_twice_and_with_a_taken_port(workspace: Path, monkeypatch: p
     assert not (workspace / "prefect.toml").exists()
 
 
+@pytest.mark.slow
 def test_a_second_workspace_uses_the_server_that_is_there_and_says_what_it_takes_over(
     served: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +265,7 @@ def test_a_run_that_has_begun_but_has_no_lock_yet_is_not_taken_for_dead(served: 
     up(served, Services(served).port)
 
 
+@pytest.mark.slow
 def test_runs_that_a_full_kill_left_behind_are_settled_at_the_next_start(served: Path) -> None:
     services = Services(served)
     services.stop("worker")

@@ -33,7 +33,7 @@ def test_a_folder_runs_through_the_chain_and_its_teacher_labels_another_without_
     assert tuple(dvc(ws, "repro").ran) == STAGES
     roles = {s.role for s in Index.load(ws / "data/index/target.parquet").samples}
     assert roles == {"learn", "calibrate", "report", "unlabelled"}
-    assert len(LabelStore.open(ws / "labels/raw").names)
+    assert len(LabelStore.open(ws / "labels/raw").names())
     assert json.loads((ws / "evaluation/metrics.json").read_text())
     for n in range(4):
         save(tmp_path / "more" / f"{n}.png", scene(500 + n)[0])
@@ -42,5 +42,5 @@ def test_a_folder_runs_through_the_chain_and_its_teacher_labels_another_without_
     run(REPO, "autolabel", "init", str(labelled), *given)
     assert dvc(labelled, "repro").ran == ["prepare", "auto-infer"]
     store = LabelStore.open(labelled / "labels/raw")
-    assert sorted(store.names) == ["0", "1", "2", "3"]
+    assert sorted(store.names()) == ["0", "1", "2", "3"]
     assert store.classes.classes == ("sky", "road", "car", "tree")

@@ -92,7 +92,7 @@ def test_no_run_opens_a_published_file_for_writing(whole: Whole, tmp_path: Path,
         assert watch.written() == {root / "models/teacher/model.json"}, "the watch would have seen it"
 
 
-@pytest.mark.parametrize("kind", ["hardlink", pytest.param("symlink", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("hardlink", "symlink")])
 def test_linked_caches_stay_whole_whatever_runs_again(whole: Whole, tmp_path: Path, kind: str) -> None:
     root = _copy(whole, tmp_path / "ws")
     lock = lock_file(root)

@@ -11,8 +11,9 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,11 @@ def _saved(workspace: Path, stage: str) -> int:
     return max(int(path.parent.name.removeprefix("step-")) for path in states)
 
 
+def _some(stages: Iterable[str], *kept: str) -> list[Any]:
+    """These stages, of which `make test-full` kills the kept ones, and `make test-slow` all."""
+    return [stage if stage in kept else pytest.param(stage, marks=pytest.mark.slow) for stage in stages]
+
+
 ALIKE = ("SIGKILL to dvc", "SIGTERM to the group", "SIGINT to the group", "SIGKILL to the group", "SIGTERM to everyone")
 
 
@@ -120,7 +126,7 @@ def _kill_a_labelling_stage(finished: Path, workspace: Path, stage: str, plan: P
     assert lock_file(workspace) == lock
 
 
-@pytest.mark.parametrize("stage", LABELLING)
+@pytest.mark.parametrize("stage", _some(LABELLING, "auto-infer"))
 def test_a_labelling_stage_that_is_killed_keeps_its_finished_shards(many_shards, tmp_path, stage):
     plan = Plan(tmp_path / "marks", RECEIPT, "hold", "rename")
     _kill_a_labelling_stage(many_shards, tmp_path / "ws", stage, plan)
@@ -202,7 +208,7 @@ def _kill(request: pytest.FixtureRequest, folder: Path, stage: str, seed: int) -
         _kill_a_short_training(finished, folder / f"ws-{seed}", stage, seed)
 
 
-@pytest.mark.parametrize("stage", [*OTHERS, *SHORT])
+@pytest.mark.parametrize("stage", _some([*OTHERS, *SHORT], "prepare", "student-train"))
 def test_another_stage_that_is_killed_goes_on_to_the_same_bytes(request, tmp_path, stage):
     _kill(request, tmp_path, stage, 0)
 

@@ -246,7 +246,10 @@ def _large_files() -> Iterator[tuple[str, Callable[[], bytes], set[str], str]]:
     yield ".png", lambda: png(8000, 7900, colour=0, body=zlib.compress(rows, 1)), {"ids-out-of-range"}, "label"
 
 
-@pytest.mark.parametrize("number", range(len(LATE) + 3 + len(INSIDE) + 4))
+_NUMBERS = range(len(LATE) + 3 + len(INSIDE) + 4)
+
+
+@pytest.mark.parametrize("number", [n if n % 3 == 0 else pytest.param(n, marks=pytest.mark.slow) for n in _NUMBERS])
 def test_a_large_file_that_is_refused_late_costs_less_than_200_mb(tmp_path, number):
     suffix, content, reasons, what = next(islice(_large_files(), number, None))
     found = cost(put(tmp_path, content(), suffix), what)
