@@ -7,7 +7,6 @@ profiles override them.
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -52,6 +51,10 @@ def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+_NAMES = re.compile(r"^NAMES = \((.*?)\)", re.MULTILINE | re.DOTALL)
+_PATTERN = re.compile(r'^PATTERN = r?"(.*?)"', re.MULTILINE)
+
+
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """Return a caller's scales in their order, as floats. ConfigError: unusable scales."""
     try:
@@ -78,17 +81,16 @@ def trunk_family(name: str) -> str:
 
 @cache
 def declared_trunks() -> dict[str, tuple[tuple[str, ...], str]]:
-    """NAMES and PATTERN of each trunk file, by the file's stem."""
+    """NAMES and PATTERN of each trunk file, by the file's stem.
+
+    The text is searched, not parsed: Python 3.11 fails at times when two threads parse, and Prefect parses in one.
+    """
     found = {}
     for path in sorted((Path(__file__).parent / "models" / "trunks").glob("[a-z]*.py")):
-        literals = {
-            node.targets[0].id: ast.literal_eval(node.value)
-            for node in ast.parse(path.read_text("utf-8")).body
-            if isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id in ("NAMES", "PATTERN")
-        }
-        found[path.stem] = (tuple(literals["NAMES"]), str(literals.get("PATTERN", "")))
+        text = path.read_text("utf-8")
+        names, pattern = _NAMES.search(text), _PATTERN.search(text)
+        if names is not None:
+            found[path.stem] = (tuple(re.findall('"(.*?)"', names[1])), pattern[1] if pattern else "")
     return found
 
 
