@@ -41,6 +41,8 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet, for RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
 SCALES = (0.5, 1.0, 2.0)  # of inference (paper)
 LARGEST_SCALE = 8.0
+_NAMES = re.compile(r"^NAMES = [(\[](.*?)[)\]]", re.MULTILINE | re.DOTALL)  # in a trunk's file
+_PATTERN = re.compile(r"""^PATTERN = r?(["'])(.*?)\1""", re.MULTILINE)
 
 
 def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
@@ -49,10 +51,6 @@ def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
     if not differ or 1.0 not in scales or not all(0.0 < scale <= LARGEST_SCALE for scale in scales):
         raise ValueError(f"scales must be different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1")
     return scales
-
-
-_NAMES = re.compile(r"^NAMES = \((.*?)\)", re.MULTILINE | re.DOTALL)
-_PATTERN = re.compile(r'^PATTERN = r?"(.*?)"', re.MULTILINE)
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
@@ -89,8 +87,9 @@ def declared_trunks() -> dict[str, tuple[tuple[str, ...], str]]:
     for path in sorted((Path(__file__).parent / "models" / "trunks").glob("[a-z]*.py")):
         text = path.read_text("utf-8")
         names, pattern = _NAMES.search(text), _PATTERN.search(text)
-        if names is not None:
-            found[path.stem] = (tuple(re.findall('"(.*?)"', names[1])), pattern[1] if pattern else "")
+        if names is None:
+            raise ConfigError(f"{path}: no NAMES", hint='write NAMES = ("a_name", ...) at the start of a line')
+        found[path.stem] = (tuple(re.findall("""["'](.*?)["']""", names[1])), pattern[2] if pattern else "")
     return found
 
 

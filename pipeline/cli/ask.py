@@ -71,7 +71,8 @@ def _ask(
 ) -> Questions:
     """Ask until all is answered or the person leaves; after "u" the last answer is given anew."""
     asked: list[int] = []
-    while (number := next(found.open(view), None)) is not None:
+    first = 0  # all before it are answered or labelled: they are not looked at again
+    while (number := next(found.open(view, first), None)) is not None:
         said = answer(found, number)
         while said == "u" and asked:
             number = asked.pop()
@@ -81,6 +82,7 @@ def _ask(
         if said != "u":
             found = file.answer(found.id, number, said, who)
             asked.append(number)
+            first = number + 1
     return found
 
 

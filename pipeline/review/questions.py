@@ -105,10 +105,10 @@ class Questions(SpotCheck):
         """16 hex digits that identify the draw."""
         return str(self.value["id"])
 
-    def open(self, view: StoreView) -> Iterator[int]:
-        """Questions without an answer whose pixel nobody has corrected, in the order of the draws."""
+    def open(self, view: StoreView, first: int = 0) -> Iterator[int]:
+        """Questions, from the number `first` on, without an answer whose pixel nobody has corrected."""
         review = review_of(view)
-        for number, item in enumerate(self.items):
+        for number, item in enumerate(self.items[first:], first):
             if item["verdict"] is not None:
                 continue
             marks = review.of(item["name"])
