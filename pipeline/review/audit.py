@@ -14,15 +14,14 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
-from hmsa_core.io.atomic import digest, read_json, write_json
-from hmsa_core.io.errors import ConfigError, IntegrityError
+from hmsa_core.io.atomic import digest, write_json
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.intervals import Stratum, clopper_pearson, stratified
 from pipeline.review.spot_check import VERDICTS, ClassId, Code, Item, SpotCheck, Strict, judged, ranks
 from pipeline.review.stats import Cuts
 from pipeline.review.view import StoreView
 
-FORMAT, VERSION = "hmsa-click-audit", 1
 LIMIT = 500  # pixels per class
 
 
@@ -47,6 +46,8 @@ class Audit(SpotCheck):
     """One drawn sample with the answers so far."""
 
     KIND, SCHEMA = "audit", _Audit
+    FORMAT, VERSION = "hmsa-click-audit", 1
+    WHAT, ANEW = "a click audit", "draw a new audit"
 
     @classmethod
     def draw(cls, view: StoreView, cuts: Cuts, *, per_class: int, seed: int, classes: Sequence[int] = ()) -> Audit:
@@ -69,29 +70,21 @@ class Audit(SpotCheck):
             items += [{"name": view.names[image], "class": c, "rank": rank, "verdict": None} for image, rank in drawn]
         if not items:
             raise ConfigError("nothing is kept at these thresholds: there is no pixel to judge")
-        body = {"format": FORMAT, "version": VERSION, "store": view.digest, "teacher": view.lineage.get("teacher")}
+        body = {"format": cls.FORMAT, "version": cls.VERSION}
+        body |= {"store": view.digest, "teacher": view.lineage.get("teacher")}
         body |= {"seed": seed, "per_class": per_class, "codes": cuts.codes.tolist()}
         body |= {"thresholds": [cuts.edge(c) for c in range(len(cuts.codes))], "strata": strata, "items": items}
         return cls({"id": digest(body)[:16], **body})
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the file; raise an IntegrityError if it is damaged or of another version."""
-        value = read_json(path)
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise IntegrityError(f"{path}: not a click audit of version {VERSION}")
-        if wrong := cls.damage(value):
-            raise IntegrityError(f"{path}: damaged: {wrong}", hint="restore it, or move it away and draw a new audit")
+        """Read the file, without its results; errors as of any check."""
+        value = super().load(path).value
         return cls({k: v for k, v in value.items() if k not in ("results", "overall")})
 
     def save(self, path: Path) -> None:
         """Write the file."""
         write_json(path, self.to_json())
-
-    @property
-    def id(self) -> str:
-        """16 hex digits that identify the draw."""
-        return str(self.value["id"])
 
     def low(self, item: dict[str, Any]) -> int:
         """Smallest code of the pixels among which an item was drawn: that of the item's class."""

@@ -15,22 +15,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hmsa_core.io.atomic import digest, read_json, write_json
-from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.io.atomic import digest
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, labels_id, marked_store, reviewed
 from hmsa_core.taxonomy import IGNORE
 from pipeline.review.spot_check import Item, SpotCheck, Strict, ranks
 from pipeline.review.view import StoreView
 
-FORMAT, VERSION = "hmsa-region-questions", 1
 MAX_BUDGET = 20_000
 CELLS = 20
 MIXED, UNSURE, RIGHT = "mixed", "unsure", "right"
@@ -61,6 +59,8 @@ class Questions(SpotCheck):
     """Drawn regions with the answers so far; an item's "answer" is a class, MIXED or UNSURE."""
 
     KIND, SCHEMA = "questions", _Questions
+    FORMAT, VERSION = "hmsa-region-questions", 1
+    WHAT, ANEW = "questions", "ask anew"
 
     @classmethod
     def draw(cls, view: StoreView, *, budget: int, seed: int = 0, aim: Sequence[str] = ()) -> Questions:
@@ -83,27 +83,8 @@ class Questions(SpotCheck):
             ((_, rank),) = ranks(np.array([pixels]), rng.integers(0, pixels, 1))
             item = {"name": view.names[image], "class": int(c), "low": 0, "rank": rank, "verdict": None}
             items.append({**item, "share": float(shares[image, c] / pixels)})
-        body = {"format": FORMAT, "version": VERSION, "store": view.digest, "seed": seed, "aim": sorted(aim)}
+        body = {"format": cls.FORMAT, "version": cls.VERSION, "store": view.digest, "seed": seed, "aim": sorted(aim)}
         return cls({"id": digest([body, budget])[:16], **body, "items": items})
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read the file; raise an IntegrityError if it is damaged or of another version."""
-        value = read_json(path)
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise IntegrityError(f"{path}: not questions of version {VERSION}")
-        if wrong := cls.damage(value):
-            raise IntegrityError(f"{path}: damaged: {wrong}", hint="restore it, or move it away and ask anew")
-        return cls(value)
-
-    def save(self, path: Path) -> None:
-        """Write the file."""
-        write_json(path, self.value)
-
-    @property
-    def id(self) -> str:
-        """16 hex digits that identify the draw."""
-        return str(self.value["id"])
 
     def open(self, view: StoreView, first: int = 0) -> Iterator[int]:
         """Questions, from the number `first` on, without an answer whose pixel nobody has corrected."""

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import HmsaError, InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
@@ -68,6 +69,10 @@ class SpotCheck:
 
     KIND: ClassVar[str]  # the file is STORE.KIND.json
     SCHEMA: ClassVar[type[Strict]]
+    FORMAT: ClassVar[str]  # this and what follows: of a kind that is read by `load` below
+    VERSION: ClassVar[int]
+    WHAT: ClassVar[str]  # for messages
+    ANEW: ClassVar[str]
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
@@ -82,16 +87,21 @@ class SpotCheck:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a file; raise an IntegrityError if it is damaged or of another version."""
-        raise NotImplementedError
+        value = read_json(path)
+        if value.get("format") != cls.FORMAT or value.get("version") != cls.VERSION:
+            raise IntegrityError(f"{path}: not {cls.WHAT} of version {cls.VERSION}")
+        if wrong := cls.damage(value):
+            raise IntegrityError(f"{path}: damaged: {wrong}", hint=f"restore it, or move it away and {cls.ANEW}")
+        return cls(value)
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        raise NotImplementedError
+        write_json(path, self.value)
 
     @property
     def id(self) -> str:
         """16 hex digits that identify the draw, whatever the answers."""
-        raise NotImplementedError
+        return str(self.value["id"])
 
     def draw_on(self, view: StoreView) -> None:
         """Add draws until enough wait for an answer."""
