@@ -82,7 +82,7 @@ def measured(run: Run, scale: Scale, kernels: Path | None = None) -> dict[str, f
     on_card = [e.time_range for e in events if e.device_type.name == "CUDA"]
     busy = _covered([(span.start, span.end) for span in on_card]) / 1e6
     return {
-        "ms": round(1e3 * seconds, 2),
+        "ms": round(1e3 * seconds, 5),
         "host_ms": round(1e3 * statistics.median(queued), 2),
         "operators": sum(e.name.startswith("aten::") for e in events),
         "launches": sum(e.name in _LAUNCHES for e in events),
@@ -281,7 +281,7 @@ def card_rows(scale: Scale, _out: Path) -> Iterator[dict[str, Any]]:
     ]
     for what, unit, work, make in checks:
         row = attempt({"what": what, "unit": unit}, make, scale)
-        yield row | ({"value": round(1e3 * work / row["ms"], 2)} if row.get("ms") else {})  # no time: an error, or 0.00
+        yield row | ({} if "error" in row else {"value": round(1e3 * work / row["ms"], 2)})
 
 
 PARTS: dict[str, Callable[[Scale, Path], Iterator[dict[str, Any]]]] = {
