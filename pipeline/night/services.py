@@ -261,10 +261,12 @@ def _server(services: Services) -> str:
 def _reap(services: Services) -> list[str]:
     """Settle runs that a killed server or worker left behind."""
     import httpx
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    os.environ.update(services.environment())  # before Prefect is imported, so that Prefect uses this server
     try:
-        return reap(services.workspace, pending=not services.is_external and not services.is_running("worker"))
+        with temporary_settings({PREFECT_API_URL: services.api_url}):  # Prefect read the environment when imported
+            pending = not services.is_external and not services.is_running("worker")
+            return reap(services.workspace, pending=pending)
     except httpx.HTTPError as error:
         raise HmsaError(f"{services.api_url}: {one_line(error)}", hint="do it again when the server answers") from error
 

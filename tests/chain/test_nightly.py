@@ -265,7 +265,6 @@ def test_a_run_that_has_begun_but_has_no_lock_yet_is_not_taken_for_dead(served: 
     up(served, Services(served).port)
 
 
-@pytest.mark.slow
 def test_runs_that_a_full_kill_left_behind_are_settled_at_the_next_start(served: Path) -> None:
     services = Services(served)
     services.stop("worker")
