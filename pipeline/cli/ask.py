@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw questions, take the answers, and print what they brought."""
     from hmsa_core.io.errors import ConfigError
+    from pipeline.review.price import price
     from pipeline.review.questions import Questions
     from pipeline.review.session import image_root
     from pipeline.review.spot_check import SpotFile
@@ -57,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
     if file.aside is not None:
         sys.stderr.write(f"note: other questions with their answers are kept in {file.aside}\n")
     found = _ask(file, found, view, answer, args.who)
-    rows = found.price()
+    brought = price(found, view)
     left = sum(1 for _ in found.open(view))
     if args.json:
-        sys.stdout.write(json.dumps({"price": rows, "open": left, "file": str(file.path)}, indent=1) + "\n")
+        sys.stdout.write(json.dumps({**brought, "open": left, "file": str(file.path)}, indent=1) + "\n")
     else:
-        _print(rows, left, file.path)
+        _print(brought, left, file.path)
     return 0
 
 
@@ -138,9 +139,12 @@ def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int
     return answer
 
 
-def _print(rows: list[dict[str, Any]], left: int, out: Path) -> None:
-    heads = ("answers", "minutes", "labelled", "corrected", "ignored")
-    sys.stdout.write("".join(f"{head:>12}" for head in heads) + "   (pixels)\n")
-    for row in rows:
-        sys.stdout.write("".join(f"{row[head]:>12,}" for head in heads) + "\n")
-    sys.stdout.write(f"{left} questions are open\n{out}\nnow run pseudo-label: the answers win over its labels\n")
+def _print(brought: dict[str, Any], left: int, out: Path) -> None:
+    heads, shares = ("answers", "minutes", "labelled", "corrected", "ignored"), ("before", "after")
+    sys.stdout.write("".join(f"{head:>12}" for head in heads) + "".join(f"{head:>22}" for head in shares) + "\n")
+    for row in brought["price"]:
+        ends = ["{:.1%} [{:.1%}, {:.1%}]".format(*row[head]) for head in shares]
+        sys.stdout.write("".join(f"{row[head]:>12,}" for head in heads) + "".join(f"{end:>22}" for end in ends) + "\n")
+    sys.stdout.write("(pixels; labels that are right before and after corrections, 95 % interval)\n")
+    sys.stdout.write(f"{brought['words']}\n{left} questions are open\n{out}\n")
+    sys.stdout.write("now run pseudo-label: the answers win over its labels\n")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import cv2
@@ -32,8 +31,6 @@ from pipeline.review.view import StoreView
 MAX_BUDGET = 20_000
 CELLS = 20
 MIXED, UNSURE, RIGHT = "mixed", "unsure", "right"
-_PAUSE = 60.0  # seconds between two answers; longer is a pause
-_STEPS = (25, 50, 100, 250, 500, 1000, 3000, 10_000)  # answers at which the price is told
 
 
 class _Question(Item):
@@ -90,16 +87,18 @@ class Questions(SpotCheck):
         """Questions, from the number `first` on, without an answer whose pixel nobody has corrected."""
         review = review_of(view)
         for number, item in enumerate(self.items[first:], first):
-            if item["verdict"] is not None:
-                continue
-            marks = review.of(item["name"])
-            if marks:
-                place = self.located(view, number)
-                row = view.info(item["name"])
-                known = reviewed(marks, row["height"], row["width"], view.classes)[1]
-                if known[place["y"], place["x"]] != UNTOUCHED:
-                    continue
-            yield number
+            if item["verdict"] is None and self.known(view, number, review) is None:
+                yield number
+
+    def known(self, view: StoreView, number: int, review: ReviewFile) -> int | None:
+        """What corrections already say of the pixel of a question: a class, IGNORE, or None."""
+        name = self.items[number]["name"]
+        marks = review.of(name)
+        if not marks:
+            return None
+        place, row = self.located(view, number), view.info(name)
+        said = int(reviewed(marks, row["height"], row["width"], view.classes)[1][place["y"], place["x"]])
+        return None if said == UNTOUCHED else said
 
     def region(self, view: StoreView, number: int) -> Region:
         """The region of a question."""
@@ -126,14 +125,6 @@ class Questions(SpotCheck):
         is_right = value == item["class"]
         item["verdict"] = UNSURE if said == UNSURE else "right" if is_right else "wrong"
         item |= {"answer": said, "who": who, "when": when, "pixels": int(region.mask.sum())}
-
-    def price(self) -> list[dict[str, Any]]:
-        """After 25, 50, 100, ... and all answers: minutes, and labelled, corrected (were wrong) and ignored pixels.
-
-        A pause counts as one minute.
-        """
-        done = sorted((item for item in self.items if item["verdict"]), key=lambda item: item["when"])
-        return [_brought(done[:count]) for count in sorted({n for n in _STEPS if n < len(done)} | {len(done)})]
 
 
 def review_of(view: StoreView) -> ReviewFile:
@@ -180,19 +171,6 @@ def _evened(counts: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """Counts that sum to 1 along an axis wherever there are any."""
     sums = counts.sum(axis=axis, keepdims=True)
     return np.asarray(np.divide(counts, sums, out=np.zeros_like(counts), where=sums > 0))
-
-
-def _brought(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    pixels = {"labelled": 0, "corrected": 0, "ignored": 0}
-    for item in done:
-        if item["answer"] == MIXED:
-            pixels["ignored"] += item["pixels"]
-        elif item["answer"] != UNSURE:
-            pixels["labelled"] += item["pixels"]
-            pixels["corrected"] += item["pixels"] * (item["verdict"] == "wrong")
-    times = [datetime.fromisoformat(item["when"]) for item in done]
-    seconds = sum(min((after - before).total_seconds(), _PAUSE) for before, after in pairwise(times))
-    return {"answers": len(done), "minutes": round(seconds / 60, 1), **pixels}
 
 
 def answer_of(text: str, view: StoreView) -> str:

@@ -19,6 +19,7 @@ from hmsa_core.labels.review import UNTOUCHED, reviewed
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
+from pipeline.review.price import price
 from pipeline.review.questions import MIXED, UNSURE, Questions, review_of
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
@@ -147,13 +148,69 @@ def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(
     assert all(mark.reviewer == "kim" and mark.when for mark in review_of(view).marks())
 
 
-def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong() -> None:
+def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong(own: Scenes) -> None:
+    view = StoreView(own.store)
+    assert price(Questions({"items": []}), view)["words"].startswith("too few answers")
     at = ["2026-11-01T10:00:00+00:00", "2026-11-01T10:00:30+00:00", "2026-11-01T18:00:00+00:00"]
     said = [("road", "right"), ("sky", "wrong"), (MIXED, "wrong")]
-    items = [{"verdict": v, "answer": a, "pixels": 10, "when": w} for w, (a, v) in zip(at, said, strict=True)]
-    (row,) = Questions({"items": items}).price()
-    assert row == {"answers": 3, "minutes": 1.5, "labelled": 20, "corrected": 10, "ignored": 10}
-    assert Questions({"items": []}).price()[0]["answers"] == 0
+    items = [
+        {"verdict": v, "answer": a, "pixels": 10, "when": w, "share": 1e-6} for w, (a, v) in zip(at, said, strict=True)
+    ]
+    (row,) = price(Questions({"items": items}), view)["price"]
+    assert row.items() >= {"answers": 3, "minutes": 1.5, "labelled": 20, "corrected": 10, "ignored": 10}.items()
+    assert row["before"][0] == pytest.approx(1 / 3, abs=1e-4)
+    assert row["before"][0] < row["after"][0] < row["before"][0] + 1e-3
+
+
+def test_the_price_holds_the_true_share_of_right_labels_whatever_was_aimed_at(own: Scenes) -> None:
+    view, file = StoreView(own.store), {name: LabelStore.open(own.store).read(name)[0] for name in own.names}
+    right = {name: file[name] == own.truth[name] for name in own.names}
+    true = np.mean([right[name].mean() for name in own.names])
+    held, values = 0, []
+    for seed in range(40):
+        questions = Questions.draw(view, budget=120, seed=seed, aim=["pole"] if seed % 2 else [])
+        for number in range(120):
+            item = questions.located(view, number)
+            is_right = right[item["name"]][item["y"], item["x"]]
+            item |= {"verdict": "right" if is_right else "wrong", "answer": "road", "pixels": 1}
+            item["when"] = "2026-11-01T10:00:00+00:00"
+        value, low, high = price(questions, view)["price"][-1]["before"]
+        held += low <= true <= high
+        values.append(value)
+    assert held >= 36
+    assert np.mean(values) == pytest.approx(true, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "size", "said"),
+    [(0, 40, "stop: 9"), (100, 1, "stop: a map"), (50, 100, "go on: a map")],
+    ids=["right", "tiny", "large"],
+)
+def test_the_price_says_when_to_stop(own: Scenes, wrong: int, size: int, said: str) -> None:
+    view = StoreView(own.store)
+    questions = Questions.draw(view, budget=600)
+    for number, item in enumerate(questions.items):
+        item |= {"verdict": "wrong" if number % 100 < wrong else "right", "answer": "road", "pixels": size}
+        item |= {"when": "2026-11-01T10:00:00+00:00", "code": 0}
+    found = price(questions, view)
+    assert said in found["words"]
+    assert "at 3 s" in found["words"], "label maps answer in no time"
+    value, low, high = found["next"]["points"]
+    assert low <= value <= high
+    assert value == pytest.approx(wrong * size / view.predicted.sum() * 100, abs=1e-3)
+
+
+def test_a_region_that_was_answered_before_counts_as_a_draw(own: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = ("--answers", own.images.parent / "truth", "--ids", "train", "--json")
+    assert ask(own, *truth, "--budget", 300) == 0
+    first = json.loads(capsys.readouterr().out)["price"][-1]
+    assert first["answers"] < 300, "in so few images some regions are drawn twice"
+    questions = Questions.load(Questions.path_of(own.store))
+    alone = [item for item in questions.items if item["verdict"]]
+    without = price(Questions({"items": alone}), StoreView(own.store))["price"][-1]
+    assert first["before"] != without["before"]
+    assert first["before"][2] - first["before"][1] < without["before"][2] - without["before"][1]
+    assert first["after"][0] > first["before"][0]
 
 
 @pytest.mark.parametrize(
