@@ -33,7 +33,9 @@ POINTS = {
     "evaluate": (("evaluation",), (r"\.npz", 3), (r"/\.evaluation\.", 9)),
     "report": (("report",), (r"/report/", 3), (r"/metrics/report\.json", 1)),
 }
-SLOW = tuple(stage for stage in STAGES if stage not in ("prepare", "auto-infer"))  # their files are written by the same code
+SLOW = tuple(
+    stage for stage in STAGES if stage not in ("prepare", "auto-infer")
+)  # their files are written by the same code
 
 
 def _bytes(root: Path, stage: str) -> dict[str, bytes]:
