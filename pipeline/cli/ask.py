@@ -70,20 +70,25 @@ def run(args: argparse.Namespace) -> int:
 def _ask(
     file: SpotFile[Questions], found: Questions, view: StoreView, answer: Callable[[Questions, int], str], who: str
 ) -> Questions:
-    """Ask until all is answered or the person leaves; after "u" the last answer is given anew."""
-    asked: list[int] = []
-    first = 0  # all before it are answered or labelled: they are not looked at again
-    while (number := next(found.open(view, first), None)) is not None:
+    """Ask until all is answered or the person leaves; "u" withdraws the person's last answer and asks it again."""
+    from functools import partial
+
+    from hmsa_core.io.errors import InputError
+    from pipeline.review.questions import Questions
+
+    begin = None  # those between it and the next question are not looked at again
+    while (number := next(found.open(view, who, begin), None)) is not None:
         said = answer(found, number)
-        while said == "u" and asked:
-            number = asked.pop()
-            said = answer(found, number)
         if said == "q":
             break
         if said != "u":
-            found = file.answer(found.id, number, said, who)
-            asked.append(number)
-            first = number + 1
+            found, begin = file.answer(found.id, number, said, who), number
+            continue
+        try:
+            begin = found.last_of(who)
+            found = file.change(found.id, partial(Questions.undo, view=view, number=begin))
+        except InputError as error:
+            sys.stderr.write(f"{error.message}\n")
     return found
 
 
@@ -146,5 +151,7 @@ def _print(brought: dict[str, Any], left: int, out: Path) -> None:
         ends = ["{:.1%} [{:.1%}, {:.1%}]".format(*row[head]) for head in shares]
         sys.stdout.write("".join(f"{row[head]:>12,}" for head in heads) + "".join(f"{end:>22}" for end in ends) + "\n")
     sys.stdout.write("(pixels; labels that are right before and after corrections, 95 % interval)\n")
+    last = brought["last"]
+    sys.stdout.write("the last {answers}: {minutes} min, {labelled:,} labelled, {corrected:,} corrected\n".format(**last))
     sys.stdout.write(f"{brought['words']}\n{left} questions are open\n{out}\n")
     sys.stdout.write("now run pseudo-label: the answers win over its labels\n")

@@ -88,7 +88,7 @@ def _texts(body: Answer, key: str) -> list[str]:
 
 
 def _verdict(body: Answer) -> tuple[str, int, str]:
-    """Answer on a drawn pixel: id of its audit or certificate, number of the pixel, verdict."""
+    """An answer: id of its audit, certificate or questions, number of the item, verdict."""
     return _field(body, "audit", str, ""), _field(body, "item", int, -1), _field(body, "verdict", str, "")
 
 
@@ -240,6 +240,27 @@ class Api:
         """Record one answer and continue the draws."""
         return self._session.answer_certificate(*_verdict(body))
 
+    def questions(self, _: QueryParams) -> Answer:
+        """The questions of this store, or the reason why stored ones are void."""
+        return self._session.asked()
+
+    def question(self, query: QueryParams) -> Answer:
+        """One question with its region."""
+        return self._session.question(query.get("audit", ""), _whole_number(query, "item", 0, 10**6))
+
+    def draw_questions(self, body: Answer) -> Answer:
+        """Draw new questions after those that the page shows."""
+        budget, names = _field(body, "budget", int, 100), _texts(body, "classes")
+        return self._session.draw_questions(budget=budget, classes=names, after=_field(body, "after", str, ""))
+
+    def answer_question(self, body: Answer) -> Answer:
+        """Record one answer."""
+        return self._session.answer_question(*_verdict(body))
+
+    def undo_question(self, body: Answer) -> Answer:
+        """Withdraw the reviewer's last answer."""
+        return self._session.undo_question(_field(body, "audit", str, ""))
+
     def _weigher(self) -> WeightJobs:
         if self._weights is None:
             raise InputError("scale weights need a checkpoint", hint="start with --checkpoint F")
@@ -284,11 +305,14 @@ class Api:
         gets = {"store": self.store, "stats": self.stats, "images": self.images, "image": self.image}
         gets |= {"review": self.reviews, "audit": self.audit, "audit/item": self.audit_item}
         gets |= {"certificate": self.certificate, "weights": self.weights_state}
+        gets |= {"questions": self.questions, "questions/item": self.question}
         near = {"plane": self.plane, "picture": self.picture, "weight": self.weight}
         small = {"mini": self.mini, "thumb": self.thumb}
         posts = {"review": self.add_review, "policy": self.save_policy, "weights": self.start_weights}
         posts |= {"audit": self.draw_audit, "audit/answer": self.answer_audit}
         posts |= {"certificate": self.begin_certificate, "certificate/answer": self.answer_certificate}
+        posts |= {"questions": self.draw_questions, "questions/answer": self.answer_question}
+        posts |= {"questions/undo": self.undo_question}
         made = [("GET", path, self._getting(answer)) for path, answer in gets.items()]
         made += [("GET", path, self._drawing(draw, self._foreground)) for path, draw in near.items()]
         made += [("GET", path, self._drawing(draw, self._background)) for path, draw in small.items()]

@@ -47,7 +47,7 @@ class Audit(SpotCheck):
 
     KIND, SCHEMA = "audit", _Audit
     FORMAT, VERSION = "hmsa-click-audit", 1
-    WHAT, ANEW = "a click audit", "draw a new audit"
+    WHAT, ANEW = "audit", "draw a new audit"
 
     @classmethod
     def draw(cls, view: StoreView, cuts: Cuts, *, per_class: int, seed: int, classes: Sequence[int] = ()) -> Audit:

@@ -97,7 +97,7 @@ class _Certificate(Strict):
 class Certificate(SpotCheck):
     """Plan, draws and answers."""
 
-    KIND, SCHEMA = "certificate", _Certificate
+    KIND, SCHEMA, WHAT = "certificate", _Certificate, "certificate"
 
     def __init__(self, value: dict[str, Any]) -> None:
         super().__init__(value)

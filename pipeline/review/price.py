@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipeline.review.view import StoreView
 Interval = tuple[float, float, float]  # value, low, high (95 %)
 _PAUSE = 60.0  # seconds between two answers; longer is a pause
 _STEPS = (25, 50, 100, 250, 500, 1000, 3000, 10_000)  # answers at which the price is told
+_LAST = 25  # answers whose row is shown by itself
 _NEXT = 100  # answers of the forecast, from as many last ones
 _FEW = 20  # answers below which nothing is forecast
 _DONE = 0.99  # share of right labels at which one may stop
@@ -36,6 +36,7 @@ def price(questions: Questions, view: StoreView) -> dict[str, Any]:
         price: a row after 25, 50, 100, ... and all answers: minutes (a pause counts as one), labelled, corrected
             (were wrong) and ignored pixels, and "before" and "after" corrections the share of right labels among all
             pixels of the store as (value, low, high). Mixed regions count as wrong; "can't tell" is left out.
+        last: such a row of the last 25 answers, without the shares.
         next: the forecast for 100 more: "points" of right labels (value, low, high), "minutes", "seconds" an answer,
             "map_points" that a map drawn by hand brings in these minutes; None with fewer than 20 answers.
         words: whether to go on, one sentence.
@@ -47,19 +48,22 @@ def price(questions: Questions, view: StoreView) -> dict[str, Any]:
     counts = sorted({n for n in _STEPS if n < len(done)} | {len(done)})
     rows = [_row(questions, done[:count], draws, total) for count in counts]
     ahead = _forecast([questions.items[n] for n in done[-_NEXT:]], rows[-1]["after"], total, images)
-    return {"price": rows, "next": ahead, "words": _words(rows[-1]["after"], ahead, len(done))}
+    last = _brought([questions.items[n] for n in done[-_LAST:]])
+    return {"price": rows, "last": last, "next": ahead, "words": _words(rows[-1]["after"], ahead, len(done))}
 
 
 def _draws(questions: Questions, view: StoreView, done: Sequence[int]) -> dict[int, tuple[float, bool]]:
     """By number of the question: weight and whether the label was right, of all draws up to the last answer.
 
-    A drawn pixel that was corrected already is not asked about, but its draw counts.
+    A drawn pixel that was corrected already is not asked about, but its draw counts, unless one before it is open: then
+    its own turn has not come.
     """
-    found, review = {}, review_of(view)
+    found, review, is_open = {}, review_of(view), False
     for number, item in enumerate(questions.items[: max(done, default=-1) + 1]):
         right = item["verdict"] == "right"
         if not item["verdict"]:
-            known = questions.known(view, number, review)
+            known = None if is_open else questions.known(view, number, review)
+            is_open = is_open or known is None
             if known is None:
                 continue
             right = known == item["class"]
@@ -70,7 +74,16 @@ def _draws(questions: Questions, view: StoreView, done: Sequence[int]) -> dict[i
 
 
 def _row(questions: Questions, done: Sequence[int], draws: dict[int, tuple[float, bool]], total: int) -> dict[str, Any]:
-    items = [questions.items[number] for number in done]
+    row = _brought([questions.items[number] for number in done])
+    asked, last = set(done), max(done, default=-1)
+    before = _share([d for n, d in draws.items() if n in asked or (n < last and not questions.items[n]["verdict"])])
+    left = total - row["ignored"]
+    # What was corrected is known, not estimated: it moves the interval as a whole.
+    after = [min(1.0, (share * total + row["corrected"]) / left) for share in before] if left else list(before)
+    return {**row, "before": [round(v, 5) for v in before], "after": [round(v, 5) for v in after]}
+
+
+def _brought(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     pixels = {"labelled": 0, "corrected": 0, "ignored": 0}
     for item in items:
         if item["answer"] == MIXED:
@@ -78,13 +91,7 @@ def _row(questions: Questions, done: Sequence[int], draws: dict[int, tuple[float
         elif item["answer"] != UNSURE:
             pixels["labelled"] += item["pixels"]
             pixels["corrected"] += _corrected(item)
-    asked, last = set(done), max(done, default=-1)
-    before = _share([d for n, d in draws.items() if n in asked or (n < last and not questions.items[n]["verdict"])])
-    left = total - pixels["ignored"]
-    # What was corrected is known, not estimated: it moves the interval as a whole.
-    after = [min(1.0, (share * total + pixels["corrected"]) / left) for share in before] if left else list(before)
-    row = {"answers": len(items), "minutes": round(_seconds(items) / 60, 1), **pixels}
-    return {**row, "before": [round(v, 5) for v in before], "after": [round(v, 5) for v in after]}
+    return {"answers": len(items), "minutes": round(sum(_seconds(items)) / 60, 1), **pixels}
 
 
 def _corrected(item: dict[str, Any]) -> int:
@@ -92,9 +99,16 @@ def _corrected(item: dict[str, Any]) -> int:
     return int(item["pixels"]) if item["verdict"] == "wrong" and item["answer"] != MIXED else 0
 
 
-def _seconds(items: Sequence[dict[str, Any]]) -> float:
-    times = [datetime.fromisoformat(item["when"]) for item in items]
-    return sum(min((after - before).total_seconds(), _PAUSE) for before, after in pairwise(times))
+def _seconds(items: Sequence[dict[str, Any]]) -> list[float]:
+    """Seconds from each answer of a person to the next one of the same person."""
+    found: list[float] = []
+    before: dict[str, datetime] = {}
+    for item in items:
+        who, when = item.get("who", ""), datetime.fromisoformat(item["when"])
+        if who in before:
+            found.append(min((when - before[who]).total_seconds(), _PAUSE))
+        before[who] = when
+    return found
 
 
 def _share(draws: Sequence[tuple[float, bool]]) -> Interval:
@@ -123,7 +137,7 @@ def _forecast(last: Sequence[dict[str, Any]], after: Sequence[float], total: int
     careful = [*gains, float(np.mean([item["pixels"] for item in last]))]
     error = float(np.std(careful, ddof=1)) * math.sqrt(_NEXT + _NEXT**2 / len(last))
     width, value = float(stdtrit(len(last) - 1, 0.975)) * error, _NEXT * float(gains.mean())
-    seconds = _seconds(last) / (len(last) - 1)
+    seconds = float(np.mean(_seconds(last) or [_USUAL]))
     seconds = seconds if seconds >= _FASTEST else _USUAL
     minutes = _NEXT * seconds / 60
     points = [round(100 * max(0.0, pixels) / total, 4) for pixels in (value, value - width, value + width)]

@@ -30,6 +30,7 @@ from pipeline.review.view import StoreView
 
 MAX_BUDGET = 20_000
 CELLS = 20
+ROUND = 25  # questions that are asked in any order; it is short because the price counts draws in their order
 MIXED, UNSURE, RIGHT = "mixed", "unsure", "right"
 
 
@@ -57,7 +58,7 @@ class Questions(SpotCheck):
 
     KIND, SCHEMA = "questions", _Questions
     FORMAT, VERSION = "hmsa-region-questions", 1
-    WHAT, ANEW = "questions", "ask anew"
+    WHAT, ANEW = "set of questions", "ask anew"
 
     @classmethod
     def draw(cls, view: StoreView, *, budget: int, seed: int = 0, aim: Sequence[str] = ()) -> Questions:
@@ -83,11 +84,21 @@ class Questions(SpotCheck):
         body = {"format": cls.FORMAT, "version": cls.VERSION, "store": view.digest, "seed": seed, "aim": sorted(aim)}
         return cls({"id": digest([body, budget])[:16], **body, "items": items})
 
-    def open(self, view: StoreView, first: int = 0) -> Iterator[int]:
-        """Questions, from the number `first` on, without an answer whose pixel nobody has corrected."""
+    def open(self, view: StoreView, who: str = "", begin: int | None = None) -> Iterator[int]:
+        """Questions without an answer whose pixel nobody has corrected.
+
+        Each person has an order of their own inside of every ROUND questions, so that people who answer at the same
+        time seldom see the same one. It begins at the question `begin`; those before it come last.
+        """
+        numbers = np.arange(len(self.items))
+        if who:
+            rng = np.random.default_rng(list(who.encode()))
+            numbers = numbers[np.lexsort((rng.random(len(numbers)), numbers // ROUND))]
+        order = numbers.tolist()
+        first = 0 if begin is None else order.index(begin)
         review = review_of(view)
-        for number, item in enumerate(self.items[first:], first):
-            if item["verdict"] is None and self.known(view, number, review) is None:
+        for number in (*order[first:], *order[:first]):
+            if self.items[number]["verdict"] is None and self.known(view, number, review) is None:
                 yield number
 
     def known(self, view: StoreView, number: int, review: ReviewFile) -> int | None:
@@ -100,12 +111,26 @@ class Questions(SpotCheck):
         said = int(reviewed(marks, row["height"], row["width"], view.classes)[1][place["y"], place["x"]])
         return None if said == UNTOUCHED else said
 
+    def upcoming(self, view: StoreView, who: str, begin: int | None, count: int) -> list[int]:
+        """The first open questions, of different regions: they may be shown before the first of them is answered."""
+        found: dict[tuple[str, int, int, int], int] = {}
+        for number in self.open(view, who, begin):
+            item, (x, y, _) = self.located(view, number), self._cell(view, number)
+            found.setdefault((item["name"], item["class"], x, y), number)
+            if len(found) == count:
+                break
+        return list(found.values())
+
+    def _cell(self, view: StoreView, number: int) -> tuple[int, int, int]:
+        """Left upper corner and side of the cell of the grid that a question lies in."""
+        item = self.located(view, number)
+        side = max(1, round(view.info(item["name"])["width"] / CELLS))
+        return item["x"] // side * side, item["y"] // side * side, side
+
     def region(self, view: StoreView, number: int) -> Region:
         """The region of a question."""
-        item = self.located(view, number)
+        item, (x, y, size) = self.located(view, number), self._cell(view, number)
         label = view.read(item["name"])[0]
-        size = max(1, round(label.shape[1] / CELLS))
-        x, y = item["x"] // size * size, item["y"] // size * size
         of_class = (label[y : y + size, x : x + size] == item["class"]).astype(np.uint8)
         parts = cv2.connectedComponents(of_class, connectivity=4)[1]
         return Region(x, y, np.asarray(parts == parts[item["y"] - y, item["x"] - x]))
@@ -119,12 +144,28 @@ class Questions(SpotCheck):
         review = review_of(view)
         if item.get("mark"):
             _withdraw(review, item)
-        region, when = self.region(view, number), datetime.now(UTC).isoformat(timespec="seconds")
+        region, when = self.region(view, number), datetime.now(UTC).isoformat(timespec="milliseconds")
         if value != UNTOUCHED:
             item["mark"] = _correct(review, view, item["name"], region, value, who, when)
         is_right = value == item["class"]
         item["verdict"] = UNSURE if said == UNSURE else "right" if is_right else "wrong"
         item |= {"answer": said, "who": who, "when": when, "pixels": int(region.mask.sum())}
+
+    def last_of(self, who: str = "") -> int:
+        """The question that a person answered last; InputError where no answer of theirs is left."""
+        mine = [n for n, item in enumerate(self.items) if item["verdict"] and item.get("who", "") == who]
+        if not mine:
+            raise InputError(f"no answer{' of ' * bool(who)}{who} to these questions is left to undo")
+        return max(mine, key=lambda n: str(self.items[n]["when"]))
+
+    def undo(self, view: StoreView, number: int) -> None:
+        """Withdraw an answer and its correction."""
+        item = self.items[number]
+        if item.get("mark"):
+            _withdraw(review_of(view), item)
+        for key in ("answer", "who", "when", "pixels"):
+            item.pop(key, None)
+        item["verdict"] = None
 
 
 def review_of(view: StoreView) -> ReviewFile:
@@ -162,7 +203,7 @@ def _shares(view: StoreView, aim: Sequence[int]) -> NDArray[np.float64]:
         wanted = np.zeros_like(counts)
         wanted[:, aim] = _evened(counts[:, aim], 0)
         if not wanted.any():
-            raise ConfigError("no label is of the classes of --aim: there is nothing to ask about")
+            raise ConfigError("no label is of these classes: there is nothing to ask about")
         mixed = (mixed + wanted / wanted.sum()) / 2
     return np.asarray(mixed / mixed.sum())
 

@@ -39,6 +39,15 @@ def draw_question(view: StoreView, name: str, region: Region, path: Path) -> Non
     write_bytes(path, png_bytes(np.concatenate(padded, axis=1)))
 
 
+def outline(region: Region) -> str:
+    """The edges of a region's pixels as an SVG path in pixels of the label map, for the page."""
+    inside = np.pad(region.mask, 1)
+    rows, columns = (np.argwhere(np.diff(inside, axis=axis)) for axis in (0, 1))
+    across = (f"M{region.x + x - 1} {region.y + y}h1" for y, x in rows)
+    down = (f"M{region.x + x} {region.y + y - 1}v1" for y, x in columns)
+    return "".join((*across, *down))
+
+
 def _outlined(image: NDArray[np.generic], mask: NDArray[np.generic]) -> NDArray[np.uint8]:
     contours, _ = cv2.findContours(np.asarray(mask, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return np.asarray(cv2.drawContours(np.array(image, np.uint8), contours, -1, _OUTLINE, 1))

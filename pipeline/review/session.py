@@ -1,4 +1,4 @@
-"""State of one `autolabel serve`: stores, policies, review file, audit, and the answers that the page needs."""
+"""State of one `autolabel serve`: stores, policies, review file, spot checks, and the answers that the page needs."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ from pipeline.review.precision import (
     load_policy,
     workspace_around,
 )
+from pipeline.review.price import price
+from pipeline.review.questions import Questions
+from pipeline.review.region_picture import outline
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Cuts, parse_cuts, to_policy
 from pipeline.review.view import StoreView
@@ -84,6 +87,7 @@ class Session:
         self.review = ReviewFile(store, self.view.image_digests, labels)
         self.audits = SpotFile(Audit, self.view)
         self.certificates = SpotFile(Certificate, self.view)
+        self.questions = SpotFile(Questions, self.view)
         self._start_policy = policy if policy is not None else evidence
         self._write = threading.Lock()
 
@@ -253,6 +257,55 @@ class Session:
             "pays": certificate.pays(self.view, self.cuts().codes),
             "more": certificate.more(),
             "overall": None,
+        }
+
+    def asked(self) -> dict[str, Any]:
+        """The questions of this store as the page shows them under "current", and why existing ones are void."""
+        found, why = self.questions.usable()
+        return {"current": None if found is None else self._asked(found), "void": why}
+
+    def draw_questions(self, *, budget: int, classes: list[str], after: str) -> dict[str, Any]:
+        """Draw new questions that take the place of those with the id `after` ("" = none).
+
+        Where another person was first, this person goes on with theirs.
+        """
+        found = self.questions.current
+        if found is None or found.id == after:
+            seed = 1 + max((one.value["seed"] for one in self.questions.every()), default=-1)
+            found = self.questions.start(Questions.draw(self.view, budget=budget, seed=seed, aim=classes))
+        return self._asked(found)
+
+    def question(self, check_id: str, number: int) -> dict[str, Any]:
+        """A question with its region's place and outline, in pixels of the label map."""
+        found = self.questions.current
+        if found is None or found.id != check_id:
+            raise InputError("no such set of questions is under way", hint="open the questions anew to go on")
+        item = found.located(self.view, number)
+        row, region = self.view.info(item["name"]), found.region(self.view, number)
+        height, width = region.mask.shape
+        box = {"x": region.x, "y": region.y, "width": width, "height": height}
+        size = {"width": row["width"], "height": row["height"]}
+        return {**{key: item[key] for key in ("name", "class")}, "size": size, "box": box, "outline": outline(region)}
+
+    def answer_question(self, check_id: str, number: int, verdict: str) -> dict[str, Any]:
+        """Record an answer; return what all answers brought and which questions come next."""
+        return self._asked(self.questions.answer(check_id, number, verdict, self.reviewer), number)
+
+    def undo_question(self, check_id: str) -> dict[str, Any]:
+        """Withdraw the reviewer's last answer; its question comes next."""
+        found = self.questions.current
+        number = 0 if found is None else found.last_of(self.reviewer)
+        return self._asked(self.questions.change(check_id, lambda check: check.undo(self.view, number)), number)
+
+    def _asked(self, questions: Questions, begin: int | None = None) -> dict[str, Any]:
+        return {
+            "id": questions.id,
+            "file": str(self.questions.path),
+            "who": self.reviewer,
+            "aim": questions.value["aim"],
+            "total": len(questions.items),
+            "next": questions.upcoming(self.view, self.reviewer, begin, 3),
+            **price(questions, self.view),
         }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, get_args
@@ -69,9 +69,9 @@ class SpotCheck:
 
     KIND: ClassVar[str]  # the file is STORE.KIND.json
     SCHEMA: ClassVar[type[Strict]]
-    FORMAT: ClassVar[str]  # this and what follows: of a kind that is read by `load` below
+    FORMAT: ClassVar[str]  # this and VERSION, ANEW: of a kind that is read by `load` below
     VERSION: ClassVar[int]
-    WHAT: ClassVar[str]  # for messages
+    WHAT: ClassVar[str]  # for messages, of every kind
     ANEW: ClassVar[str]
 
     def __init__(self, value: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ class SpotCheck:
         """Read a file; raise an IntegrityError if it is damaged or of another version."""
         value = read_json(path)
         if value.get("format") != cls.FORMAT or value.get("version") != cls.VERSION:
-            raise IntegrityError(f"{path}: not {cls.WHAT} of version {cls.VERSION}")
+            raise IntegrityError(f"{path}: no {cls.WHAT} of version {cls.VERSION}")
         if wrong := cls.damage(value):
             raise IntegrityError(f"{path}: damaged: {wrong}", hint=f"restore it, or move it away and {cls.ANEW}")
         return cls(value)
@@ -136,7 +136,7 @@ class SpotCheck:
             InputError: no such item. IntegrityError: the image's maps do not agree with its histogram.
         """
         if not 0 <= number < len(self.items):
-            raise InputError(f"item {number}: this {self.KIND} has {len(self.items)}")
+            raise InputError(f"item {number}: this {self.WHAT} has {len(self.items)}")
         found = self.items[number]
         if "code" not in found:
             found.update(pixel(view, found["name"], found["class"], self.low(found), found["rank"]))
@@ -187,7 +187,7 @@ class SpotFile(Generic[Kind]):
     """The spot check of one kind next to a store, with the answers of all servers.
 
     Args:
-        kind: `Audit` or `Certificate`.
+        kind: `Audit`, `Certificate` or `Questions`.
         view: the store.
         path: the file; default: next to the store.
     """
@@ -235,7 +235,7 @@ class SpotFile(Generic[Kind]):
             return None, f"does not count: {error.message}"
         if kept is None or kept.is_of(self._view):
             return kept, ""
-        return None, f"void: the store has changed since this {self._kind.KIND} was drawn"
+        return None, f"void: the store has changed since this {self._kind.WHAT} was drawn"
 
     def start(self, check: Kind) -> Kind:
         """Store a new check, or continue the same draw; answers of another draw go to another file, never lost."""
@@ -252,21 +252,24 @@ class SpotFile(Generic[Kind]):
             return kept
 
     def answer(self, check_id: str, number: int, verdict: str, who: str = "") -> Kind:
-        """Record an answer, draw on, and rewrite the file; an answer that could not be written does not count.
+        """Record an answer; as `change`."""
+        return self.change(check_id, lambda check: check.answer(self._view, number, verdict, who))
+
+    def change(self, check_id: str, change: Callable[[Kind], object]) -> Kind:
+        """Change the answers, draw on, and rewrite the file; a change that could not be written does not count.
 
         Raises:
             InputError: the check of the file is of other labels, or another one was begun.
         """
         with self._alone():
             self._view.check_current()
-            kept = self.current
+            kept, what = self.current, self._kind.WHAT
             if kept is None:
-                raise InputError(f"no {self._kind.KIND} {check_id!r} is under way", hint="draw a new one")
+                raise InputError(f"no {what} {check_id!r} is under way", hint="draw a new one")
             if kept.id != check_id:
-                hint = f"open the {self._kind.KIND} anew to go on"
-                raise InputError(f"{self.path}: another {self._kind.KIND} was drawn since", hint=hint)
+                raise InputError(f"{self.path}: another {what} was drawn since", hint=f"open the {what} anew to go on")
             self._seen = None
-            kept.answer(self._view, number, verdict, who)
+            change(kept)
             self._save(kept)
             return kept
 
@@ -279,7 +282,7 @@ class SpotFile(Generic[Kind]):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        what = f"{self._kind.KIND} {self.path}"
+        what = f"{self._kind.WHAT} {self.path}"
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), what=what, wait_s=10.0)
         with self._lock, saving(self.path), lock:
             yield

@@ -138,7 +138,7 @@ class Page:
 @contextlib.contextmanager
 def serving(*args: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A running `autolabel serve`: its address and process."""
-    command = [sys.executable, "-m", "pipeline.cli.main", "serve", *args, "--port", str(port), "--reviewer", "kim"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "serve", "--reviewer", "kim", *args, "--port", str(port)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as server:

@@ -1,6 +1,7 @@
 // Starts the page: store, address, parts, keyboard.
 
 import { api } from "./api.js";
+import { openAsk, startAsk } from "./ask.js";
 import { startAudit, openAudit } from "./audit.js";
 import { startClasses, useStats } from "./classes.js";
 import { parseThreshold } from "./cuts.js";
@@ -137,6 +138,7 @@ function registerKeys() {
     { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },
     { keys: ["Enter"], show: "Enter", text: "close the region", run: closeRegion },
     { keys: ["u"], show: "u", text: "click audit", run: () => byId("open-audit").click() },
+    { keys: ["q"], show: "q", text: "questions about regions", run: () => byId("open-ask").click() },
   ]);
   keyGroup("Threshold", [
     { keys: ["["], show: "[", text: "one edge lower", run: () => nudge(-1) },
@@ -177,7 +179,8 @@ function wire() {
   byId("next").addEventListener("click", () => go(1));
   for (const verdict of ["accept", "flag"]) byId(verdict).addEventListener("click", () => markAndGo(verdict));
   byId("open-audit").addEventListener("click", openAudit);
-  byId("open-audit").disabled = store.kind !== "raw";
+  byId("open-ask").addEventListener("click", openAsk);
+  for (const id of ["open-audit", "open-ask"]) byId(id).disabled = store.kind !== "raw";
   byId("open-help").addEventListener("click", () => byId("help").showModal());
   byId("retry").addEventListener("click", () => show(state.image));
   byId("copy-link").addEventListener("click", async () => {
@@ -214,6 +217,7 @@ async function start() {
   startWeights();
   startReview(() => refresh({ keepTiles: true }));
   startAudit(store, askStats);
+  startAsk(store, () => { refresh({ keepTiles: true }); show(state.image); });
   describeStore();
   followScene();
   registerKeys();

@@ -2,6 +2,7 @@
 // evidence for the precision of each class.
 
 import { api } from "./api.js";
+import { corner, drawCrop, judgingKeys, pictureOf } from "./closeup.js";
 import { byId, fill, h, percent, setText } from "./dom.js";
 import { loadPlanes, prefetch } from "./loader.js";
 import { coloursOf, css } from "./palette.js";
@@ -64,23 +65,6 @@ function drawMask(planes, item, canvas, left, top, size) {
   context.putImageData(image, 0, 0);
 }
 
-async function pictureOf(name) {
-  const picture = new Image();
-  picture.src = api.url("picture", { name });
-  await picture.decode();
-  return picture;
-}
-
-function drawCrop(canvas, picture, planes, left, top, size) {
-  const context = canvas.getContext("2d");
-  [canvas.width, canvas.height] = [size, size];
-  context.fillStyle = "#222";
-  context.fillRect(0, 0, size, size);
-  if (!picture) return;
-  const scale = picture.naturalWidth / planes.width;
-  context.drawImage(picture, left * scale, top * scale, size * scale, size * scale, 0, 0, size, size);
-}
-
 /** Position of an item's pixel, asked of the server once. */
 function locate(number) {
   const item = audit.items[number];
@@ -115,12 +99,11 @@ async function showItem() {
     setText(byId("audit-where"), `${item.name} · ${item.x}, ${item.y}`);
     const [planes, picture] = await Promise.all([loadPlanes(item.name), store.hasPictures ? pictureOf(item.name).catch(() => null) : null]);
     if (mine !== turn) return;
-    // The window stays inside the picture; near its edge the mark moves instead.
-    const inside = (at, length) => Math.max(Math.min(0, (length - size) / 2), Math.min(Math.round(at - size / 2), length - size));
-    const [left, top] = [inside(item.x, planes.width), inside(item.y, planes.height)].map(Math.round);
+    // Near the picture's edge the mark moves instead of the window.
+    const [left, top] = [corner(item.x, size, planes.width), corner(item.y, size, planes.height)];
     byId("audit-cross").style.setProperty("--x", `${(100 * (item.x + 0.5 - left)) / size}%`);
     byId("audit-cross").style.setProperty("--y", `${(100 * (item.y + 0.5 - top)) / size}%`);
-    drawCrop(byId("audit-close"), picture, planes, left, top, size);
+    drawCrop(byId("audit-close"), picture, planes.width, { left, top, width: size, height: size });
     [byId("audit-mask").width, byId("audit-mask").height] = [size, size];
     drawMask(planes, item, byId("audit-mask"), left, top, size);
     const wide = byId("audit-wide");
@@ -233,14 +216,12 @@ function open(found) {
 const KEYS = { ArrowRight: "right", j: "right", 1: "right", ArrowLeft: "wrong", k: "wrong", 2: "wrong", ArrowDown: "unsure", l: "unsure", 3: "unsure" };
 
 function key(event) {
-  if (!dialog.open || byId("audit-run").hidden || event.target.closest("input, select")) return;
-  if (event.ctrlKey || event.metaKey || event.altKey) return; // a shortcut of the browser
   if (KEYS[event.key]) {
     if (!event.repeat) answer(KEYS[event.key]);
   } else if (event.key === "Backspace" || event.key === "ArrowUp") back();
   else if (event.key === " ") byId("audit-mask").classList.toggle("off", (maskShown = !maskShown) === false);
-  else return;
-  event.preventDefault();
+  else return false;
+  return true;
 }
 
 /** Open the audit: the one under way, or the form for a new one. */
@@ -269,7 +250,7 @@ export function startAudit(data, onFinished) {
   finished = onFinished;
   byId("audit-form").addEventListener("submit", begin);
   byId("certificate-form").addEventListener("submit", certify);
-  document.addEventListener("keydown", key); // the focus may be on a part that was just hidden
+  judgingKeys(dialog, byId("audit-run"), key);
   dialog.addEventListener("close", () => { turn += 1; if (audit) finished(); });
   for (const verdict of ["right", "wrong", "unsure"]) byId(`audit-${verdict}`).addEventListener("click", () => answer(verdict));
   byId("audit-back").addEventListener("click", back);

@@ -60,7 +60,18 @@ def test_writing_needs_the_token_and_json(client: AsgiClient, scenes: Scenes) ->
 
 
 def test_every_write_is_refused_without_the_token(client: AsgiClient) -> None:
-    for path in ("review", "policy", "audit", "audit/answer", "weights", "certificate", "certificate/answer"):
+    for path in (
+        "review",
+        "policy",
+        "audit",
+        "audit/answer",
+        "weights",
+        "certificate",
+        "certificate/answer",
+        "questions",
+        "questions/answer",
+        "questions/undo",
+    ):
         assert client.post(f"/api/{path}", {}, {"X-Autolabel-Token": "x"}).status == 403, path
         for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"):
             assert client.request(method, f"/api/{path}").status == 405, (method, path)
@@ -73,10 +84,10 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def test_no_get_writes_anything(client: AsgiClient, own_scenes: Scenes) -> None:
     before = snapshot(own_scenes.store.parent)
     name = own_scenes.names[0]
-    gets = "/ /static/app.js /api/store /api/stats /api/review /api/audit /api/policy /api/audit/answer"
+    gets = "/ /static/app.js /api/store /api/stats /api/review /api/audit /api/policy /api/audit/answer /api/questions"
     for path in _words(gets):
         client.get(path)
-    for path in ("image", "plane", "mini", "thumb", "picture", "weights", "weight", "audit/item"):
+    for path in ("image", "plane", "mini", "thumb", "picture", "weights", "weight", "audit/item", "questions/item"):
         client.get(f"/api/{path}", name=name, verdict="flag", plane="human")
     for sort in ("name", "coverage", "conflict", "uncertain", "drop:0.8:0.95"):
         assert client.get("/api/images", sort=sort).status == 200
