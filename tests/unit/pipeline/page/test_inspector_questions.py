@@ -125,10 +125,7 @@ def test_questions_go_on_where_they_were_left_until_none_is_open_and_more_are_ne
 
 
 def test_the_page_and_the_terminal_tell_one_price(
-    client: AsgiClient,
-    own_scenes: Scenes,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    client: AsgiClient, own_scenes: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = drawn(client, 40)
     for _ in range(30):
