@@ -152,6 +152,8 @@ def _print(brought: dict[str, Any], left: int, out: Path) -> None:
         sys.stdout.write("".join(f"{row[head]:>12,}" for head in heads) + "".join(f"{end:>22}" for end in ends) + "\n")
     sys.stdout.write("(pixels; labels that are right before and after corrections, 95 % interval)\n")
     last = brought["last"]
-    sys.stdout.write("the last {answers}: {minutes} min, {labelled:,} labelled, {corrected:,} corrected\n".format(**last))
+    sys.stdout.write(
+        "the last {answers}: {minutes} min, {labelled:,} labelled, {corrected:,} corrected\n".format(**last)
+    )
     sys.stdout.write(f"{brought['words']}\n{left} questions are open\n{out}\n")
     sys.stdout.write("now run pseudo-label: the answers win over its labels\n")

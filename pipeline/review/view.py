@@ -102,10 +102,14 @@ class StoreView:
             table = self.statistics.images
         return {n: table[n][row].as_py() for n in ("city", "image_path", "coarse_path", "height", "width")}
 
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return LabelStore(self.path, self.manifest).pictures()
+
     def image_digests(self) -> dict[str, str]:
-        """SHA-256 of each image's file."""
+        """SHA-256 of each image's file, read at first use."""
         with self._lock:
-            return LabelStore(self.path, self.manifest).pictures()
+            return self._digests
 
     def is_served(self, name: str) -> bool:
         """Whether the image's shard passed the checks at opening."""

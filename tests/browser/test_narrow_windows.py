@@ -46,6 +46,13 @@ def test_the_page_fits_and_no_image_of_the_list_hides_another(page: Page, resize
     page.find("#audit-per-class").send_keys(Keys.ENTER)
     page.until(lambda: page.find("#audit-close").get_attribute("data-item") == "0")
     in_reach(page, width, "#audit-wrong", "#audit-right", "#audit-back")
+    page.keys(Keys.ESCAPE, "q")
+    page.until(lambda: page.find("#ask-form").is_displayed() or page.find("#ask-run").get_attribute("data-item"))
+    if page.find("#ask-form").is_displayed():
+        in_reach(page, width, "#ask-aim", "#ask-start")
+        page.find("#ask-budget").send_keys(Keys.ENTER)
+    page.until(lambda: page.find("#ask-run").get_attribute("data-item"))
+    in_reach(page, width, "#ask-right", "#ask-unsure", "#ask-close", "#ask-classes", "#ask-undo")
     page.keys(Keys.ESCAPE)
 
 

@@ -60,7 +60,12 @@ def answered(page: Page, most: int, said: dict[int, str]) -> int:
             break
         name = page.text("#ask-class")
         other = "wall" if name != "wall" else "pole"
-        keys = {0: (class_key(page, other), other), 4: ("m", "mixed"), 7: ("x", "unsure"), 8: (class_key(page, name), name)}
+        keys = {
+            0: (class_key(page, other), other),
+            4: ("m", "mixed"),
+            7: ("x", "unsure"),
+            8: (class_key(page, name), name),
+        }
         key, said[number] = keys.get(turn % 10, (Keys.ENTER, name))
         page.keys(key)
         number, last = shown(page, but=number), number

@@ -98,6 +98,7 @@ async function showNext() {
   at = queue[0] ?? null;
   failed = false;
   run.dataset.item = "";
+  if (!dialog.open) return undefined;
   const isDone = at === null && sent.size === 0;
   byId("ask-done").hidden = !isDone;
   byId("ask-work").hidden = isDone;
@@ -223,15 +224,17 @@ function key(event) {
 
 /** Open the questions: the next of those under way, else the form for new ones. */
 export async function openAsk() {
+  byId("ask-setup").hidden = run.hidden = true;
   dialog.showModal();
-  setup();
   try {
     const { current, void: reason } = await api.json("questions");
     byId("ask-void").hidden = !reason;
     setText(byId("ask-void"), reason && `${reason}. Answers given before stay labels.`);
     asked = current;
     if (current?.next.length) open(current);
+    else setup();
   } catch (error) {
+    setup();
     report(error);
   }
 }
@@ -255,5 +258,6 @@ export function startAsk(data, onFinished) {
   byId("ask-budget").addEventListener("input", estimate);
   estimate();
   judgingKeys(dialog, run, key);
+  window.addEventListener("resize", () => { if (dialog.open && run.dataset.item) draw(); });
   dialog.addEventListener("close", () => { at = null; if (asked) finished(); });
 }
