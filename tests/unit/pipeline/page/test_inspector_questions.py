@@ -19,7 +19,6 @@ from pipeline.review.view import StoreView
 from tests.support.asgi import AsgiClient, client_of
 from tests.support.label_scenes import Scenes, make_scenes
 
-
 PRICE = ("price", "last", "next", "words")
 
 
