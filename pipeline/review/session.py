@@ -304,7 +304,7 @@ class Session:
             "who": self.reviewer,
             "aim": questions.value["aim"],
             "total": len(questions.items),
-            "next": questions.upcoming(self.view, self.reviewer, begin, 3),
+            "upcoming": questions.upcoming(self.view, self.reviewer, begin, 3),
             **price(questions, self.view),
         }
 

@@ -13,7 +13,7 @@ const ZOOM = 3; // canvas pixels of the close view for a pixel of the label map
 const SECONDS = 3; // of an answer, for the estimate
 const FREE = [..."abcdefghijklnopqrstvwyz0123456789"]; // m, x and u are taken
 let store = null;
-let asked = null; // what the server says: {id, who, total, next: [number, ...], price, last}
+let asked = null; // what the server says: {id, who, total, upcoming: [number, ...], price, last, words}
 let at = null; // the question on the screen
 let failed = false; // its image cannot be shown
 let queue = []; // questions that come next, the one on the screen first
@@ -128,7 +128,7 @@ function finish() {
 /** Take a reply: figures, and the questions that come next, without those answered here meanwhile. */
 function take(reply) {
   asked = reply;
-  queue = reply.next.filter((number) => !sent.has(number));
+  queue = reply.upcoming.filter((number) => !sent.has(number));
   progress();
 }
 
@@ -231,7 +231,7 @@ export async function openAsk() {
     byId("ask-void").hidden = !reason;
     setText(byId("ask-void"), reason && `${reason}. Answers given before stay labels.`);
     asked = current;
-    if (current?.next.length) open(current);
+    if (current?.upcoming.length) open(current);
     else setup();
   } catch (error) {
     setup();

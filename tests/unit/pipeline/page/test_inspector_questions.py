@@ -28,7 +28,7 @@ def drawn(client: AsgiClient, budget: int = 12, **more: Any) -> dict[str, Any]:
 
 
 def said(client: AsgiClient, asked: dict[str, Any], verdict: str, number: int | None = None) -> dict[str, Any]:
-    item = asked["next"][0] if number is None else number
+    item = asked["upcoming"][0] if number is None else number
     reply = client.post("/api/questions/answer", {"audit": asked["id"], "item": item, "verdict": verdict})
     assert reply.status == 200, reply.json()
     found: dict[str, Any] = reply.json()
@@ -47,7 +47,7 @@ def items_of(scenes: Scenes) -> list[dict[str, Any]]:
 
 def test_an_answer_labels_the_region_that_the_page_outlines(client: AsgiClient, own_scenes: Scenes) -> None:
     asked = drawn(client)
-    question = client.get("/api/questions/item", audit=asked["id"], item=asked["next"][0]).json()
+    question = client.get("/api/questions/item", audit=asked["id"], item=asked["upcoming"][0]).json()
     said(client, asked, "wall")
     labels = corrected(view := StoreView(own_scenes.store), question["name"])
     ys, xs = np.nonzero(labels == view.classes.index("wall"))
@@ -70,7 +70,7 @@ def test_undo_withdraws_the_persons_own_corrections_one_by_one_also_after_a_rest
     ada = Session(own_scenes.store, images=own_scenes.images, reviewer="ada")
     with client_of(kim) as first, client_of(ada) as second:
         asked = drawn(first)
-        numbers = asked["next"]
+        numbers = asked["upcoming"]
         for number, verdict in zip(numbers, ("wall", "mixed", "unsure"), strict=True):
             said(first, asked, verdict, number)
         other = next(n for n in range(12) if n not in numbers)
@@ -78,7 +78,7 @@ def test_undo_withdraws_the_persons_own_corrections_one_by_one_also_after_a_rest
     with client_of(Session(own_scenes.store, images=own_scenes.images, reviewer="kim")) as again:
         for left, number in zip((3, 2, 1), reversed(numbers), strict=True):
             reply = again.post("/api/questions/undo", {"audit": asked["id"]}).json()
-            assert (reply["price"][-1]["answers"], reply["next"][0]) == (left, number)
+            assert (reply["price"][-1]["answers"], reply["upcoming"][0]) == (left, number)
         last = again.post("/api/questions/undo", {"audit": asked["id"]})
         assert (last.status, last.json()["message"]) == (404, "no answer of kim to these questions is left to undo")
     view = StoreView(own_scenes.store)
@@ -94,7 +94,7 @@ def test_two_servers_add_their_answers_up_and_share_a_draw(own_scenes: Scenes) -
     ):
         first, second = drawn(one, 20), drawn(two, 30)
         assert (first["id"], first["total"]) == (second["id"], 20)  # who came second goes on with the first's
-        assert first["next"][0] != second["next"][0], "they meet late"
+        assert first["upcoming"][0] != second["upcoming"][0], "they meet late"
         for _ in range(4):
             first = said(one, first, "right")
             second = said(two, second, "unsure")
@@ -112,13 +112,13 @@ def test_questions_go_on_where_they_were_left_until_none_is_open_and_more_are_ne
         asked = said(client, drawn(client, 6, classes=["pole"]), "right")
     with client_of(Session(own_scenes.store, reviewer="kim")) as client:
         resumed = client.get("/api/questions").json()["current"]
-        assert (resumed["id"], resumed["next"][0], resumed["aim"]) == (asked["id"], asked["next"][0], ["pole"])
-        while resumed["next"]:
+        assert (resumed["id"], resumed["upcoming"][0], resumed["aim"]) == (asked["id"], asked["upcoming"][0], ["pole"])
+        while resumed["upcoming"]:
             resumed = said(client, resumed, "mixed")
         more = drawn(client, 6, classes=["pole"], after=resumed["id"])
         assert more["id"] != resumed["id"]
         assert more["price"][-1]["answers"] == 0
-        assert more["next"]
+        assert more["upcoming"]
         kept = own_scenes.store.with_name(f"raw.questions-{resumed['id']}.json")
         assert sum(item["verdict"] is not None for item in json.loads(kept.read_text())["items"]) > 1
 
@@ -147,7 +147,7 @@ def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_s
         shutil.rmtree(own_scenes.store)
         made = make_scenes(tmp_path / "new", size=(256, 128), teacher_seed=1)
         shutil.copytree(made.store, own_scenes.store)
-        for path, body in (("answer", {"item": asked["next"][0], "verdict": "right"}), ("undo", {})):
+        for path, body in (("answer", {"item": asked["upcoming"][0], "verdict": "right"}), ("undo", {})):
             reply = client.post(f"/api/questions/{path}", {"audit": asked["id"], **body})
             assert reply.status == 409
             assert "made anew since this server opened it" in reply.json()["message"]
