@@ -11,6 +11,10 @@ export function toast(message, { kind = "", hint = "", action = null } = {}) {
   if (action) note.append(action);
   note.append(h("button.ghost", { type: "button", "aria-label": "dismiss", onclick: () => note.remove() }, icon("close")));
   byId("toasts").append(note);
+  if (document.querySelector("dialog[open]")) { // above the dialog, the last one to be shown
+    byId("toasts").hidePopover();
+    byId("toasts").showPopover();
+  }
   while (byId("toasts").childElementCount > 3) byId("toasts").firstChild.remove();
   setTimeout(() => note.remove(), kind === "bad" ? 9000 : 3500);
 }
