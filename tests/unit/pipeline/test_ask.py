@@ -165,14 +165,25 @@ def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong(own: Sc
 def test_minutes_are_those_of_each_person_and_the_last_answers_have_a_row(own: Scenes) -> None:
     said = [("kim", 0), ("ada", 10), ("kim", 20), ("ada", 40)]  # 20 s of kim, 30 s of ada
     items = [
-        {"verdict": "right", "answer": "road", "pixels": 10, "share": 1e-6, "who": who, "when": f"2026-11-01T10:00:{s:02}+00:00"}
+        {
+            "verdict": "right",
+            "answer": "road",
+            "pixels": 10,
+            "share": 1e-6,
+            "who": who,
+            "when": f"2026-11-01T10:00:{s:02}+00:00",
+        }
         for who, s in said
     ]
     found = price(Questions({"items": items}), StoreView(own.store))
     assert found["price"][-1]["minutes"] == found["last"]["minutes"] == 0.8
     many = [items[0] | {"when": f"2026-11-01T10:{i:02}:00+00:00", "verdict": "wrong"} for i in range(30)]
     assert price(Questions({"items": many}), StoreView(own.store))["last"] == {
-        "answers": 25, "minutes": 24.0, "labelled": 250, "corrected": 250, "ignored": 0
+        "answers": 25,
+        "minutes": 24.0,
+        "labelled": 250,
+        "corrected": 250,
+        "ignored": 0,
     }
 
 
