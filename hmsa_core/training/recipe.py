@@ -254,22 +254,44 @@ def _measure(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dic
 
 
 def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -> float:
-    """Seconds of the fastest of a few forward and backward passes on noise."""
-    config = spec.config
-    height, width = (min(side, most) for side, most in zip(config.crop, _CROP, strict=True))
+    """Seconds of a pass at a size that takes little time."""
+    height, width = (min(side, most) for side, most in zip(spec.config.crop, _CROP, strict=True))
+    return seconds_a_pass(spec.config, candidate, (_BATCH, height, width), budget=budget)
+
+
+def seconds_a_pass(
+    config: TrainConfig,
+    candidate: dict[str, Any],
+    shape: tuple[int, int, int],
+    *,
+    budget: float,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Seconds of the fastest of a few forward and backward passes on noise.
+
+    Args:
+        config: the network and its loss.
+        candidate: the precision, and whether tensors are channels_last.
+        shape: crops in the pass, height and width in pixels.
+        budget: seconds to spend; two passes at the least.
+        device: where it computes.
+    """
+    count, height, width = shape
     layout = torch.channels_last if candidate["channels_last"] else torch.contiguous_format
-    dtype = DTYPES[candidate["precision"]]
+    dtype, kind = DTYPES[candidate["precision"]], torch.device(device).type
     with torch.random.fork_rng():
-        model = build_fresh(config.model, num_classes=19).train()
+        model = build_fresh(config.model, num_classes=19).train().to(device)
         model.to(memory_format=layout)
-        images = torch.randn(_BATCH, 3, height, width).to(memory_format=layout)
-        labels = torch.randint(0, 19, (_BATCH, height, width))
+        images = torch.randn(count, 3, height, width).to(device, memory_format=layout)
+        labels = torch.randint(0, 19, (count, height, width)).to(device)
         found: list[float] = []
         end = time.perf_counter() + budget
         while len(found) < 2 or time.perf_counter() <= end:
             start = time.perf_counter()
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
                 output = model(images)
             torch.autograd.backward(training_loss(output, labels, config.loss).total)
+            if kind == "cuda":
+                torch.cuda.synchronize()
             found.append(time.perf_counter() - start)
     return min(found[1:])  # the first pass prepares kernels

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_plan(args: argparse.Namespace) -> int:
+    from pipeline.plan.duration import expected_seconds
     from pipeline.workspace.init import InitRequest, init_workspace
+    from pipeline.workspace.work import in_words
 
     for given in (args.images, args.labels, args.new, args.coarse):
         if given is not None and args.dir.resolve().is_relative_to(given.resolve()):
@@ -73,9 +75,23 @@ def _run_plan(args: argparse.Namespace) -> int:
             )
     plan = _plan(args)
     sys.stdout.write("".join(f"{line}\n" for line in plan.lines()))
+    sys.stdout.flush()
+    seconds = expected_seconds(plan)
+    sys.stdout.write(
+        f"time       about {in_words(seconds)} for `dvc repro` on this machine, by one step and one image\n"
+    )
     if args.dry_run:
         return 0
-    return _told(args, init_workspace(InitRequest(args.dir, "own", planned=plan.files())), "your own images")
+    files = plan.files()
+    is_new = init_workspace(InitRequest(args.dir, "own", planned=files))
+    status = _told(args, is_new, "your own images")
+    if changed := [name for name, text in files.items() if not _is_in(args.dir / name, text)]:
+        sys.stderr.write(f"not as in this plan: {', '.join(changed)}; edit there, or plan into another folder\n")
+    return status
+
+
+def _is_in(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text("utf-8") == text
 
 
 def _plan(args: argparse.Namespace) -> Plan:

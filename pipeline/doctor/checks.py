@@ -150,7 +150,10 @@ def _data(ws: Workspace) -> Iterator[Finding]:
             yield Finding(f"data {name}", "ok", str(path))
         except HmsaError as error:  # prepare stops at it
             hint = f" ({error.hint})" if error.hint and path.is_dir() else ""
-            yield Finding(f"data {name}", "broken", f"{error.message}{hint}", mend_of_root(ws, name))
+            classes = getattr(ws.params.data, name).classes
+            is_of_classes = bool(classes) and Path(classes).name in error.message
+            cure = f"correct {classes}" if is_of_classes else mend_of_root(ws, name)
+            yield Finding(f"data {name}", "broken", f"{error.message}{hint}", cure)
 
 
 def _devices(ws: Workspace, present: int) -> Iterator[Finding]:

@@ -34,7 +34,7 @@ from hmsa_core.data.plain import (
 )
 from hmsa_core.data.source import Deal, Role, SourceSpec
 from hmsa_core.io.errors import DecodeError, InputError
-from pipeline.plan.findings import Findings
+from pipeline.plan.findings import Findings, few
 from pipeline.plan.reading import Reading, with_source
 from pipeline.plan.values import Values, sampled
 
@@ -113,10 +113,10 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
     source = source.model_copy(update={"split_roles": fixed, "deal": deal})
     roles = Roles(source, found, deal_roles(found, source), how, table_text(known), step if deal.guard_frames else 0)
     if deal.frames:
-        roles.how += f", {deal.frames} frames dealt together"
+        roles.how += f", dealt in windows of {deal.frames} frame numbers"
     elif roles.blocks("calibrate") < _ENOUGH:
         roles.source = source.model_copy(update={"block": "run", "block_frames": _RUN})
-        roles.how += f", cut into runs of {_RUN} images: few are independent"
+        roles.how += f"; runs of {_RUN} images count as blocks, as there are few"
     _tell(roles, names, shows, reading, findings)
     return roles
 
@@ -181,11 +181,11 @@ def _grouped(reading: Reading) -> tuple[SourceSpec, dict[str, str], str]:
         count, is_whole = _sequences(places, regex)
         if is_whole and _ENOUGH <= count <= len(places) // 2:
             source = with_source(reading, block="sequence", pattern=regex).source
-            return source, {}, f"{count} sequences (what file names have {what})"
+            return source, {}, f"{count} sequences (by what file names have {what})"
     count, is_whole = _sequences(places, _DRIVE)
     if is_whole and count <= len(places) // 3:
         source = with_source(reading, block="run", pattern=_DRIVE).source
-        return source, {}, f"{count} sequences (what file names have before the last number)"
+        return source, {}, f"{count} sequences (by what file names have before the last number)"
     # Without a pattern the folder would be the sequence: few folders are no blocks.
     source = with_source(reading, block="sequence", pattern=_NO_SEQUENCE).source
     if groups := _by_time(reading):
@@ -363,7 +363,13 @@ def _tell(
         )
     if aside := roles.images("unlabelled", labelled=True):
         findings.note(
-            f"no image waits for labels: {len(aside)} labelled images take their place", "give yours with --new DIR"
+            f"no new images: {len(aside)} labelled ones take their place, and no training sees their labels",
+            "give images with --new DIR",
+        )
+    if near := [f.name for f in roles.images("guard") if not f.label]:
+        findings.note(
+            f"{len(near)} images without a label map are too near to images that judge, first {few(near)}",
+            "they are guards, which `dvc repro` does not label; `autolabel label` does",
         )
     if roles.source.split_roles:
         _check_leaks(roles, reading)

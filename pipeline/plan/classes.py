@@ -18,6 +18,7 @@ from pipeline.plan.values import MOST_CLASSES, Values, colour_of, packed
 _BLACK = 0
 _LEAST_KNOWN = 5  # colours of a public label set that name it by themselves
 _SHOWN = 6
+_MANY_MAPS, _HARDLY = 10, 0.001  # label maps; share of all pixels
 
 
 @dataclass
@@ -79,6 +80,11 @@ def find_classes(
     if void is None and (assumed := [value for value in classes.assumed if value in values.pixels]):
         text = f"{_listed(values, assumed)} is taken as unlabelled"
         findings.note(text, "--void none makes it a class, --void VALUE,VALUE names others")
+    if void is None and classes.by_colour and _BLACK in classes.names and _BLACK in values.pixels:
+        text = f"{_listed(values, [_BLACK])} is class {classes.names[_BLACK]}, as {classes.where} says"
+        findings.note(text, "--void 000000 makes it unlabelled")
+    if source is None and (odd := _odd(values, classes)):
+        findings.note(f"{_listed(values, odd)} in one label map alone", "correct the map, or say --void VALUE,VALUE")
     if len(classes.names) > MOST_CLASSES:
         raise InputError(
             f"{reading.source.labels}: {len(classes.names)} classes, a label is one byte: at most {MOST_CLASSES}",
@@ -91,6 +97,12 @@ def find_classes(
             hint="label a second class, or say with --void none that 0 and 255 are classes",
         )
     return classes
+
+
+def _odd(values: Values, classes: Classes) -> list[int]:
+    """Values without a name that hardly occur: what conversions and soft edges leave behind."""
+    enough = len(values.of_image) >= _MANY_MAPS
+    return [v for v in sorted(classes.names) if enough and values.maps[v] == 1 and values.share(v) < _HARDLY]
 
 
 def teachers_classes(given: str | None, teacher: str) -> Classes:
@@ -253,7 +265,9 @@ def _check_values(values: Values, classes: Classes, findings: Findings) -> None:
     if not values.pixels.keys() & classes.names.keys():
         raise InputError(
             f"the label maps hold void pixels alone: {_listed(values, sorted(values.pixels))}",
-            hint="give the folder of maps that people drew, or say with --void none that these values are classes",
+            hint=f"{classes.where} may be the names of other maps: --classes FILE|NAME gives others; or --void none"
+            if classes.void and not classes.assumed
+            else "give the folder of maps that people drew, or say with --void none that these values are classes",
         )
     empty = [image for image, shown in values.of_image.items() if not shown & classes.names.keys()]
     text = f"{len(empty)} label maps show no class, first {min(empty, default='')}"

@@ -36,6 +36,13 @@ _DATA_REASONS = {
     "split_roles": "your splits; the rest is dealt",
     "deal": "by a hash of each block's name: images that arrive later move nobody",
 }
+_USES = {
+    "learn": "train teacher and student",
+    "calibrate": "measure thresholds",
+    "report": "judge the result",
+    "unlabelled": "get auto-labels",
+    "guard": "not used, too near to images that judge",
+}
 
 
 @dataclass
@@ -77,17 +84,18 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         source, reading = self.source, self.reading
-        height, width = self.values.size
         names = list(self.classes.names.values())
         shown = ", ".join(names[:8]) + (f", ... ({len(names)} classes)" if len(names) > 8 else "")
         form = "colours" if self.values.kind == "colours" else "palette ids" if self.values.palette else "ids"
-        told = [f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {width}x{height}"]
+        told = [f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {self.values.sizes_text}"]
         if source.labels:
             where = f"{len(reading.pairs.labels)} in {reading.root / source.labels}, {form}"
-            told.append(f"labels     {where}: {source.image_name} has {source.label_name}")
+            told.append(f"labels     {where}; names: image {source.image_name}, map {source.label_name}")
         told += [f"new        {len(reading.new)} in {reading.root / source.new}"] if source.new else []
         told += [f"coarse     {len(reading.coarse.labels)} in {reading.root / source.coarse}"] if source.coarse else []
         told += [f"classes    {shown} ({self.classes.where})", f"blocks     {self.roles.how}"]
+        if source.split_roles:
+            told.append("splits     " + ", ".join(f"{split}: {role}" for split, role in source.split_roles.items()))
         told += [f"{'roles' if i == 0 else '':10} {text}" for i, text in enumerate(self._roles())]
         told += [f"{'recipe' if i == 0 else '':10} {text}" for i, text in enumerate(self._recipe())]
         return told + [f"{'note' if i == 0 else '':10} {text}" for i, text in enumerate(self.findings.notes)]
@@ -97,7 +105,7 @@ class Plan:
             if images := self.roles.images(role):
                 labelled = len(self.roles.images(role, labelled=True))
                 blocks = f", {self.roles.blocks(role)} blocks" if labelled else ""
-                yield f"{role:10} {len(images):5} images{blocks}"
+                yield f"{role:10} {len(images):5} images{blocks}: {_USES[role]}"
 
     def _recipe(self) -> Iterator[str]:
         shown = ("trunk", "crop", "epochs", "global_batch", "scales", "threshold", "ranks", "teacher")

@@ -81,6 +81,9 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
     for path in folders.all():
         if not path.is_dir():
             raise InputError(f"{path}: no such folder", hint="give an existing folder of pictures")
+    if folders.new is not None and folders.new.resolve() == folders.images.resolve():
+        hint = "give --new images that are not in --images; images there without a label map are auto-labelled anyway"
+        raise InputError(f"{folders.new} is given as --images and as --new", hint=hint)
     root = _root(folders)
     spots = {name: _below(root, getattr(folders, name)) for name in ("images", "labels", "coarse", "new")}
     others = [spots[name] for name in ("labels", "coarse", "new")]
@@ -142,7 +145,10 @@ def _check_labels(folder: Path, around: Path, images: Sequence[str], labels: Seq
     wrong = [path for path in jpeg if stem_of(path) in paired or not labels]
     if wrong and not around.resolve().is_relative_to(folder.resolve()):
         text = f"{folder}: {len(wrong)} label maps are JPEG files, first {wrong[0].name}: JPEG changes values"
-        findings.count(len(wrong), len(wrong) + len(labels), text, "export the label maps again as PNG")
+        cure = "export them again as PNG from the annotation tool; a converted JPEG keeps its wrong values"
+        if not labels:
+            cure = "give the folder of label maps, exported as PNG (are --images and --labels swapped?)"
+        findings.count(len(wrong), len(wrong) + len(labels), text, cure)
     if not labels:
         raise InputError(
             f"{folder}: no label map in it (PNG, WebP or TIFF)",
@@ -161,7 +167,8 @@ def _check_pairs(folders: Folders, pairs: Pairs, findings: Findings) -> None:
     bare = [path for path in pairs.images if path not in pairs.labels]
     if bare:
         findings.note(
-            f"{len(bare)} of {len(pairs.images)} images have no label map, first {few(bare)}", "they are auto-labelled"
+            f"{len(bare)} of {len(pairs.images)} images have no label map, first {few(bare)}",
+            "they count as new images",
         )
 
 

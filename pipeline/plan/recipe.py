@@ -134,7 +134,7 @@ def _threshold(f: Facts) -> tuple[str | float, str]:
     if f.calibrate_blocks >= _PROMISED:
         return "policy", f"{f.calibrate_blocks} blocks measure it: precision is promised"
     if f.calibrate_blocks >= _TAUGHT:
-        return "teach", f"{f.calibrate_blocks} blocks measure it: no promise below {_PROMISED}"
+        return "teach", f"{f.calibrate_blocks} blocks measure it; a promised precision needs {_PROMISED}"
     return 0.9, f"{f.calibrate_blocks} block(s): too few to measure one"
 
 
@@ -190,7 +190,7 @@ RULES: dict[str, Rule | tuple[Any, str]] = {
     "train.sampling.tile": lambda f: (max(16, min(f.crop) * 5 // 8), "five eighths of the crop's short side"),
     "train.sampling.class_uniform": _class_uniform,
     "train.runtime.channels_last": ("auto", "measured before a training"),
-    "train.crop": lambda f: (list(f.crop), f"images of {f.size[0]}x{f.size[1]}, {_device(f)}"),
+    "train.crop": lambda f: (list(f.crop), f"height, width; for images of {f.size[0]}x{f.size[1]}, {_device(f)}"),
     "train.global_batch": _global_batch,
     "train.batch_per_rank": lambda f: (_batch(f), f"{f.ranks} process(es)"),
     "train.checkpoint_every": (100, ""),

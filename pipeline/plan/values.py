@@ -21,6 +21,7 @@ from pipeline.plan.reading import Reading
 Colour = tuple[int, int, int]
 MOST_MAPS = 2000  # maps that are read; of more, those with the smallest hashes of their names
 MOST_CLASSES = 254
+_SIZES = 3  # that a plan lists
 _MOST_COLOURS = 1000  # of one map; a photograph has more
 
 
@@ -41,6 +42,13 @@ class Values:
         """Median height and width of the images."""
         heights, widths = zip(*self.sizes, strict=True)
         return int(median(heights)), int(median(widths))
+
+    @property
+    def sizes_text(self) -> str:
+        """The most frequent sizes as width x height, with counts where there are several."""
+        common = Counter(self.sizes).most_common(_SIZES)
+        texts = [f"{width}x{height}" + (f" ({count})" if len(common) > 1 else "") for (height, width), count in common]
+        return ", ".join(texts) + (", ..." if len(set(self.sizes)) > _SIZES else "")
 
     def share(self, value: int) -> float:
         """Share of all pixels."""

@@ -26,6 +26,7 @@ from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.registry import Registry
 from pipeline.workspace.settings import write_resolved
 from pipeline.workspace.table import STAGES, Stage, row_of
+from pipeline.workspace.work import in_words
 from pipeline.workspace.workspace import SETTINGS, Workspace
 from pipeline.workspace.yaml_text import read_yaml
 
@@ -71,7 +72,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
     }
     atomic.write_json(ws.path(f"work/times/{stage}.json"), record)
     left = seconds_left(ws, stage)
-    ahead = f"; about {_duration(left)} left for the chain" if left else ""
+    ahead = f"; about {in_words(left)} left for the chain" if left else ""
     place = f"stage {STAGES.index(stage) + 1} of {len(STAGES)}"
     _LOG.info("%s: done in %.1f s (%s)%s", stage, record["seconds"], place, ahead)
 
@@ -156,10 +157,6 @@ def free_space(ws: Workspace) -> tuple[int, Path]:
             hint="let this user write it, or name another: dvc cache dir --local PATH",
         ) from error
     return min((shutil.disk_usage(place).free, place) for place in (ws.root, cache))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _peak_memory() -> int:

@@ -68,6 +68,11 @@ def read_yaml(path: str | Path) -> Document:
         raw = where.read_bytes()
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
+    return parse_yaml(raw, where)
+
+
+def parse_yaml(raw: bytes, where: Path) -> Document:
+    """`read_yaml` of bytes that are, or will be, the file `where`."""
     if len(raw) > _MAX_BYTES:
         raise ConfigError(f"{where}: {len(raw)} bytes; a params file has at most {_MAX_BYTES}")
     lines: dict[Key, int] = {}

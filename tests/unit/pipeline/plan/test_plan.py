@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import yaml
 
-from hmsa_core.data.decode import read_label
+from hmsa_core.data.decode import read_label, read_picture
 from hmsa_core.data.layouts import scan
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.source import RolesSpec
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.taxonomy import from_file
 from pipeline.cli.main import main
+from pipeline.plan import duration
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.reading import Folders
 from pipeline.plan.recipe import Machine
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
-from tests.support.own_folders import COLOURS, LAYOUTS, NAMES, SIZE, Own, in_colours, many_small, save, scene
+from tests.support.own_folders import COLOURS, LAYOUTS, NAMES, SIZE, Own, cvat, in_colours, many_small, save, scene
 
 CPU = Machine(cores=2, memory=16.0)
 
@@ -230,10 +231,57 @@ def test_what_weakens_a_plan_is_said_with_the_cure(tmp_path: Path) -> None:
         save(own.labels / f"a{n}.png", np.minimum(ids, 2) if n else ids)
     (own.labels / "a29.png").unlink()
     notes = " | ".join(planned(own).findings.notes)
-    assert "1 of 30 images have no label map, first a29.png: they are auto-labelled" in notes
+    assert "1 of 30 images have no label map, first a29.png: they count as new images" in notes
     assert "all labels lie in one sequence as names tell (a): what is measured holds for its place" in notes
     assert "class_3: in fewer than two blocks: label images of other places" in notes
     assert "a promise needs 20: thresholds are estimates" in notes
+
+
+def test_an_image_near_the_judges_and_a_value_that_hardly_occurs_are_named(tmp_path: Path) -> None:
+    own = Own(tmp_path / "images", tmp_path / "labels", (), 30)
+    for n in range(30):
+        image, ids = scene(n)
+        ids[0, 0] = 77 if n == 3 else ids[0, 0]
+        save(own.images / f"a{2 * n}.png", image)
+        save(own.labels / f"a{2 * n}.png", ids)
+        save(own.images / f"a{2 * n + 1}.png", scene(n + 100)[0])
+    plan = planned(own)
+    notes = " | ".join(plan.findings.notes)
+    near = [f for f in plan.roles.images("guard") if not f.label]
+    assert len(near) + len([f for f in plan.roles.images("unlabelled") if not f.label]) == 30
+    assert near
+    assert f"{len(near)} images without a label map are too near to images that judge" in notes
+    assert "value 77 (0.0" in notes
+    assert "in one label map alone: correct the map, or say --void" in notes
+
+
+def test_black_that_a_file_names_is_a_class_and_said(tmp_path: Path) -> None:
+    own = cvat(tmp_path)
+    for path in (tmp_path / "SegmentationClass").glob("*.png"):
+        pixels = read_picture(path)[1].copy()
+        pixels[:4] = 0
+        save(path, pixels)
+    plan = planned(own)
+    assert "background" in plan.classes.names.values()
+    assert "is class background, as" in " | ".join(plan.findings.notes)
+    made = make_plan(Folders(own.images, own.labels), void=frozenset({0}), machine=CPU)
+    assert "background" not in made.classes.names.values()
+
+
+def test_the_expected_time_counts_each_crop_and_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(_pairs(tmp_path, 30))
+    monkeypatch.setattr(duration, "seconds_a_crop", lambda config: 2.0)
+    monkeypatch.setattr(duration, "seconds_a_megapixel", lambda model, runtime: 0.0)
+    params = written(plan, tmp_path / "ws").params
+    learn = len(plan.roles.images("learn", labelled=True))
+    crops = [config.epochs * (config.epoch_samples or learn) for config in (params.teacher_train, params.student_train)]
+    starts = 8.0 * 9
+    assert duration.expected_seconds(plan) == pytest.approx(starts + 2.0 * (crops[0] + 2 * crops[1])), "and the control"
+    monkeypatch.setattr(duration, "seconds_a_crop", lambda config: 0.0)
+    monkeypatch.setattr(duration, "seconds_a_megapixel", lambda model, runtime: 3.0)
+    once = duration.expected_seconds(plan) - starts
+    plan.values.sizes = [(2 * height, width) for height, width in plan.values.sizes]
+    assert duration.expected_seconds(plan) - starts == pytest.approx(2 * once)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +299,11 @@ def test_the_workspace_is_made_once_and_its_commands_agree(tmp_path: Path, capsy
     assert main(command) == 0
     assert "workspace of your own images\nnext: cd " in capsys.readouterr().err
     assert main(command) == 0
-    assert "already a workspace of your own images; nothing changed" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "already a workspace of your own images; nothing changed" in err
+    assert "not as in this plan" not in err
+    assert main([*command, "--classes", "voc"]) == 0
+    assert "not as in this plan: data/classes.json; edit there" in capsys.readouterr().err
     assert main(["config", "diff", "--workspace", str(tmp_path / "ws")]) == 0
     assert "teacher_train.epochs: 200 -> " in capsys.readouterr().out
     assert main(["doctor", "--workspace", str(tmp_path / "ws")]) in (0, 1)
@@ -269,6 +321,7 @@ def test_the_workspace_is_made_once_and_its_commands_agree(tmp_path: Path, capsy
         (["--profile", "tiny", "--labels", "."], "--labels belongs to --images"),
         (["--images", "nowhere"], "nowhere: no such folder"),
         (["--images", "images"], "no label maps are given"),
+        (["--images", "images", "--labels", "labels", "--new", "images"], "is given as --images and as --new"),
         (["--images", "images", "--labels", "labels", "--classes", "camvit"], "--classes camvit: no such file"),
         (["--images", "images", "--labels", "labels", "--void", "x"], "--void x: expected values"),
     ],

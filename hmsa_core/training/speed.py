@@ -1,0 +1,78 @@
+"""How fast this machine trains and labels, measured by one step and one image of noise."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.config import InferConfig, ModelConfig, RuntimeConfig, TrainConfig
+from hmsa_core.inference.network.optimised import cpu_has_bf16, fast_precision
+from hmsa_core.inference.network.predictor import Predictor, label_image
+from hmsa_core.inference.teachers.teacher import open_teacher
+from hmsa_core.models.model import build_fresh
+from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.taxonomy import ClassTable
+from hmsa_core.training.recipe import seconds_a_pass
+
+_BUDGET = 1.0  # seconds for each way to compute
+_IMAGE = (384, 512)  # pixels, height and width
+
+
+def seconds_a_crop(config: TrainConfig) -> float:
+    """Seconds of a training for each crop, forward and backward: one rank is measured, all work at once."""
+    device = start_ranks(config.runtime, {}).device
+    if device.type == "cuda":
+        candidates = [(fast_precision(), True)]
+    else:
+        candidates = list(itertools.product(("fp32", "bf16") if cpu_has_bf16() else ("fp32",), (True, False)))
+    count = config.batch_per_rank
+    times = (
+        seconds_a_pass(
+            config,
+            {"precision": precision, "channels_last": last},
+            (count, *config.crop),
+            budget=_BUDGET,
+            device=device,
+        )
+        for precision, last in candidates
+    )
+    return min(times) / count / config.runtime.ranks
+
+
+def seconds_a_megapixel(model: ModelConfig, runtime: RuntimeConfig) -> float:
+    """Seconds of labelling for each megapixel of an image at one scale: one rank is measured, all work at once."""
+    device = start_ranks(runtime, {}).device
+    precision = "bf16" if runtime.precision == "auto" else runtime.precision  # fp32 where a CPU has no bf16
+    predictor = Predictor(build_fresh(model, num_classes=19), device, precision, in_place=True)
+    image = np.random.default_rng(0).integers(0, 256, (*_IMAGE, 3), np.uint8)
+    seconds = _fastest(lambda: label_image(predictor, image, [1.0], flip=False))
+    return seconds / (_IMAGE[0] * _IMAGE[1] / 1e6) / runtime.ranks
+
+
+def seconds_an_image(
+    teacher: Sequence[str], config: InferConfig, classes: ClassTable, name: str, image: NDArray[np.uint8]
+) -> float:
+    """Seconds in which another network labels an image, uint8 HxWx3 RGB: one rank is measured, all work at once.
+
+    Raises:
+        HmsaError: the network cannot be opened, or does not fit classes or image.
+    """
+    context = JobContext(Path(), start_ranks(config.runtime, {}), config.runtime)
+    opened = open_teacher(teacher, config, classes, context)
+    return _fastest(lambda: opened.label(name, image)) / config.runtime.ranks
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest repetition after the first, which prepares kernels."""
+    found: list[float] = []
+    end = time.perf_counter() + _BUDGET
+    while len(found) < 2 or time.perf_counter() <= end:
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
