@@ -32,6 +32,7 @@ export function drawCrop(canvas, picture, mapWidth, { left, top, width, height }
   context.fillStyle = "#222";
   context.fillRect(0, 0, canvas.width, canvas.height);
   if (picture) {
+    context.imageSmoothingQuality = "high";
     const scale = picture.naturalWidth / mapWidth;
     context.drawImage(picture, left * scale, top * scale, width * scale, height * scale, 0, 0, canvas.width, canvas.height);
   }
