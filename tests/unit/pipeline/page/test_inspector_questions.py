@@ -98,6 +98,8 @@ def test_two_servers_add_their_answers_up_and_share_a_draw(own_scenes: Scenes) -
         for client, verdict in ((one, "right"), (two, "unsure")) * 4:
             second = said(client, client.get("/api/questions").json()["current"], verdict)
         assert second["price"][-1]["answers"] == 8
+        taken = next(n for n, item in enumerate(items_of(own_scenes)) if item.get("who") == "kim")
+        assert said(two, second, "unsure", taken)["price"] == second["price"], "who was faster stands"
         current = one.get("/api/questions").json()["current"]
         assert (current["price"], current["who"]) == (second["price"], "kim")
     answered = [item for item in items_of(own_scenes) if item["verdict"]]
