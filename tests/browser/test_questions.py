@@ -12,6 +12,7 @@ from typing import Any
 from selenium.webdriver.common.keys import Keys
 
 from hmsa_core.labels.review import UNTOUCHED, reviewed
+from pipeline.review.price import price
 from pipeline.review.questions import Questions, review_of
 from pipeline.review.view import StoreView
 from tests.support.browser_page import Page, serving
@@ -139,13 +140,14 @@ def test_a_hundred_questions_by_keyboard_outlive_breaks_undo_two_people_and_end_
         assert all(item["when"] for item in found.items if item["verdict"])
         assert f"{len(said) + len(by_ada)} questions answered" in page.text("#ask-summary")
         labels = {n: reviewed(review_of(view).of(n), 256, 512, view.classes)[1] for n in view.names}
-        price = found.price()["price"][-1]
-        assert sum(int((one < view.classes.num_classes).sum()) for one in labels.values()) == price["labelled"]
-        assert sum(int((one == 255).sum()) for one in labels.values()) == price["ignored"]
+        brought = price(found, view)["price"][-1]
+        assert sum(int((one < view.classes.num_classes).sum()) for one in labels.values()) == brought["labelled"]
+        assert sum(int((one == 255).sum()) for one in labels.values()) == brought["ignored"]
 
         page.find("#ask-more").click()  # and the labels are made anew while the next ones are answered
         page.find("#ask-budget").send_keys(Keys.ENTER)
-        number = shown(page)
+        page.until(lambda: page.text("#ask-count") == "0 of 100")
+        shown(page)
         shutil.rmtree(store)
         shutil.copytree(make_scenes(tmp_path / "new", frames=4, size=(512, 256), teacher_seed=1).store, store)
         page.allowed_errors.append("409")
@@ -161,7 +163,7 @@ def test_a_hundred_questions_by_keyboard_outlive_breaks_undo_two_people_and_end_
         assert page.console() == []
     view = StoreView(store)
     kept = [reviewed(review_of(view).of(name), 256, 512, view.classes)[1] for name in view.names]
-    assert sum(int((one != UNTOUCHED).sum()) for one in kept) == price["labelled"] + price["ignored"]
+    assert sum(int((one != UNTOUCHED).sum()) for one in kept) == brought["labelled"] + brought["ignored"]
     assert json.loads(file.read_text())["store"] == view.digest
     median = statistics.median(seconds)
     sys.stdout.write(f"seconds of the page itself an answer: median {median:.3f} of {len(seconds)}\n")
