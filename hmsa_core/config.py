@@ -471,7 +471,6 @@ class GateConfig(Section):
     min_blocks: int = knob(10, "blocks of the report set; and blocks that show a class, or it is not judged", ge=2)
     veto_recall: Names = knob(("person", "rider", "pedestrian", "bicyclist"), "classes whose recall may not fall")
     recall_allowance: Share = knob(0.01, "recall that such a class may lose")
-    champion_allowance: Share = knob(0.01, "mean IoU below the pinned reference champion")
     draws: int = knob(2000, "bootstrap draws of blocks", ge=200)
     power: float = knob(0.8, "for the smallest gain that could have been seen", gt=0.5, lt=1.0)
 

@@ -20,7 +20,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import the module that holds `name` when it is first asked for: not all of them need torch."""
+    """Import the module that holds `name` at its first use: not all of them need torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

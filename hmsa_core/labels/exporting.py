@@ -5,7 +5,6 @@ What a format cannot hold is said in docs/label-store.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,6 @@ def export_store(
     picture: Callable[[str], Path] = _no_picture,
     policy: ThresholdPolicy | None = None,
     names: list[str] | None = None,
-    suffix: str = "gtCoarse",
     advance: Callable[[int], None] = lambda _count: None,
 ) -> int:
     """Write a store's labels; return the number of images.
@@ -68,7 +66,6 @@ def export_store(
         fmt: a name of `format_lines`.
         picture: path of an image's photograph, for a format that brings labels back.
         policy, names: thresholds for a raw store, and images; None = everything it holds.
-        suffix: middle part of Cityscapes file names (`..._gtCoarse_labelIds.png`).
 
     Raises:
         ConfigError: unknown format, or one that does not fit the store; `out` holds something else. InputError: images
@@ -76,15 +73,10 @@ def export_store(
             photograph is another one than was labelled.
     """
     out, form, selection = Path(out), find_format(fmt), Selection(store, policy)
-    if not re.fullmatch(r"[A-Za-z0-9.-]+", suffix):
-        raise ConfigError(
-            f"suffix {suffix!r}: only letters, digits, - and . are allowed",
-            hint="an import splits file names at underscores",
-        )
     wanted = store.names() if names is None else names
     for name in sorted(set(wanted) - set(store.names())):
         store.row(name)  # says that it is unknown, before there is a folder
-    about = About(store, policy, fmt, labels_id(store.lineage), wanted, names is None, suffix)
+    about = About(store, policy, fmt, labels_id(store.lineage), wanted, names is None)
     if hasattr(form, "read"):
         _write_task(form, out, about, selection, picture, advance)
     else:

@@ -88,8 +88,8 @@ class Recipe:
         key, plans, images = self.key(raw), [], iter(raw.pictures().items())
         for entry in raw.manifest["shards"]:
             held = dict(islice(images, entry["rows"]))
-            own = atomic.digest([key, entry["sha256"], [self.per_image.get(name) for name in held]])
-            plans.append(ShardPlan(entry["index"], tuple(held), tuple(held.values()), own))
+            shard_key = atomic.digest([key, entry["sha256"], [self.per_image.get(name) for name in held]])
+            plans.append(ShardPlan(entry["index"], tuple(held), tuple(held.values()), shard_key))
         return plans
 
 

@@ -270,8 +270,8 @@ class ReviewFile:
             self._parse()  # nothing is written behind a damaged line
         taken = {str(json.loads(line).get("id")) for line in lines if line.strip()}
         found: list[str] = []
-        for own, content in enumerate(contents):
-            ids = (digest([place, content])[:16] for place in count(len(lines) + own))
+        for position, content in enumerate(contents):
+            ids = (digest([place, content])[:16] for place in count(len(lines) + position))
             found.append(next(new for new in ids if new not in taken))
             taken.add(found[-1])
         return found

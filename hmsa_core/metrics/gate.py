@@ -25,6 +25,7 @@ from hmsa_core.metrics.bootstrap import block_sums, draw_weights
 from hmsa_core.metrics.confusion import ratio
 
 _MANY = 1e6  # degrees of freedom at which t equals the normal distribution
+CHAMPION_ALLOWANCE = 0.01  # mean IoU below the pinned reference champion
 _LARGE = 3.0  # allowances: for a larger loss, significance at alpha (not alpha / classes) stops a promotion
 
 
@@ -123,7 +124,7 @@ def judge(
     new, old = drawn.score(candidate), drawn.score(incumbent)
     mean = _mean_gain(new, old, config, aa_mean_iou, alpha, drawn.number)
     rows = _class_rows(new, old, classes, config)
-    champion_row = None if champion is None else _champion(new, champion, drawn, config, alpha)
+    champion_row = None if champion is None else _champion(new, champion, drawn, alpha)
     reasons = _reasons(mean, rows, champion_row, drawn.number, unknown, config)
     verdict = {
         "promote": not reasons,
@@ -170,7 +171,7 @@ def _reasons(
             f"not above {100 * config.min_gain:+.2f}"
         )
     found += [f"{row['name']}: {row['why']}" for row in rows if row["verdict"] in ("inferior", "veto")]
-    if champion and champion["loss"] > config.champion_allowance:
+    if champion and champion["loss"] > CHAMPION_ALLOWANCE:
         found.append(
             f"{100 * champion['loss']:.2f} points below the reference champion {champion['name']} "
             "(another one: autolabel models pin VERSION)"
@@ -215,7 +216,7 @@ def _mean_gain(
     }
 
 
-def _champion(new: _Scores, champion: Judged, drawn: _Blocks, config: GateConfig, alpha: float) -> dict[str, Any]:
+def _champion(new: _Scores, champion: Judged, drawn: _Blocks, alpha: float) -> dict[str, Any]:
     best = drawn.score(champion)
     loss, draws = best.gain_over(new)
     se = float(np.std(draws, ddof=1))
@@ -226,7 +227,7 @@ def _champion(new: _Scores, champion: Judged, drawn: _Blocks, config: GateConfig
         "loss": loss,
         "low": loss - t * se,
         "high": loss + t * se,
-        "allowance": config.champion_allowance,
+        "allowance": CHAMPION_ALLOWANCE,
     }
 
 

@@ -213,7 +213,7 @@ def _folder(path: Path) -> Path:
     return path.parent if path.name in (WEIGHTS, META) else path
 
 
-def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, verbose: bool = False) -> str:
+def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Return the differences of two state dicts in keys and shapes; empty for none."""
     reshaped = [
         f"{key}: {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
@@ -225,29 +225,25 @@ def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, v
         "left over": [key for key in found if key not in expected],
         "of another shape": reshaped,
     }
-    return "; ".join(f"{len(keys)} {kind} ({_listed(keys, verbose)})" for kind, keys in kinds.items() if keys)
+    return "; ".join(f"{len(keys)} {kind} ({_listed(keys)})" for kind, keys in kinds.items() if keys)
 
 
-def _listed(names: Sequence[str], verbose: bool) -> str:
-    """All names, or the first three."""
-    return ", ".join(names if verbose or len(names) <= 3 else [*names[:3], "..."])
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 3 else [*names[:3], "..."])
 
 
-def check_state(
-    where: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, verbose: bool = False
-) -> None:
+def check_state(where: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """Refuse a state dict that is not exactly the expected one, or that holds NaN or infinity."""
-    if wrong := difference(expected, found, verbose=verbose):
-        hint = "" if verbose else "--verbose lists all keys"
-        raise CheckpointError(f"{where}: keys do not fit: {wrong}", hint=hint)
-    check_finite(where, found, verbose=verbose)
+    if wrong := difference(expected, found):
+        raise CheckpointError(f"{where}: keys do not fit: {wrong}")
+    check_finite(where, found)
 
 
-def check_finite(where: str, state: Mapping[str, Tensor], *, verbose: bool = False) -> None:
+def check_finite(where: str, state: Mapping[str, Tensor]) -> None:
     """Refuse NaN and infinity: safetensors does not look at values."""
     bad = [k for k, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
-        raise CheckpointError(f"{where}: {len(bad)} tensors hold NaN or infinity ({_listed(bad, verbose)})")
+        raise CheckpointError(f"{where}: {len(bad)} tensors hold NaN or infinity ({_listed(bad)})")
 
 
 def safetensors_from_bytes(where: str, data: bytes) -> dict[str, Tensor]:

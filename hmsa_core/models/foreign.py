@@ -95,7 +95,7 @@ def load_nvidia(path: str | Path) -> MultiScaleModel:
     Raises:
         CheckpointError: the file or any key does not fit; a bare trunk (import that one).
     """
-    recognised = _recognise(str(path), read_foreign(path), verbose=False)
+    recognised = _recognise(str(path), read_foreign(path))
     if recognised.config is None:
         raise CheckpointError(
             f"{path}: holds only a trunk ({recognised.trunk}); run `autolabel import-checkpoint` and train from it"
@@ -105,7 +105,7 @@ def load_nvidia(path: str | Path) -> MultiScaleModel:
     return model.eval()
 
 
-def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool = False) -> ImportReport:
+def import_checkpoint(source: str | Path, target: str | Path) -> ImportReport:
     """Convert published weights to a checkpoint folder.
 
     A trunk alone becomes a checkpoint of kind "trunk", which `initialise_from` takes.
@@ -113,12 +113,11 @@ def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool =
     Args:
         source: `.pth` or `.safetensors`.
         target: folder to write.
-        verbose: name every key that does not fit in the error, instead of counts and the first three.
 
     Raises:
         CheckpointError: as `load_nvidia`; nothing is written then.
     """
-    recognised = _recognise(str(source), read_foreign(source), verbose=verbose)
+    recognised = _recognise(str(source), read_foreign(source))
     digest = sha256_file(source)
     config, classes = recognised.config, recognised.num_classes
     meta: dict[str, Any] = {
@@ -147,7 +146,7 @@ def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool =
 
 def read_trunk(path: str | Path, trunk: str) -> dict[str, Tensor]:
     """Read a published HRNet's trunk weights for the trunk of this name. CheckpointError: weights of another trunk."""
-    recognised = _recognise(str(path), read_foreign(path), verbose=False)
+    recognised = _recognise(str(path), read_foreign(path))
     if recognised.trunk != trunk:
         raise CheckpointError(f"{path}: weights of trunk {recognised.trunk}, the model has {trunk}")
     prefix = "backbone."
@@ -160,18 +159,18 @@ def _class_table(num_classes: int) -> dict[str, Any] | None:
     return next((table.to_json() for table in tables if table.num_classes == num_classes), None)
 
 
-def _recognise(where: str, raw: Mapping[str, Tensor], *, verbose: bool) -> _Recognised:
+def _recognise(where: str, raw: Mapping[str, Tensor]) -> _Recognised:
     state = _strip(raw, "module.")
     if any(key.startswith("ocr.") for key in state):
-        return _segmentation(where, state, verbose=verbose)
-    return _trunk(where, state, verbose=verbose)
+        return _segmentation(where, state)
+    return _trunk(where, state)
 
 
 def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in state.items()}
 
 
-def _segmentation(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognised:
+def _segmentation(where: str, state: dict[str, Tensor]) -> _Recognised:
     trunk = _trunk_name(where, state, "backbone.")
     has_attention = any(key.startswith("scale_attn.") for key in state)
     widths = {
@@ -182,11 +181,11 @@ def _segmentation(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Re
     classes = widths.pop("num_classes")
     kind = "hierarchical" if has_attention else "single"
     config = ModelConfig.checked({"kind": kind, "trunk": trunk, "head": "released", **widths}, where)
-    fitted = _fitted(where, build_empty(config, classes), state, verbose=verbose)
+    fitted = _fitted(where, build_empty(config, classes), state)
     return _Recognised(fitted, config, trunk, classes, {})
 
 
-def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognised:
+def _trunk(where: str, state: dict[str, Tensor]) -> _Recognised:
     for prefix in _TRUNK_PREFIXES:
         state = _strip(state, prefix)
     dropped = Counter(part for key in state if (part := key.partition(".")[0]) in _CLASSIFICATION)
@@ -195,13 +194,13 @@ def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognise
     with torch.device("meta"):
         model = nn.ModuleDict({"backbone": cast("nn.Module", make_trunk(trunk))})
     kept = {f"backbone.{key}": tensor for key, tensor in kept.items()}
-    return _Recognised(_fitted(where, model, kept, verbose=verbose), None, trunk, 0, dict(dropped))
+    return _Recognised(_fitted(where, model, kept), None, trunk, 0, dict(dropped))
 
 
-def _fitted(where: str, model: nn.Module, state: Mapping[str, Tensor], *, verbose: bool) -> dict[str, Tensor]:
+def _fitted(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors in the model's order and precision (half precision weights become float32), all of which must fit."""
     expected = model.state_dict()
-    check_state(where, expected, state, verbose=verbose)
+    check_state(where, expected, state)
     return {key: state[key].to(tensor.dtype).contiguous() for key, tensor in expected.items()}
 
 

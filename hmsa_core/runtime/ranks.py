@@ -90,8 +90,8 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def _choose_device(asked: str, local_rank: int) -> torch.device:
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+def _choose_device(requested: str, local_rank: int) -> torch.device:
+    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(

@@ -163,8 +163,10 @@ def _of_ids(
     return ClassTable(name, classes, colours, groups, id_to_train, valid, tuple(ids), void_colours)
 
 
-def _packaged(name: str) -> list[dict[str, Any]]:
-    labels: list[dict[str, Any]] = json.loads(resources.files(__package__).joinpath(name).read_text("utf-8"))["labels"]
+def packaged_labels(name: str) -> list[dict[str, Any]]:
+    """Rows of a published label set: "cityscapes", "mapillary_v1.2" or "mapillary_v2.0"."""
+    file = resources.files(__package__).joinpath(f"{name}.json")
+    labels: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["labels"]
     return labels
 
 
@@ -176,7 +178,7 @@ def _group(name: str, category: str = "") -> str:
 
 def _evaluated() -> list[dict[str, Any]]:
     """Cityscapes' labels that have a trainId, in its order."""
-    rows = (row for row in _packaged("cityscapes.json") if 0 <= row["trainId"] < IGNORE)
+    rows = (row for row in packaged_labels("cityscapes") if 0 <= row["trainId"] < IGNORE)
     return sorted(rows, key=lambda row: int(row["trainId"]))
 
 
@@ -195,7 +197,7 @@ def cityscapes() -> ClassTable:
         tuple(tuple(r["colour"]) for r in rows),
         tuple(_group(r["name"], r["category"]) for r in rows),
         [r["id"] for r in rows],
-        [row["id"] for row in _packaged("cityscapes.json") if row["id"] >= 0],  # the licence plate is -1
+        [row["id"] for row in packaged_labels("cityscapes") if row["id"] >= 0],  # the licence plate is -1
     )
 
 
@@ -226,7 +228,7 @@ def mapillary(version: str = "v1.2") -> ClassTable:
     """Mapillary Vistas: 65 classes + ignore 65 (v1.2 and before) or 123 + ignore 123 (v2.0)."""
     if version not in ("v1.2", "v2.0"):
         raise InputError(f"unknown Mapillary Vistas version {version!r}: expected v1.2 or v2.0")
-    return _from_config(f"mapillary_{version}", _packaged(f"mapillary_{version}.json"))
+    return _from_config(f"mapillary_{version}", packaged_labels(f"mapillary_{version}"))
 
 
 def _from_config(name: str, labels: list[dict[str, Any]]) -> ClassTable:

@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=list(lines), default="masks", help="default: %(default)s")
     add("--threshold", metavar="T", help="of a raw store: keep what reaches this")
     add("--policy", type=Path, metavar="F", help="of a raw store: keep what this policy keeps")
-    add("--suffix", default="gtCoarse", help="middle of Cityscapes file names (default: %(default)s)")
     add("--name", action="append", metavar="NAME", help="only this image; may be repeated")
     add("--queue", type=int, metavar="N", help="only the N images most worth a look that nobody reviewed")
     add("--sort", default="uncertain", metavar="ORDER", help="of --queue, as in `inspect` (%(default)s)")
@@ -62,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
             picture=lambda name: _finder(args.store, args.images)(name),
             policy=policy,
             names=names,
-            suffix=args.suffix,
             advance=progress.update,
         )
     sys.stderr.write(f"{args.out}: {count} images as {args.format}\n")

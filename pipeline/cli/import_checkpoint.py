@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="IN", type=Path, help="weight file")
     add("target", metavar="OUT", type=Path, help="new checkpoint folder")
-    add("--verbose", action="store_true", help="name every key that does not fit")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,6 +27,6 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.target}: exists already", hint="choose a new folder")
     from hmsa_core.models import import_checkpoint
 
-    report = import_checkpoint(args.source, args.target, verbose=args.verbose)
+    report = import_checkpoint(args.source, args.target)
     sys.stdout.write("\n".join([*report.lines(), f"written to {args.target}"]) + "\n")
     return 0

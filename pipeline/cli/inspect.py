@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a threshold on the grid of the confidence code; twice = side by side"
     add("--threshold", action="append", default=[], metavar="T", help=text)
     add("--policy", type=Path, metavar="F", help="thresholds per class; also the source of precision")
-    add("--curves", type=Path, metavar="F", help="calibration counts (default: those beside F)")
     add("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")
     add("--class", dest="class_name", metavar="NAME", help="look at one class only")
     add("--sort", metavar="ORDER", help="list images by name, coverage, conflict, uncertain or drop:0.8:0.95")
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     known, unfit = (None, "") if args.policy else calibration_policy(store) if args.threshold else start_policy(store)
     if not args.threshold:
         args.policy = args.policy or known
-    session = Session(store, policy=args.policy, curves=args.curves, evidence=known)
+    session = Session(store, policy=args.policy, evidence=known)
     chosen = _chosen(session, args)
     answer = _figures(session, chosen, args) | ({"store": args.store} if is_url(args.store) else {})
     if args.json:

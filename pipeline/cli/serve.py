@@ -44,8 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=_port, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
     add("--token", metavar="T", help="secret that reading needs too; demanded beyond loopback")
-    add("--host-name", action="append", default=[], metavar="NAME", help="further name of this server")
-    add("--open", action="store_true", help="open the page in the browser")
 
 
 def _port(text: str) -> int:
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     with needs_extra("ui"):
         from pipeline.page.server import ServeOptions, serve
 
-    serve(session, ServeOptions(args.host, args.port, args.token, tuple(args.host_name), args.checkpoint, args.open))
+    serve(session, ServeOptions(args.host, args.port, args.token, args.checkpoint))
     return 0
 
 

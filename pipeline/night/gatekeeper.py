@@ -240,7 +240,7 @@ def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
     hint = "run `dvc repro evaluate`"
     if stored.get("candidate_weights_sha256") != student:
         raise IntegrityError(f"{path}: judged other weights than models/student holds", hint=hint)
-    if against is not None and weights_of(ws.incumbent()) not in (against, student):
+    if against is not None and weights_of(ws.incumbent()[1]) not in (against, student):
         raise IntegrityError(f"{path}: judged against another teacher than the one that teaches now", hint=hint)
 
 

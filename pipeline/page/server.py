@@ -20,8 +20,6 @@ import secrets
 import signal
 import socket
 import sys
-import threading
-import webbrowser
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -210,9 +208,7 @@ class ServeOptions:
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0 = any free port
     token: str | None = None  # also for reading; None on loopback = a random token for writes alone
-    names: tuple[str, ...] = ()  # further host names of the server
     checkpoint: Path | None = None  # for scale weights on demand
-    open_browser: bool = False  # once the server listens
 
 
 def make_guard(options: ServeOptions) -> Guard:
@@ -224,7 +220,7 @@ def make_guard(options: ServeOptions) -> Guard:
             f"--host {options.host} lets other machines in and needs --token TOKEN",
             hint="for example: --token $(openssl rand -hex 16); or stay on loopback and use an SSH tunnel",
         )
-    names = (*options.names, *(() if is_loopback(options.host) else (socket.gethostname(),)))
+    names = () if is_loopback(options.host) else (socket.gethostname(),)
     return Guard(options.host, options.token or secrets.token_urlsafe(24), options.token is not None, names)
 
 
@@ -269,18 +265,16 @@ def _address(listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """Uvicorn server that prints its address once it answers requests."""
 
-    def __init__(self, config: uvicorn.Config, url: str, *, open_browser: bool) -> None:
+    def __init__(self, config: uvicorn.Config, url: str) -> None:
         super().__init__(config)
-        self._url, self._open = url, open_browser
+        self._url = url
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, print the address, and open the browser if requested."""
+        """Start, and print the address."""
         await super().startup(sockets)
         if self.started:
             sys.stdout.write(f"inspector: {self._url}\n")
             sys.stdout.flush()
-            if self._open:
-                threading.Thread(target=webbrowser.open, args=(self._url,), daemon=True).start()
 
 
 def serve(session: Session, options: ServeOptions) -> None:
@@ -307,4 +301,4 @@ def serve(session: Session, options: ServeOptions) -> None:
             timeout_graceful_shutdown=2,
             proxy_headers=False,
         )
-        _Server(config, _address(listener) + query, open_browser=options.open_browser).run([listener])
+        _Server(config, _address(listener) + query).run([listener])

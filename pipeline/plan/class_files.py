@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.taxonomy import packaged_labels
 from pipeline.workspace.yaml_text import read_yaml
 
 Colour = tuple[int, int, int]
@@ -106,8 +107,7 @@ def is_void(row: Named) -> bool:
 
 
 def _packaged(name: str) -> Iterable[Named]:
-    folder = Path(__file__).parents[2] / "hmsa_core" / "taxonomy"
-    labels = json.loads((folder / f"{name}.json").read_text("utf-8"))["labels"]
+    labels = packaged_labels(name)
     for place, row in enumerate(labels):
         number = row.get("id", place)
         unused = row.get("trainId", 0) in (-1, 255) or (name != "cityscapes" and place == len(labels) - 1)

@@ -26,7 +26,7 @@ _LARGEST = 5  # number of confusions that are listed
 class Quality:
     """Figures of a judged model under the main setting; None = missing from an evaluation without details."""
 
-    told: Mapping[str, Any]  # the summary of the model: mean_iou, boundary, band, ece
+    summary: Mapping[str, Any]  # the summary of the model: mean_iou, boundary, band, ece
     categories: Mapping[str, float | None]
     cities: Mapping[str, Mapping[str, Any]]
     bins: tuple[tuple[float, float, int], ...]  # (confidence, accuracy, pixels) of each bin that holds pixels
@@ -43,7 +43,7 @@ def read_quality(folder: Path, classes: ClassTable, main: str) -> dict[str, Qual
     return found
 
 
-def _read(path: Path, told: Mapping[str, Any], classes: ClassTable) -> Quality:
+def _read(path: Path, summary: Mapping[str, Any], classes: ClassTable) -> Quality:
     with np.load(path) as file:
         confusions, cities = file["confusions"], file["cities"].tolist()
         bins: list[tuple[float, float, int]] = []
@@ -51,7 +51,7 @@ def _read(path: Path, told: Mapping[str, Any], classes: ClassTable) -> Quality:
             rows = zip(*(file[f"reliability_{k}"].tolist() for k in ("confidence", "accuracy", "pixels")), strict=True)
             bins = [(c, a, n) for c, a, n in rows if n]
     total = confusions.sum(axis=0)
-    return Quality(told, by_category(total, classes), by_city(confusions, cities), tuple(bins), total)
+    return Quality(summary, by_category(total, classes), by_city(confusions, cities), tuple(bins), total)
 
 
 def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
@@ -59,10 +59,10 @@ def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
     if not found:
         return Raw("<p>Nobody was judged.</p>")
     first = next(iter(found.values()))
-    overall = [["mean IoU", *(Share(q.told["mean_iou"]) for q in found.values())]]
+    overall = [["mean IoU", *(Share(q.summary["mean_iou"]) for q in found.values())]]
     for name, key in (("boundary IoU", "boundary"), ("IoU in the band at boundaries", "band")):
-        overall.append([name, *(Share(q.told.get(key, {}).get("mean_iou")) for q in found.values())])
-    overall.append(["calibration error (ECE)", *(Share(q.told.get("ece")) for q in found.values())])
+        overall.append([name, *(Share(q.summary.get(key, {}).get("mean_iou")) for q in found.values())])
+    overall.append(["calibration error (ECE)", *(Share(q.summary.get("ece")) for q in found.values())])
     overall += [[f"category {name}", *(Share(q.categories[name]) for q in found.values())] for name in first.categories]
     parts = [
         "<p class='soft'>Main setting, percent points. A category forgives confusions inside it. Boundary IoU: "
@@ -76,7 +76,9 @@ def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
     if cities:
         parts += ["<h3>Mean IoU by city</h3>", Table(["city", "images", *found], cities).html()]
     drawn = [
-        card(reliability(q.bins), f"{name} · ECE {number(q.told.get('ece'), 3)}") for name, q in found.items() if q.bins
+        card(reliability(q.bins), f"{name} · ECE {number(q.summary.get('ece'), 3)}")
+        for name, q in found.items()
+        if q.bins
     ]
     if drawn:
         parts.append(

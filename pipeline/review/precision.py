@@ -166,20 +166,17 @@ def load_policy(path: AnyPath, store: StoreView | LabelStore) -> ThresholdPolicy
     return policy.on(store.digest)
 
 
-def find_curves(store: StoreView, policy: AnyPath | None, curves: AnyPath | None) -> Evidence:
-    """Calibration counts that belong to a store: of the named file, or of the files next to the store's policy.
+def find_curves(store: StoreView, policy: AnyPath | None) -> Evidence:
+    """Calibration counts that belong to a store: the files next to its policy.
 
     `pairs.npz` next to them (coarse labels compared with fine ones on the calibration images) adds counts for
     coarse-corrected precision, where the store knows coarse labels. For a policy measured outside of coarse
     labels (`curves-judged.json`) only those pixels count: on the others training uses people's labels.
     """
-    if curves is None:
-        candidates = [] if policy is None else [Path(policy).with_name(name) for name in (JUDGED_CURVES, "curves.json")]
-        path = next((path for path in candidates if path.is_file()), None)
-        if path is None:
-            return NO_EVIDENCE
-    elif not (path := Path(curves)).is_file():
-        raise InputError(f"{path}: curves file not found")
+    candidates = [] if policy is None else [Path(policy).with_name(name) for name in (JUDGED_CURVES, "curves.json")]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        return NO_EVIDENCE
     found = Curves.load(path)
     if found.classes != store.classes or binding(found.lineage) != binding(store.lineage):
         raise ConfigError(f"{path}: counted for other classes or another teacher than {store.path}")

@@ -51,7 +51,6 @@ class Session:
         other_policy: second policy for compare.
         save_to: where "Save policy" writes; default: `policy_target`, never over `policy`.
         reviewer: name that marks carry.
-        curves: calibration counts behind the policy; default: those next to the policy, if they exist.
         evidence: measured policy for the precision of kept pixels where `policy` is None; its thresholds are not used.
     """
 
@@ -65,7 +64,6 @@ class Session:
         other_policy: AnyPath | None = None,
         save_to: AnyPath | None = None,
         reviewer: str = "",
-        curves: AnyPath | None = None,
         evidence: AnyPath | None = None,
     ) -> None:
         self.view = StoreView(store, images=images)
@@ -80,7 +78,7 @@ class Session:
             if path is not None:
                 self.policies[key], self.policy_names[key] = load_policy(path, view), Path(path).name
         self.evidence = None if policy is not None or evidence is None else load_policy(evidence, self.view)
-        self.calibrated = find_curves(self.view, policy if policy is not None else evidence, curves)
+        self.calibrated = find_curves(self.view, policy if policy is not None else evidence)
         self.save_path = Path(save_to) if save_to is not None else policy_target(store, policy)
         self.reviewer = reviewer
         store, labels = marked_store(self.view.path.resolve(), self.view.kind), labels_id(self.view.lineage)

@@ -105,14 +105,10 @@ def run(ws: Workspace) -> None:
 
 
 def _models(ws: Workspace) -> tuple[dict[str, Path], str | None]:
-    """The judged models, name -> checkpoint folder; and the name of the pinned reference, if one is pinned.
-
-    The incumbent is the teacher until a version is promoted; where no teacher is trained, it is the control.
-    """
+    """The judged models, name -> checkpoint folder; and the name of the pinned reference, if one is pinned."""
     trained = {name: ws.path(f"models/{name}") for name in ("teacher", "student", "control")}
     models = {name: path for name, path in trained.items() if (path / "model.json").exists()}
-    if ws.is_promoted():
-        models["incumbent"] = ws.teacher()
+    models.update([ws.incumbent()])
     champion = Registry(ws.root).champion()
     if champion is None:
         return models, None
@@ -141,7 +137,7 @@ def _verdict(
     config = ws.params.evaluate
     main = config.settings[0].name
     judged = {name: gate.Judged(name, r[main].confusions, r[main].names) for name, r in results.items()}
-    incumbent = next(name for name in ("incumbent", "teacher", "control") if name in models)
+    incumbent, _ = ws.incumbent()
     verdict = gate.judge(
         judged["student"],
         judged[incumbent],

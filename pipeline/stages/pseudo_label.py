@@ -42,6 +42,7 @@ from pipeline.workspace.table import VERSIONS
 from pipeline.workspace.workspace import Workspace
 
 STAGE = "pseudo-label"
+_MASK_IMAGES = 20  # images of a camera that a measured mask needs
 _LOG = logging.getLogger(__name__)
 
 
@@ -172,7 +173,7 @@ def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
         return {(mask.shape[0], mask.shape[1]): mask}
     if merge.mask_void_share is None:
         return {}
-    masks = measured_masks(_fine_labels(ws, merge.mask_min_images), merge.mask_void_share, merge.mask_min_images)
+    masks = measured_masks(_fine_labels(ws, _MASK_IMAGES), merge.mask_void_share, _MASK_IMAGES)
     for (height, width), mask in masks.items():
         _LOG.info("%s: camera mask of %dx%d leaves out %.1f %%", STAGE, width, height, 100 * mask.mean())
     return masks

@@ -120,10 +120,14 @@ class Workspace:
 
         return Registry(self.root).teacher()
 
-    def incumbent(self) -> Path:
-        """Checkpoint folder that a student must surpass: the teacher, or the control where no teacher is trained."""
-        has_no_teacher = self.params.teacher_train.skip and not self.is_promoted()
-        return self.path("models/control") if has_no_teacher else self.teacher()
+    def incumbent(self) -> tuple[str, Path]:
+        """Name in an evaluation and checkpoint folder of the model that a student must surpass.
+
+        It is the promoted version, else this workspace's teacher, or the control where no teacher is trained.
+        """
+        if self.params.teacher_train.skip and not self.is_promoted():
+            return "control", self.path("models/control")
+        return "incumbent" if self.is_promoted() else "teacher", self.teacher()
 
     def is_promoted(self) -> bool:
         """Whether the teacher is a registered model and not the model of this workspace's teacher-train."""

@@ -77,7 +77,7 @@ def _files(folder: Path, what: str, notes: list[str]) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"--{what} {folder}: no such folder")
     found = walk(folder)
-    told = [f"--{what} {folder}: {note}" for note in found.notes()]
+    pairing = [f"--{what} {folder}: {note}" for note in found.notes()]
     files: dict[tuple[Path, str], Path] = {}
     for path in found.paths():
         other = files.setdefault((path.parent, stem_of(path)), path)
@@ -88,7 +88,7 @@ def _files(folder: Path, what: str, notes: list[str]) -> list[Path]:
     if not files:
         none = f"--{what} {folder}: no JPEG, PNG, WebP or TIFF file in this folder"
         raise InputError("; ".join([none, *found.notes()]))
-    notes += told
+    notes += pairing
     return list(files.values())
 
 
@@ -173,9 +173,9 @@ def check_labels(files: Sequence[Sample], classes: ClassTable, read: LabelReader
         sizes = [_other_size(file, classes, read, ids, progress.update) for file in files]
     if ids == "auto" and classes.has_own_ids:
         _refuse_train_ids(files, classes)
-    resized, turned = [told for told, _ in sizes if told], sum(is_turned for _, is_turned in sizes)
-    told = f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own"
-    notes = [f"{told}; the first: {resized[0]}"] if resized else []
+    resized, turned = [note for note, _ in sizes if note], sum(is_turned for _, is_turned in sizes)
+    summary = f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own"
+    notes = [f"{summary}; the first: {resized[0]}"] if resized else []
     if turned:
         notes.append(f"{turned} images have an EXIF rotation and are read upright: so must their label maps be")
     return notes
@@ -196,10 +196,10 @@ def _other_size(
     if (height, width) == (image.height, image.width):
         return "", image.orientation > 1
     turned = TURNED if image.orientation > 1 else ""
-    told = f"{file.label} is {width}x{height}, {file.image} is {image.width}x{image.height}{turned}"
+    sizes = f"{file.label} is {width}x{height}, {file.image} is {image.width}x{image.height}{turned}"
     if not alike(width, height, image.width, image.height):
-        raise InputError(f"{told}: they do not show the same", hint="give each label its own image's proportions")
-    return told, bool(turned)
+        raise InputError(f"{sizes}: they do not show the same", hint="give each label its own image's proportions")
+    return sizes, bool(turned)
 
 
 def _hint_of(error: DecodeError, classes: ClassTable) -> str:

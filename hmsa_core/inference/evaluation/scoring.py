@@ -76,7 +76,7 @@ def score(
         Scores by the setting's name.
 
     Raises:
-        ConfigError: the network cannot be run in a setting's mode. InterruptedRunError: a stop was asked for.
+        ConfigError: the network cannot be run in a setting's mode. InterruptedRunError: a stop was requested.
     """
     for setting in settings:
         predictor.check_kind(setting.mode)

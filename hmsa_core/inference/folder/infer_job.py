@@ -86,14 +86,14 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     Raises:
         ConfigError: `work` holds labels made with other parameters, or classes do not fit.
         IntegrityError: more images are damaged than `MAX_SKIPPED` allows.
-        InterruptedRunError: a stop was asked for; finished shards stay.
+        InterruptedRunError: a stop was requested; finished shards stay.
     """
     start = time.monotonic()
     pipeline = _open(spec, context)
     store, target = pipeline.store, pipeline.target
     lineage = _lineage(spec, pipeline.teacher, context) if context.is_main else {}
     if context.is_main:
-        sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
+        sweep(store)  # before any rank opens a shard: live processes of other nodes look like dead ones
     teacher = pipeline.teacher
     made_by = {"kind": teacher.kind, "precision": teacher.precision}
     key = digest(infer_material(spec.config, lineage["teacher"], teacher.classes, **made_by)) if lineage else ""
@@ -115,9 +115,9 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
         if spec.engine == "ray":
             summary["images"] = sum(len(read_receipt(store, plan)["rows"]) for plan in pending)
         skipped = _skipped(pipeline, plans)
-        # Of images that are not asked for, or are gone, any number may have been left out.
-        asked = [row for row in skipped if row["name"] in pipeline.samples]
-        _check_skipped(asked, pipeline, f" of {len(pipeline.samples)}")
+        # Of images that are not requested, or are gone, any number may have been left out.
+        expected = [row for row in skipped if row["name"] in pipeline.samples]
+        _check_skipped(expected, pipeline, f" of {len(pipeline.samples)}")
         earlier = {n for p in plans for n in p.names} - {n for p in pending for n in p.names}
         resumed = len(earlier - {row["name"] for row in skipped})  # labelled by an earlier run
         summary |= {"resumed": resumed, "skipped": skipped, TILED: _tiled(store, plans)}
@@ -357,7 +357,7 @@ class Pipeline:
     codec: Literal["png", "webp"]
     coarse_classes: ClassTable | None  # of human coarse labels, which are counted against ours; None = not counted
     target: RemoteStore | None = None  # where finished shards are handed in
-    advance: Callable[[int], None] = lambda _images: None  # told of images that are done
+    advance: Callable[[int], None] = lambda _images: None  # gets the number of finished images
     images: int = 0  # labelled so far
     skipped: list[dict[str, str]] = field(default_factory=list)
     timing: dict[str, float] = field(default_factory=_no_time)

@@ -142,7 +142,7 @@ def label_images(
             folder = _of_one_root(folder, begun["folder"], some=bool(files))
             _record_folder(folder, local, begun["folder"])
             refused = _index(folder, files, work, options, names, engine, tell, stop)
-            wanted, told = _unchanged(work, target, tell, some=bool(files))
+            wanted, left_out = _unchanged(work, target, tell, some=bool(files))
             if target is not None and not before:
                 target.begin(begun)
             config = InferConfig(
@@ -167,13 +167,13 @@ def label_images(
         if target is None:
             publish_store(work / "store", local)
     summary = read_json(work / "summary.json")
-    skipped = [row for row in summary["skipped"] if row["name"] not in told]
+    skipped = [row for row in summary["skipped"] if row["name"] not in left_out]
     for row in skipped:
         tell(f"left out: {row['name']}: {row['reason']}")
     if tiled := summary["tiled"]:
         sides = sorted(set(tiled.values()))
         tell(f"lack of memory: {len(tiled)} images were labelled in tiles of {', '.join(map(str, sides))} pixels")
-    return LabelledCounts(summary["images"], summary["resumed"], refused + len(told) + len(skipped))
+    return LabelledCounts(summary["images"], summary["resumed"], refused + len(left_out) + len(skipped))
 
 
 def work_of(out: Path) -> Path:
@@ -201,7 +201,7 @@ def image_folder(out: Path) -> Path | None:
 
 
 def _folder_of(images: str | Path | Sequence[str | Path]) -> tuple[Path, frozenset[Path]]:
-    """The folder to look in, and the files that are asked for; none = all."""
+    """The folder to look in, and the files that are requested; none = all."""
     if isinstance(images, str | Path):
         folder = local_tree(str(images)) if is_url(images) else local_path(images).resolve()
         if not folder.is_dir():
@@ -323,9 +323,9 @@ def _class_file(work: Path, options: TeacherOptions) -> Path:
 def _unchanged(
     work: Path, target: RemoteStore | None, tell: Tell, *, some: bool
 ) -> tuple[tuple[str, ...] | None, Set[str]]:
-    """Names of the images to label (None: all), and of those that have changed, which are left out and told.
+    """Names of the images to label (None: all), and of those that have changed, which are left out and named.
 
-    `some`: the index has only the images that are asked for, so that others are not gone.
+    `some`: the index has only the images that are requested, so that others are not gone.
     """
     index = Index.load(work / "index" / f"{_ROOT}.parquet")
     changed, lost, gone = _changes(work, target, {s.name: s.image_sha256 for s in index.samples})
@@ -344,8 +344,8 @@ def _unchanged(
             f"of the store's images {len(gone)} are gone from the folder or cannot be used any more, {gone[0]} first: "
             "their labels stay (to be without them, label into a new store)"
         )
-    told = {*changed, *lost}
-    return (tuple(s.name for s in index.samples if s.name not in told) if told or some else None), told
+    left_out = {*changed, *lost}
+    return (tuple(s.name for s in index.samples if s.name not in left_out) if left_out or some else None), left_out
 
 
 def check_target(out: Path, work: Path) -> None:
@@ -354,7 +354,7 @@ def check_target(out: Path, work: Path) -> None:
         return
     is_store = (out / "manifest.json").is_file()
     # Where folders cannot be swapped (a mount point, NFS), files are published one by one, the manifest last: a run
-    # that is killed then leaves parts, told by their names. The manifest of the work folder was there before them.
+    # that is killed then leaves parts, known by their names. The manifest of the work folder was there before them.
     if not is_store and not (out.is_dir() and is_free(out, for_parts=(work / "store" / MANIFEST).is_file())):
         raise ConfigError(f"--out {out}: exists and is no label store", hint="give a folder that does not exist yet")
     if is_store and not (work / "plan.json").is_file():

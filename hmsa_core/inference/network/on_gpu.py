@@ -1,7 +1,7 @@
 """What labelling does on a GPU and not on a CPU: fused convolutions, captured passes, transfers that nobody waits for.
 
 torch keeps pinned blocks for the next image and knows which of them a copy still reads, so two images can be under
-way without buffers of our own. All is queued on one stream: a copy of 6 MB takes 0.3 ms beside 100 ms of kernels.
+way without buffers of our own. All is queued on one stream: a copy of 6 MB takes 0.3 ms, the kernels 100 ms.
 """
 
 from __future__ import annotations

@@ -48,13 +48,13 @@ def fast_precision() -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def effective_precision(asked: str, device: torch.device) -> str:
+def effective_precision(requested: str, device: torch.device) -> str:
     """Precision that is used (goes into lineage): auto is half precision, bf16 on a CPU without it is fp32."""
-    if asked == "auto":
-        asked = fast_precision() if device.type == "cuda" else "bf16"
-    if asked == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+    if requested == "auto":
+        requested = fast_precision() if device.type == "cuda" else "bf16"
+    if requested == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         return "fp32"
-    return asked
+    return requested
 
 
 def prepare(

@@ -148,7 +148,7 @@ def _target(source: Source, ours: int | str, classes: ClassTable) -> int:
 
 
 def own_classes(teacher: Spec) -> ClassTable:
-    """The classes that a teacher names itself, where no others are asked for.
+    """The classes that a teacher names itself, where no others are requested.
 
     Raises:
         ConfigError: it names none, or a table maps them to others that are not given.

@@ -102,14 +102,14 @@ class Network(Engine):
     def _channels_first(self, found: Tensor, sides: tuple[int, int]) -> Tensor:
         """Scores 1 x classes x h x w; those with the channels last are known by the proportions of the image."""
         shape = tuple(found.shape)
-        told = f"{self.source}: its output has the shape {' x '.join(map(str, shape))}"
+        output = f"{self.source}: its output has the shape {' x '.join(map(str, shape))}"
         if len(shape) != 4 or shape[0] != 1:
-            raise CheckpointError(f"{told}, expected 1 x classes x H x W of scores")
+            raise CheckpointError(f"{output}, expected 1 x classes x H x W of scores")
         if _is_grid(shape[1:3], sides) and not _is_grid(shape[2:], sides):
             found = found.permute(0, 3, 1, 2)
         if found.shape[1] == 1 and self.source.table.classes is None and not self.source.names:
             raise CheckpointError(
-                f"{told}: which class its one channel is, is not known",
+                f"{output}: which class its one channel is, is not known",
                 hint=f"say `classes: {{0: OURS}}` in {self.source.table_path}; 1 is the rest, ignored if not listed",
             )
         return found
@@ -140,10 +140,10 @@ class Network(Engine):
             )
         if not self.gives and in_range and not self.is_tried:
             sums = bool(((found.sum(1) - 1).abs() < 10 * _ROUNDING).all())
-            told = "sum to 1 at each pixel, so they are probabilities and no logits" if sums else "lie in [0, 1]"
+            found = "sum to 1 at each pixel, so they are probabilities and no logits" if sums else "lie in [0, 1]"
             other = "" if sums else " (of a sigmoid, too), or `output: logits`,"
             raise ConfigError(
-                f"{self.source}: its scores {told}",
+                f"{self.source}: its scores {found}",
                 hint=f"say `output: probabilities`{other} in {self.source.table_path}",
             )
         self.gives = self.gives or ("probabilities" if in_range else "logits")
@@ -164,7 +164,7 @@ class OnnxNetwork(Network):
     Args:
         source: the file.
         threads: of each operator; the number can change last bits.
-        is_single: whether scale 1 alone is asked for, all that a network of one input size can do.
+        is_single: whether scale 1 alone is requested, all that a network of one input size can do.
     """
 
     def __init__(self, source: Source, threads: int, *, is_single: bool) -> None:
@@ -243,9 +243,9 @@ def _output(source: Source, session: Any) -> str:
                 hint="export it without its last step, the argmax",
             )
         return chosen
-    told = f"none is called {wanted!r}" if wanted else "which of them holds the scores is not known"
+    why = f"none is called {wanted!r}" if wanted else "which of them holds the scores is not known"
     raise ConfigError(
-        f"{source}: has the outputs {', '.join(outputs)}; {told}",
+        f"{source}: has the outputs {', '.join(outputs)}; {why}",
         hint=f"say `scores: {(fit or list(outputs))[-1]}`, or another one, in {source.table_path}",
     )
 
@@ -265,8 +265,8 @@ def _input(source: Source, session: Any) -> tuple[Any, bool]:
         or (isinstance(shape[1], int) and shape[1] != 3 and not is_last)
         or (isinstance(shape[0], int) and shape[0] != 1)
     ):
-        told = " x ".join(str(side) for side in shape)
-        raise CheckpointError(f"{source}: its input is {told}, expected 1 x 3 x height x width (three channels, RGB)")
+        sides = " x ".join(str(side) for side in shape)
+        raise CheckpointError(f"{source}: its input is {sides}, expected 1 x 3 x height x width (three channels, RGB)")
     return one, is_last
 
 
@@ -328,12 +328,12 @@ def _load(source: Source) -> tuple[Any, Any]:
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # untyped library
             str(source.path), **options
         )
-        model, told = AutoModelForSemanticSegmentation.from_pretrained(
+        model, loading = AutoModelForSemanticSegmentation.from_pretrained(
             str(source.path), use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{source}: transformers cannot load it: {one_line(error)[:300]}") from error
-    absent = sorted([*told["missing_keys"], *(str(row[0]) for row in told["mismatched_keys"])])
+    absent = sorted([*loading["missing_keys"], *(str(row[0]) for row in loading["mismatched_keys"])])
     if absent:
         raise CheckpointError(
             f"{source}: {len(absent)} weights of the network are not in its files (first {absent[0]})",

@@ -51,7 +51,7 @@ class TeacherOptions:
 def teacher_options(
     teacher: Spec, classes: ClassTable | None, scales: Sequence[float] | None, flip: bool | None, runtime: RuntimeConfig
 ) -> TeacherOptions:
-    """Fill in what is not asked for: a checkpoint alone says how it is run, others run at scale 1, not mirrored.
+    """Fill in what is not given: a checkpoint alone says how it is run, others run at scale 1, not mirrored.
 
     Raises:
         HmsaError: files that are not there, classes that do not fit, unusable scales, in one line.
@@ -67,8 +67,8 @@ def teacher_options(
     for source in sources:
         _ = source.files  # whether they are there
         if source.adopted is not None and (scales is not None or flip is not None):
-            told = f"{source}: says itself at which scales each network runs"
-            raise ConfigError(told, hint="leave out --scales and --flip")
+            message = f"{source}: says itself at which scales each network runs"
+            raise ConfigError(message, hint="leave out --scales and --flip")
     classes = classes or own_classes(sources)
     check_class_count(classes.num_classes)
     for source in sources:

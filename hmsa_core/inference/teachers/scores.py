@@ -69,8 +69,8 @@ def _pictures(folder: Path, channels: Sequence[str] | int) -> NDArray[np.generic
             raise InputError(f"{path}: no class is called {path.stem!r}: {did_you_mean(stem, names, known)}")
         found[number] = _picture(path)
     if len({(one.shape, one.dtype) for one in found.values()}) != 1:
-        told = "its pictures must have one size and one depth" if found else "is empty"
-        raise InputError(f"{folder}: {told}")
+        problem = "its pictures must have one size and one depth" if found else "is empty"
+        raise InputError(f"{folder}: {problem}")
     zero = np.zeros_like(next(iter(found.values())))
     return np.stack([found.get(i, zero) for i in range(count)])
 

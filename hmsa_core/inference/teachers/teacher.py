@@ -155,8 +155,8 @@ class ScoresTeacher(Teacher):
     def __init__(self, mapping: ClassMap) -> None:
         self.mappings, self.classes = (mapping,), mapping.classes
         source = self._source = mapping.source
-        own = max(mapping.targets) + 1 if source.table.classes is not None else mapping.classes.classes
-        self._channels = source.names or own
+        channels = max(mapping.targets) + 1 if source.table.classes is not None else mapping.classes.classes
+        self._channels = source.names or channels
 
     def predict(self, name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
@@ -257,13 +257,13 @@ def open_teacher(teacher: Sequence[str], config: InferConfig, classes: ClassTabl
 def classes_of(predictor: Predictor, classes: ClassTable, where: str) -> ClassTable:
     """Classes of the checkpoint; one without class names (imported weights) takes the index's if the count fits."""
     table = predictor.meta.get("class_table")
-    own = ClassTable.from_json(table) if table else classes
-    if own.num_classes != predictor.num_classes:
+    stored = ClassTable.from_json(table) if table else classes
+    if stored.num_classes != predictor.num_classes:
         raise ConfigError(
-            f"{where}: {predictor.num_classes} classes, but the index has {own.num_classes} ({own.name})",
+            f"{where}: {predictor.num_classes} classes, but the index has {stored.num_classes} ({stored.name})",
             hint="give the index of the data set that the checkpoint was trained for",
         )
-    return own
+    return stored
 
 
 def _open(source: Source, config: InferConfig, classes: ClassTable, context: JobContext) -> Teacher:
@@ -282,7 +282,7 @@ def open_network(source: Source, context: JobContext, *, is_single: bool) -> Eng
     Args:
         source: where it comes from.
         context: device, threads, precision.
-        is_single: whether scale 1 alone is asked for, all that an ONNX file of one input size can do.
+        is_single: whether scale 1 alone is requested, all that an ONNX file of one input size can do.
     """
     if source.family == "checkpoint":
         return load_predictor(source.path, context)

@@ -38,7 +38,6 @@ class About:
     labels: str  # which labels they are, in 16 hex digits
     names: list[str]
     whole: bool  # the names are all that the store has
-    suffix: str  # middle part of Cityscapes file names
 
     @property
     def classes(self) -> ClassTable:
@@ -67,7 +66,7 @@ class About:
         return {
             "format": self.format,
             "version": "1",
-            "suffix": self.suffix,
+            "suffix": "gtCoarse",
             "kept": thresholds if self.store.kind == "raw" else str(policy.get("digest", "as stored")),
             "labels": digest({"lineage": self.store.lineage, "classes": self.classes.digest()}),
         }

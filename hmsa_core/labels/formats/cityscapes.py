@@ -47,7 +47,7 @@ def write(out: Path, about: About, items: Iterator[Item]) -> None:
     def files(item: Item) -> Files:
         colours = about.classes.palette()[item.label]
         forms = {"labelIds": about.ids(item.label), "labelTrainIds": item.label, "color": colours}
-        folder, begin = folder_of(about, item.name), f"{stem(item.name)}_{about.suffix}"
+        folder, begin = folder_of(about, item.name), f"{stem(item.name)}_gtCoarse"
         return {(folder, f"{begin}_{kind}.png"): form for kind, form in forms.items()}
 
     update_folder(out, about, items, files)

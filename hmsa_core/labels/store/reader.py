@@ -107,8 +107,8 @@ class LabelStore:
             if size is None:
                 self.problems.append(Problem(file, "missing", f"{self.path / file}: missing"))
             elif size != entry["size_bytes"]:
-                told = f"{self.path / file}: torn or changed ({size} bytes, recorded {entry['size_bytes']})"
-                self.problems.append(Problem(file, "changed", told))
+                detail = f"{self.path / file}: torn or changed ({size} bytes, recorded {entry['size_bytes']})"
+                self.problems.append(Problem(file, "changed", detail))
 
     def verify(self, subset: str = "1/1", engine: Engine = HERE) -> list[Problem]:
         """Read all bytes (or the n-th of t slices, "n/t") and return everything that is wrong."""

@@ -343,7 +343,7 @@ def _check_ids(name: str, what: str, ids: UInt8, classes: ClassTable) -> None:
 def claim_shard(store: str | Path, plan: ShardPlan, **options: Any) -> ShardWriter | None:
     """A writer for a shard that is neither done nor in another process's hands; None otherwise.
 
-    Done is asked again under the lock: its last owner may have finished it a moment ago.
+    Done is checked again under the lock: its last owner may have finished it a moment ago.
     """
     try:
         writer = None if shard_done(store, plan) else ShardWriter(store, plan, **options)

@@ -194,10 +194,10 @@ class LabelStoreWriter:
 
     def _remove_leftovers(self) -> None:
         """Files of shards that a killed writer finished and that this store does not have."""
-        own = {plan.stem for plan in self._plans}
+        planned = {plan.stem for plan in self._plans}
         for pattern in ("shard-*.parquet", f"{SIDECAR}/shard-*.parquet", f"{files.RECEIPTS}/shard-*.json"):
             for path in self.path.glob(pattern):
-                if path.stem not in own:
+                if path.stem not in planned:
                     atomic.ops.unlink(path)
 
     def abort(self) -> None:

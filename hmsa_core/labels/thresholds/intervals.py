@@ -162,7 +162,7 @@ def _worlds(
     rng = np.random.Generator(np.random.PCG64(20200521))
     error_s, size_s = (math.sqrt(math.log1p(cv * cv)) for cv in (error_cv, size_cv))
     sizes = 1e4 * np.exp(size_s * rng.standard_normal((blocks, draws, 1))) * widths
-    of_block, own = (rng.standard_normal((blocks, draws, k)) for k in (1, len(widths)))
-    normal = (of_block + own) / math.sqrt(2)
+    of_block, of_band = (rng.standard_normal((blocks, draws, k)) for k in (1, len(widths)))
+    normal = (of_block + of_band) / math.sqrt(2)
     wrong = np.minimum(1.001 * _ALLOWED * bands * np.exp(error_s * normal - error_s**2 / 2), 1.0)
     return sizes.cumsum(-1), (sizes * (1 - wrong)).cumsum(-1)

@@ -110,4 +110,3 @@ class MergeConfig(Section):
     mask_void_share: Annotated[float, Field(gt=0.5, le=1.0)] | None = Field(
         0.9, description="measured mask: void in more than this share of fine images; null = off"
     )
-    mask_min_images: int = Field(20, ge=2, description="images of a camera that a measured mask needs")

@@ -154,19 +154,19 @@ def synchronise(model: nn.Module, group: Group = None) -> nn.Module:
     return model
 
 
-def normalise(asked: Sequence[Norm]) -> list[Tensor]:
+def normalise(requests: Sequence[Norm]) -> list[Tensor]:
     """Outputs of `SyncedBatchNorm` modules in training, in order; modules with equal settings share one message.
 
     A module may occur more than once: its running statistics take the inputs in order.
     """
     alike: dict[Any, list[int]] = defaultdict(list)
-    for place, (module, x) in enumerate(asked):
+    for place, (module, x) in enumerate(requests):
         norm = cast("SyncedBatchNorm", module)
         alike[norm.group, norm.eps, norm.momentum, x.dtype].append(place)
-    outputs: list[Tensor] = [*(norm.x for norm in asked)]
+    outputs: list[Tensor] = [*(norm.x for norm in requests)]
     for (group, eps, _, _), places in alike.items():
-        norms = [cast("SyncedBatchNorm", asked[i].module) for i in places]
-        given = [t for i, n in zip(places, norms, strict=True) for t in (asked[i].x, n.weight, n.bias)]
+        norms = [cast("SyncedBatchNorm", requests[i].module) for i in places]
+        given = [t for i, n in zip(places, norms, strict=True) for t in (requests[i].x, n.weight, n.bias)]
         *found, mean, variance = _Normalise.apply(group, eps, *given)
         if _replay.get() is None:
             _remember(norms, mean, variance)

@@ -67,21 +67,21 @@ def _own(curves: Curves, class_id: int) -> _Evidence:
 
 def _pick(curves: Curves, class_id: int, config: CalibrateConfig, min_blocks: float) -> tuple[int, Status, str]:
     """Cut, status (measured still without its promise) and the reason in words."""
-    own = _own(curves, class_id)
-    if not own.total.any():
+    evidence = _own(curves, class_id)
+    if not evidence.total.any():
         return WITHHELD, "withheld", "the teacher never gave this class on calibration images"
-    code = _lowest_code(own, config)
+    code = _lowest_code(evidence, config)
     at = code if code < NUM_CODES else 0
-    lack = _lacking(own, at, config, min_blocks)
+    lack = _lacking(evidence, at, config, min_blocks)
     if not lack:
         if code < NUM_CODES:
             return code, "measured", "reaches the target"
-        return WITHHELD, "withheld", _best_bound(own, config, min_blocks)
-    pooled, members = _pooled(curves, class_id, own)
+        return WITHHELD, "withheld", _best_bound(evidence, config, min_blocks)
+    pooled, members = _pooled(curves, class_id, evidence)
     code = _lowest_code(pooled, config) if members else WITHHELD
     if code == WITHHELD or _lacking(pooled, code, config, min_blocks):
         return WITHHELD, "withheld", f"little evidence ({lack}), and its group does not make up for it"
-    pixels, right = own.total[:, code].sum(), own.correct[:, code].sum()
+    pixels, right = evidence.total[:, code].sum(), evidence.correct[:, code].sum()
     if not pixels or right / pixels < config.target:  # a group never speaks against its class
         return WITHHELD, "withheld", f"little evidence ({lack}), and what there is does not reach the target"
     names = ", ".join(curves.classes.classes[i] for i in members)
@@ -98,9 +98,9 @@ def _lacking(evidence: _Evidence, code: int, config: CalibrateConfig, min_blocks
     return " and ".join(lack)
 
 
-def _best_bound(own: _Evidence, config: CalibrateConfig, min_blocks: float) -> str:
-    enough = np.count_nonzero(own.total, axis=0) >= min_blocks
-    bound = np.where(enough, lower_bound(own.total, own.correct, config.confidence), -1.0)
+def _best_bound(evidence: _Evidence, config: CalibrateConfig, min_blocks: float) -> str:
+    enough = np.count_nonzero(evidence.total, axis=0) >= min_blocks
+    bound = np.where(enough, lower_bound(evidence.total, evidence.correct, config.confidence), -1.0)
     best = int(np.argmax(bound))
     return (
         f"target {config.target:.3f} not reached through a whole marginal bin: best lower bound {bound[best]:.3f} "
@@ -108,15 +108,15 @@ def _best_bound(own: _Evidence, config: CalibrateConfig, min_blocks: float) -> s
     )
 
 
-def _pooled(curves: Curves, class_id: int, own: _Evidence) -> tuple[_Evidence, list[int]]:
+def _pooled(curves: Curves, class_id: int, evidence: _Evidence) -> tuple[_Evidence, list[int]]:
     """The class's counts plus those of its group, which together never weigh more than the class itself."""
     group = curves.classes.groups[class_id]
     alike = [i for i, g in enumerate(curves.classes.groups) if g == group != "other" and i != class_id]
     members = [i for i in alike if curves.counts["total"][:, i].any()]
     others = [_own(curves, i) for i in members]
-    weight = min(1.0, own.total[:, 0].sum() / max(1, sum(int(o.total[:, 0].sum()) for o in others)))
-    total, correct = own.total.astype(np.float64), own.correct.astype(np.float64)
-    components = own.components
+    weight = min(1.0, evidence.total[:, 0].sum() / max(1, sum(int(o.total[:, 0].sum()) for o in others)))
+    total, correct = evidence.total.astype(np.float64), evidence.correct.astype(np.float64)
+    components = evidence.components
     for other in others:
         total, correct = total + weight * other.total, correct + weight * other.correct
         components = components + other.components
@@ -144,10 +144,10 @@ def _lowest_code(evidence: _Evidence, config: CalibrateConfig) -> int:
 
 def _promise(curves: Curves, class_id: int, cut: Cut, config: CalibrateConfig) -> Cut:
     """Keep "measured" only where the search for the cut can be trusted and held-out blocks agree."""
-    own = _own(curves, class_id)
-    blocks = own.blocks(cut.code)
-    spread = spread_of_errors(own.total[:, cut.code], own.correct[:, cut.code])
-    shares, errors, chosen = _curve(own, cut.code)
+    evidence = _own(curves, class_id)
+    blocks = evidence.blocks(cut.code)
+    spread = spread_of_errors(evidence.total[:, cut.code], evidence.correct[:, cut.code])
+    shares, errors, chosen = _curve(evidence, cut.code)
     holds = simulated_search(blocks, *spread, config.confidence, shares, errors, chosen)
     evidence = {**cut.evidence, "search_holds": round(holds, 3), "error_spread": [round(s, 3) for s in spread]}
     held_out = (evidence["cross_fit"] or {}).get("precision")
@@ -165,9 +165,9 @@ def _promise(curves: Curves, class_id: int, cut: Cut, config: CalibrateConfig) -
     return cut._replace(evidence=evidence)
 
 
-def _curve(own: _Evidence, code: int) -> tuple[Floats, Floats, int]:
+def _curve(evidence: _Evidence, code: int) -> tuple[Floats, Floats, int]:
     """Shares kept and error rates of cuts, the surest first, and which of them is `code`: what a search tries."""
-    total, correct = own.total.sum(axis=0), own.correct.sum(axis=0)
+    total, correct = evidence.total.sum(axis=0), evidence.correct.sum(axis=0)
     real = np.flatnonzero(total > np.append(total[1:], 0))[::-1]  # codes that hold pixels, the surest first
     wanted = np.linspace(0, 1, _SIMULATED_CUTS) * total[0]
     picked = {int(real[i]) for i in np.minimum(np.searchsorted(total[real], wanted), len(real) - 1)}

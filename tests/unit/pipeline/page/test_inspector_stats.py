@@ -312,7 +312,7 @@ def test_a_policy_measured_outside_of_coarse_labels_is_shown_with_the_precision_
     codes = parse_cuts(view.classes, "0.9").codes
 
     def shown():
-        return PrecisionSources(view.totals, None, find_curves(view, policy, None)).of_classes(codes)[road]
+        return PrecisionSources(view.totals, None, find_curves(view, policy)).of_classes(codes)[road]
 
     assert (shown().source, shown().value) == ("calibration", pytest.approx(0.75, abs=0.02))
     Curves.measure(images(True), view.classes, lineage=view.lineage).save(tmp_path / "curves-judged.json")
