@@ -303,8 +303,8 @@ def _best_input(
             score = choice.mean_iou(mapped, drawn)
         scored.append((score, tried, network))
     _, best, network = max(scored, key=lambda one: one[0])
-    tried = ", ".join(f"{_said(one)} {score:.3f}" for score, one, _ in scored)
-    tell(f"{source}: nothing says how it takes an image; tried {tried}; taken: {_said(best)}")
+    trials = ", ".join(f"{_said(one)} {score:.3f}" for score, one, _ in scored)
+    tell(f"{source}: nothing says how it takes an image; tried {trials}; taken: {_said(best)}")
     return best, network
 
 

@@ -140,10 +140,10 @@ class Network(Engine):
             )
         if not self.gives and in_range and not self.is_tried:
             sums = bool(((found.sum(1) - 1).abs() < 10 * _ROUNDING).all())
-            found = "sum to 1 at each pixel, so they are probabilities and no logits" if sums else "lie in [0, 1]"
+            reason = "sum to 1 at each pixel, so they are probabilities and no logits" if sums else "lie in [0, 1]"
             other = "" if sums else " (of a sigmoid, too), or `output: logits`,"
             raise ConfigError(
-                f"{self.source}: its scores {found}",
+                f"{self.source}: its scores {reason}",
                 hint=f"say `output: probabilities`{other} in {self.source.table_path}",
             )
         self.gives = self.gives or ("probabilities" if in_range else "logits")

@@ -61,13 +61,13 @@ def ceiling(curves: Curves) -> float:
     return float((correct[enough] / total[enough]).max()) if enough.any() else 1.0
 
 
-def _own(curves: Curves, class_id: int) -> _Evidence:
+def _of_class(curves: Curves, class_id: int) -> _Evidence:
     return _Evidence(*(curves.kept(n)[:, class_id] for n in ("total", "correct", "components")))
 
 
 def _pick(curves: Curves, class_id: int, config: CalibrateConfig, min_blocks: float) -> tuple[int, Status, str]:
     """Cut, status (measured still without its promise) and the reason in words."""
-    evidence = _own(curves, class_id)
+    evidence = _of_class(curves, class_id)
     if not evidence.total.any():
         return WITHHELD, "withheld", "the teacher never gave this class on calibration images"
     code = _lowest_code(evidence, config)
@@ -113,7 +113,7 @@ def _pooled(curves: Curves, class_id: int, evidence: _Evidence) -> tuple[_Eviden
     group = curves.classes.groups[class_id]
     alike = [i for i, g in enumerate(curves.classes.groups) if g == group != "other" and i != class_id]
     members = [i for i in alike if curves.counts["total"][:, i].any()]
-    others = [_own(curves, i) for i in members]
+    others = [_of_class(curves, i) for i in members]
     weight = min(1.0, evidence.total[:, 0].sum() / max(1, sum(int(o.total[:, 0].sum()) for o in others)))
     total, correct = evidence.total.astype(np.float64), evidence.correct.astype(np.float64)
     components = evidence.components
@@ -144,10 +144,10 @@ def _lowest_code(evidence: _Evidence, config: CalibrateConfig) -> int:
 
 def _promise(curves: Curves, class_id: int, cut: Cut, config: CalibrateConfig) -> Cut:
     """Keep "measured" only where the search for the cut can be trusted and held-out blocks agree."""
-    evidence = _own(curves, class_id)
-    blocks = evidence.blocks(cut.code)
-    spread = spread_of_errors(evidence.total[:, cut.code], evidence.correct[:, cut.code])
-    shares, errors, chosen = _curve(evidence, cut.code)
+    found = _of_class(curves, class_id)
+    blocks = found.blocks(cut.code)
+    spread = spread_of_errors(found.total[:, cut.code], found.correct[:, cut.code])
+    shares, errors, chosen = _curve(found, cut.code)
     holds = simulated_search(blocks, *spread, config.confidence, shares, errors, chosen)
     evidence = {**cut.evidence, "search_holds": round(holds, 3), "error_spread": [round(s, 3) for s in spread]}
     held_out = (evidence["cross_fit"] or {}).get("precision")
