@@ -157,17 +157,17 @@ def read_label(
     return to_train_ids(pixels, palette, classes, str(path), by_colour=by_colour)
 
 
-def read_label_ids(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
+def read_label_ids(path: str | Path, *, sha256: str = "") -> UInt8:
     """Decode a label map to the numbers that its file holds (uint8 HxW), unmapped and unchecked."""
-    pixels, _ = _label(Path(path), max_pixels, sha256)
+    pixels, _ = _label(Path(path), MAX_PIXELS, sha256)
     if pixels.ndim == 3:
         raise DecodeError(f"{path}: holds colours, no ids", reason="wrong-mode", hint="write ids as 8-bit grey")
     return narrowed(pixels, str(path))
 
 
-def read_label_values(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], Palette]:
+def read_label_values(path: str | Path) -> tuple[NDArray[Any], Palette]:
     """Decode a label map without a class table: numbers HxW (uint8, uint16) and their palette, or RGB HxWx3."""
-    return _label(Path(path), max_pixels, "")
+    return _label(Path(path), MAX_PIXELS, "")
 
 
 def read_label_bytes(data: bytes, where: str, classes: ClassTable, *, max_pixels: int = MAX_PIXELS) -> UInt8:

@@ -170,13 +170,12 @@ def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
 # -- the verdict of a night --------------------------------------------------------------------------
 
 
-def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> dict[str, Any]:
+def apply_verdict(ws: Workspace, *, promote: bool = True) -> dict[str, Any]:
     """Judge the student; register and promote it when it was accepted.
 
     Args:
         ws: the workspace.
         promote: False reports what would have happened.
-        by: name of who decides, for the history.
 
     Returns:
         The verdict with `promoted` (version name, or null) and `decision` in words.
@@ -203,7 +202,7 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
         reason = f" ({withdrawn['reason']})" if withdrawn["reason"] else ""
         text = f"{kept}: {version.name} was rolled back by {withdrawn['by'] or 'somebody'}{reason}; "
         return verdict | {"decision": f"{text}`autolabel models promote {version.name}` takes it back"}
-    registry.promote(version, by=by, reason=str(verdict.get("sentence", "")))
+    registry.promote(version, by="gate", reason=str(verdict.get("sentence", "")))
     return verdict | {"promoted": version.name, "decision": f"promoted {version.name}"}
 
 
