@@ -213,7 +213,7 @@ def test_a_submission_is_one_zip_of_ids_at_native_size_under_cityscapes_names_wi
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == ["berlin_000000_000019_gtCoarse_labelIds.png"]
+        assert archive.namelist() == ["berlin_000000_000019_pred_labelIds.png"]
         with archive.open(archive.namelist()[0]) as file:
             ids = np.asarray(Image.open(file))
     assert np.array_equal(cityscapes().id_to_train[ids], label)
@@ -234,7 +234,7 @@ def test_images_that_were_labelled_by_their_files_names_leave_under_cityscapes_n
     store = stored(tmp_path / "store", {"berlin_000000_000019_leftImg8bit": np.zeros((1024, 2048), np.uint8)})
     export_store(store, tmp_path / "all.zip", "cityscapes-submission")
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
-        assert archive.namelist() == ["berlin_000000_000019_gtCoarse_labelIds.png"]
+        assert archive.namelist() == ["berlin_000000_000019_pred_labelIds.png"]
     export_store(store, tmp_path / "cityscapes", "cityscapes")
     assert (tmp_path / "cityscapes/berlin/berlin_000000_000019_gtCoarse_labelIds.png").is_file()
     export_store(store, tmp_path / "released", "released")
