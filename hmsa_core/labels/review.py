@@ -4,7 +4,7 @@
 "reviewer", "image_sha256", "labels"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
 polygons in pixels of the label map. A correction has "when" (as the tool says it) and "pixels": {"x", "y", "png",
 "classes"}, a grey PNG in base64 whose left upper corner lies at (x, y): places in the list of class names,
-255 = ignore, 254 = not corrected.
+255 = ignore, 254 = not corrected. A correction with a region was about this part of the image alone.
 Lines are applied in order, so that pixel by pixel the last word counts. A flag sets pixels to ignore, an accept lifts
 earlier flags, a correction gives pixels a class and lifts earlier flags of them. `labels` says which labels were
 looked at (teacher, scales, flip, precision). Flags and corrections go on when a store is made anew, but what nobody
@@ -252,7 +252,7 @@ class ReviewFile:
         return {
             name: found
             for name, marks in self.by_name().items()
-            if (found := status(marks)) == "flag" or not all(map(self.is_earlier, marks))
+            if (found := status(marks)) == "flag" or (found and not all(map(self.is_earlier, marks)))
         }
 
     def shown(self, mark: Mark) -> dict[str, Any]:
@@ -327,6 +327,8 @@ def status(marks: list[Mark]) -> str:
     """What an image's marks come to: "flag", "accept" or "" (an accept of the whole image lifts earlier flags)."""
     found = ""
     for mark in marks:
+        if mark.verdict == "correct" and mark.region is not None:
+            continue  # an answer about this region says nothing of the rest
         lifts = mark.verdict == "accept" and mark.region is None
         found = "flag" if mark.verdict == "flag" or (found == "flag" and not lifts) else "accept"
     return found

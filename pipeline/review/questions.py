@@ -186,7 +186,9 @@ def _correct(review: ReviewFile, view: StoreView, name: str, region: Region, val
     height, width = region.mask.shape
     said[region.y : region.y + height, region.x : region.x + width][region.mask] = value
     looked_at = view.image_digests()[name], labels_id(view.lineage)
-    mark = Mark("", name, "correct", None, "", who, *looked_at, when, Patch.of(said, view.classes))
+    right, low = region.x + width - 1, region.y + height - 1
+    box = ((region.x, region.y), (right, region.y), (right, low), (region.x, low))
+    mark = Mark("", name, "correct", box, "", who, *looked_at, when, Patch.of(said, view.classes))
     with review.lock():
         return review.add_corrections([mark])[0]
 

@@ -146,6 +146,7 @@ def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(
     items = Questions.load(Questions.path_of(own.store)).items
     assert sum(item["verdict"] is not None for item in items) == 3
     assert all(mark.reviewer == "kim" and mark.when for mark in review_of(view).marks())
+    assert review_of(view).statuses() == {}, "an answer about a region is no look at the whole image"
 
 
 def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong(own: Scenes) -> None:
