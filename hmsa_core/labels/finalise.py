@@ -35,6 +35,9 @@ from hmsa_core.taxonomy import IGNORE
 
 CENTROIDS, STATISTICS, TABLE = "centroids.parquet", "statistics.json", "table.json"
 
+# Sources where what was concluded about alike regions stands in for the teacher's label, by number in SOURCES.
+_WITHOUT_TEACHER = np.array([SOURCES[name] for name in ("none", "alike", "human", "human")], np.uint8)
+
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 HumanLabels = Callable[[Mapping[str, Any]], Labels | None]
@@ -61,6 +64,9 @@ class Recipe:
     masks: Mapping[tuple[int, int], Mask] = field(default_factory=dict)  # ignored pixels (True) by image size
     # (name, height, width) -> pixels that people flagged, and corrected labels (hmsa_core.labels.review), or None
     reviewed: Reviewed | None = None
+    # (name, height, width) -> labels concluded from answers about alike regions (elsewhere UNTOUCHED), or None; they
+    # take the place of the teacher's
+    alike: Callable[[str, int, int], Labels | None] | None = None
     centroids: CentroidSettings = CentroidSettings()
     # P(label is right | class, code) as float64 (C, 256) for trainings that draw pixels by it. No label depends on it.
     table: NDArray[np.float64] | None = None
@@ -168,9 +174,14 @@ def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: _S
         shard.skip(name, "flagged in review")
         return
     passed = keep(label, code, recipe.policy.codes())
+    alike = None if recipe.alike is None else recipe.alike(name, *label.shape)
     rules = recipe.rules or MergeRules.default(raw.classes)
     human = recipe.human(row) if recipe.rules is not None and recipe.human is not None else None
-    final, source = merge_labels(passed, human, rules)
+    if alike is None:
+        final, source = merge_labels(passed, human, rules)
+    else:
+        final, source = merge_labels(np.where(alike == UNTOUCHED, passed, alike), human, rules)
+        source = np.where(alike == UNTOUCHED, source, _WITHOUT_TEACHER[source])
     if corrected is not None:  # by a person who saw these labels: no rule and no threshold stands above that
         final = np.where(corrected == UNTOUCHED, final, corrected)
         by_hand = np.where(corrected == IGNORE, np.uint8(SOURCES["none"]), np.uint8(SOURCES["human"]))
@@ -292,6 +303,7 @@ def _summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy
                 "from_teacher": int(sources[SOURCES["teacher"], i]),
                 "from_human": int(sources[SOURCES["human"], i]),
                 "both": int(sources[SOURCES["both"], i]),
+                "from_alike": int(sources[SOURCES["alike"], i]),
                 "final": int(sources[:, i].sum()),
             }
             for i, e in enumerate(entries)

@@ -4,7 +4,9 @@
 "reviewer", "image_sha256", "labels"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
 polygons in pixels of the label map. A correction has "when" (as the tool says it) and "pixels": {"x", "y", "png",
 "classes"}, a grey PNG in base64 whose left upper corner lies at (x, y): places in the list of class names,
-255 = ignore, 254 = not corrected. A correction with a region was about this part of the image alone.
+255 = ignore, 254 = not corrected. A correction with a region was about this part of the image alone. With "alike": true
+a program made it from answers about alike regions: it holds for the labels of now alone, people always win over it,
+and the next such correction takes it back.
 Lines are applied in order, so that pixel by pixel the last word counts. A flag sets pixels to ignore, an accept lifts
 earlier flags, a correction gives pixels a class and lifts earlier flags of them. `labels` says which labels were
 looked at (teacher, scales, flip, precision). Flags and corrections go on when a store is made anew, but what nobody
@@ -121,10 +123,11 @@ class Mark:
     labels: str = ""  # the labels that were looked at (`labels_id`); "": any
     when: str = ""  # of a correction
     pixels: Patch | None = None  # of a correction
+    alike: bool = False  # a program concluded the correction from answers of people
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        optional = ("image_sha256", "labels", "when", "pixels")
+        optional = ("image_sha256", "labels", "when", "pixels", "alike")
         return {name: value for name, value in asdict(self).items() if name not in optional or value}
 
 
@@ -169,7 +172,8 @@ def _mark(value: dict[str, Any]) -> Mark:
     seen = str(value.get("image_sha256", "")), str(value.get("labels", ""))
     region, patch = _region(value.get("region")), _patch(value.get("pixels"), value["verdict"])
     when = str(value.get("when", ""))
-    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, *seen, when, patch)
+    made = str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, *seen, when, patch
+    return Mark(*made, alike=value.get("alike") is True)
 
 
 class ReviewFile:
@@ -196,13 +200,20 @@ class ReviewFile:
         return self._given() if callable(self._given) else self._given
 
     def marks(self) -> list[Mark]:
-        """Marks that stand (not withdrawn), oldest first; a damaged line is an IntegrityError."""
+        """Marks of people that stand (not withdrawn), oldest first; a damaged line is an IntegrityError."""
+        return [mark for mark in self._standing() if not mark.alike]
+
+    def alike(self) -> dict[str, Mark]:
+        """Corrections of alike regions of the labels that are shown now, one an image."""
+        return {mark.name: mark for mark in self._standing() if mark.alike and not self.is_earlier(mark)}
+
+    def _standing(self) -> list[Mark]:
         stamp = stamp_of(self.path)
         if stamp is None:
             return []
         if self._seen is None or self._seen[0] != stamp:
             self._seen = (stamp, [mark for mark in self._parse() if self._is_of_now(mark)])
-        return list(self._seen[1])
+        return self._seen[1]
 
     def _is_of_now(self, mark: Mark) -> bool:
         return not mark.image_sha256 or self._pictures.get(mark.name, mark.image_sha256) == mark.image_sha256
@@ -211,6 +222,8 @@ class ReviewFile:
         """Marks that nobody withdrew, of another picture than the store has by that name, without a later one of it."""
         found: list[Mark] = []
         for mark in self._parse() if self.path.exists() else []:
+            if mark.alike:
+                continue
             if self._is_of_now(mark):  # somebody looked again
                 found = [old for old in found if old.name != mark.name]
             else:
@@ -309,6 +322,16 @@ class ReviewFile:
             ids = self._new_ids(mark.to_json() for mark in marks)
             records.append(self.path, *(replace(m, id=new).to_json() for m, new in zip(marks, ids, strict=True)))
         return ids
+
+    def replace_alike(self, corrections: Iterable[Mark]) -> None:
+        """Withdraw all corrections of alike regions and append others, all at once."""
+        with saving(self.path), self.lock():
+            old = [mark for mark in self._parse() if mark.alike] if self.path.exists() else []
+            lines: list[dict[str, Any]] = [{"name": mark.name, "withdraws": mark.id} for mark in old]
+            lines += [mark.to_json() for mark in corrections]
+            if lines:
+                ids = self._new_ids(lines)
+                records.append(self.path, *({**line, "id": new} for line, new in zip(lines, ids, strict=True)))
 
     def withdraw(self, name: str, mark_id: str) -> None:
         """Take a mark back by appending a line that says so."""

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels"
     add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=text)
     add("--noise", type=float, default=0.0, metavar="R", help="share of --answers that are a random class")
+    add("--alike", action="store_true", help="then correct regions like the answered ones, if that is right")
     add("--images", type=Path, metavar="ROOT", help="folder of the photographs (default: the workspace's)")
     add("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
     add("--who", default="", metavar="NAME", help="who answers")
@@ -59,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"note: other questions with their answers are kept in {file.aside}\n")
     found = _ask(file, found, view, answer, args.who)
     brought = price(found, view)
+    if args.alike:
+        from pipeline.review.alike import spread  # loads the trunk's framework
+
+        brought["alike"] = spread(view)
     left = sum(1 for _ in found.open(view))
     if args.json:
         sys.stdout.write(json.dumps({**brought, "open": left, "file": str(file.path)}, indent=1) + "\n")
@@ -155,5 +160,6 @@ def _print(brought: dict[str, Any], left: int, out: Path) -> None:
     sys.stdout.write(
         "the last {answers}: {minutes} min, {labelled:,} labelled, {corrected:,} corrected\n".format(**last)
     )
-    sys.stdout.write(f"{brought['words']}\n{left} questions are open\n{out}\n")
+    sys.stdout.write("".join(f"{part['words']}\n" for part in (brought, brought.get("alike")) if part))
+    sys.stdout.write(f"{left} questions are open\n{out}\n")
     sys.stdout.write("now run pseudo-label: the answers win over its labels\n")

@@ -76,7 +76,7 @@ def _draws(questions: Questions, view: StoreView, done: Sequence[int]) -> dict[i
 def _row(questions: Questions, done: Sequence[int], draws: dict[int, tuple[float, bool]], total: int) -> dict[str, Any]:
     row = _brought([questions.items[number] for number in done])
     asked, last = set(done), max(done, default=-1)
-    before = _share([d for n, d in draws.items() if n in asked or (n < last and not questions.items[n]["verdict"])])
+    before = weighted_share([d for n, d in draws.items() if n in asked or (n < last and not questions.items[n]["verdict"])])
     left = total - row["ignored"]
     # What was corrected is known, not estimated: it moves the interval as a whole.
     after = [min(1.0, (share * total + row["corrected"]) / left) for share in before] if left else list(before)
@@ -111,7 +111,7 @@ def _seconds(items: Sequence[dict[str, Any]]) -> list[float]:
     return found
 
 
-def _share(draws: Sequence[tuple[float, bool]]) -> Interval:
+def weighted_share(draws: Sequence[tuple[float, bool]], confidence: float = 0.95) -> Interval:
     """Share of right pixels from independent draws, each weighted by the inverse of its probability.
 
     The interval is that of `stratified`: an effective number of answers (Korn and Graubard 1998) in the formula of
@@ -125,7 +125,7 @@ def _share(draws: Sequence[tuple[float, bool]]) -> Interval:
     value, middle = float(weight @ right) / n, (float(weight @ right) + 1) / (n + 2)
     spread = float(weight**2 @ (right - middle) ** 2 + middle**2 + (1 - middle) ** 2) / (n + 2) ** 2
     effective = min(float(n), middle * (1 - middle) / spread)
-    return value, *clopper_pearson(value * effective, effective)
+    return value, *clopper_pearson(value * effective, effective, confidence)
 
 
 def _forecast(last: Sequence[dict[str, Any]], after: Sequence[float], total: int, images: int) -> dict[str, Any] | None:

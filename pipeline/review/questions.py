@@ -168,6 +168,20 @@ class Questions(SpotCheck):
         item["verdict"] = None
 
 
+def regions_of(label: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Number of each pixel's region in a label map, from 0 on, HxW."""
+    size = max(1, round(label.shape[1] / CELLS))
+    found, count = np.zeros(label.shape, np.intp), 0
+    for y in range(0, label.shape[0], size):
+        for x in range(0, label.shape[1], size):
+            window, numbers = label[y : y + size, x : x + size], found[y : y + size, x : x + size]
+            for c in np.unique(window):
+                parts, number = cv2.connectedComponents((window == c).astype(np.uint8), connectivity=4)
+                numbers[window == c] = number[window == c] + (count - 1)
+                count += parts - 1
+    return found
+
+
 def review_of(view: StoreView) -> ReviewFile:
     """The review file that answers about a store go to."""
     store = marked_store(view.path.resolve(), view.kind)

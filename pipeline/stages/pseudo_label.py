@@ -24,7 +24,7 @@ from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise, measured_masks, read_mask
 from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rules
-from hmsa_core.labels.review import Labels, Mark, ReviewFile, reviewed
+from hmsa_core.labels.review import Labels, Mark, ReviewFile, labels_id, reviewed
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.labels.thresholds.calibration import load_table
@@ -59,6 +59,11 @@ def review_of(
 ) -> tuple[NDArray[np.bool_], Labels] | None:
     """Flagged pixels and corrected labels of an image, or None when nobody reviewed the image."""
     return reviewed(marks[name], height, width, classes) if name in marks else None
+
+
+def alike_of(marks: Mapping[str, Mark], classes: ClassTable, name: str, height: int, width: int) -> Labels | None:
+    """Labels that were concluded from answers about alike regions, or None without any."""
+    return reviewed([marks[name]], height, width, classes)[1] if name in marks else None
 
 
 def disk_estimate(ws: Workspace) -> int:
@@ -114,7 +119,8 @@ def make_recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves:
     coarse = {s.name: s.coarse_sha256 for s in index.samples if s.coarse}
     drawn = {s.name: s.coarse for s in index.samples if s.coarse}
     _tell_of_other_coarse_labels(raw, drawn)
-    marks = _marks(raw)
+    review = _review(raw)
+    marks, alike = review.by_name(), review.alike()
     rules = None
     if config.merge.use_coarse:
         rules = (
@@ -129,18 +135,23 @@ def make_recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves:
         human_paths=drawn,
         masks=_masks(ws),
         reviewed=partial(review_of, marks, raw.classes) if marks else None,
+        alike=partial(alike_of, alike, raw.classes) if alike else None,
         table=load_table(ws.path("calibration/table.json")) if curves is not None else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
         per_image={
             # The path counts too: a label file's name decides how it is read, and the final store records the path.
-            name: [drawn.get(name, ""), coarse.get(name, ""), [mark.to_json() for mark in marks.get(name, [])]]
-            for name in sorted({*coarse, *marks})
+            name: [drawn.get(name, ""), coarse.get(name, ""), [mark.to_json() for mark in _all(name, marks, alike)]]
+            for name in sorted({*coarse, *marks, *alike})
         },
     )
 
 
-def _marks(raw: LabelStore) -> dict[str, list[Mark]]:
-    review = ReviewFile(raw.path, raw.pictures())
+def _all(name: str, marks: Mapping[str, list[Mark]], alike: Mapping[str, Mark]) -> list[Mark]:
+    return [*marks.get(name, []), *([alike[name]] if name in alike else [])]
+
+
+def _review(raw: LabelStore) -> ReviewFile:
+    review = ReviewFile(raw.path, raw.pictures(), labels_id(raw.lineage))
     names = sorted({mark.name for mark in review.foreign()})
     if names:
         warn(
@@ -148,7 +159,7 @@ def _marks(raw: LabelStore) -> dict[str, list[Mark]]:
             f"marks of {len(names)} images, first {names[0]}, are of other pictures than those of now and do not "
             "count: look again",
         )
-    return review.by_name()
+    return review
 
 
 def _tell_of_other_coarse_labels(raw: LabelStore, drawn: Mapping[str, str]) -> None:

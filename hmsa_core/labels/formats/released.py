@@ -40,7 +40,9 @@ def sure_codes(store: LabelStore, name: str, code: Labels) -> Labels:
     if store.kind == "raw":
         return code
     # A code says how sure the teacher was; what people drew has none, and is no guess to be dropped.
-    return np.where(store.read_source(name) == SOURCES["human"], np.uint8(NUM_CODES - 1), code)
+    return np.where(
+        np.isin(store.read_source(name), (SOURCES["human"], SOURCES["alike"])), np.uint8(NUM_CODES - 1), code
+    )
 
 
 def prob_of(store: LabelStore, label: Labels, code: Labels) -> Labels:

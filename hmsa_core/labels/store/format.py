@@ -29,7 +29,8 @@ FORMAT, VERSION = "hmsa-label-store", 1
 MANIFEST_VERSION = 2
 MANIFEST, RECEIPTS, SIDECAR, LOCKS = "manifest.json", "receipts", "sidecar", ".locks"
 STATISTICS = ("kept", "totals", "images")  # consolidated from the sidecars; named by the digest of their sources
-SOURCES = {"none": 0, "teacher": 1, "human": 2, "both": 3}  # column `source` of a thresholded store
+# Column `source` of a thresholded store; alike: concluded from answers about alike regions.
+SOURCES = {"none": 0, "teacher": 1, "human": 2, "both": 3, "alike": 4}
 UNKNOWN = "unknown"
 # What every store says about where its labels come from. Absent entries are recorded as unknown.
 LINEAGE = ("teacher", "parameters", "scales", "flip", "precision", "code_version", "licences")
