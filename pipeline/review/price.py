@@ -76,7 +76,9 @@ def _draws(questions: Questions, view: StoreView, done: Sequence[int]) -> dict[i
 def _row(questions: Questions, done: Sequence[int], draws: dict[int, tuple[float, bool]], total: int) -> dict[str, Any]:
     row = _brought([questions.items[number] for number in done])
     asked, last = set(done), max(done, default=-1)
-    before = weighted_share([d for n, d in draws.items() if n in asked or (n < last and not questions.items[n]["verdict"])])
+    before = weighted_share(
+        [d for n, d in draws.items() if n in asked or (n < last and not questions.items[n]["verdict"])]
+    )
     left = total - row["ignored"]
     # What was corrected is known, not estimated: it moves the interval as a whole.
     after = [min(1.0, (share * total + row["corrected"]) / left) for share in before] if left else list(before)
