@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hmsa_core.data.decode import read_image
-from hmsa_core.taxonomy import ClassTable
+from hmsa_core.taxonomy import plain
 from hmsa_core.training.speed import seconds_a_crop, seconds_a_megapixel, seconds_an_image
 from pipeline.plan.plan import Plan
 from pipeline.workspace.params import Params, stages_of_chain
@@ -48,5 +48,5 @@ def expected_seconds(plan: Plan) -> float:
 def _seconds_of_teacher(plan: Plan, params: Params) -> float:
     first = next(iter(plan.roles.images("unlabelled") or plan.roles.images("calibrate")))
     image = read_image(plan.reading.root / first.image)
-    classes = ClassTable.from_json(plan.classes.to_json())
+    classes = plain(list(plan.classes.names.values()))
     return seconds_an_image(params.auto_infer.teacher or (), params.auto_infer, classes, first.name, image)

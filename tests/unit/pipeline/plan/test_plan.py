@@ -401,6 +401,20 @@ def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: P
     assert stages["auto-infer"]["deps"] == ["data/index/unlabelled.parquet", "models/current.json"]
 
 
+def test_another_network_is_timed_on_one_of_the_images(tmp_path: Path) -> None:
+    own, scores = _pairs(tmp_path / "data", 30), tmp_path / "scores"
+    scores.mkdir()
+    for n in range(30):
+        np.savez(scores / f"a{n}.npz", np.full((4, *SIZE), 0.25, np.float32))
+    (scores / "teacher.yaml").write_text("classes: {0: class_0, 1: class_1, 2: class_2, 3: class_3}\n")
+    plan = make_plan(Folders(own.images, own.labels), teacher=f"scores:{scores}", machine=CPU)
+    assert 0 < duration._seconds_of_teacher(plan, written(plan, tmp_path / "ws").params) < 5
+    for path in scores.glob("*.npz"):
+        path.unlink()
+    with pytest.raises(InputError, match="no .npz, .npy, .png file in it"):
+        duration.expected_seconds(plan)
+
+
 def test_maps_may_lie_beside_photographs_of_their_names_and_names_may_count_from_one(tmp_path: Path) -> None:
     for n in range(12):
         image, ids = scene(n)
