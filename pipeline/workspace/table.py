@@ -115,6 +115,7 @@ TABLE = (
             "student_train.sampling.tile",
             "student_train.sampling.min_pixels",
         ),
+        version=2,
     ),
     Stage(
         "student-train",
