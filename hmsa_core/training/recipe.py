@@ -284,14 +284,23 @@ def seconds_a_pass(
         model.to(memory_format=layout)
         images = torch.randn(count, 3, height, width).to(device, memory_format=layout)
         labels = torch.randint(0, 19, (count, height, width)).to(device)
-        found: list[float] = []
-        end = time.perf_counter() + budget
-        while len(found) < 2 or time.perf_counter() <= end:
-            start = time.perf_counter()
+
+        def one_pass() -> None:
             with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
                 output = model(images)
             torch.autograd.backward(training_loss(output, labels, config.loss).total)
             if kind == "cuda":
                 torch.cuda.synchronize()
-            found.append(time.perf_counter() - start)
-    return min(found[1:])  # the first pass prepares kernels
+
+        return fastest(one_pass, budget)
+
+
+def fastest(work: Callable[[], object], budget: float) -> float:
+    """Seconds of the fastest run of some work after the first, which prepares kernels; two runs at the least."""
+    found: list[float] = []
+    end = time.perf_counter() + budget
+    while len(found) < 2 or time.perf_counter() <= end:
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])

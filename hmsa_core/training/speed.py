@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from hmsa_core.inference.teachers.teacher import open_teacher
 from hmsa_core.models.model import build_fresh
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable
-from hmsa_core.training.recipe import seconds_a_pass
+from hmsa_core.training.recipe import fastest, seconds_a_pass
 
 _BUDGET = 1.0  # seconds for each way to compute
 _IMAGE = (384, 512)  # pixels, height and width
@@ -50,7 +49,7 @@ def seconds_a_megapixel(model: ModelConfig, runtime: RuntimeConfig) -> float:
     precision = "bf16" if runtime.precision == "auto" else runtime.precision  # fp32 where a CPU has no bf16
     predictor = Predictor(build_fresh(model, num_classes=19), device, precision, in_place=True)
     image = np.random.default_rng(0).integers(0, 256, (*_IMAGE, 3), np.uint8)
-    seconds = _fastest(lambda: label_image(predictor, image, [1.0], flip=False))
+    seconds = fastest(lambda: label_image(predictor, image, [1.0], flip=False), _BUDGET)
     return seconds / (_IMAGE[0] * _IMAGE[1] / 1e6) / runtime.ranks
 
 
@@ -64,15 +63,4 @@ def seconds_an_image(
     """
     context = JobContext(Path(), start_ranks(config.runtime, {}), config.runtime)
     opened = open_teacher(teacher, config, classes, context)
-    return _fastest(lambda: opened.label(name, image)) / config.runtime.ranks
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds of the fastest repetition after the first, which prepares kernels."""
-    found: list[float] = []
-    end = time.perf_counter() + _BUDGET
-    while len(found) < 2 or time.perf_counter() <= end:
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+    return fastest(lambda: opened.label(name, image), _BUDGET) / config.runtime.ranks
