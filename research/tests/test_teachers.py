@@ -10,6 +10,7 @@ import pytest
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index
 from research.teachers import coverage_at, measure
+from research.thresholds import best_by_class
 from tests.support.training import write_data
 
 
@@ -32,3 +33,12 @@ def test_the_truth_as_a_teacher_that_is_less_sure_than_right_has_that_calibratio
         np.save(tmp_path / "scores" / f"{sample.name}.npy", np.array(scores, np.float32))
     found = measure(tmp_path / "toy.parquet", tmp_path, (f"scores:{tmp_path / 'scores'}",), (1.0,), 0.95)
     assert found == pytest.approx((1.0, 0.2, 1.0), abs=1e-3)
+
+
+def test_thresholds_by_class_keep_more_than_one_for_all_at_equal_precision() -> None:
+    counts = np.zeros((2, 2, 256), np.int64)
+    counts[:, 0, [50, 150]] = [[40, 10], [40, 10]]  # right from the lowest code on
+    counts[:, 1, [50, 150]] = [[40, 10], [0, 10]]  # right at high codes alone
+    assert coverage_at(counts.sum(axis=1), 1.0) == pytest.approx(0.2)
+    assert best_by_class(counts, 1.0) == pytest.approx(0.6)
+    assert best_by_class(counts, 0.5) == pytest.approx(1.0)
