@@ -75,10 +75,11 @@ class Tonight:
     def known(self, ws: Workspace) -> dict[str, Any]:
         """Fields of `Since` that every night has, even a night that could read no file."""
         metrics = {} if self.failed or not self.verdict else json_of(ws, "evaluation/metrics.json")
+        statistics = json_of(ws, "labels/final/statistics.json")
         spread = ws.path("models/registry/aa.json").exists()
         return {
             "kind": self.kind,
-            "sentences": tuple(of_night(self.verdict, self.failed, metrics, spread_is_measured=spread)),
+            "sentences": tuple(of_night(self.verdict, self.failed, metrics, statistics, spread_is_measured=spread)),
             "began": self.began,
             "decision": self.verdict.get("decision", ""),
             "tail": self.tail,

@@ -25,7 +25,7 @@ def build(ws: Workspace) -> None:
 
 def render(facts: Facts, drawn: Sequence[Strip], *, title: str) -> str:
     """Results page of a workspace as HTML."""
-    summary = sentences(facts.metrics, spread_is_measured=False)
+    summary = sentences(facts.metrics, facts.statistics, spread_is_measured=False)
     parts = _results(facts)
     parts.insert(0, _fold("What the labels look like", sections.pictures(facts, drawn), is_open=True))
     return page(title, "".join([_head(title, summary), sections.tiles(facts), *parts]))

@@ -201,13 +201,16 @@ def summary_text(ws: Workspace) -> str:
         return f"{metrics['unverified']}\n"
     kept = metrics["kept"]
     roles = json_of(ws, "data/index/summary.json").get("target", {}).get("by_role", {})
-    labelled = json_of(ws, "labels/final/statistics.json").get("images", 0)
+    statistics = json_of(ws, "labels/final/statistics.json")
     lines = [
         ("learned", f"from {roles.get('learn', 0)} fine labels"),
-        ("labelled", f"{labelled} images by a network of {Share(metrics['labels']['mean_iou'])} mIoU"),
+        (
+            "labelled",
+            f"{statistics.get('images', 0)} images by a network of {Share(metrics['labels']['mean_iou'])} mIoU",
+        ),
         ("kept", f"{Share(kept['coverage'])} % of the pixels (threshold: {kept['threshold']}){region(kept)}"),
         ("right", f"{Share(kept['precision'])} % of these on {metrics['judgement']['judged']} images{_worst(kept)}"),
-        *zip(("gained", "", ""), sentences(metrics, spread_is_measured=False), strict=False),
+        *zip(("gained", "", ""), sentences(metrics, statistics, spread_is_measured=False), strict=False),
         *zip(("next", "", ""), (f"{what:28}{why}" for what, why in _NEXT.items()), strict=True),
     ]
     return "".join(f"{name:10}{text}\n" for name, text in lines)

@@ -8,11 +8,12 @@ from typing import Any
 from pipeline.report.render import points
 
 
-def sentences(metrics: Mapping[str, Any], *, spread_is_measured: bool) -> list[str]:
-    """Say whether the student is better than the teacher, and whether the auto-labels made it better.
+def sentences(metrics: Mapping[str, Any], statistics: Mapping[str, Any], *, spread_is_measured: bool) -> list[str]:
+    """Say whether the student is better than the teacher, and whether its labels made it better.
 
     Args:
         metrics: evaluation/metrics.json; {} before `evaluate`.
+        statistics: labels/final/statistics.json; {} before `pseudo-label`.
         spread_is_measured: whether `autolabel models aa` has run.
     """
     if "unverified" in metrics or not metrics.get("models"):
@@ -21,7 +22,7 @@ def sentences(metrics: Mapping[str, Any], *, spread_is_measured: bool) -> list[s
     rival = next(name for name in ("incumbent", "teacher", "control") if f"student - {name}" in differences)
     found = [] if rival == "control" else [_against_teacher(metrics, rival)]
     if "student - control" in differences:
-        found += [_against_control(metrics), *of_labels(metrics)]
+        found += [_against_control(metrics, _subject(statistics)), *of_labels(metrics)]
     else:
         found.append("No control was trained, so how much of it the auto-labels bring is not known.")
     low = differences[f"student - {rival}"]["low"]
@@ -45,14 +46,20 @@ def _against_teacher(metrics: Mapping[str, Any], rival: str) -> str:
     return f"The student is not shown to be better than the teacher: {shown}."
 
 
-def _against_control(metrics: Mapping[str, Any]) -> str:
+def _subject(statistics: Mapping[str, Any]) -> str:
+    """Labels that the student learned from and the control did not."""
+    by_people = any(row["from_human"] + row["both"] for row in statistics.get("classes", []))
+    return "Auto-labels and human labels together" if by_people else "The auto-labels"
+
+
+def _against_control(metrics: Mapping[str, Any], subject: str) -> str:
     gain = metrics["differences"]["student - control"]
     shown = f"the same training without them reaches {_mean(metrics, 'control')} ({_change(gain)})"
     if gain["low"] is not None and gain["low"] > 0:
-        return f"The auto-labels helped: {shown}."
+        return f"{subject} helped: {shown}."
     if gain["low"] is not None and gain["high"] < 0:
-        return f"The auto-labels did harm: {shown}."
-    return f"The auto-labels are not shown to help: {shown}."
+        return f"{subject} did harm: {shown}."
+    return f"{subject} are not shown to help: {shown}."
 
 
 def of_labels(metrics: Mapping[str, Any]) -> list[str]:
@@ -77,14 +84,19 @@ def _change(gain: Mapping[str, Any]) -> str:
 
 
 def of_night(
-    verdict: Mapping[str, Any], failed: str, metrics: Mapping[str, Any], *, spread_is_measured: bool
+    verdict: Mapping[str, Any],
+    failed: str,
+    metrics: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+    *,
+    spread_is_measured: bool,
 ) -> list[str]:
     """Sentences of a night: `verdict` of the gate, {} if it did not judge; `failed` says why the night ended early."""
     if failed:
         return [f"The night ended early: {failed}"]
     if not verdict:
         return ["Nobody was judged tonight."]
-    found = sentences(metrics, spread_is_measured=spread_is_measured)
+    found = sentences(metrics, statistics, spread_is_measured=spread_is_measured)
     if verdict.get("promoted"):
         return [*found, f"The student teaches from tomorrow on, as {verdict['promoted']}."]
     return [*found, "The teacher stays."]

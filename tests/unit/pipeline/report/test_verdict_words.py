@@ -35,39 +35,50 @@ def test_each_outcome_has_its_sentence(
     ends: tuple[float | None, float | None], first: str, labels: str, against: str
 ) -> None:
     metrics = _metrics(against, low=ends[0], high=ends[1])
-    student, twin, *more = sentences(metrics, spread_is_measured=False)
+    student, twin, *more = sentences(metrics, {}, spread_is_measured=False)
     assert student.startswith(first)
     assert twin.startswith(f"The auto-labels {labels}: the same training without them reaches 43.0 (+1.3")
     assert more == [SEEDS] * (labels == "helped"), "nothing would be promoted otherwise"
-    assert sentences(metrics, spread_is_measured=True) == [student, twin]
+    assert sentences(metrics, {}, spread_is_measured=True) == [student, twin]
     assert not any(word in line for word in NO_WORDS for line in (student, twin))
 
 
 @pytest.mark.parametrize(("labels", "said"), [(0.5, "they know more"), (0.42, "they teach nothing new")])
 def test_the_gap_of_the_labels_to_the_control_is_named(labels: float, said: str) -> None:
     metrics = _metrics() | {"labels": {"mean_iou": labels}}
-    gap = sentences(metrics, spread_is_measured=True)[-1]
+    gap = sentences(metrics, {}, spread_is_measured=True)[-1]
     assert said in gap
     assert f"{100 * labels:.1f} ({100 * (labels - 0.43):+.1f} to the control)" in gap
 
 
+@pytest.mark.parametrize(
+    ("source", "subject"), [("both", "Auto-labels and human labels together"), ("", "The auto-labels")]
+)
+def test_a_gain_that_peoples_polygons_may_have_brought_is_not_called_one_of_the_auto_labels(
+    source: str, subject: str
+) -> None:
+    row = {"from_human": 0, "both": 0, "from_teacher": 9}
+    rows = [row, row | {source: 1}] if source else [row]
+    assert sentences(_metrics(), {"classes": rows}, spread_is_measured=True)[1].startswith(f"{subject} helped: ")
+
+
 def test_without_a_teacher_the_control_is_the_only_comparison() -> None:
-    only = sentences(_metrics("control"), spread_is_measured=True)
+    only = sentences(_metrics("control"), {}, spread_is_measured=True)
     assert len(only) == 1
     assert only[0].startswith("The auto-labels helped: the same training without them reaches 43.0 (+1.3")
 
 
 def test_without_a_control_or_a_judge_the_page_says_so() -> None:
-    assert "is not known" in sentences(_metrics(control=False), spread_is_measured=True)[1]
-    assert sentences({}, spread_is_measured=False) == ["No student was judged: the stage evaluate has not run."]
-    assert sentences({"unverified": "no report images"}, spread_is_measured=False) == [
+    assert "is not known" in sentences(_metrics(control=False), {}, spread_is_measured=True)[1]
+    assert sentences({}, {}, spread_is_measured=False) == ["No student was judged: the stage evaluate has not run."]
+    assert sentences({"unverified": "no report images"}, {}, spread_is_measured=False) == [
         "No student was judged: no report images."
     ]
 
 
 def test_a_night_says_who_teaches_tomorrow_and_why_it_ended_early() -> None:
     def told(verdict: dict[str, Any], failed: str = "") -> list[str]:
-        return of_night(verdict, failed, _metrics(), spread_is_measured=True)
+        return of_night(verdict, failed, _metrics(), {}, spread_is_measured=True)
 
     assert told({"promoted": "v0003-1a2b"})[-1] == "The student teaches from tomorrow on, as v0003-1a2b."
     assert told({"promoted": None})[-1] == "The teacher stays."
