@@ -61,11 +61,6 @@ def rows_of(images: int, rates: Mapping[str, float], given: Assumed) -> list[Row
             "h",
             (files * rates["dvc_s_per_file"] + store_gb * rates["dvc_s_per_gb"]) / 3600,
         ),
-        (
-            "a new threshold for each image (the page's list), one core",
-            "s",
-            images / 1e6 * rates["threshold_s_per_million"],
-        ),
         ("**money**", "", 0.0),
         ("GPU time of labels and student", "$", (labels_h + student_h) * given.dollars_per_gpu_hour),
         ("disk of both stores and DVC's cache, a month", "$", 2 * store_gb / 1e3 * given.dollars_per_tb_month),
@@ -82,16 +77,12 @@ def rows_of(images: int, rates: Mapping[str, float], given: Assumed) -> list[Row
 
 # Title, unit, path in the result of bench_index.py, and what makes the figure's number one of the unit.
 _INDEX = (
-    ("index file", "GB", "plan.bytes_per_row", 1e-9),
     ("`prepare` beside the checks of files, one core", "min", "plan.processor_s", 1 / 60),
     ("... memory", "GB", "plan.gb", 1.0),
     ("near duplicates within 4 bits, one core", "min", "near.processor_s", 1 / 60),
-    ("... memory", "GB", "near.gb", 1.0),
     ("judged images near learned ones, one core", "min", "leaks.processor_s", 1 / 60),
-    ("manifest of a store", "GB", "store.manifest_mb", 1e-3),
     ("the page's first answers, one core", "s", "start.page_processor_s", 1.0),
     ("... memory", "GB", "start.gb", 1.0),
-    ("... their figures at another threshold", "s", "start.new_threshold_s", 1.0),
 )
 
 
@@ -101,7 +92,7 @@ def _of_index(images: int, rates: Mapping[str, float]) -> list[Row]:
     grown = max(1.0, images / at)  # computed from the largest size
     rows = []
     for title, unit, path, scale in _INDEX:
-        value = rates[f"{at}.{path}"] * (images if "per_row" in path else grown)
+        value = rates[f"{at}.{path}"] * grown
         if path == "near.processor_s" and grown > 1:
             value *= work(images, 4) / work(at, 4) / grown
         rows.append((title, unit, scale * value))
