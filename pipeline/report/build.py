@@ -50,6 +50,7 @@ def _results(facts: Facts, since: Since | None = None) -> list[Raw]:
         ("Categories, boundaries, cities, confusions", quality.section(facts.quality, facts.classes.classes)),
         ("Thresholds, and how far to trust them", sections.thresholds(facts, coverage)),
         ("What the student learns from", sections.labels(facts)),
+        ("Answers", sections.answers(facts)),
         ("Which classes to label by hand", sections.to_label(facts)),
         ("Images, and those that were refused", sections.data(facts)),
         ("Time and memory", sections.times(facts)),

@@ -17,6 +17,10 @@ from pipeline.report.advice import Advice, advise
 from pipeline.report.quality import Quality, read_quality
 from pipeline.report.render import Name, Table
 from pipeline.report.results import diet, json_of
+from pipeline.review.price import price
+from pipeline.review.questions import Questions
+from pipeline.review.spot_check import SpotFile
+from pipeline.review.view import StoreView
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 
@@ -40,6 +44,7 @@ class Facts:
     policy: ThresholdPolicy | None  # the policy that `calibrate` measured
     curves: Curves | None
     diet: Table  # the labels that the student learns from
+    answers: list[dict[str, Any]]  # `price` of each set of questions about labels/raw that has answers
     advice: Advice | None  # None without calibration images
     quality: dict[str, Quality]
     times: list[dict[str, Any]]
@@ -72,6 +77,7 @@ def collect(ws: Workspace) -> Facts:
         policy=ThresholdPolicy.load(policy) if policy.exists() else None,
         curves=Curves.load(curves) if curves.exists() else None,
         diet=diet(ws, index.classes.colours),
+        answers=_answers(ws),
         advice=advise(ws) if curves.exists() else None,
         quality=read_quality(ws.path("evaluation"), index.classes, metrics.get("main_setting", "")),
         # The time of `report` itself is left out, so that a second run of `report` gives the same page.
@@ -91,3 +97,11 @@ def policy_in_use(ws: Workspace) -> Used | None:
         return used_policy(ws, LabelStore.open(ws.path("labels/raw")))
     except HmsaError:  # a night that failed midway may leave labels of one teacher and a policy of another
         return None
+
+
+def _answers(ws: Workspace) -> list[dict[str, Any]]:
+    """`price` of each set of questions about the present labels that has answers, oldest set first."""
+    if not ws.path("labels/raw/manifest.json").exists():
+        return []
+    view = StoreView(ws.path("labels/raw"))
+    return [price(one, view) for one in SpotFile(Questions, view).every() if one.is_of(view) and one.is_begun]

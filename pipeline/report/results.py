@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def _class_row(name: object, measured: Mapping[str, Any], report: Mapping[str, A
     }
     for key, source, column, digits in _FIGURES:
         row[key] = Share({"": measured, "report ": report, "labels ": labels}[source].get(column), digits=digits)
-    for column in ("teacher_gave", "passed", "from_teacher", "from_human", "both", "final"):
+    for column in ("teacher_gave", "passed", "from_teacher", "from_human", "both", "from_alike", "final"):
         row[column.replace("_", " ")] = f"{labels[column]:,}" if column in labels else "–"
     return row
 
@@ -134,6 +134,11 @@ def class_table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
     return Table(list(columns.values()), [[row[key] for key in columns] for row in rows])
 
 
+def has_alike(classes: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any training label is of the source alike; statistics.json of an older release does not count these."""
+    return any(row.get("from_alike") for row in classes)
+
+
 def diet(ws: Workspace, colours: Sequence[Sequence[int]] | None = None) -> Table:
     """Table of a student's labels: thresholds of both policies, share of each class in each source of labels.
 
@@ -142,20 +147,24 @@ def diet(ws: Workspace, colours: Sequence[Sequence[int]] | None = None) -> Table
     rows_by_class = {row["name"]: row for row in json_of(ws, "labels/final/statistics.json").get("classes", [])}
     if not rows_by_class:
         return Table([], [])
-    human = {name: row["from_human"] + row["both"] for name, row in rows_by_class.items()}
-    sources = [fine_pixels(ws), human, {name: row["from_teacher"] for name, row in rows_by_class.items()}]
-    totals = [sum(source.values()) for source in sources]
+    sources = {
+        "fine labels %": fine_pixels(ws),
+        "polygons, corrections %": {name: row["from_human"] + row["both"] for name, row in rows_by_class.items()},
+        "teacher's labels %": {name: row["from_teacher"] for name, row in rows_by_class.items()},
+    }
+    if has_alike(rows_by_class.values()):
+        sources["alike regions %"] = {name: row["from_alike"] for name, row in rows_by_class.items()}
+    totals = [sum(source.values()) for source in sources.values()]
     thresholds = [_thresholds(ws.path(f"calibration/{name}.json")) for name in ("policy", "teach")]
-    head = ["class", "promise", "teach", "fine labels %", "polygons, corrections %", "teacher's labels %"]
     rows: list[list[object]] = []
     for c, name in enumerate(rows_by_class):
         shares = [
             Share(source.get(name, 0) / total if total else None, digits=2)
-            for source, total in zip(sources, totals, strict=True)
+            for source, total in zip(sources.values(), totals, strict=True)
         ]
         rows.append([Name(name, colours[c]) if colours else name, *(t.get(name, "–") for t in thresholds), *shares])
     rows.append(["pixels", "", "", *(f"{total:,}" for total in totals)])
-    return Table(head, rows, last_is_sum=True)
+    return Table(["class", "promise", "teach", *sources], rows, last_is_sum=True)
 
 
 def _thresholds(path: Path) -> dict[str, str]:

@@ -194,7 +194,7 @@ def _lines(counts: Mapping[str, int]) -> Raw:
 
 
 _LABELS = {key: key for key in ("class", "threshold", "teacher gave", "passed")} | {"labels coverage": "coverage %"}
-_LABELS |= {key: key for key in ("from teacher", "from human", "both", "final")}
+_LABELS |= {key: key for key in ("from teacher", "from human", "both", "from alike", "final")}
 
 
 def data(facts: Facts) -> Raw:
@@ -229,13 +229,43 @@ def labels(facts: Facts) -> Raw:
     if not statistics:
         return Raw("<p>No training labels were made.</p>")
     rows = results.class_rows(facts.names, labels={row["name"]: row for row in statistics["classes"]})
+    has_alike = results.has_alike(statistics["classes"])
+    shown = results.class_table(rows, {k: v for k, v in _LABELS.items() if has_alike or k != "from alike"})
     return Raw(
         f"<p>Thresholds of both policies (these labels were made with <code>{used}</code>), and the share of each "
         "class in a source of labels. Crops show rare classes more often than that (student_train.sampling).</p>"
         f"{facts.diet.html()}<h3>Training labels of {statistics['images']} auto-labelled images: "
         f"{points(statistics['labelled_share'])} % of {statistics['pixels']:,} pixels carry one</h3>"
-        f"{results.class_table(rows, _LABELS).html()}"
+        f"{shown.html()}"
     )
+
+
+_PIXELS = ("labelled", "corrected", "ignored")
+_PRICE = ("answers", "minutes", *(f"pixels {what}" for what in _PIXELS), "right before %", "right after %")
+
+
+def answers(facts: Facts) -> Raw:
+    """Section on answers about regions: a table and a sentence for each set of questions; nothing without answers."""
+    if not facts.answers:
+        return Raw("")
+    return Raw(
+        "<p class='soft'>Answers about regions of labels/raw. Shares of right labels are those of all its pixels, "
+        "weighted by the draws; wrong pixels at borders of regions are not seen.</p>"
+        + "".join(f"{_price(found).html()}<p>{esc(found['words'])}.</p>" for found in facts.answers)
+    )
+
+
+def _price(found: Mapping[str, Any]) -> Table:
+    rows: list[list[object]] = [
+        [
+            row["answers"],
+            number(row["minutes"], 1),
+            *(f"{row[what]:,}" for what in _PIXELS),
+            *(Share(*row[key]) for key in ("before", "after")),
+        ]
+        for row in found["price"]
+    ]
+    return Table(_PRICE, rows)
 
 
 def times(facts: Facts) -> Raw:

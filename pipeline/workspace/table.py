@@ -147,6 +147,7 @@ TABLE = (
             *_MODELS,
             "calibration",
             "labels/raw",
+            "labels/raw.review.jsonl",  # changes with the answers; the file of questions need not exist
             "labels/final",
             "labels/shift.json",
             "evaluation",
