@@ -108,7 +108,7 @@ _REST = {
     "answers": "answers of people to questions about regions: connected pixels of one class",
     "minutes": "time that the answers took; a longer pause counts as one minute",
     "pixels labelled": "pixels of the regions to which people gave a class",
-    "pixels corrected": "of them, those whose label was wrong",
+    "pixels corrected": "labelled pixels whose label was wrong",
     "pixels ignored": "pixels of regions of mixed classes, which teach nothing",
     "right before": "share of right labels before the corrections, with its 95 % interval",
     "right after": "share of right labels after the corrections, with its 95 % interval",
