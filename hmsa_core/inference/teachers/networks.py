@@ -191,7 +191,7 @@ class OnnxNetwork(Network):
     def scores(self, images: Tensor) -> Tensor:
         """Run the graph."""
         pixels = (images.permute(0, 2, 3, 1) if self._is_last else images).cpu().numpy()
-        given = np.ascontiguousarray((np.rint(pixels) if self._dtype == np.uint8 else pixels).astype(self._dtype))
+        given = np.ascontiguousarray(np.rint(pixels) if self._dtype == np.uint8 else pixels, self._dtype)
         try:
             found = self._session.run([self._output], {self._input.name: given})[0]
         except _failures() as error:

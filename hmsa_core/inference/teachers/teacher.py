@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.config import InferConfig
-from hmsa_core.inference.network.predictor import Engine, Float32, Labelled, Predictor, Tiler, UInt8, load_predictor
+from hmsa_core.inference.network.predictor import (
+    Engine,
+    Float32,
+    Labelled,
+    Predictor,
+    Tiler,
+    UInt8,
+    first_of,
+    load_predictor,
+    prepare_process,
+)
 from hmsa_core.inference.teachers.classes import ClassMap, class_map
 from hmsa_core.inference.teachers.combining import combine
 from hmsa_core.inference.teachers.networks import HuggingFaceNetwork, Network, OnnxNetwork
@@ -63,7 +73,7 @@ class Teacher(ABC):
         """Begin `label`; the function that is returned waits for a GPU, so that the next image can begin before."""
         found = self.predict(name, image)
         best = found.max(0)
-        label = np.where(best > 0, found.argmax(0), IGNORE).astype(np.uint8), np.minimum(best, 1)
+        label = np.where(best > 0, first_of(found, best), np.uint8(IGNORE)), np.minimum(best, 1)
         return lambda: label
 
     def forced(self, _image: UInt8) -> int | None:
@@ -286,6 +296,7 @@ def open_network(source: Source, context: JobContext, *, is_single: bool) -> Eng
     """
     if source.family == "checkpoint":
         return load_predictor(source.path, context)
+    prepare_process(context.runtime.thread_count)
     if source.family == "hf":
         return HuggingFaceNetwork(source, context.device, context.runtime.precision)
     return OnnxNetwork(source, context.runtime.thread_count, is_single=is_single)
