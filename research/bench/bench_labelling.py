@@ -4,9 +4,11 @@
     python -m research.bench.bench_labelling --device cuda      (W48 in bf16, 1024x2048: images a second of a whole job)
 
 Scales {0.5, 1, 2} + flip, one thread a rank, random weights (times do not depend on them), structured pictures.
-`model_share`: by the job's own clocks, time in the model over time in the loop; the rest is waiting for images and for
-the writer. Memory: peak resident set of the largest process. `images` uses the narrowest trunk on 96x192 pixels, so
-that what grows with the number of images is not hidden by what a picture needs.
+`loop_s`: from the plan of shards, when every process has loaded its model, to the end of the job; `check_s`: reading
+and checking all files before, in one process. `images_per_s` counts the loop. `model_share`: by the job's own clocks,
+time in the model over time in the loop; the rest is waiting for images and for the writer. Memory: peak resident set
+of the largest process. `ranks` labels four shards: one shard is the work of one process. `images` uses the narrowest
+trunk on 96x192 pixels, so that what grows with the number of images is not hidden by what a picture needs.
 """
 
 from __future__ import annotations
@@ -28,8 +30,7 @@ from hmsa_core.models import checkpoint
 from research.bench.bench_infer import make_model
 
 AREAS = ((256, 512), (512, 1024), (1024, 2048))
-OPTIONS = ["--scales", "0.5,1,2", "--flip", "--threads", "1", "--device"]
-CPU, GPU = ["cpu", "--precision", "fp32"], ["cuda", "--precision", "bf16"]
+CPU, GPU = ["--device", "cpu", "--precision", "fp32"], ["--device", "cuda", "--precision", "bf16"]
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
@@ -44,16 +45,16 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder
 
 
-def write_checkpoint(folder: Path, trunk: str) -> Path:
-    """A checkpoint with random weights whose labels vary."""
+def write_checkpoint(folder: Path, trunk: str, device: list[str] = CPU) -> list[str]:
+    """Write a checkpoint with random weights whose labels vary; the options of `autolabel label` that run it."""
     checkpoint.save(make_model(trunk), folder, class_table=taxonomy.cityscapes().to_json(), lineage={})
-    return folder
+    return ["--checkpoint", str(folder), "--scales", "0.5,1,2", "--flip", *device]
 
 
-def label(images: Path, model: Path, out: Path, ranks: int = 1, device: list[str] = CPU) -> dict[str, Any]:
-    """Run the command; the job's own figures and the peak memory of its largest process."""
-    where = ["--images", str(images), "--checkpoint", str(model), "--out", str(out), "--ranks", str(ranks)]
-    command = [sys.executable, "-m", "pipeline.cli.main", "label", *where, *OPTIONS, *device]
+def label(images: Path, options: list[str], out: Path, ranks: int = 1, threads: int = 1) -> dict[str, Any]:
+    """Run the command; the job's own figures, its times, and the peak memory of its largest process."""
+    where = ["--images", str(images), "--out", str(out), "--ranks", str(ranks), "--threads", str(threads)]
+    command = [sys.executable, "-m", "pipeline.cli.main", "label", *where, *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=said)
@@ -61,13 +62,19 @@ def label(images: Path, model: Path, out: Path, ranks: int = 1, device: list[str
         if status:
             said.seek(0)
             raise SystemExit(said.read().decode()[-2000:])
-    told = json.loads((out.with_name(f"{out.name}.work") / "summary.json").read_text())
-    timing = told["timing"]
+    work = out.with_name(f"{out.name}.work")
+    told = json.loads((work / "summary.json").read_text())
+    # Times at which the command wrote these files: before it checks images, after it, after loading, at the end.
+    checking, checked, loaded, done = (
+        (work / f"{name}.json").stat().st_mtime for name in ("folder", "spec", "plan", "summary")
+    )
     return {
         "images": told["images"],
-        "images_per_s": round(told["images"] / (sum(timing.values()) / ranks), 2),
+        "images_per_s": round(told["images"] / (done - loaded), 2),
+        "check_s": round(checked - checking, 3),
+        "loop_s": round(done - loaded, 3),
         "model_share": told["model_share"],
-        "timing_s": timing,
+        "timing_s": told["timing"],
         "peak_mb": round(usage.ru_maxrss / 1024),
     }
 
@@ -82,8 +89,9 @@ def curves(folder: Path, counts: list[int], *, quick: bool) -> dict[str, Any]:
         images = write_images(folder / name, 2 if quick else 8, (height, width))
         found = label(images, model, folder / f"{name}-store")
         areas[name] = found | {"megapixels_per_s": round(found["images_per_s"] * height * width / 1e6, 3)}
-    images = write_images(folder / "ranks", 4 if quick else 32, AREAS[0])
-    ranks = {str(n): label(images, model, folder / f"ranks{n}-store", n) for n in (1, 2)}
+    count = 4 if quick else 32
+    images, shards = write_images(folder / "ranks", count, AREAS[0]), ["--images-per-shard", str(count // 4)]
+    ranks = {str(n): label(images, [*model, *shards], folder / f"ranks{n}-store", n) for n in (1, 2)}
     for count in counts:
         images = write_images(folder / f"many{count}", count, (96, 192))
         many[str(count)] = label(images, narrow, folder / f"many{count}-store")
@@ -98,9 +106,9 @@ def curves(folder: Path, counts: list[int], *, quick: bool) -> dict[str, Any]:
 
 def on_gpu(folder: Path, *, quick: bool) -> dict[str, Any]:
     """The paper's model at full size; choosing algorithms and capturing passes count, as in every job."""
-    model = write_checkpoint(folder / "model", "hrnet_micro" if quick else "hrnet_w48")
+    model = write_checkpoint(folder / "model", "hrnet_micro" if quick else "hrnet_w48", GPU)
     images = write_images(folder / "images", 4 if quick else 96, AREAS[-1])
-    found = label(images, model, folder / "store", device=GPU)
+    found = label(images, model, folder / "store")
     return found | {"seconds": 1 / found["images_per_s"]}
 
 

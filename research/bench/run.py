@@ -28,6 +28,7 @@ SCRIPTS: dict[str, list[str]] = {
     "store": ["bench_store"],
     "infer": ["bench_infer", "--threads", "2"],
     "labelling": ["bench_labelling"],
+    "foreign": ["bench_foreign"],
     "export": ["bench_export"],
     "index": ["bench_index"],
     "chain": ["bench_chain"],
