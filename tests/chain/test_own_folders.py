@@ -1,40 +1,86 @@
-"""A folder of one's own through the whole chain: `init`, then `dvc repro`, without an edit but for the budget."""
+"""Folders of one's own through the whole chain: `init`, then `dvc repro`, without an edit but for the budget."""
 
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 
 from hmsa_core.data.index import Index
 from hmsa_core.labels import LabelStore
+from pipeline.plan.plan import make_plan
+from pipeline.plan.reading import Folders
+from pipeline.workspace.dvc_yaml import SETTINGS_STAGE
 from pipeline.workspace.table import STAGES
-from tests.support.chain import REPO, dvc, run
-from tests.support.own_folders import roboflow, save, scene
+from pipeline.workspace.workspace import SETTINGS
+from pipeline.workspace.yaml_text import read_yaml
+from tests.support import forks
+from tests.support.chain import REPO, dvc, run, set_params
+from tests.support.own_folders import LAYOUTS, Own, roboflow, save, scene
 
 pytestmark = pytest.mark.chain
+# The least: two epochs of a micro network, one scale, one process, and nothing that is timed.
+BUDGET = {
+    "runtime.ranks": 1,
+    "runtime.threads": 1,
+    "runtime.precision": "fp32",
+    "train.model.trunk": "hrnet_micro",
+    "train.runtime.channels_last": False,
+    "prepare.workers": 1,
+    "teacher_train.model.trunk_weights": "none",
+    "teacher_train.epochs": 2,
+    "teacher_train.validate_every": 1,
+    "auto_infer.scales": [1.0],
+    "auto_infer.flip": False,
+    "pseudo_label.workers": 1,
+    "student_train.epochs": 2,
+    "student_train.pseudo.fine_only_epochs": 1,
+    "evaluate.settings": [{"name": "single", "scales": [1.0], "flip": False}],
+    "evaluate.draws": 200,
+    "report.pictures": 1,
+}
 
 
-def _small(ws: Path) -> None:
-    """The least budget: two epochs of a micro network."""
-    text = (ws / "params.yaml").read_text()
-    for key, value in (("epochs", "2"), ("fine_only_epochs", "1"), ("validate_every", "1"), ("ranks", "1")):
-        text = re.sub(rf"^( +{key}:) \d+", rf"\1 {value}", text, flags=re.MULTILINE)
-    text = text.replace('"timm:tf_efficientnet_lite0"', "hrnet_micro").replace('"package:efficientnet-lite0"', "none")
-    (ws / "params.yaml").write_text(text)
+def check(ws: Path, own: Own) -> None:
+    """All stages ran as the plan says: its roles, classes and recipe; what waited is labelled, and models are scored."""
+    given = own.flags[1] if own.flags else None
+    plan = make_plan(Folders(own.images, own.labels, own.new), classes=given)
+    assert read_yaml(ws / "dvc.lock").values["stages"].keys() == {SETTINGS_STAGE, *STAGES}
+    planned = dict(zip((f.name for f in plan.roles.found), plan.roles.roles, strict=True))
+    index = Index.load(ws / "data/index/target.parquet")
+    assert {s.name: s.role for s in index.samples} == planned
+    assert index.classes.classes == own.classes
+    store = LabelStore.open(ws / "labels/raw", strict=True)
+    assert sorted(store.names()) == sorted(name for name, role in planned.items() if role == "unlabelled")
+    assert store.classes.classes == own.classes
+    metrics = json.loads((ws / "evaluation/metrics.json").read_text())
+    assert metrics["models"].keys() >= {"teacher", "student", "control"}
+    assert tuple(metrics["classes"]) == own.classes
+    settings = read_yaml(ws / SETTINGS).values
+    for choice in plan.choices:
+        key = f"teacher_{choice.key}" if choice.key.startswith("train.") else choice.key
+        assert choice.key in BUDGET or reduce(getitem, key.split("."), settings) == choice.value, key
+
+
+@pytest.mark.parametrize("layout", [case for case in LAYOUTS if case.id != "roboflow"])  # which is the next test's
+def test_a_folder_of_any_layout_runs_through_the_chain(layout: Callable[[Path], Own], tmp_path: Path) -> None:
+    own, ws = layout(tmp_path / "data"), tmp_path / "ws"
+    assert forks.autolabel("init", str(ws), *own.arguments) == 0
+    set_params(ws, BUDGET)
+    assert forks.repro(ws) == 0
+    check(ws, own)
 
 
 def test_a_folder_runs_through_the_chain_and_its_teacher_labels_another_without_label_maps(tmp_path: Path) -> None:
     own, ws = roboflow(tmp_path / "data"), tmp_path / "ws"
     run(REPO, "autolabel", "init", str(ws), *own.arguments)
-    _small(ws)
+    set_params(ws, BUDGET)
     assert tuple(dvc(ws, "repro").ran) == STAGES
-    roles = {s.role for s in Index.load(ws / "data/index/target.parquet").samples}
-    assert roles == {"learn", "calibrate", "report", "unlabelled"}
-    assert len(LabelStore.open(ws / "labels/raw").names())
-    assert json.loads((ws / "evaluation/metrics.json").read_text())
+    check(ws, own)
     for n in range(4):
         save(tmp_path / "more" / f"{n}.png", scene(500 + n)[0])
     labelled = tmp_path / "labelled"

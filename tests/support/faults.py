@@ -6,6 +6,8 @@ After SQLite's malloc tests: n = 1, 2, ... until the operation succeeds, so that
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -96,6 +98,21 @@ def fork() -> int:
 
     cv2.setNumThreads(1)
     return os.fork()
+
+
+def forked(work: Callable[[], int | None]) -> int:
+    """Process id of a fork that does this work and ends with the status that it returns (None: 0; an exception: 3)."""
+    pid = fork()
+    if pid:
+        return pid
+    code = 3
+    try:
+        code = work() or 0
+    except BaseException:  # noqa: BLE001 - a fork of the test process must end here, whatever happened
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def exit_at(action: Callable[[], object], n: int) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -201,17 +203,16 @@ def six_images(top: Path) -> Own:
 
 
 def many_small(top: Path, count: int = 3000) -> Own:
-    """Thousands of small images, a hundred labelled."""
-    image, ids = scene(1)
+    """Thousands of small images, one of thirty labelled."""
     for n in range(count):
-        rng = np.random.default_rng(n)
-        save(top / "images" / f"s{n // 100}" / f"{n:05d}.jpg", np.roll(image, rng.integers(0, 64), 1)[:32, :32])
+        image, ids = scene(n)
+        save(top / "images" / f"s{n // 100}" / f"{n:05d}.jpg", image[:32, :32])
         if n % 30 == 0:
-            save(top / "labels" / f"s{n // 100}" / f"{n:05d}.png", np.roll(ids, rng.integers(0, 64), 1)[:32, :32])
+            save(top / "labels" / f"s{n // 100}" / f"{n:05d}.png", ids[:32, :32])
     return Own(top / "images", top / "labels", _ANONYMOUS, count // 30, count - count // 30)
 
 
-LAYOUTS: tuple[Callable[[Path], Own], ...] = (
+_LAYOUTS: tuple[Callable[[Path], Own], ...] = (
     cityscapes_like,
     voc,
     cvat,
@@ -223,5 +224,9 @@ LAYOUTS: tuple[Callable[[Path], Own], ...] = (
     ids_with_gaps,
     one_drive,
     six_images,
-    many_small,
+)
+LAYOUTS = (  # as parameters of a test: the three thousand small images take minutes
+    *(pytest.param(layout, id=layout.__name__) for layout in _LAYOUTS),
+    pytest.param(partial(many_small, count=300), id="many_small-300"),
+    pytest.param(many_small, id="many_small-3000", marks=(pytest.mark.slow, pytest.mark.timeout(1800))),
 )

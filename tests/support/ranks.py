@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.runtime.ranks import Ranks, start_ranks
-from tests.support.faults import fork
+from tests.support.faults import forked
 
 
 def free_port() -> int:
@@ -62,11 +60,7 @@ def on_ranks(world: int, job: Callable[[Ranks], object]) -> None:
 
 
 def _fork(rank: int, world: int, port: int, target: Callable[[int], None]) -> int:
-    pid = fork()
-    if pid:
-        return pid
-    code = 3
-    try:
+    def work() -> None:
         os.environ.update(
             RANK=str(rank),
             LOCAL_RANK=str(rank),
@@ -76,9 +70,5 @@ def _fork(rank: int, world: int, port: int, target: Callable[[int], None]) -> in
             GLOO_SOCKET_IFNAME="lo",
         )
         target(rank)
-        code = 0
-    except BaseException:  # noqa: BLE001 - a fork of the test process must end here, whatever happened
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+
+    return forked(work)

@@ -24,7 +24,7 @@ from pipeline.plan.recipe import Machine
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
-from tests.support.own_folders import COLOURS, LAYOUTS, NAMES, SIZE, Own, cvat, in_colours, many_small, save, scene
+from tests.support.own_folders import COLOURS, LAYOUTS, NAMES, SIZE, Own, cvat, in_colours, one_drive, save, scene
 
 CPU = Machine(cores=2, memory=16.0)
 
@@ -42,13 +42,9 @@ def written(plan: Plan, folder: Path) -> Workspace:
     return Workspace(folder)
 
 
-def made(layout: Callable[[Path], Own], top: Path) -> Own:
-    return many_small(top, 300) if layout is many_small else layout(top)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_folder_is_read_dealt_and_planned_without_an_edit(layout: Callable[[Path], Own], tmp_path: Path) -> None:
-    own = made(layout, tmp_path / "data")
+    own = layout(tmp_path / "data")
     plan = planned(own)
     assert tuple(plan.classes.names.values()) == own.classes
     assert len(plan.reading.pairs.labels) == own.labelled
@@ -78,7 +74,7 @@ def test_a_folder_is_read_dealt_and_planned_without_an_edit(layout: Callable[[Pa
 
 
 def test_the_same_folder_gives_the_same_plan_and_later_images_move_nobody(tmp_path: Path) -> None:
-    own = made(LAYOUTS[9], tmp_path / "data")  # one drive
+    own = one_drive(tmp_path / "data")
     first, again = planned(own), planned(own)
     assert first.files() == again.files()
     ws = written(first, tmp_path / "ws")

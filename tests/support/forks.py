@@ -1,0 +1,98 @@
+"""Commands of a workspace in forks of the test process: what takes each process seconds to import is imported once.
+
+`init`, DVC, the stages and their jobs are the real programs with their arguments, environment and folder. Only
+Python's start is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from pipeline.stages import module_of
+from pipeline.workspace.table import STAGES
+from tests.support.chain import REPO, environment
+from tests.support.faults import forked
+
+_MODULES = (
+    *("dvc.cli.parser", "dvc.repo", "dvc.stage.run", "torch._dynamo", "pipeline.cli.main", "pipeline.stages.runner"),
+    *("pipeline.plan.plan", "pipeline.plan.duration", "pipeline.jobs.launcher", "hmsa_core.job"),
+    *("hmsa_core.training.run", "hmsa_core.inference.folder.infer_job", "hmsa_core.inference.evaluation.evaluate_job"),
+)
+
+
+def autolabel(*arguments: str) -> int:
+    """Exit status of `autolabel ARGUMENTS`."""
+    return _run("pipeline.cli.main", arguments, environment(), REPO)
+
+
+def repro(folder: Path) -> int:
+    """Exit status of `dvc repro` in a workspace."""
+    return _run(__name__, (), environment(), folder)
+
+
+def main(_arguments: list[str]) -> int:
+    """`dvc repro` in the current folder, with forks in place of the processes that DVC and the stages start."""
+    from dvc import cli
+    from dvc.stage import run
+
+    from pipeline.jobs import launcher
+
+    run._run = _run_stage
+    launcher.run_child = _run_job
+    return cli.main(["repro"])
+
+
+def _run_stage(_shell: str, command: str, *, env: Mapping[str, str], cwd: str, **_: object) -> None:
+    """As DVC runs `exec autolabel ARGUMENTS` of a stage."""
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    words = shlex.split(command)
+    assert words[:2] == ["exec", "autolabel"], command
+    if status := _run("pipeline.cli.main", words[2:], env, cwd):
+        raise StageCmdFailedError(command, status)
+
+
+def _run_job(command: Sequence[str], *, env: Mapping[str, str], **_: object) -> int:
+    """As a stage runs `python -m MODULE ARGUMENTS`."""
+    assert list(command[:2]) == [sys.executable, "-m"], command
+    return _run(command[2], command[3:], env, Path.cwd())
+
+
+def _run(module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str) -> int:
+    """Exit status of a module's `main(arguments)` in a fork; the fork ends with a test that is stopped."""
+    _import_all()
+    pid = forked(_of_a_process(import_module(module).main, arguments, env, cwd))
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+
+
+def _of_a_process(
+    main: Callable[[list[str]], int], arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str
+) -> Callable[[], int]:
+    def work() -> int:
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(env)
+        warnings.simplefilter("ignore")  # for pytest each one is an error
+        return main(list(arguments))
+
+    return work
+
+
+def _import_all() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in _MODULES:
+            import_module(name)
+        for stage in STAGES:
+            module_of(stage)
