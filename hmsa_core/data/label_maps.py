@@ -69,7 +69,8 @@ def _are_grey_ids(rgb: NDArray[Any], classes: ClassTable) -> bool:
 def narrowed(pixels: NDArray[np.uint8] | NDArray[np.uint16], where: str) -> UInt8:
     """Convert numbers of 16 bits to bytes; DecodeError for a number above 255, which is no id."""
     if pixels.dtype != np.uint8 and pixels.max() > IGNORE:
-        raise _no_class(f"16-bit values up to {pixels.max()}, ids are at most {IGNORE}", where)
+        cure = "give maps of class ids, not of single things; renumber larger class ids in maps and class file"
+        raise _no_class(f"16-bit values up to {pixels.max()}, ids are at most {IGNORE}", where, cure)
     return pixels.astype(np.uint8, copy=False)
 
 

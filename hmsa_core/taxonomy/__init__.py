@@ -376,7 +376,10 @@ def _check_rows(where: Path, rows: Sequence[_Row]) -> None:
             raise InputError(f"{where}: two classes are {what} {twice.name if what == 'named' else twice.id!r}")
     wrong = next((row for row in rows if not 0 <= row.id <= IGNORE), None)
     if wrong is not None:
-        raise InputError(f"{where}: class {wrong.name!r} has id {wrong.id}, ids are 0 to {IGNORE}")
+        raise InputError(
+            f"{where}: class {wrong.name!r} has id {wrong.id}, ids are 0 to {IGNORE}",
+            hint="renumber the classes here and in the label maps: exported maps hold one byte a pixel",
+        )
 
 
 def _groups(where: Path, rows: Sequence[_Row]) -> tuple[str, ...]:

@@ -250,6 +250,11 @@ def _classes(
     assumed: Collection[int],
 ) -> Classes:
     is_colours = values.kind == "colours"
+    if wrong := [value for value in names if not (is_colours or 0 <= value <= taxonomy.IGNORE)]:
+        raise InputError(
+            f"{where}: class {names[wrong[0]]!r} has id {wrong[0]}, ids are 0 to {taxonomy.IGNORE}",
+            hint="remove the class, or renumber it there and in the label maps",
+        )
     colours = {value: colour_of(value) for value in names} if is_colours else {}
     for value in names if not is_colours else ():
         named = rows[value].colour if value in rows else None

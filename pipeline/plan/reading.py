@@ -28,6 +28,7 @@ _OTHER_MAPS = re.compile(
 )
 _PREFERRED = ("labeltrainids", "labelids", "mask", "label", "semantic", "seg", "gt", "l")
 _CANDIDATES = 12  # endings that are tried
+_UNREAD = (".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2", ".tga", ".pgm", ".ppm")  # endings of other pictures
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
     if folders.new is not None and folders.new.resolve() == folders.images.resolve():
         hint = "give --new images that are not in --images; images there without a label map are auto-labelled anyway"
         raise InputError(f"{folders.new} is given as --images and as --new", hint=hint)
+    _check_formats(folders, findings)
     root = _root(folders)
     spots = {name: _below(root, getattr(folders, name)) for name in ("images", "labels", "coarse", "new")}
     others = [spots[name] for name in ("labels", "coarse", "new")]
@@ -135,6 +137,16 @@ def _names(images: Sequence[str], new: Sequence[str]) -> str:
     stems = [stem_of(path) for path in (*images, *new)]
     is_flat = not any("/" in path for path in (*images, *new))
     return "stem" if is_flat and len(set(stems)) == len(stems) else "path"
+
+
+def _check_formats(folders: Folders, findings: Findings) -> None:
+    """Count pictures in formats that no command reads; of a name that a readable file has, none is missing."""
+    for folder in dict.fromkeys(folders.all()):
+        found = walk(folder)
+        names = {stem_of(path) for path in found.paths()}
+        unread = sorted(name for kind in _UNREAD for name in found.others.get(kind, ()) if stem_of(name) not in names)
+        text = f"{folder}: {len(unread)} pictures have a format that is not read, first {few(unread)}"
+        findings.count(len(unread), len(unread) + len(names), text, "convert them to PNG, which changes no value")
 
 
 def _check_labels(folder: Path, around: Path, images: Sequence[str], labels: Sequence[str], findings: Findings) -> None:

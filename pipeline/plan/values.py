@@ -141,7 +141,8 @@ def _add(values: Values, image: str, pixels: NDArray[Any], palette: list[Colour]
     if kind == "ids" and found[-1] > 255:
         raise InputError(
             f"{where}: 16-bit values up to {found[-1]}, ids are at most 255",
-            hint="give the folder of class ids; these are ids of single things (class * 1000 + thing)",
+            hint="ids of single things (class * 1000 + thing)? give the folder of class ids; else renumber the classes "
+            "in the maps and in their file",
         )
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):
         values.pixels[value] += count

@@ -109,6 +109,9 @@ def test_sixteen_bits_are_refused_not_scaled_and_so_is_cmyk(tmp_path):
         path = put(tmp_path, encode(deep, form), SUFFIX[form])
         assert refused(path) == "wrong-mode"
         assert refused(path, read_label_ids) == ("ids-out-of-range" if form == "PNG" else "wrong-mode")
+    with pytest.raises(DecodeError) as error:
+        read_label_ids(put(tmp_path, encode(deep, "PNG")))
+    assert "renumber larger class ids in maps and class file" in error.value.hint
     assert refused(put(tmp_path, png(4, 4, depth=16, colour=2))) == "wrong-mode"
     assert refused(put(tmp_path, encode(Image.fromarray(RGB).convert("CMYK"), "JPEG"), ".jpg")) == "wrong-mode"
 

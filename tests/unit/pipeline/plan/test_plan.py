@@ -132,6 +132,17 @@ def _jpeg(own: Own) -> None:
         save(path.with_suffix(".jpg"), scene(1)[1])
 
 
+def _bmp_maps(own: Own) -> None:
+    for path in sorted(own.labels.iterdir()):
+        path.unlink()
+        save(path.with_suffix(".bmp"), scene(1)[1])
+
+
+def _bmp_images(own: Own) -> None:
+    for n in range(3):
+        (own.images / f"a{n}.png").rename(own.images / f"a{n}.bmp")
+
+
 def _dummies(own: Own) -> None:
     for n in range(4):
         save(own.labels / f"a{n}.png", np.full(SIZE, 255, np.uint8))
@@ -156,6 +167,10 @@ def _without_a_name(own: Own) -> None:
     (own.labels / "classes.txt").write_text("sky\nroad\ncar\n")
 
 
+def _large_id(own: Own) -> None:
+    (own.labels / "classes.txt").write_text("0 sky\n1 road\n2 car\n3 tree\n300 bus\n")
+
+
 def _instances(own: Own) -> None:
     for path in own.labels.iterdir():
         save(path, np.array([0, 7000, 26001, 26002], np.uint16)[np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 4])
@@ -178,12 +193,15 @@ WRONG = {
     _void: ("hold void pixels alone: value 255", "--void none"),
     _photograph: ("a0.png: .* different values in one label map", "exported as PNG"),
     _many_classes: ("255 classes, a label is one byte", "merge classes"),
+    _bmp_maps: ("labels: 12 pictures have a format that is not read, first a0.bmp", "convert them to PNG"),
+    _bmp_images: ("images: 3 pictures have a format that is not read, first a0.bmp", "convert them to PNG"),
     _dummies: ("4 label maps show no class, first a0.png", "images without a label map are auto-labelled"),
     _transparent: ("1 label maps or their images cannot be read, first a2.png: has transparent pixels", "flatten it"),
     _jpeg: ("12 label maps are JPEG files", "as PNG"),
     _copies_across_splits: ("images of the judging splits look like images to learn from", "one split"),
     _without_a_name: (r"names no class for value 3 \(.* % of pixels, e.g. a0.png\)", "--void 3"),
-    _instances: ("16-bit values up to 26002", "folder of class ids"),
+    _large_id: (r"classes.txt: class 'bus' has id 300, ids are 0 to 255", "renumber it there and in the label maps"),
+    _instances: ("16-bit values up to 26002", "folder of class ids; else renumber the classes"),
     _one_class: ("the label maps show road and void pixels alone", "second class"),
     _two_forms: ("a1.png holds colours, maps before it ids", "one form"),
 }
@@ -226,9 +244,12 @@ def test_what_weakens_a_plan_is_said_with_the_cure(tmp_path: Path) -> None:
         save(own.images / f"a{n}.png", image)
         save(own.labels / f"a{n}.png", np.minimum(ids, 2) if n else ids)
     (own.labels / "a29.png").unlink()
+    (own.images / "more.gif").touch()
+    (own.images / "a0.heic").touch()  # a0.png is the same picture
     notes = " | ".join(planned(own).findings.notes)
     assert "1 of 30 images have no label map, first a29.png: they count as new images" in notes
     assert "all labels lie in one sequence as names tell (a): what is measured holds for its place" in notes
+    assert "1 pictures have a format that is not read, first more.gif: convert them to PNG" in notes
     assert "class_3: in fewer than two blocks: label images of other places" in notes
     assert "a promise needs 20: thresholds are estimates" in notes
 
