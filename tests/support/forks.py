@@ -81,6 +81,8 @@ def _of_a_process(
 ) -> Callable[[], int]:
     def work() -> int:
         os.chdir(cwd)
+        # Two cores, for a rank each: threads of OpenMP that the test process has would hang in a fork.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
         os.environ.clear()
         os.environ.update(env)
         warnings.simplefilter("ignore")  # for pytest each one is an error
