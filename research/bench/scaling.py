@@ -80,7 +80,6 @@ _INDEX = (
     ("`prepare` beside the checks of files, one core", "min", "plan.processor_s", 1 / 60),
     ("... memory", "GB", "plan.gb", 1.0),
     ("near duplicates within 4 bits, one core", "min", "near.processor_s", 1 / 60),
-    ("judged images near learned ones, one core", "min", "leaks.processor_s", 1 / 60),
     ("the page's first answers, one core", "s", "start.page_processor_s", 1.0),
     ("... memory", "GB", "start.gb", 1.0),
 )
