@@ -75,8 +75,8 @@ def test_show_holds_every_setting_with_its_explanation(profile: str, tmp_path: P
 
     assert set(wanted(Params.of_profile(profile), ())) <= written
     for line in text.split("\ndata:")[1].splitlines():
-        is_knob = re.match(r"^ +[a-z_]+: \S", line)
-        assert not is_knob or re.search(r"\S  +# \S", line), line
+        is_setting = re.match(r"^ +[a-z_]+: \S", line)
+        assert not is_setting or re.search(r"\S  +# \S", line), line
 
 
 @pytest.mark.parametrize(
