@@ -245,7 +245,7 @@ class ReviewFile:
                     standing[str(value["id"])] = _mark(value)
             except (ValueError, TypeError, KeyError, RecursionError, MarkError) as error:
                 raise IntegrityError(
-                    f"{self.path}: line {number} is not a review mark ({error})", hint="mend or remove that line"
+                    f"{self.path}: line {number} is not a review mark ({error})", hint="correct or remove that line"
                 ) from error
         return list(standing.values())
 

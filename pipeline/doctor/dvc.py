@@ -30,7 +30,7 @@ class Finding:
     name: str
     state: str  # "ok" | "warning" | "broken"
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(ws: Workspace) -> Iterator[Finding]:
@@ -75,17 +75,17 @@ def _repository(ws: Workspace) -> Iterator[Finding]:
     """Check that DVC finds its repository and, unless it does without, one of git: a copy may lack hidden folders."""
     if importlib.util.find_spec("dvc") is None:
         return  # as another finding says
-    mend = f"autolabel init . --profile {ws.params.profile}"
+    fix = f"autolabel init . --profile {ws.params.profile}"
     home = next((path for path in (ws.root, *ws.root.parents) if (path / ".dvc").is_dir()), None)
     if home is None:
-        yield Finding("dvc repository", "broken", "there is none here: no dvc command works", mend)
+        yield Finding("dvc repository", "broken", "there is none here: no dvc command works", fix)
         return
     config = home / ".dvc" / "config"
     needs_git = not config.is_file() or not re.search(
         r"(?im)^\s*no_scm\s*=\s*(true|yes|on|1)\b", config.read_text("utf-8")
     )
     if needs_git and not any((path / ".git").exists() for path in (home, *home.parents)):
-        yield Finding("dvc repository", "broken", "DVC expects a git repository, there is none", mend)
+        yield Finding("dvc repository", "broken", "DVC expects a git repository, there is none", fix)
     else:
         yield Finding("dvc repository", "ok", str(home))
 
@@ -191,7 +191,7 @@ def _site_cache(ws: Workspace) -> Iterator[Finding]:
     try:
         configured = Config(dvc_dir=str(ws.path(".dvc")))["core"].get("site_cache_dir")
     except ConfigError as error:
-        yield Finding("dvc config", "broken", f"{error}: every dvc repro fails", "mend .dvc/config")
+        yield Finding("dvc config", "broken", f"{error}: every dvc repro fails", "correct .dvc/config")
         return
     folder = Path(site_cache_dir(configured)).resolve()
     if _others_can_write(folder / "repo"):

@@ -363,7 +363,7 @@ def _error_page(error: ConfigError, query: Sequence[tuple[str, str]]) -> Respons
     links = ""
     if isinstance(error, OffGridError):
         for near in error.neighbours:
-            fixed = [(k, _mended(k, v, error.given, near)) for k, v in query]
+            fixed = [(k, _corrected(k, v, error.given, near)) for k, v in query]
             links += f'<li><a href="./?{html.escape(urlencode(fixed), quote=True)}">{html.escape(near)}</a></li>'
     body = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Not on the grid</title>'
@@ -375,7 +375,7 @@ def _error_page(error: ConfigError, query: Sequence[tuple[str, str]]) -> Respons
     return HTMLResponse(body, status_code=400)
 
 
-def _mended(key: str, value: str, bad: str, near: str) -> str:
+def _corrected(key: str, value: str, bad: str, near: str) -> str:
     if key in ("threshold", "compare") and value == bad:
         return near
     name, colon, text = value.rpartition(":")

@@ -45,7 +45,7 @@ def run(ws: Workspace) -> None:
         warn(
             STAGE,
             f"{len(missing)} of {len(names)} images could not be labelled, first {name}: {reason}; once they are "
-            f"mended, `dvc repro --force --single-item {STAGE}` labels them",
+            f"repaired, `dvc repro --force --single-item {STAGE}` labels them",
         )
     if taught:
         warn(STAGE, told_of_self_taught(taught, len(names)))

@@ -29,7 +29,7 @@ from hmsa_core.taxonomy import ClassTable
 from pipeline.jobs.support import INDEX, warn, write_metrics
 from pipeline.report import plots
 from pipeline.workspace import keys
-from pipeline.workspace.named_files import mend_of_root
+from pipeline.workspace.named_files import hint_of_root
 from pipeline.workspace.params import Params
 from pipeline.workspace.table import VERSIONS
 from pipeline.workspace.workspace import Workspace
@@ -55,7 +55,7 @@ def run(ws: Workspace) -> None:
     out = work / "index"
     for name, root in ws.roots.items():
         if not root.is_dir():
-            raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
+            raise InputError(f"{root}: data set folder not found", hint=hint_of_root(ws, name))
         _warn(_linked(ws.source(name)))
         _warn(_outside(ws.source(name)))
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)

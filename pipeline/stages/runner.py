@@ -145,7 +145,7 @@ def free_space(ws: Workspace) -> tuple[int, Path]:
     try:
         settings.read((ws.path(".dvc/config"), ws.path(".dvc/config.local")))
     except configparser.Error as error:
-        raise ConfigError(f"DVC's settings: {one_line(error)}", hint="mend .dvc/config") from error
+        raise ConfigError(f"DVC's settings: {one_line(error)}", hint="correct .dvc/config") from error
     cache = ws.path(".dvc") / settings.get("cache", "dir", fallback="cache")
     while not cache.exists():
         cache = cache.parent

@@ -162,7 +162,7 @@ class Registry:
             IntegrityError: files of the version are damaged.
         """
         if wrong := damage(version.path):
-            raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights mends it")
+            raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights repairs it")
         with self._lock():
             now = self.current()
             if not self._pin.exists():  # first, so that no teacher is without a reference
@@ -266,16 +266,16 @@ class Registry:
 
     def champion(self) -> Version | None:
         """The pinned reference, if there is one."""
-        with self._mend_of_pin():
+        with self._pin_errors():
             name = self._pinned()
             return None if name is None else self.get(name)
 
     def _pinned(self) -> str | None:
-        with self._mend_of_pin():
+        with self._pin_errors():
             return str(atomic.read_json(self._pin).get("version")) if self._pin.exists() else None
 
     @contextmanager
-    def _mend_of_pin(self) -> Iterator[None]:
+    def _pin_errors(self) -> Iterator[None]:
         try:
             yield
         except HmsaError as error:

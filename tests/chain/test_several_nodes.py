@@ -183,7 +183,7 @@ def test_a_node_that_is_cut_off_and_comes_back_costs_minutes_and_changes_no_byte
     with stage(spec, nodes) as process:
         seconds = cut_off(spec, nodes, process)
         held = last_logged_step(spec.work)
-        nodes.mend(1)
+        nodes.reconnect(1)
         seconds += wait_for("it goes on", lambda: steps_of(spec)[-1] > held or process.poll() is not None)
         record_property("seconds from the cut to the next step", round(seconds))
         assert seconds < 180

@@ -33,7 +33,7 @@ _BLOCK = 4096  # images that are looked at together: bounds memory to a few tens
 _GROUP_ROWS = 2048  # rows of (image, class) that close a row group of `kept`
 _HASHED_BYTES = 16 << 20
 _IMAGE_ROWS = 1 << 16  # rows of a row group of `images`
-_MEND = "run `autolabel verify` on the store; make it again"
+_HINT = "run `autolabel verify` on the store; make it again"
 
 
 Kept = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint32]]  # numbers of images, class, pixels by code
@@ -207,7 +207,7 @@ def _checked(path: Path, manifest: Mapping[str, Any], name: str) -> tuple[Path, 
     # The table `kept` may be large: it is checked by its sums.
     hashed = name != "kept" or record.size_bytes <= _HASHED_BYTES
     if hashed and file.is_file() and (found := sha256_file(file)) != record.sha256:
-        raise StoreError(f"{file}: changed or torn (its sha256 is {found}, recorded is {record.sha256})", hint=_MEND)
+        raise StoreError(f"{file}: changed or torn (its sha256 is {found}, recorded is {record.sha256})", hint=_HINT)
     return file, record
 
 
@@ -238,7 +238,7 @@ class StoreStatistics:
         file = files.open_parquet(path, record)
         groups = [file.metadata.row_group(i).column(1).statistics for i in range(file.metadata.num_row_groups)]
         if any(s is None or not s.has_min_max for s in groups):
-            raise StoreError(f"{path}: row groups without statistics of their classes", hint=_MEND)
+            raise StoreError(f"{path}: row groups without statistics of their classes", hint=_HINT)
         return file, [(int(s.min), int(s.max)) for s in groups]
 
     def kept(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
@@ -266,7 +266,7 @@ class StoreStatistics:
         if (counts.sum(axis=0) != expected[np.arange(len(codes)), codes]).any():
             raise StoreError(
                 f"{_checked(self.path, self.manifest, 'kept')[0]}: damaged (its sums are not those of totals)",
-                hint=_MEND,
+                hint=_HINT,
             )
 
     def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:

@@ -54,13 +54,13 @@ def test_a_copy_without_hidden_folders_is_named_and_init_completes_it(
     root = shutil.copytree(workspace, tmp_path / "ws", ignore=lambda _, names: set(names) & set(gone))
     assert _dvc(root) != 0
     told = broken(root)["dvc repository"]
-    assert told.mend == INIT
+    assert told.fix == INIT
     monkeypatch.chdir(root)
-    assert main(told.mend.split()[1:]) == 0
+    assert main(told.fix.split()[1:]) == 0
     assert "workspace of profile tiny" in capsys.readouterr().err
     assert _dvc(root) == 0
     assert found(root, "dvc repository", deep=False).state == "ok"
-    assert main(told.mend.split()[1:]) == 0
+    assert main(told.fix.split()[1:]) == 0
     assert "nothing changed" in capsys.readouterr().err
 
 
@@ -88,7 +88,7 @@ def test_a_user_id_without_a_name_or_a_home_is_told_with_the_way_out(
     assert "error: " in said
     assert "user id 54321 has no name or no home here" in said
     assert "hint: export USER=me LOGNAME=me HOME=" in said
-    assert broken(workspace)["user"].mend == init.GIVE_NAME
+    assert broken(workspace)["user"].fix == init.GIVE_NAME
     monkeypatch.setenv("USER", "me")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["init", str(tmp_path / "ws"), "--profile", "tiny", "--no-data"]) == 0

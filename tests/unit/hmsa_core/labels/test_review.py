@@ -93,7 +93,7 @@ def test_labels_are_told_apart_by_teacher_setting_and_fusion() -> None:
     assert labels_id(base) == labels_id(base | {"parameters": {"kind": "single", "threads": 3}, "code_version": "9"})
 
 
-def test_a_file_mended_by_hand_takes_marks_as_before(tmp_path: Path) -> None:
+def test_a_file_fixed_by_hand_takes_marks_as_before(tmp_path: Path) -> None:
     review = ReviewFile(tmp_path / "raw")
     for name, verdict in (("x", "flag"), ("y", "flag"), ("b", "flag"), ("b", "accept")):
         review.add(name, verdict)
@@ -220,5 +220,5 @@ def test_a_line_that_is_json_but_no_mark_is_named(tmp_path: Path, line: str) -> 
     for act in (review.marks, review.foreign, lambda: review.add("b", "flag")):
         with pytest.raises(IntegrityError, match=r"raw\.review\.jsonl: line 2 is not a review mark") as told:
             act()
-        assert "mend or remove that line" in told.value.hint
+        assert "correct or remove that line" in told.value.hint
     assert review.path.read_text() == damaged

@@ -1,4 +1,4 @@
-"""Training runs from outside: stages that build on each other, lineage, errors that say how to mend them."""
+"""Training runs from outside: stages that build on each other, lineage, errors that say how to fix them."""
 
 from __future__ import annotations
 

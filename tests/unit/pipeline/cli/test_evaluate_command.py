@@ -345,7 +345,7 @@ def test_an_image_that_cannot_be_read_or_a_label_without_a_class_is_named_before
     assert ("frame2.png" in line, "77" in line) == (True, True)
 
 
-def test_void_of_another_value_is_mended_by_the_class_file_as_the_error_says(folder, own, evaluate, scores):
+def test_void_of_another_value_is_fixed_by_the_class_file_as_the_error_says(folder, own, evaluate, scores):
     redraw(own, lambda label: np.where(label == 255, 4, label))
     error = evaluate(own, status=3).err
     assert "values 4 are not ids of" in error

@@ -1,4 +1,4 @@
-"""The doctor on machine, parameters and data: each fault is named with the command that mends it."""
+"""The doctor on machine, parameters and data: each fault is named with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def test_data_that_are_not_there_or_lie_in_another_layout_are_named_with_what_to
     assert (demo.state, demo.text) == ("ok", f"{tmp_path}/data/demo/cityscapes")
     shutil.rmtree(tmp_path / "data/demo/mapillary")
     told = found(tmp_path, "data pretrain")
-    assert (told.state, told.mend) == ("broken", "autolabel demo-data")
+    assert (told.state, told.fix) == ("broken", "autolabel demo-data")
     set_params(tmp_path, {"data.target.root": "gone"})
     told = found(tmp_path, "data target")
     assert told.text == f"{tmp_path}/gone: data set folder not found"
-    assert told.mend == "correct data.target.root in params.yaml"
+    assert told.fix == "correct data.target.root in params.yaml"
     (tmp_path / "gone/images").mkdir(parents=True)
     told = found(tmp_path, "data target")
     assert told.state == "broken", "a folder, but not of the kind that params.yaml states"
     assert told.text.startswith(f"{tmp_path}/gone: no Cityscapes images found (expected leftImg8bit/")
-    assert told.mend == "correct data.target.root or data.target.kind in params.yaml"
+    assert told.fix == "correct data.target.root or data.target.kind in params.yaml"
 
 
 def test_a_shared_memory_that_the_loaders_would_overrun_is_told_with_the_size_that_they_need(
@@ -65,7 +65,7 @@ def test_a_shared_memory_that_the_loaders_would_overrun_is_told_with_the_size_th
     (told,) = [f for f in findings if "of teacher_train fill" in f.text]
     assert told.state == "broken"
     assert told.text.startswith(f"{tmp_path} has 64 MB free, the loader processes of teacher_train fill ")
-    assert re.search(r"--shm-size=\d+g .*, or lower teacher_train.runtime.workers", told.mend)
+    assert re.search(r"--shm-size=\d+g .*, or lower teacher_train.runtime.workers", told.fix)
     config = workspace.params.teacher_train
     need = 50 * 4 * 4 * config.batch_per_rank * config.crop[0] * config.crop[1] / 1e6
     assert told.text.endswith(f"{need * config.runtime.ranks:.0f} MB")
@@ -102,7 +102,7 @@ def test_a_pretraining_set_that_only_dvc_knows_is_named_with_the_line_to_delete(
     set_params(workspace.root, {"data.pretrain": None})
     told = found(workspace.root, "dvc.yaml")
     assert told.state == "broken"
-    subprocess.run(told.mend, shell=True, check=True, cwd=workspace.root)
+    subprocess.run(told.fix, shell=True, check=True, cwd=workspace.root)
     assert "dvc.yaml" not in states(workspace.root)
 
 
@@ -139,7 +139,7 @@ def test_a_mistake_in_params_is_told_once(workspace: Workspace) -> None:
     set_params(workspace.root, {"pseudo_label.merge.use_corse": True})
     (told,) = [f for f in doctor.examine(workspace.root) if "use_corse" in f.text]
     assert (told.name, told.state) == ("params.yaml", "broken")
-    assert told.mend
+    assert told.fix
 
 
 def test_more_gpus_than_there_are_and_files_that_are_not_there_are_told_before_a_stage_refuses(
@@ -166,15 +166,15 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch
     assert "2.11 or newer" in str(machine.torch_pair())
 
 
-def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_with_their_mend(
+def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_with_their_fix(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "torch_pair", lambda: "torchvision needs torch ==2.15.0, installed is 2.12.0")
     monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30, Path("/big")))
     told = broken(workspace.root)
-    assert (told["packages"].text, told["packages"].mend) == (doctor.torch_pair(), machine.reinstall())
+    assert (told["packages"].text, told["packages"].fix) == (doctor.torch_pair(), machine.reinstall())
     assert told["disk"].text == "1.0 GiB free in /big, at most 10.0 GiB needed by a full run"
-    assert "dvc gc --workspace" in told["disk"].mend
+    assert "dvc gc --workspace" in told["disk"].fix
 
 
 def test_the_command_for_wrong_packages_makes_setup_install_again(
@@ -203,15 +203,15 @@ def test_damaged_packages_of_the_right_version_are_removed_first(
     (tmp_path / "env" / ".ready-0123456789abcdef").touch()
     monkeypatch.setattr(machine.sys, "prefix", str(tmp_path / "env"))
     monkeypatch.setattr(doctor, "torch_works", lambda: "operator torchvision::nms does not exist")
-    assert found(workspace.root, "packages").mend == f"rm -r {tmp_path}/env && make setup VENV={tmp_path}/env"
+    assert found(workspace.root, "packages").fix == f"rm -r {tmp_path}/env && make setup VENV={tmp_path}/env"
 
 
 @pytest.mark.parametrize(
-    ("number", "mend"),
+    ("number", "fix"),
     [(errno.ENOSPC, "free space"), (errno.EROFS, "mount"), (errno.EACCES, "let this user"), (errno.EFBIG, "ulimit -f")],
 )
-def test_what_the_disk_refuses_to_the_doctor_has_the_mend_of_that_refusal(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, number: int, mend: str
+def test_what_the_disk_refuses_to_the_doctor_has_the_fix_of_that_refusal(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
 ) -> None:
     def refuses(_: Path) -> None:
         raise OSError(number, os.strerror(number), str(workspace.root / "work"))
@@ -219,7 +219,7 @@ def test_what_the_disk_refuses_to_the_doctor_has_the_mend_of_that_refusal(
     monkeypatch.setattr(doctor, "probe_locks", refuses)
     told = broken(workspace.root)["check"]
     assert "work" in told.text
-    assert mend in told.mend
+    assert fix in told.fix
 
 
 def test_torch_and_torchvision_of_this_environment_work_together() -> None:
@@ -257,4 +257,4 @@ def test_a_check_that_fails_in_a_way_nobody_thought_of_is_named_and_the_others_s
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("AUTOLABEL_TRACEBACK", "1")
     doctor.examine(workspace.root)
-    assert "in need" in capsys.readouterr().err, "the command that mends it says where"
+    assert "in need" in capsys.readouterr().err, "the command that fixes it says where"

@@ -1,4 +1,4 @@
-"""The doctor on DVC's files: what blocks every run is named and mended, and no lock is taken from the living."""
+"""The doctor on DVC's files: what blocks every run is named and fixed, and no lock is taken from the living."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_torn_dvc_lock_is_left_alone_while_a_stage_or_dvc_is_at_work(workspace
     with workspace.path(".dvc/tmp/lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         told = found(workspace.root, "dvc lock")
-        assert (told.state, told.mend) == ("warning", "wait for it")
+        assert (told.state, told.fix) == ("warning", "wait for it")
         assert doctor_dvc.repair_lock(workspace) is None
     assert rwlock.exists()
     assert doctor_dvc.repair_lock(workspace) is not None, "free again: nobody is at work"
@@ -60,7 +60,7 @@ def test_a_process_that_got_the_number_of_a_dead_dvc_blocks_nobody_after_a_fix(w
 
     os.utime(rwlock, (1e9, 1e9))  # written by somebody who is gone since, before this process began
     told = found(workspace.root, "dvc lock")
-    assert (told.state, told.mend) == ("broken", "autolabel doctor --fix")
+    assert (told.state, told.fix) == ("broken", "autolabel doctor --fix")
     assert f"names process {os.getpid()}, which began after it was written" in told.text
     assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
     assert not rwlock.exists()
@@ -95,7 +95,7 @@ def test_a_stage_file_that_cannot_be_read_is_told_beside_the_rest(
 ) -> None:
     workspace.path("dvc.yaml").write_bytes(content)
     findings = json.loads(said("doctor", "--json", "--workspace", workspace.root, status=1).out)
-    assert any(f["state"] == "broken" and f["mend"] and f"dvc.yaml: {told}" in f["text"] for f in findings)
+    assert any(f["state"] == "broken" and f["fix"] and f"dvc.yaml: {told}" in f["text"] for f in findings)
     assert {"packages", "dvc lock", "disk"} <= {f["name"] for f in findings}
 
 
@@ -113,7 +113,7 @@ stages:
 @pytest.mark.parametrize(
     ("content", "said"), [(CONFLICT, "merge conflict"), ("schema: '2.0'\nstages:\n  report: {cm", "torn"), ("", "torn")]
 )
-def test_a_lock_file_of_two_branches_or_half_a_one_is_named_with_what_mends_it(
+def test_a_lock_file_of_two_branches_or_half_a_one_is_named_with_what_fixes_it(
     workspace: Workspace, content: str, said: str
 ) -> None:
     lock = workspace.path("dvc.lock")
@@ -122,7 +122,7 @@ def test_a_lock_file_of_two_branches_or_half_a_one_is_named_with_what_mends_it(
     assert states(workspace.root)["dvc.lock"] == "ok"
     lock.write_text(content)
     told = found(workspace.root, "dvc.lock")
-    assert (told.state, told.mend) == ("broken", "rm dvc.lock && dvc repro")
+    assert (told.state, told.fix) == ("broken", "rm dvc.lock && dvc repro")
     assert said in told.text
 
 
@@ -149,7 +149,7 @@ def test_a_folder_of_pickles_that_others_can_write_is_told_until_it_is_private(
         assert _site_cache(workspace, monkeypatch, folder).state == "ok"
 
 
-def test_the_command_that_mends_the_folder_of_pickles_mends_it(
+def test_the_command_that_fixes_the_folder_of_pickles_fixes_it(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -159,6 +159,6 @@ def test_the_command_that_mends_the_folder_of_pickles_mends_it(
         monkeypatch.delenv("DVC_SITE_CACHE_DIR")
         monkeypatch.setenv("HOME", name)
         monkeypatch.setenv("XDG_CONFIG_HOME", f"{name}/.config")
-        subprocess.run(told.mend, shell=True, check=True, cwd=tmp_path)
+        subprocess.run(told.fix, shell=True, check=True, cwd=tmp_path)
         after = found(workspace.root, "dvc site cache")
         assert (after.state, f"{name}/.cache/dvc-site" in after.text) == ("ok", True)

@@ -187,7 +187,7 @@ def test_without_aa_trainings_nothing_is_promoted_and_the_reason_is_told(workspa
     _night(workspace, 0.9, b"good", aa=False)
     decision = apply_verdict(workspace)["decision"]
     assert "0 of 3 A/A trainings" in decision
-    assert "autolabel models aa" in decision, "the message names what mends it"
+    assert "autolabel models aa" in decision, "the message names what fixes it"
 
 
 def test_a_spread_that_was_measured_on_another_recipe_is_told(workspace: Workspace) -> None:

@@ -74,7 +74,7 @@ BAD_TEACHERS = ('{"teacher": "foo"}', '{"teacher": "models/registry/v9-ab"}', "{
 @pytest.mark.parametrize(
     ("promoted", "damage"), [*itertools.product(range(3), [*BAD_TEACHERS, None]), (1, "its folder"), (2, "its folder")]
 )
-def test_rollback_mends_a_teacher_that_is_not_there(registry: Registry, promoted: int, damage: str | None) -> None:
+def test_rollback_fixes_a_teacher_that_is_not_there(registry: Registry, promoted: int, damage: str | None) -> None:
     found = _promoted(registry, "ab"[:promoted])
     before = ["stage:teacher-train", *(f"models/registry/{version.name}" for version in found)]
     if damage == "its folder":
@@ -163,7 +163,7 @@ def test_a_word_against_weights_holds_for_every_description_of_them(registry: Re
     assert registry.withdrawn("v0002-" + third.record["weights_sha256"][:8]) is None
 
 
-def test_a_torn_record_beside_a_version_of_the_same_weights_is_mended_by_its_command(registry: Registry) -> None:
+def test_a_torn_record_beside_a_version_of_the_same_weights_is_fixed_by_its_command(registry: Registry) -> None:
     (first,) = _promoted(registry, "a")
     (first.path / "record.json").write_text("{")
     twin = registry.register(registry.root / "a")
@@ -173,7 +173,7 @@ def test_a_torn_record_beside_a_version_of_the_same_weights_is_mended_by_its_com
     assert registry.register(twin.path).record == twin.record
 
 
-def test_a_version_is_weights_and_their_description_and_the_same_ones_mend_it(registry: Registry) -> None:
+def test_a_version_is_weights_and_their_description_and_the_same_ones_repair_it(registry: Registry) -> None:
     (first,) = _promoted(registry, "a")
     history = {"lineage": {"parents": ["q"]}, "extra": {"steps": 2}}  # how they came to be, not what they are
     assert registry.register(_described(registry, "a", **history)).name == first.name
@@ -200,7 +200,7 @@ def test_nobody_rolls_back_to_a_damaged_model_or_promotes_one(registry: Registry
     assert registry.rollback().endswith(first.name), "the last whole one, where the teacher is damaged, too"
 
 
-def test_a_kill_while_a_version_is_mended_or_made_loses_no_record(registry: Registry) -> None:
+def test_a_kill_while_a_version_is_fixed_or_made_loses_no_record(registry: Registry) -> None:
     first, second = _promoted(registry, "ab")
     _damaged(first)
     saved = registry.root / "saved"

@@ -65,7 +65,7 @@ def test_what_cannot_be_saved_is_one_clear_line(
     assert answer["message"] in caplog.text
     left = sorted(p.name for p in own_scenes.store.parent.iterdir())
     assert {name for name in left if name not in before} <= {f".{FILES[what]}.lock"}
-    assert post(client, what, own_scenes.names[0]).status == 200  # once the disk is mended
+    assert post(client, what, own_scenes.names[0]).status == 200  # once the disk is fixed
 
 
 def test_a_policy_that_cannot_be_saved_may_go_elsewhere(own_scenes: Scenes) -> None:
