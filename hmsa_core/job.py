@@ -146,8 +146,8 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     if is_first:
         sys.stderr.write(trace)
         # The process that started this one may read the record and print it itself.
-        is_told = os.environ.get(REPORTS) == "record" and spec and has_record and (spec.work / ERROR_FILE).exists()
-        if not is_told:
+        is_recorded = os.environ.get(REPORTS) == "record" and spec and has_record and (spec.work / ERROR_FILE).exists()
+        if not is_recorded:
             sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         sys.stderr.flush()
     return error.exit_code

@@ -129,7 +129,7 @@ def _show(tables: Tables, file: str) -> list[str]:
         mine = {row: metrics for (row, setting, name), metrics in known.items() if setting == kind and not name}
         differences = {row: m for row, m in mine.items() if "difference" in m}
         stands = holm([m["chance"] or 0.0 for m in differences.values()], 0.05)
-        told = [
+        compared = [
             (
                 f"`{row}`",
                 span(m, "difference", sign=True),
@@ -149,7 +149,7 @@ def _show(tables: Tables, file: str) -> list[str]:
                 "",
                 *table(("row", "mIoU", "boundary IoU"), both),
                 "",
-                *table(header, told),
+                *table(header, compared),
                 "",
             ]
     other = [key for key in known if key[1] not in (EXPLORING, CONFIRMING)]

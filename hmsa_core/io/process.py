@@ -89,7 +89,7 @@ class StopRequest:
 
     def __init__(self, *, repeats: bool = True) -> None:
         self._repeats = repeats
-        self._asked, self._signalled = threading.Lock(), threading.Lock()
+        self._requested, self._signalled = threading.Lock(), threading.Lock()
         self._first: tuple[int, float] | None = None  # signal, seconds of the monotonic clock
         self._callbacks: list[Callable[[int], None]] = []
         self._last_words: list[Callable[[], None]] = []
@@ -123,18 +123,18 @@ class StopRequest:
 
     def request(self, signum: int = signal.SIGTERM) -> None:
         """Request a stop like a first signal; a second request changes nothing."""
-        if not self._asked.acquire(blocking=False):
+        if not self._requested.acquire(blocking=False):
             return
         for callback in self._callbacks:
             callback(signum)
 
     def is_set(self) -> bool:
         """Whether a stop was requested."""
-        return self._asked.locked()
+        return self._requested.locked()
 
     def set(self) -> None:
         """Request a stop from inside the program."""
-        self._asked.acquire(blocking=False)
+        self._requested.acquire(blocking=False)
 
 
 def run_child(

@@ -222,24 +222,24 @@ def settle_runtime(spec: TrainSpec, context: JobContext) -> TrainSpec:
     return spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": settled})})
 
 
-def _choice(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
+def _choice(spec: TrainSpec, context: JobContext, requested: dict[str, Any]) -> dict[str, Any]:
     path = spec.work / CHOICE
     known = read_json(path) if path.exists() else {}
-    if known.get("asked") != asked:
-        known = {"asked": asked} | _measure(spec, context, asked)
+    if known.get("asked") != requested:
+        known = {"asked": requested} | _measure(spec, context, requested)
         write_json(path, known)
         context.log.write("runtime", **known)
     return dict(known["chosen"])
 
 
-def _measure(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
+def _measure(spec: TrainSpec, context: JobContext, requested: dict[str, Any]) -> dict[str, Any]:
     threads = {"threads": spec.config.runtime.thread_count}
     if context.device.type == "cuda":
-        given = {name: value for name, value in asked.items() if value != "auto"}
+        given = {name: value for name, value in requested.items() if value != "auto"}
         return {"chosen": {"precision": fast_precision(), "channels_last": True, **threads} | given, "timed": []}
     usual = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
-    precisions = usual if asked["precision"] == "auto" else (asked["precision"],)
-    formats = (True, False) if asked["channels_last"] == "auto" else (asked["channels_last"],)
+    precisions = usual if requested["precision"] == "auto" else (requested["precision"],)
+    formats = (True, False) if requested["channels_last"] == "auto" else (requested["channels_last"],)
     candidates: list[dict[str, Any]] = [
         {"precision": precision, "channels_last": last} for precision, last in itertools.product(precisions, formats)
     ]

@@ -84,7 +84,7 @@ def _run_plan(args: argparse.Namespace) -> int:
         return 0
     files = plan.files()
     is_new = init_workspace(InitRequest(args.dir, "own", planned=files))
-    status = _told(args, is_new, "your own images")
+    status = _tell_next(args, is_new, "your own images")
     if changed := [name for name, text in files.items() if not _is_in(args.dir / name, text)]:
         sys.stderr.write(f"not as in this plan: {', '.join(changed)}; edit there, or plan into another folder\n")
     return status
@@ -122,10 +122,10 @@ def _run_profile(args: argparse.Namespace) -> int:
         sys.stderr.write(f"next: autolabel demo-data {folder}\n")
     if is_new and args.profile in ("cityscapes", "paper-final") and args.data is None:
         sys.stderr.write(f"next: fill in data.target.root and data.pretrain.root in {args.dir / 'params.yaml'}\n")
-    return _told(args, is_new, f"profile {args.profile}")
+    return _tell_next(args, is_new, f"profile {args.profile}")
 
 
-def _told(args: argparse.Namespace, is_new: bool, what: str) -> int:
+def _tell_next(args: argparse.Namespace, is_new: bool, what: str) -> int:
     if not is_new:
         sys.stderr.write(f"{args.dir}: already a workspace of {what}; nothing changed\n")
         return 0

@@ -36,7 +36,7 @@ _PASSES_AHEAD = 4  # passes that each loader process keeps ready (`prefetch_fact
 _CROP_BYTES = 4  # per pixel: RGB and label
 _FILES = ("model.safetensors", "model.json")
 # Path that `autolabel init` made and dvc.yaml names as input -> command that makes it again.
-_ASKED_FOR = {
+_MADE_BY_INIT = {
     "policies": "mkdir -p policies",
     "labels/raw.review.jsonl": (
         """mkdir -p labels && echo '{"id": "0", "name": "", "withdraws": ""}' > labels/raw.review.jsonl"""
@@ -101,7 +101,7 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
         "teacher": lambda: _teacher(ws),
         "champion": lambda: _champion(ws),
         "models": lambda: _checkpoints(ws),
-        "files of people": lambda: _asked_for(ws),
+        "files of people": lambda: _made_by_init(ws),
         "histories": lambda: _histories(ws),
         "stores": lambda: _stores(ws, deep=deep),
     }
@@ -274,11 +274,11 @@ def _restore(name: str) -> str:
 # -- files that no stage makes again ---------------------------------------------------------------------
 
 
-def _asked_for(ws: Workspace) -> Iterator[Finding]:
+def _made_by_init(ws: Workspace) -> Iterator[Finding]:
     with suppress(HmsaError):  # another check reports a dvc.yaml that cannot be read
-        for name in sorted(doctor_dvc.named(ws, "deps") & _ASKED_FOR.keys()):
+        for name in sorted(doctor_dvc.named(ws, "deps") & _MADE_BY_INIT.keys()):
             if not ws.path(name).exists():
-                yield Finding(name, "broken", f"{ws.path(name)}: missing: dvc repro stops at it", _ASKED_FOR[name])
+                yield Finding(name, "broken", f"{ws.path(name)}: missing: dvc repro stops at it", _MADE_BY_INIT[name])
 
 
 def _histories(ws: Workspace) -> Iterator[Finding]:

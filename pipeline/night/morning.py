@@ -31,7 +31,7 @@ from pipeline.review.audit import Audit
 from pipeline.review.certificate import Certificate
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
-from pipeline.stages.auto_infer import told_of_self_taught
+from pipeline.stages.auto_infer import self_taught_warning
 from pipeline.stages.disk import disk_need
 from pipeline.workspace.workspace import Workspace
 
@@ -330,7 +330,7 @@ def _health(ws: Workspace, tonight: Tonight) -> tuple[tuple[str, ...], list[str]
     if skipped:
         warnings.append(f"{len(skipped)} images could not be labelled, the first: {skipped[0]['name']}")
     if labelled.get("self_taught"):
-        warnings.append(told_of_self_taught(labelled["self_taught"], labelled["images"]))
+        warnings.append(self_taught_warning(labelled["self_taught"], labelled["images"]))
     if tonight.arrived.get("gone"):
         warnings.append(f"{tonight.arrived['gone']} images of the last index are gone from the folder")
     return tuple(lines), warnings

@@ -114,11 +114,11 @@ class Api:
         name = query.get("class")
         return self._session.view.classes.index(name) if name else None
 
-    def _kept(self, asked: str | None) -> dict[str, str]:
+    def _kept(self, version: str | None) -> dict[str, str]:
         """Cache headers of a picture; StaleError if the page was loaded with another version of the labels."""
-        if asked not in (None, self._session.version):
+        if version not in (None, self._session.version):
             raise StaleError("the labels were made anew since this page was loaded", hint="load the page again")
-        return {} if asked is None else _KEEP
+        return {} if version is None else _KEEP
 
     def store(self, _: QueryParams) -> Answer:
         """Data that the page computes with."""
@@ -242,7 +242,7 @@ class Api:
 
     def questions(self, _: QueryParams) -> Answer:
         """The questions of this store, or the reason why stored ones are void."""
-        return self._session.asked()
+        return self._session.current_questions()
 
     def question(self, query: QueryParams) -> Answer:
         """One question with its region."""

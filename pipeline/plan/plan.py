@@ -87,18 +87,18 @@ class Plan:
         names = list(self.classes.names.values())
         shown = ", ".join(names[:8]) + (f", ... ({len(names)} classes)" if len(names) > 8 else "")
         form = "colours" if self.values.kind == "colours" else "palette ids" if self.values.palette else "ids"
-        told = [f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {self.values.sizes_text}"]
+        lines = [f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {self.values.sizes_text}"]
         if source.labels:
             where = f"{len(reading.pairs.labels)} in {reading.root / source.labels}, {form}"
-            told.append(f"labels     {where}; names: image {source.image_name}, map {source.label_name}")
-        told += [f"new        {len(reading.new)} in {reading.root / source.new}"] if source.new else []
-        told += [f"coarse     {len(reading.coarse.labels)} in {reading.root / source.coarse}"] if source.coarse else []
-        told += [f"classes    {shown} ({self.classes.where})", f"blocks     {self.roles.how}"]
+            lines.append(f"labels     {where}; names: image {source.image_name}, map {source.label_name}")
+        lines += [f"new        {len(reading.new)} in {reading.root / source.new}"] if source.new else []
+        lines += [f"coarse     {len(reading.coarse.labels)} in {reading.root / source.coarse}"] if source.coarse else []
+        lines += [f"classes    {shown} ({self.classes.where})", f"blocks     {self.roles.how}"]
         if source.split_roles:
-            told.append("splits     " + ", ".join(f"{split}: {role}" for split, role in source.split_roles.items()))
-        told += [f"{'roles' if i == 0 else '':10} {text}" for i, text in enumerate(self._roles())]
-        told += [f"{'recipe' if i == 0 else '':10} {text}" for i, text in enumerate(self._recipe())]
-        return told + [f"{'note' if i == 0 else '':10} {text}" for i, text in enumerate(self.findings.notes)]
+            lines.append("splits     " + ", ".join(f"{split}: {role}" for split, role in source.split_roles.items()))
+        lines += [f"{'roles' if i == 0 else '':10} {text}" for i, text in enumerate(self._roles())]
+        lines += [f"{'recipe' if i == 0 else '':10} {text}" for i, text in enumerate(self._recipe())]
+        return lines + [f"{'note' if i == 0 else '':10} {text}" for i, text in enumerate(self.findings.notes)]
 
     def _roles(self) -> Iterator[str]:
         for role in ROLES:

@@ -108,13 +108,13 @@ def describe(view: StoreView, name: str, trunk: RegionFeatures) -> tuple[Ints, I
 def collect(view: StoreView, trunk: RegionFeatures) -> Answers:
     """Answers about these labels that stand: a class was said, and nobody withdrew it."""
     standing = {mark.id for mark in review_of(view).marks()}
-    asked: dict[str, list[dict[str, Any]]] = {}
+    answered: dict[str, list[dict[str, Any]]] = {}
     for questions in SpotFile(Questions, view).every():
         for item in questions.items if questions.is_of(view) else []:
             if item.get("mark") in standing and item["answer"] not in (MIXED, UNSURE):
-                asked.setdefault(item["name"], []).append(item)
+                answered.setdefault(item["name"], []).append(item)
     described, rows = [np.zeros((0, _OWN))], list[tuple[int, int, float, int]]()
-    for name, items in sorted(asked.items()):
+    for name, items in sorted(answered.items()):
         regions, _, of_image = describe(view, name, trunk)
         part = of_image[[regions[item["y"], item["x"]] for item in items]]
         described = [*described, part] if rows else [part]

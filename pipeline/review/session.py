@@ -257,10 +257,10 @@ class Session:
             "overall": None,
         }
 
-    def asked(self) -> dict[str, Any]:
+    def current_questions(self) -> dict[str, Any]:
         """The questions of this store as the page shows them under "current", and why existing ones are void."""
         found, why = self.questions.usable()
-        return {"current": None if found is None else self._asked(found), "void": why}
+        return {"current": None if found is None else self._questions_json(found), "void": why}
 
     def draw_questions(self, *, budget: int, classes: list[str], after: str) -> dict[str, Any]:
         """Draw new questions that take the place of those with the id `after` ("" = none).
@@ -271,7 +271,7 @@ class Session:
         if found is None or found.id == after:
             seed = 1 + max((one.value["seed"] for one in self.questions.every()), default=-1)
             found = self.questions.start(Questions.draw(self.view, budget=budget, seed=seed, aim=classes))
-        return self._asked(found)
+        return self._questions_json(found)
 
     def question(self, check_id: str, number: int) -> dict[str, Any]:
         """A question with its region's place and outline, in pixels of the label map."""
@@ -295,15 +295,17 @@ class Session:
             if check.located(self.view, number).get("who", self.reviewer) == self.reviewer:
                 check.answer(self.view, number, verdict, self.reviewer)
 
-        return self._asked(self.questions.change(check_id, say), number)
+        return self._questions_json(self.questions.change(check_id, say), number)
 
     def undo_question(self, check_id: str) -> dict[str, Any]:
         """Withdraw the reviewer's last answer; its question comes next."""
         found = self.questions.current
         number = 0 if found is None else found.last_of(self.reviewer)
-        return self._asked(self.questions.change(check_id, lambda check: check.undo(self.view, number)), number)
+        return self._questions_json(
+            self.questions.change(check_id, lambda check: check.undo(self.view, number)), number
+        )
 
-    def _asked(self, questions: Questions, begin: int | None = None) -> dict[str, Any]:
+    def _questions_json(self, questions: Questions, begin: int | None = None) -> dict[str, Any]:
         return {
             "id": questions.id,
             "file": str(self.questions.path),

@@ -91,8 +91,8 @@ def _warn_of_later_stages(ws: Workspace, index: Index, target: prepare.Summary) 
     _warn(_leaks(ws.params, index))
 
 
-def _warn(told: Iterable[str]) -> None:
-    for text in told:
+def _warn(texts: Iterable[str]) -> None:
+    for text in texts:
         warn(STAGE, text)
 
 

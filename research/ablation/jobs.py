@@ -135,10 +135,10 @@ def count_macs(
         ],
     }
     folder, key = ws.work(WORK) / "macs", keys.work_key(request)
-    asked, answer = folder / f"{key}.request.json", folder / f"{key}.json"
+    request_file, answer = folder / f"{key}.request.json", folder / f"{key}.json"
     if not answer.exists():
-        atomic.write_json(asked, request)
-        command = [sys.executable, "-m", "research.ablation.macs", str(asked), str(answer)]
+        atomic.write_json(request_file, request)
+        command = [sys.executable, "-m", "research.ablation.macs", str(request_file), str(answer)]
         environment = launcher.job_environment(RuntimeConfig(device="cpu"), os.environ, Meeting())
         with ws.job():
             status = run_child(command, stop=ws.stop, env=environment)

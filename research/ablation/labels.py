@@ -53,7 +53,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
     recipe = pseudo_label.make_recipe(variant, raw, policy, pseudo_label.curves_of(variant, raw))
     name = atomic.digest(labels.to_json())[:8]
     work = keys.open_work(ws.work(WORK), f"labels-{name}", {"recipe": recipe.key(raw), "raw": raw.digest})
-    with Progress(len(raw), what=f"labels {_told(labels)}", stream=sys.stderr) as progress:
+    with Progress(len(raw), what=f"labels {_named(labels)}", stream=sys.stderr) as progress:
         statistics = finalise(
             raw,
             recipe,
@@ -65,7 +65,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
         )
     store = work / "store"
     if statistics["labelled"] == 0:
-        raise ConfigError(f"labels {_told(labels)}: no pixel is left: there is nothing to learn from")
+        raise ConfigError(f"labels {_named(labels)}: no pixel is left: there is nothing to learn from")
     data = PseudoData(store=store, centroids=store / CENTROIDS, index=role_index(ws, "unlabelled"))
     return MadeLabels(data, _figures(statistics))
 
@@ -98,7 +98,7 @@ def _raw(ws: Workspace, labels: Labels) -> LabelStore:
     return LabelStore.open(path, strict=True)
 
 
-def _told(labels: Labels) -> str:
+def _named(labels: Labels) -> str:
     chosen = f"{100 * labels.ignored:.0f} % ignored" if labels.ignored is not None else f"threshold {labels.threshold}"
     kept = " that win conflicts" if labels.conflict else ""
     return chosen + (f" with coarse labels{kept}" if labels.coarse else "")

@@ -96,8 +96,8 @@ def make_camvid_workspace(
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")
     set_keys(document.values, changes)
     if Params.parse(document) != params:
-        told = ", ".join(f"{key}={value}" for key, value in changes.items())
-        raise ConfigError(f"{folder}: is a workspace without {told}", hint="choose another folder")
+        changed = ", ".join(f"{key}={value}" for key, value in changes.items())
+        raise ConfigError(f"{folder}: is a workspace without {changed}", hint="choose another folder")
 
 
 def _lengths(epochs: int) -> dict[str, int]:

@@ -24,8 +24,8 @@ class Scale:
 
     def of_machine(self, runtime: RuntimeConfig) -> RuntimeConfig:
         """The runtime with the ranks and workers that were asked for."""
-        asked = {"ranks": self.ranks, "workers": self.workers}
-        return runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
+        given = {"ranks": self.ranks, "workers": self.workers}
+        return runtime.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 def how_run(setting: EvaluationSetting, scale: Scale) -> str:

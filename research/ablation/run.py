@@ -124,14 +124,14 @@ def _make(ws: Workspace, request: Request, cells: list[Pending]) -> None:
     group = atomic.digest(sorted(row.name for row in rows))[:8]
     judged = jobs.evaluate(ws, f"{name}-{group}-seed{seed}", checkpoint, settings, runtime)
     per_crop, per_image = jobs.count_macs(ws, model, crop, settings)
-    told = atomic.read_json(judged.folder / "summary.json")["settings"]
+    summaries = atomic.read_json(judged.folder / "summary.json")["settings"]
     made = Made.of(describe_run(("hmsa_core", "pipeline", "research")))
     lines: list[Figure] = []
     for row in rows:
         source = judged.folder / f"{row.name}.npz"
         Counts.of_job(source).save(_counts(ws, request) / f"{row.name}-seed{seed}.npz")
         images_seen = trained.images_seen if trained else 0
-        record = told[row.name] | {
+        record = summaries[row.name] | {
             "mean_weights": _mean_weights(source, row),
             "labels": labels.figures if labels else None,
             "images": judged.images,

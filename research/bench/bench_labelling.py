@@ -61,12 +61,12 @@ def label(images: Path, model: Path, out: Path, ranks: int = 1, device: list[str
         if status:
             said.seek(0)
             raise SystemExit(said.read().decode()[-2000:])
-    told = json.loads((out.with_name(f"{out.name}.work") / "summary.json").read_text())
-    timing = told["timing"]
+    summary = json.loads((out.with_name(f"{out.name}.work") / "summary.json").read_text())
+    timing = summary["timing"]
     return {
-        "images": told["images"],
-        "images_per_s": round(told["images"] / (sum(timing.values()) / ranks), 2),
-        "model_share": told["model_share"],
+        "images": summary["images"],
+        "images_per_s": round(summary["images"] / (sum(timing.values()) / ranks), 2),
+        "model_share": summary["model_share"],
         "timing_s": timing,
         "peak_mb": round(usage.ru_maxrss / 1024),
     }

@@ -122,8 +122,8 @@ def gpu_lines(tables: Path) -> list[str]:
         counted = f"{bound.get(f'{kind}.tflop', 0):.1f} TFLOP, {bound.get(f'{kind}.gb', 0):.0f} GB"
         measured = "computed, not measured" if found is None else f"{1e3 * found:.0f} ms"
         reached = f"{100 * least / found:.0f} %" if found and least else "-"
-        told = "-" if least is None else f"{1e3 * least:.0f} ms"
-        rows.append((what, counted, told, measured, reached, machines.get(row, "-")))
+        least_ms = "-" if least is None else f"{1e3 * least:.0f} ms"
+        rows.append((what, counted, least_ms, measured, reached, machines.get(row, "-")))
     return table(("what", "work", "bound", "measured", "share of the bound", "GPU"), rows)
 
 

@@ -53,8 +53,8 @@ def main() -> None:
                 held = ((found[:, :, 0] <= 0) & (found[:, :, 1] >= 0)).mean(0)
                 width = np.median(found[:, :, 1] - found[:, :, 0], axis=0)
                 spread = f"{run_sd:.1f} {block_sd:.1f} {both_sd:.1f}"
-                told = f"{held[0]:.3f}  {held[1]:.3f}         {width[1] / width[0]:.2f}"
-                print(f"{blocks:>6} {runs:>4}  {spread}       {told}")
+                figures = f"{held[0]:.3f}  {held[1]:.3f}         {width[1] / width[0]:.2f}"
+                print(f"{blocks:>6} {runs:>4}  {spread}       {figures}")
 
 
 if __name__ == "__main__":

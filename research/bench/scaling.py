@@ -114,8 +114,8 @@ def scaling_table(rates: Mapping[str, float], given: Assumed | None = None) -> l
     lines = [f"| | {' | '.join(f'{images:,}' for images in COUNTS)} |", "|---|" + "---:|" * len(COUNTS)]
     for same in zip(*columns, strict=True):
         title, unit, _ = same[0]
-        told = "".join(f" {_told(value, unit)} |" if unit else " |" for _, _, value in same)
-        lines.append(f"| {title} |{told}")
+        cells = "".join(f" {_amount(value, unit)} |" if unit else " |" for _, _, value in same)
+        lines.append(f"| {title} |{cells}")
     return lines
 
 
@@ -128,7 +128,7 @@ _UNITS = {
 }
 
 
-def _told(value: float, unit: str) -> str:
+def _amount(value: float, unit: str) -> str:
     """Two digits are more than these figures are worth."""
     for name, size in _UNITS.get(unit, ()):
         if value >= size or name == _UNITS[unit][-1][0]:

@@ -19,10 +19,10 @@ function show() {
 
 /** Write the thresholds of the screen beside the store. */
 export async function savePolicy() {
-  const asked = now();
+  const sent = now();
   try {
-    const answer = await api.post("policy", JSON.parse(asked));
-    saved = asked;
+    const answer = await api.post("policy", JSON.parse(sent));
+    saved = sent;
     show();
     toast(`Saved ${answer.file}`, { kind: "good", hint: answer.hint });
   } catch (error) {
