@@ -84,8 +84,8 @@ def test_a_threshold_off_the_grid_is_one_line_with_its_neighbours(workspace: Pat
     change_param(workspace, "  threshold: policy", "  threshold: 0.8765")
     done = dvc(workspace, "repro", "pseudo-label", status=None)
     assert done.status != 0
-    told = "expected a number on the grid of the confidence code, such as its neighbours 0.87 or 0.88, found 0.8765"
-    assert f"pseudo_label.threshold: {told}" in done.text
+    reported = "expected a number on the grid of the confidence code, such as its neighbours 0.87 or 0.88, found 0.8765"
+    assert f"pseudo_label.threshold: {reported}" in done.text
 
 
 @pytest.mark.slow
@@ -160,8 +160,8 @@ def test_the_chain_runs_without_dvc_which_takes_over_again_after_a_commit(worksp
         stopped.terminate()
         rest = stopped.stderr.read()
     assert (stopped.returncode, "calibrate: done" in rest) == (143, False)
-    told = run(workspace, "autolabel", "run", "--to", "calibrate").text
-    assert re.findall(r"([a-z-]+): done in", told) == list(STAGES[: STAGES.index("calibrate") + 1])
+    printed = run(workspace, "autolabel", "run", "--to", "calibrate").text
+    assert re.findall(r"([a-z-]+): done in", printed) == list(STAGES[: STAGES.index("calibrate") + 1])
     dvc(workspace, "commit", "--force")
     assert dvc(workspace, "repro").ran == []
     again = yaml.safe_load(lock_file(workspace))["stages"]
@@ -194,9 +194,9 @@ def test_advice_names_what_people_should_label_on_the_terminal_and_on_the_report
     found = json.loads(run(REPO, "autolabel", "advise", "--workspace", str(whole.root), "--json").text)
     assert (found["labels"], found["fine"], found["unlabelled"]) == ("policy", 22, 14)
     page = (whole.root / "report" / "index.html").read_text("utf-8")
-    for told in (*found["sentences"], *(one["name"] for one in found["collect"])):
-        assert told in text
-        assert told in page
+    for reported in (*found["sentences"], *(one["name"] for one in found["collect"])):
+        assert reported in text
+        assert reported in page
     assert "What the student learns from" in page
 
 

@@ -88,10 +88,10 @@ def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_
     assert ranks, "nobody infers"
     strike, limit_s = HITS[hit]
     victims = set(run_processes_of(orchestrated))  # the waiting run may start as soon as this one has ended
-    with held(ranks) as told:
+    with held(ranks) as received:
         strike(orchestrated, run)
         struck = time.monotonic()
-        wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
     wait_for("the run's processes end", lambda: not victims & set(processes_of(orchestrated)), 120)
     seconds = time.monotonic() - struck
     # Fifteen seconds are a promise for a machine that has time; this one may be shared.
@@ -159,10 +159,10 @@ def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undi
         wait_for("the first new shard", lambda: receipts_of(work) - known or flow.poll() is not None, 600, every_s=0.01)
         ranks = ranks_of(orchestrated)
         assert ranks, (orchestrated.parent / "said.txt").read_text()
-        with held(ranks) as told:
+        with held(ranks) as received:
             flow.send_signal(signal.SIGINT)
             struck = time.monotonic()
-            wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+            wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
         wait_for("the run's processes end", lambda: flow.poll() is not None and not ranks_of(orchestrated), 120)
     finally:
         flow.kill()
@@ -183,11 +183,11 @@ def _kill_stage(folder: Path, known: set[Path]) -> set[Path]:
     """SIGKILL to the stage when it has made a new shard; return all shards that are there then."""
     work = folder / "work" / "auto-infer"
     wait_for("a new shard", lambda: receipts_of(work) - known and ranks_of(folder), 600, every_s=0.01)
-    with held(ranks_of(folder)) as told:
+    with held(ranks_of(folder)) as received:
         pid = _stage_pid(folder)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
     wait_for("the stage and its ranks end", lambda: not ranks_of(folder) or _stage_pid(folder) not in (None, pid), 60)
     return receipts_of(work)
 

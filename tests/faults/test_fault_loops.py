@@ -212,21 +212,21 @@ def _loop(subject: Subject, tmp_path: Path, faults: Callable[[Callable[[], None]
 def test_a_failing_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(
     subject, tmp_path, error, persistent
 ):
-    told: list[HmsaError] = []
+    messages: list[HmsaError] = []
 
     def failing(action: Callable[[], None]) -> Iterator[int]:
         def remembered() -> None:
             try:
                 action()
             except HmsaError as refused:
-                told.append(refused)
+                messages.append(refused)
                 raise
 
         return every_fault(remembered, error, persistent=persistent)
 
     _loop(subject, tmp_path, failing)
     allowed = (NoSpaceError, StoreError, CheckpointError) if error == errno.ENOSPC else HmsaError
-    assert all(isinstance(each, allowed) for each in told)
+    assert all(isinstance(each, allowed) for each in messages)
 
 
 def test_an_exit_at_any_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(subject, tmp_path):

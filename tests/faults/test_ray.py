@@ -228,13 +228,13 @@ def _die(_unit: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_error_of_the_work_arrives_as_it_is_and_a_worker_that_always_dies_is_told(
+def test_an_error_of_the_work_arrives_as_it_is_and_a_worker_that_always_dies_is_reported(
     four: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert list(four.map(_refuse, [0, 1, 2], what="counts", batch=2)) == [0, 1, 2]
-    with pytest.raises(InputError, match="3 is refused") as told:
+    with pytest.raises(InputError, match="3 is refused") as error:
         list(four.map(_refuse, range(9), what="counts"))
-    assert told.value.hint == "leave it out"
+    assert error.value.hint == "leave it out"
     monkeypatch.setattr(engine, "_LOSSES", 1)
     with pytest.raises(InputError, match="a process that counts died"):
         list(four.map(_die, [0], what="counts"))

@@ -194,7 +194,7 @@ def test_credentials_that_expire_end_the_run_in_one_line_and_it_goes_on_with_new
 def test_an_image_that_changes_under_the_run_is_left_out_and_named(
     own: Path, served: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    messages: list[str] = []
 
     def run(spec, stop):
         from hmsa_core.inference.folder import infer_job
@@ -206,20 +206,20 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(
         infer_job.run(spec, job_context(spec.work, stop=stop))
 
     options = teacher_options(own / "model", None, (1.0,), False, CPU)
-    counts = label_images(URL, OUT, options, images_per_shard=2, tell=told.append, run=run)
+    counts = label_images(URL, OUT, options, images_per_shard=2, tell=messages.append, run=run)
     assert (counts.images, counts.left_out) == (9, 1)
-    assert "4: changed: s3://lab/images/4.png: has changed since it was listed" in told[-1]
+    assert "4: changed: s3://lab/images/4.png: has changed since it was listed" in messages[-1]
     assert LabelStore.open(OUT).verify() == []
     fresh_machine(monkeypatch, tmp_path, "two")
     for picture, reason in (
         (tmp_path / "4.png", "has no label in this store, it was replaced while it was labelled"),
         (own / "images" / "4.png", "it can be read now, but its shard is finished and cannot be made again"),
     ):
-        told.clear()
+        messages.clear()
         served.put("lab", "images/4.png", picture.read_bytes())
-        counts = label_images(URL, OUT, options, images_per_shard=2, tell=told.append)
+        counts = label_images(URL, OUT, options, images_per_shard=2, tell=messages.append)
         assert (counts.images, counts.resumed, counts.left_out) == (0, 9, 1)
-        assert reason in told[-1]
+        assert reason in messages[-1]
 
 
 def test_other_options_or_a_foreign_store_are_refused(

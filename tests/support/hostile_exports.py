@@ -201,7 +201,7 @@ def _in_a_zip(made: Maker) -> Maker:
     return lambda out, rng: _zip()(made(out, rng).parent, rng)
 
 
-_TEXT_MAKERS = {f"a text -> {told}": _xml(lambda _text, _rng, new=text: new) for told, text in _TEXTS.items()}
+_TEXT_MAKERS = {f"a text -> {message}": _xml(lambda _text, _rng, new=text: new) for message, text in _TEXTS.items()}
 _ZIP_MAKERS = {kind.replace("text", "zip"): _in_a_zip(make) for kind, make in _TEXT_MAKERS.items()}
 
 # -- JSON of Label Studio and COCO -------------------------------------------------------------------

@@ -248,7 +248,7 @@ def test_a_region_that_was_answered_before_counts_as_a_draw(own: Scenes, capsys:
         (["--answers", "/nowhere"], "no such folder"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(
+def test_a_wrong_option_is_reported_in_one_line(
     own: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(own, *options) in (2, 3)

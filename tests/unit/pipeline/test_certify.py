@@ -338,7 +338,7 @@ def test_other_answers_than_of_its_plan_are_refused(own: Scenes) -> None:
         (["--answers", "/nowhere"], "no such folder"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(
+def test_a_wrong_option_is_reported_in_one_line(
     own: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert certify(own.store, *options) in (2, 3)
@@ -348,7 +348,7 @@ def test_a_wrong_option_is_told_in_one_line(
 
 def test_without_answers_it_says_how_many_are_wanted_where(own: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
     assert certify(own.store, "--target", 0.9, "--classes", "sky") == 0
-    told = capsys.readouterr().out
-    assert "sky: about" in told
-    assert "more answers until it is certified" in told
+    printed = capsys.readouterr().out
+    assert "sky: about" in printed
+    assert "more answers until it is certified" in printed
     assert np.all([d["verdict"] is None for d in Certificate.load(Certificate.path_of(own.store)).items])

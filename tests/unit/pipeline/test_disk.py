@@ -84,7 +84,7 @@ def test_a_stage_that_the_night_allowed_has_its_room_however_much_the_others_too
     disk.check_machine(ws, [s for s in STAGES if s != "student-train"])
 
 
-def test_after_a_first_run_the_largest_stage_must_have_room_and_the_sum_is_told(
+def test_after_a_first_run_the_largest_stage_must_have_room_and_the_sum_is_reported(
     ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for stage in STAGES:  # most is there already, and how much is new cannot be foreseen

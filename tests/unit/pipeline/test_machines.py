@@ -53,14 +53,14 @@ def test_a_copy_without_hidden_folders_is_named_and_init_completes_it(
 ) -> None:
     root = shutil.copytree(workspace, tmp_path / "ws", ignore=lambda _, names: set(names) & set(gone))
     assert _dvc(root) != 0
-    told = broken(root)["dvc repository"]
-    assert told.fix == INIT
+    finding = broken(root)["dvc repository"]
+    assert finding.fix == INIT
     monkeypatch.chdir(root)
-    assert main(told.fix.split()[1:]) == 0
+    assert main(finding.fix.split()[1:]) == 0
     assert "workspace of profile tiny" in capsys.readouterr().err
     assert _dvc(root) == 0
     assert found(root, "dvc repository", deep=False).state == "ok"
-    assert main(told.fix.split()[1:]) == 0
+    assert main(finding.fix.split()[1:]) == 0
     assert "nothing changed" in capsys.readouterr().err
 
 
@@ -75,7 +75,7 @@ def test_where_git_is_not_installed_init_lets_dvc_do_without(
 
 
 @pytest.mark.parametrize("lacking", ["name", "home"])
-def test_a_user_id_without_a_name_or_a_home_is_told_with_the_way_out(
+def test_a_user_id_without_a_name_or_a_home_is_reported_with_the_way_out(
     workspace: Path, tmp_path: Path, lacking: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME", *(["HOME"] if lacking == "home" else [])):
@@ -94,7 +94,9 @@ def test_a_user_id_without_a_name_or_a_home_is_told_with_the_way_out(
     assert main(["init", str(tmp_path / "ws"), "--profile", "tiny", "--no-data"]) == 0
 
 
-def test_a_cache_of_dvc_that_cannot_be_written_is_told_before_a_stage_works(workspace: Path, tmp_path: Path) -> None:
+def test_a_cache_of_dvc_that_cannot_be_written_is_reported_before_a_stage_works(
+    workspace: Path, tmp_path: Path
+) -> None:
     root = shutil.copytree(workspace, tmp_path / "ws")
     (root / ".dvc/config.local").write_text("[cache]\n    dir = /proc/dvc\n")
     with pytest.raises(ConfigError, match="DVC's cache cannot be written: /proc"):

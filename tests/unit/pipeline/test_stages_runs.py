@@ -94,9 +94,9 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
     next((data / "images").rglob("*.png")).write_bytes(b"this is text")
     with caplog.at_level("INFO"):
         prepare.run(ws)
-    told = "\n".join(caplog.messages)
-    assert re.search(r"prepare target: \d+ images: .*\d+ learn", told)
-    assert f"left out: 1 not-an-image; each is named in {ws.path('data/index/quarantine.parquet')}" in told
+    message = "\n".join(caplog.messages)
+    assert re.search(r"prepare target: \d+ images: .*\d+ learn", message)
+    assert f"left out: 1 not-an-image; each is named in {ws.path('data/index/quarantine.parquet')}" in message
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
     ],
 )
 def test_prepare_names_what_is_not_there(ws, key, value, words):
-    with pytest.raises((ConfigError, InputError), match=words) as told:
+    with pytest.raises((ConfigError, InputError), match=words) as error:
         prepare.run(edited(ws, {key: value}))
     if value == "/gone":
-        assert told.value.hint == "correct data.target.root in params.yaml"
-    assert "role learn" not in words or "data.roles.learn_splits" in told.value.hint
+        assert error.value.hint == "correct data.target.root in params.yaml"
+    assert "role learn" not in words or "data.roles.learn_splits" in error.value.hint
 
 
 def test_a_misspelt_class_is_answered_with_the_class_as_it_is_spelt(ws):
@@ -206,10 +206,10 @@ def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog):
     brighter = np.clip(np.asarray(Image.open(judged)).astype(int) + 4, 0, 255).astype(np.uint8)
     Image.fromarray(brighter).save(learned)
     prepare.run(Workspace(ws.root))
-    told = next(line for line in caplog.messages if "near copies" in line)
-    assert re.match(r"prepare: 1 of \d+ images of role report are near copies or neighbours", told)
-    assert "evaluate will " in told
-    assert f"{judged.stem} of {learned.stem} (perceptual hash" in told
+    message = next(line for line in caplog.messages if "near copies" in line)
+    assert re.match(r"prepare: 1 of \d+ images of role report are near copies or neighbours", message)
+    assert "evaluate will " in message
+    assert f"{judged.stem} of {learned.stem} (perceptual hash" in message
 
 
 def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
@@ -221,7 +221,7 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
     assert "calibrate.min_blocks" not in caplog.text
 
 
-def test_two_trunks_that_must_be_one_are_told_before_anything_is_trained(ws):
+def test_two_trunks_that_must_be_one_are_reported_before_anything_is_trained(ws):
     ws = edited(ws, {"student_train.model.trunk": "hrnet_tiny"})
     for stage in ("prepare", "calibrate", "student-train"):
         with pytest.raises(ConfigError, match=r"student_train\.model\.trunk is hrnet_tiny, but it starts from the"):
@@ -374,8 +374,8 @@ def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own
     assert ws.path("settings.yaml").read_text() == before, "an edit counts from the next run on: dvc records these"
     edited(ws, {"data.target.max_bad": 0.3})
     monkeypatch.setattr(prepare, "run", lambda of: whole_run(of) or settings.write_resolved(edited(of, change)))
-    told = pytest.raises(ConfigError, match=r"settings\.yaml: data\S* was changed while prepare ran")
-    with told if refused else nullcontext():  # another stage was started after an edit
+    error = pytest.raises(ConfigError, match=r"settings\.yaml: data\S* was changed while prepare ran")
+    with error if refused else nullcontext():  # another stage was started after an edit
         runner.run_stage(Workspace(ws.root), "prepare")  # dvc records nothing of a stage that failed
 
 
@@ -485,13 +485,13 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(ws, monkeypa
     assert stores[1] == stores[3]
 
 
-def test_a_mistake_in_params_is_told_before_anything_is_touched(ws):
+def test_a_mistake_in_params_is_reported_before_anything_is_touched(ws):
     with pytest.raises(ConfigError, match=r"epochs: expected an integer, found 'none'"):
         runner.run_stage(edited(ws, {"teacher_pretrain.epochs": "none"}), "prepare")
     assert not ws.path("data/index").exists()
 
 
-def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws, tmp_path):
+def test_a_policy_that_is_not_there_is_reported_with_the_key_that_names_it(ws, tmp_path):
     write_store(tmp_path / "raw", 1)
     raw = LabelStore.open(tmp_path / "raw")
     with pytest.raises(

@@ -169,7 +169,7 @@ def test_the_shards_of_a_rank_that_is_killed_are_labelled_by_the_other(more_data
     assert store_bytes(tmp_path / "work") == store_bytes(more_finished)
 
 
-def test_tiles_that_lack_of_memory_forced_are_told_in_receipt_and_summary(tmp_path, monkeypatch):
+def test_tiles_that_lack_of_memory_forced_are_reported_in_receipt_and_summary(tmp_path, monkeypatch):
     write_data(tmp_path, images=3, size=(64, 600))
     save_model(tmp_path / "model")
 
@@ -343,8 +343,8 @@ def test_damaged_images_of_all_ranks_are_counted_together(own_data, tmp_path):
 
     def job(ranks: Ranks) -> None:
         infer_job.claim_shard = of_its_parity(ranks.rank)  # in this fork
-        told = pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1")
-        with told if ranks.is_main else nullcontext():
+        error = pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1")
+        with error if ranks.is_main else nullcontext():
             run(own_data, tmp_path / "work", ranks=ranks)
 
     on_ranks(2, job)

@@ -105,9 +105,9 @@ def test_a_picture_that_was_replaced_while_the_job_ran_is_labelled_once_its_shar
     images, out = Path(shutil.copytree(own / "images", tmp_path / "images")), tmp_path / "store"
     assert replacing(own, out, "images/a/two.png")(images) == LabelledCounts(2, 0, 1)
     (images / "b/three.png").unlink()
-    told: list[str] = []
-    assert replacing(own, out)(images, tell=told.append) == LabelledCounts(0, 2, 1)
-    assert [line for line in told if "two" in line] == [
+    messages: list[str] = []
+    assert replacing(own, out)(images, tell=messages.append) == LabelledCounts(0, 2, 1)
+    assert [line for line in messages if "two" in line] == [
         "left out: two: has no label in this store, it was replaced while it was labelled (give it a new name, or "
         "label into a new store)"
     ]
@@ -127,7 +127,7 @@ def test_images_that_earlier_calls_left_out_do_not_end_a_call_for_others(
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "message"),
     [
         ("missing", "no such folder"),
         (["missing.png"], "no such file"),
@@ -136,9 +136,9 @@ def test_images_that_earlier_calls_left_out_do_not_end_a_call_for_others(
         ("/", "the images have no folder in common but /"),
     ],
 )
-def test_images_that_are_not_there_are_refused(own: Path, tmp_path: Path, images: object, told: str) -> None:
+def test_images_that_are_not_there_are_refused(own: Path, tmp_path: Path, images: object, message: str) -> None:
     asked = own / images if isinstance(images, str) else [own / name for name in images]  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         label(asked, own / "model", tmp_path / "store", **SETTING)
     assert not (tmp_path / "store").exists()
 

@@ -134,7 +134,7 @@ def test_old_results_that_nobody_may_write_any_more_are_replaced_and_block_nobod
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_an_old_tree_that_cannot_be_removed_is_told_and_is_no_failure(
+def test_an_old_tree_that_cannot_be_removed_is_reported_and_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(tmp_path / "out", "old", 1)

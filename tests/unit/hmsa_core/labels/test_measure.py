@@ -204,7 +204,7 @@ def test_a_target_above_what_labels_allow_is_not_lowered() -> None:
     assert {entry.status for entry in policy.entries} == {"withheld"}
 
 
-def test_overrides_set_a_class_by_name_and_mistakes_are_told() -> None:
+def test_overrides_set_a_class_by_name_and_mistakes_are_reported() -> None:
     total, correct = _teacher(0, 40, cv=0.3)
     curves = curves_of(total, correct)
     policy = choose_policy(curves, CalibrateConfig(overrides={"Road": "withheld", "sidewalk": 0.5}))
@@ -245,7 +245,7 @@ def test_marginal_bins_hold_their_share_of_the_pixels() -> None:
     assert marginal_precision(total, correct, ends)[[10, 200]].tolist() == [0.0, 1.0]
 
 
-def test_void_under_kept_pixels_is_told_as_a_second_kind_of_error() -> None:
+def test_void_under_kept_pixels_is_reported_as_a_second_kind_of_error() -> None:
     total, correct = _teacher(0, 10, cv=0.3)
     curves = curves_of(total, correct)
     curves.counts["void"][:, 0, 200] = total[:, 0].sum(axis=1)

@@ -158,7 +158,7 @@ def test_what_a_measured_rule_stands_on_is_written_beside_it() -> None:
     assert measure_rules(curves, np.full(5, 101), MergeConfig(min_blocks=3), 0.95).evidence == []
 
 
-def test_a_pair_of_one_pixel_is_told_and_decides_nothing() -> None:
+def test_a_pair_of_one_pixel_is_reported_and_decides_nothing() -> None:
     image = _mixed(1)[0]
     one = image._replace(**{name: getattr(image, name)[:, :1] for name in ("label", "code", "truth", "human")})
     rules = measure_rules(Curves.measure([one], CLASSES), np.full(5, 100), MergeConfig(), 0.95)
@@ -174,7 +174,7 @@ def test_exactly_enough_blocks_and_exactly_the_win_rate_suffice() -> None:
         assert measure_rules(curves, codes, enough.model_copy(update=more), 0.95).actions[0, 1] == IGNORED
 
 
-def test_rules_by_hand_are_told_once_and_the_default_holds_where_nothing_was_measured() -> None:
+def test_rules_by_hand_are_reported_once_and_the_default_holds_where_nothing_was_measured() -> None:
     config = MergeConfig(
         default="human", min_blocks=3, rules=(PairRule(human="wall", teacher="fence", action="ignore"),)
     )

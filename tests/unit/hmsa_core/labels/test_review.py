@@ -218,7 +218,7 @@ def test_a_line_that_is_json_but_no_mark_is_named(tmp_path: Path, line: str) -> 
     review.add("a", "flag")
     review.path.write_text(damaged := f"{review.path.read_text()}{line}\n")
     for act in (review.marks, review.foreign, lambda: review.add("b", "flag")):
-        with pytest.raises(IntegrityError, match=r"raw\.review\.jsonl: line 2 is not a review mark") as told:
+        with pytest.raises(IntegrityError, match=r"raw\.review\.jsonl: line 2 is not a review mark") as error:
             act()
-        assert "correct or remove that line" in told.value.hint
+        assert "correct or remove that line" in error.value.hint
     assert review.path.read_text() == damaged

@@ -134,10 +134,10 @@ def test_a_newest_state_that_is_not_as_it_was_saved_is_named_and_the_one_before_
     states = store(tmp_path)
     save(states, 1)
     save(states, 2)
-    told = change(tmp_path / "state" / "step-00000002")
+    reported = change(tmp_path / "state" / "step-00000002")
     with caplog.at_level(logging.WARNING):
         assert_is(states.latest(), 1)
-    assert f"step-00000002/{told}" in caplog.text
+    assert f"step-00000002/{reported}" in caplog.text
 
 
 def test_only_damaged_states_and_those_of_other_settings_are_an_error_not_a_fresh_start(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_one_class_alone(store: Path, inspect, said) -> None:
     assert [row["name"] for row in found["classes"]] == ["rider"]
     assert found["kept"] == 10
     assert [row["name"] for row in found["most_affected"]] == ["unsure"]
-    told = said("inspect", store, "--threshold", "0.9", "--sort", "coverage", "--class", "rider", "--limit", "1").out
-    assert any(line.endswith("with rider, by coverage") for line in told.splitlines()), "on one line"
+    printed = said("inspect", store, "--threshold", "0.9", "--sort", "coverage", "--class", "rider", "--limit", "1").out
+    assert any(line.endswith("with rider, by coverage") for line in printed.splitlines()), "on one line"
 
 
 def test_two_thresholds_side_by_side_show_what_the_step_costs(store: Path, inspect) -> None:
@@ -95,8 +95,8 @@ def test_a_policy_saved_on_the_page_can_be_looked_at_and_exported(store: Path, t
     assert inspect(mine, "--policy", saved)["kept"] == 110
     said("export", mine, tmp_path / "masks", "--policy", saved)
     assert {path.stem for path in (tmp_path / "masks").glob("*.png")} == set(session.view.names)
-    told = said("serve", mine, "--policy", saved, "--save-policy", saved, "--port", "0", status=2).err
-    assert "hint: leave --save-policy out" in told
+    printed = said("serve", mine, "--policy", saved, "--save-policy", saved, "--port", "0", status=2).err
+    assert "hint: leave --save-policy out" in printed
 
 
 def test_what_is_no_store_is_said(tmp_path: Path, said) -> None:
@@ -132,7 +132,7 @@ def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, inspect, capsys, s
         np.savez_compressed(made := io.BytesIO(), **value)
         damages.append(made.getvalue())
     np.save(made := io.BytesIO(), counts)
-    told = 0
+    reported = 0
     for damaged in [*damages, made.getvalue()]:
         pairs.write_bytes(damaged)
         status = main(["inspect", *arguments, "--json"])
@@ -143,8 +143,8 @@ def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, inspect, capsys, s
         assert (status, out, err.count("\n")) == (4, "", 2)
         assert f"error: {pairs}: " in err
         assert "--single-item calibrate" in err
-        told += 1
-    assert told > len(damages) // 2
+        reported += 1
+    assert reported > len(damages) // 2
     pairs.write_bytes(b"")
     assert f"error: {pairs}: " in said("serve", *arguments, "--port", "0", status=4).err
 

@@ -77,10 +77,10 @@ def refused(evaluate):
     """The one line of error of a command that writes nothing else."""
 
     def run(folder: Path, *more: object, status: int = 3, **given: object) -> str:
-        told = evaluate(folder, *more, status=status, **given)
-        assert told.out == ""
-        errors = [line for line in told.err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, told.err
+        printed = evaluate(folder, *more, status=status, **given)
+        assert printed.out == ""
+        errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, printed.err
         return errors[0]
 
     return run
@@ -123,9 +123,9 @@ def test_json_holds_the_scores_of_the_checkpoints_own_scales_or_of_chosen_ones(f
 
 
 def test_without_json_a_table_names_every_class(folder, evaluate):
-    told = evaluate(folder)
-    assert "one block: no interval" in told.err, "three pictures in a row"
-    assert told.out.splitlines()[-1].endswith("   (3 images)")
+    printed = evaluate(folder)
+    assert "one block: no interval" in printed.err, "three pictures in a row"
+    assert printed.out.splitlines()[-1].endswith("   (3 images)")
     lines = evaluate(folder, "--block-length", "1").out.splitlines()
     assert [line.split()[0] for line in lines] == [*CLASSES, "mean"]
     assert re.search(r"mean IoU +\d+\.\d \[\d+\.\d, \d+\.\d\]   \(3 images\)$", lines[-1])
@@ -170,8 +170,8 @@ def test_an_answer_says_what_made_it_and_how_each_city_was_scored(folder, scores
 
 def test_pictures_of_confusions_and_reliability_are_drawn_for_both_checkpoints(folder, evaluate, tmp_path):
     plots = tmp_path / "new/plots"
-    told = evaluate(folder, "--plots", plots, "--baseline", folder / "model", "--block-length", "1")
-    assert "ECE" in told.out, "pictures need the details"
+    printed = evaluate(folder, "--plots", plots, "--baseline", folder / "model", "--block-length", "1")
+    assert "ECE" in printed.out, "pictures need the details"
     names = ["confusion-baseline.png", "confusion-model.png", "iou.png", "reliability.png"]
     assert sorted(path.name for path in plots.iterdir()) == names
     drawn = {name: cv2.imread(str(plots / name)) for name in names}
@@ -180,8 +180,8 @@ def test_pictures_of_confusions_and_reliability_are_drawn_for_both_checkpoints(f
     assert differs.any(), "their titles"
     assert differs.mean() < 0.05, "the same weights have the same confusions"
     (tmp_path / "file").touch()
-    told = evaluate(folder, "--plots", tmp_path / "file", status=3).err
-    assert "evaluate" not in told.partition("error: ")[0], "told before the first picture is scored"
+    printed = evaluate(folder, "--plots", tmp_path / "file", status=3).err
+    assert "evaluate" not in printed.partition("error: ")[0], "told before the first picture is scored"
 
 
 def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_released(tmp_path, scores):
@@ -210,9 +210,9 @@ def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_rele
 def test_files_without_a_partner_are_counted_and_images_left_out_where_that_was_said(own, evaluate, refused):
     (own / "labels/frame1.png").unlink()
     assert "--skip-unlabelled" in evaluate(own, status=3).err
-    told = evaluate(own, "--skip-unlabelled", "--json")
-    assert json.loads(told.out)["images"] == 2
-    assert "1 of 3 images have no label of the same stem" in told.err
+    printed = evaluate(own, "--skip-unlabelled", "--json")
+    assert json.loads(printed.out)["images"] == 2
+    assert "1 of 3 images have no label of the same stem" in printed.err
     line = refused(own)
     assert "1 of 3 images have no label of the same stem" in line
     assert "frame1.jpg" in line
@@ -242,9 +242,9 @@ def test_classes_in_another_order_are_taken_by_name(folder, own, evaluate, score
     ids = np.full(256, 255, np.uint8)
     ids[list(order)] = range(4)
     redraw(own, lambda label: ids[label])
-    told = evaluate(own, "--json")
-    assert "taken by name" in told.err
-    assert json.loads(told.out)["iou"] == scores(folder)["iou"]
+    printed = evaluate(own, "--json")
+    assert "taken by name" in printed.err
+    assert json.loads(printed.out)["iou"] == scores(folder)["iou"]
     line = refused(own, "--ids", "train", status=2)
     assert "'car' has another number" in line, "whose order are trainIds in?"
 
@@ -271,19 +271,19 @@ def test_which_files_belong_together(tmp_path, images, labels, pairs, alone):
     assert [path.stem for path in unlabelled] == alone
 
 
-def test_the_maps_that_are_there_are_told_where_the_others_are_wanted(own, evaluate):
+def test_the_maps_that_are_there_are_reported_where_the_others_are_wanted(own, evaluate):
     for i in range(3):
         (own / f"labels/frame{i}.png").rename(own / f"labels/frame{i}_labelTrainIds.png")
-    told = evaluate(own, status=3).err
-    assert "no label is called *_labelIds" in told
-    assert "--ids train" in told
+    printed = evaluate(own, status=3).err
+    assert "no label is called *_labelIds" in printed
+    assert "--ids train" in printed
 
 
-def test_a_class_that_only_a_prediction_has_and_a_single_sequence_are_told(folder, own, evaluate):
+def test_a_class_that_only_a_prediction_has_and_a_single_sequence_are_reported(folder, own, evaluate):
     redraw(own, lambda label: np.where(label == 1, 255, label))
-    told = evaluate(own).err
-    assert re.search(rf"note: {CLASSES[1]} is in no label and predicted at \d+ pixels", told)
-    assert "by their names all of one sequence" not in told, "one block has no interval at all"
+    printed = evaluate(own).err
+    assert re.search(rf"note: {CLASSES[1]} is in no label and predicted at \d+ pixels", printed)
+    assert "by their names all of one sequence" not in printed, "one block has no interval at all"
     for part in ("images", "labels"):
         for i, path in enumerate(sorted((folder / part).iterdir())):
             shutil.copy(path, own / part / f"frame{i + 3}{path.suffix}")
@@ -381,8 +381,8 @@ def test_labels_that_hold_train_ids_are_scored_as_such_and_never_taken_for_ids(f
     def partly(void: int):
         return lambda train: np.where(train == 12, void, train).astype(np.uint8)
 
-    told = evaluate(*given("void", partly(255)), status=3).err
-    assert "labels that hold trainIds (0..18, 255 = ignored) are read with --ids train" in told
+    printed = evaluate(*given("void", partly(255)), status=3).err
+    assert "labels that hold trainIds (0..18, 255 = ignored) are read with --ids train" in printed
     assert score("void", partly(255), "--ids", "train") == score("void-ids", lambda train: ids[partly(255)(train)])
 
 
@@ -415,16 +415,16 @@ def test_two_checkpoints_are_compared_on_the_same_pictures_with_an_interval(fold
     assert re.search(r"mean IoU .*  [+-]\d+\.\d   \(3 images\)$", lines[-2]), "the value of one block is known"
     assert "no interval: all images are one block" in lines[-1]
     redraw(own, lambda label: np.full_like(label, 255))
-    told = evaluate(own, "--block-length", "1", "--baseline", folder / "model")
-    assert "too few labelled pixels" in told.out
+    printed = evaluate(own, "--block-length", "1", "--baseline", folder / "model")
+    assert "too few labelled pixels" in printed.out
 
 
 def test_a_damaged_baseline_is_found_before_anything_is_scored(folder, evaluate, tmp_path, nothing_scored):
     shutil.copytree(folder / "model", tmp_path / "other")
     weights = next((tmp_path / "other").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    told = evaluate(folder, "--baseline", tmp_path / "other", status=IntegrityError.exit_code)
-    assert weights.name in told.err
+    printed = evaluate(folder, "--baseline", tmp_path / "other", status=IntegrityError.exit_code)
+    assert weights.name in printed.err
 
 
 def teach(own: Path, seen: LearnedImage) -> None:
@@ -438,13 +438,13 @@ def teach(own: Path, seen: LearnedImage) -> None:
 def test_pictures_that_a_model_has_learned_from_are_counted_near_copies_too(own, evaluate):
     sha = atomic.sha256_file(own / "images/frame0.png")
     teach(own, LearnedImage(sha, "old_name", "target", "", "", -1, "fine"))
-    told = evaluate(own, "--json")
-    assert "has learned from 1 of these 3 images (frame0 is old_name: same file)" in told.err
-    assert json.loads(told.out)["learned"]["images"] == 1
+    printed = evaluate(own, "--json")
+    assert "has learned from 1 of these 3 images (frame0 is old_name: same file)" in printed.err
+    assert json.loads(printed.out)["learned"]["images"] == 1
     (own / "model/lineage.json").unlink()
-    told = evaluate(own, "--json")  # a checkpoint that was copied without its list can be scored
-    assert "what it learned from is not known in full" in told.err
-    assert "lineage.json" in json.loads(told.out)["learned"]["unknown"][0]
+    printed = evaluate(own, "--json")  # a checkpoint that was copied without its list can be scored
+    assert "what it learned from is not known in full" in printed.err
+    assert "lineage.json" in json.loads(printed.out)["learned"]["unknown"][0]
     copy = perceptual_hash(cv2.imread(str(own / "images/frame0.png"))[..., ::-1] // 2 * 2)
     teach(own, LearnedImage("0" * 64, "brighter", "target", copy, "", -1, "pseudo"))
     assert "(frame0 is brighter: perceptual hash, " in evaluate(own).err

@@ -118,13 +118,13 @@ def test_a_class_table_may_lie_anywhere_and_counts_as_the_one_beside_the_teacher
     assert main(given) == 0
     assert "0 images labelled, 4 were labelled before" in capsys.readouterr().out
     (tmp_path / "empty.yaml").write_text("multiple: 32\n")
-    for more, told in (
+    for more, reported in (
         (["--map", str(tmp_path / "none.yaml")], "none.yaml: no such file, but it shall be the class table of onnx:"),
         (["--map", str(tmp_path / "empty.yaml")], "says nothing of classes"),
         ([f"onnx:{net}", "--map", str(tmp_path / "map.yaml")], "--map is of one teacher"),
     ):
         assert main([*given, *more]) == 2
-        assert told in capsys.readouterr().err
+        assert reported in capsys.readouterr().err
 
 
 def test_the_same_command_goes_on_and_takes_in_new_images(folder, tmp_path, capsys):
@@ -223,24 +223,24 @@ def test_a_folder_without_usable_images_or_too_few_ranks_are_one_line(folder, tm
 
 def test_a_checkpoint_that_cannot_label_is_refused_as_itself(folder, tmp_path, capsys):
     meta = read_meta(folder / "model")
-    for name, change, told in (
+    for name, change, reported in (
         ("trunk", {"kind": "trunk", "num_classes": 0}, "holds only the weights of a trunk"),
         ("many", {"num_classes": 255}, "at most 254 classes, the model has 255"),
     ):
         shutil.copytree(folder / "model", tmp_path / name)
         sealed.write(tmp_path / name / "model.json", {**meta, **change})
         assert label(folder, tmp_path / "store", "--checkpoint", str(tmp_path / name)) != 0
-        assert told in capsys.readouterr().err
+        assert reported in capsys.readouterr().err
         assert not list(tmp_path.glob("store*"))
 
 
-def test_a_folder_that_no_table_can_name_is_left_out_and_told(folder, tmp_path, capsys):
+def test_a_folder_that_no_table_can_name_is_left_out_and_reported(folder, tmp_path, capsys):
     images = Path(shutil.copytree(folder / "frames", tmp_path / "frames"))
     (images / "more").rename(images / os.fsdecode(b"m\xfcnchen"))
     assert label(folder, tmp_path / "store", images=images) == 0
-    told = capsys.readouterr()
-    assert "bad-name" in told.err
-    assert "3 images labelled" in told.out
+    printed = capsys.readouterr()
+    assert "bad-name" in printed.err
+    assert "3 images labelled" in printed.out
 
 
 def test_the_photographs_of_a_store_are_found_again_also_where_both_were_moved(folder, tmp_path):

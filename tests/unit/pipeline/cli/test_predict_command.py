@@ -48,7 +48,9 @@ def test_two_images_of_one_name_and_unreadable_ones_are_refused(checkpoint, tmp_
     assert "not a PNG, JPEG, WebP or TIFF image" in capsys.readouterr().err
 
 
-def test_a_missing_image_or_a_folder_in_place_of_images_is_told_before_any_is_predicted(checkpoint, tmp_path, capsys):
+def test_a_missing_image_or_a_folder_in_place_of_images_is_reported_before_any_is_predicted(
+    checkpoint, tmp_path, capsys
+):
     assert predict(checkpoint, tmp_path / "out", str(tmp_path)) == 3
     error, hint = capsys.readouterr().err.splitlines()
     assert (error, f"{tmp_path}/*" in hint) == (f"error: {tmp_path}: is a folder", True)

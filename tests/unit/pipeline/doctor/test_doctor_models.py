@@ -29,26 +29,28 @@ def test_a_teacher_that_is_not_there_is_fixed_by_the_command_that_is_named(
 ) -> None:
     assert "teacher" not in states(workspace.root)
     workspace.path("models/current.json").write_text(damage)
-    told = found(workspace.root, "teacher")
-    assert (told.state, told.fix) == ("broken", "autolabel models rollback")
+    finding = found(workspace.root, "teacher")
+    assert (finding.state, finding.fix) == ("broken", "autolabel models rollback")
     monkeypatch.chdir(workspace.root)
-    assert main(told.fix.split()[1:]) == 0
+    assert main(finding.fix.split()[1:]) == 0
     assert "teacher" not in states(workspace.root)
 
 
 def test_a_network_that_shall_label_and_is_not_there_is_named(workspace: Workspace) -> None:
     set_params(workspace.root, {"auto_infer.teacher": ["onnx:net.onnx", "models/teacher"]})
-    told = found(workspace.root, "auto_infer.teacher")
-    assert (told.state, told.fix) == ("broken", "correct it in params.yaml")
-    assert told.text.endswith("net.onnx: no such file")
+    finding = found(workspace.root, "auto_infer.teacher")
+    assert (finding.state, finding.fix) == ("broken", "correct it in params.yaml")
+    assert finding.text.endswith("net.onnx: no such file")
 
 
 def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace: Workspace) -> None:
     checkpoint(workspace.path("models/imported"), weights_sha256="0" * 64)
-    told = found(workspace.root, "models/imported")
-    assert told.state == "broken"
-    assert told.fix.startswith("rm -f models/imported/model.safetensors models/imported/model.json  # then import it")
-    subprocess.run(told.fix, shell=True, check=True, cwd=workspace.root)
+    finding = found(workspace.root, "models/imported")
+    assert finding.state == "broken"
+    assert finding.fix.startswith(
+        "rm -f models/imported/model.safetensors models/imported/model.json  # then import it"
+    )
+    subprocess.run(finding.fix, shell=True, check=True, cwd=workspace.root)
     assert "models/imported" not in states(workspace.root)
 
 
@@ -155,10 +157,10 @@ def test_damage_of_a_checkpoint_is_named_beside_the_other_models_and_taken_from_
     for text, damage in damages.items():
         checkpoint(folder)
         damage()
-        told = broken(workspace.root)
-        assert set(told) == {"models/teacher"}
-        assert text in told["models/teacher"].text
-        assert told["models/teacher"].fix == "rm -r models/teacher && dvc checkout models/teacher"
+        findings = broken(workspace.root)
+        assert set(findings) == {"models/teacher"}
+        assert text in findings["models/teacher"].text
+        assert findings["models/teacher"].fix == "rm -r models/teacher && dvc checkout models/teacher"
     checkpoint(folder)
     assert states(workspace.root)["models/teacher"] == "ok"
 
@@ -166,8 +168,8 @@ def test_damage_of_a_checkpoint_is_named_beside_the_other_models_and_taken_from_
 @pytest.mark.parametrize("deep", [True, False])
 def test_a_torn_manifest_is_named_with_its_store(workspace: Workspace, deep: bool) -> None:
     atomic.write_text(workspace.path("labels/raw/manifest.json"), '{"digest"')
-    told = found(workspace.root, "labels/raw", deep=deep)
-    assert (told.state, told.fix) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
+    finding = found(workspace.root, "labels/raw", deep=deep)
+    assert (finding.state, finding.fix) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
 
 
 # -- files that no stage makes again ---------------------------------------------------------------------
@@ -188,10 +190,10 @@ def test_a_damaged_line_is_fixed_by_the_command_that_is_named(workspace: Workspa
     path.write_text(WHOLE[name])
     assert name not in states(workspace.root)
     path.write_text(WHOLE[name] + '{"id": "q1", "name": "new__drive17_')
-    told = broken(workspace.root)
-    assert set(told) == {name}
-    assert f"{path}: line 2 is not" in told[name].text
-    subprocess.run(told[name].fix, shell=True, check=True, cwd=workspace.root)
+    findings = broken(workspace.root)
+    assert set(findings) == {name}
+    assert f"{path}: line 2 is not" in findings[name].text
+    subprocess.run(findings[name].fix, shell=True, check=True, cwd=workspace.root)
     assert path.read_text() == WHOLE[name]
     assert name not in states(workspace.root)
 
@@ -200,8 +202,8 @@ def test_a_damaged_line_is_fixed_by_the_command_that_is_named(workspace: Workspa
 def test_what_dvc_asks_for_and_no_stage_makes_is_named_when_it_is_gone(workspace: Workspace, name: str) -> None:
     path = workspace.path(name)
     path.rmdir() if path.is_dir() else path.unlink()
-    told = broken(workspace.root)
-    assert set(told) == {name}
-    subprocess.run(told[name].fix, shell=True, check=True, cwd=workspace.root)
+    findings = broken(workspace.root)
+    assert set(findings) == {name}
+    subprocess.run(findings[name].fix, shell=True, check=True, cwd=workspace.root)
     assert name not in states(workspace.root)
     assert ReviewFile(workspace.path("labels/raw")).marks() == []

@@ -68,15 +68,15 @@ def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(tmp_path: 
     cuts = Cuts(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
     files = SpotFile(Audit, view, Audit.path_of(scenes.store.parent / "raw"))
     sky = view.classes.index("sky")
-    told = []
+    messages = []
     for night in range(5):
         audit = files.start(Audit.draw(view, cuts, per_class=40, seed=night, classes=[sky]))
         for item in range(40):
             audit.answer(view, item, "wrong" if item < (1 if night < 3 else 12) else "right")
         audit.save(files.path)
-        told.append(precision_alarms(files.every(), {"sky": 0.95, "road": 0.9}, dict.fromkeys(["sky", "road"], 0)))
+        messages.append(precision_alarms(files.every(), {"sky": 0.95, "road": 0.9}, dict.fromkeys(["sky", "road"], 0)))
     assert len(files.every()) == 5
-    assert told[:3] == [[], [], []]
-    assert "sky: " in told[4][0]
-    assert "at least 95.0% right" in told[4][0]
+    assert messages[:3] == [[], [], []]
+    assert "sky: " in messages[4][0]
+    assert "at least 95.0% right" in messages[4][0]
     assert precision_alarms(files.every(), {"sky": 0.95}, {"sky": 256}) == []  # of what is not kept nothing was said

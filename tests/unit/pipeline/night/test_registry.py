@@ -85,9 +85,9 @@ def test_rollback_fixes_a_teacher_that_is_not_there(registry: Registry, promoted
             registry.current()
     else:
         registry.current_file.write_text(damage)
-        with pytest.raises(HmsaError) as told:
+        with pytest.raises(HmsaError) as error:
             Workspace(registry.root).teacher()
-        assert "autolabel models rollback" in told.value.hint
+        assert "autolabel models rollback" in error.value.hint
     assert registry.rollback() == before[-1], "who taught last and is there"
     assert registry.current() == before[-1]
 
@@ -261,10 +261,10 @@ def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another
         registry.champion()
     assert "autolabel models pin" in error.value.hint
     for option in ([], ["--json"]):
-        told = models("list", *option)
-        assert second.name in told.out, "models are listed all the same"
-        assert f"expected one version named '{first.name}'" in told.err
-        assert "autolabel models pin VERSION" in told.err
+        printed = models("list", *option)
+        assert second.name in printed.out, "models are listed all the same"
+        assert f"expected one version named '{first.name}'" in printed.err
+        assert "autolabel models pin VERSION" in printed.err
     models("pin", second.name)
     assert registry.champion() == second
 
@@ -273,9 +273,9 @@ def test_a_version_is_refused_where_it_would_be_ignored(registry: Registry, mode
     _promoted(registry, "abc")
     before = registry.current()
     for action, given in (("rollback", "v0001"), ("list", "v0001"), ("aa", "3")):
-        told = models(action, given, status=2).err
-        assert told.startswith(f"error: autolabel models {action} {given}: takes no version")
-        assert "`autolabel models promote VERSION` makes a version the teacher" in told
+        printed = models(action, given, status=2).err
+        assert printed.startswith(f"error: autolabel models {action} {given}: takes no version")
+        assert "`autolabel models promote VERSION` makes a version the teacher" in printed
     assert registry.current() == before
 
 
@@ -285,9 +285,9 @@ def test_a_rollback_that_cannot_read_the_reference_champion_switches_nothing(reg
     champion = registry.folder / "champion.json"
     champion.write_text(content)
     for _ in range(2):
-        with pytest.raises(InputError, match=r"champion\.json") as told:
+        with pytest.raises(InputError, match=r"champion\.json") as error:
             registry.rollback()
-        assert "autolabel models pin VERSION" in told.value.hint
+        assert "autolabel models pin VERSION" in error.value.hint
         assert registry.current().endswith(second.name)
     assert [line["action"] for line in registry.history()] == ["promote", "promote"]
     champion.unlink()
@@ -305,8 +305,8 @@ def test_a_version_whose_description_holds_nan_is_a_damaged_one(registry: Regist
     first, second, third = _promoted(registry, "abc")
     _with_nan(second)
     for *command, status in (("promote", second.name, 4), ("rollback", 3), ("register", second.path, 4)):
-        told = models(*command, status=status).err
-        assert f"{second.path / 'model.json'}: not one of our files" in told
+        printed = models(*command, status=status).err
+        assert f"{second.path / 'model.json'}: not one of our files" in printed
         assert registry.current().endswith(third.name)
     assert registry.register(registry.root / "b").name == second.name
     assert registry.rollback().endswith(second.name), "made whole"
@@ -377,10 +377,10 @@ def test_a_record_that_cannot_be_told_hides_one_version_and_is_written_anew(
     text = record if isinstance(record, str) else json.dumps(first.record | record)
     (first.path / "record.json").write_text(text)
     for option in ([], ["--json"]):
-        told = models("list", *option)
-        assert second.name in told.out
+        printed = models("list", *option)
+        assert second.name in printed.out
         why = "" if isinstance(record, str) else ": metrics"
-        assert f"warning: {first.name} is not listed: {first.path / 'record.json'}{why}" in told.err
+        assert f"warning: {first.name} is not listed: {first.path / 'record.json'}{why}" in printed.err
     with pytest.raises(IntegrityError, match="record.json"):
         registry.get(first.name)
     (third,) = _registered(registry, "c")

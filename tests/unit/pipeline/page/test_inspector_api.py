@@ -128,7 +128,7 @@ def test_one_damaged_shard_is_named_and_the_others_are_served(own_scenes: Scenes
         assert client.get("/api/stats", threshold="0.9").status == 200
 
 
-def test_a_torn_shard_is_told_at_once(own_scenes: Scenes) -> None:
+def test_a_torn_shard_is_reported_at_once(own_scenes: Scenes) -> None:
     first = sorted(own_scenes.store.rglob("shard-00000*.parquet"))[0]
     first.write_bytes(first.read_bytes()[:-100])
     session = Session(own_scenes.store)
@@ -270,7 +270,7 @@ def test_what_a_browser_keeps_is_asked_for_by_the_version_of_the_labels(client: 
         assert (old.status, "load the page again" in old.json()["hint"]) == (409, True)
 
 
-def test_a_store_that_was_made_anew_is_told_and_never_mixed(own_scenes: Scenes) -> None:
+def test_a_store_that_was_made_anew_is_reported_and_never_mixed(own_scenes: Scenes) -> None:
     final = thresholded(own_scenes.store.with_name("final"), own_scenes)
     session = Session(final)
     with client_of(session) as client:
@@ -351,7 +351,7 @@ def test_a_value_of_another_kind_is_the_callers_mistake(
     assert [p for p in sorted(own_scenes.store.parent.iterdir()) if not p.name.endswith(".lock")] == before
 
 
-def test_pictures_that_only_share_a_name_are_told_and_not_compared(tmp_path: Path) -> None:
+def test_pictures_that_only_share_a_name_are_reported_and_not_compared(tmp_path: Path) -> None:
     """Two drives that both count from 000001."""
     for drive in "ab":
         with LabelStoreWriter(tmp_path / drive, {**LINEAGE}) as writer:

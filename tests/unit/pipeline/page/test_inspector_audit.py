@@ -92,7 +92,7 @@ def test_a_perfect_judge_finds_the_true_precision(view: StoreView, cuts: Cuts, s
     assert overall["precision"] == pytest.approx(result["precision"])
 
 
-def test_unsure_counts_for_neither_side_but_is_told(view: StoreView, cuts: Cuts) -> None:
+def test_unsure_counts_for_neither_side_but_is_reported(view: StoreView, cuts: Cuts) -> None:
     audit = Audit.draw(view, cuts, per_class=4, seed=0, classes=[0])
     for number, verdict in enumerate(["right", "right", "unsure", "wrong"]):
         audit.answer(view, number, verdict)

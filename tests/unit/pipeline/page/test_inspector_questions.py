@@ -136,8 +136,8 @@ def test_the_page_and_the_terminal_tell_one_price(
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
     options = ["--images", str(own_scenes.images), "--budget", "40", "--json"]
     assert main(["ask", str(own_scenes.store), *options]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {key: told[key] for key in PRICE} == {key: asked[key] for key in PRICE}
+    reported = json.loads(capsys.readouterr().out)
+    assert {key: reported[key] for key in PRICE} == {key: asked[key] for key in PRICE}
 
 
 def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_stay(
@@ -171,7 +171,7 @@ def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_s
         ({"classes": ["train"]}, "no label is of these classes"),
     ],
 )
-def test_a_wrong_plan_is_told_in_one_line_and_nothing_is_drawn(
+def test_a_wrong_plan_is_reported_in_one_line_and_nothing_is_drawn(
     client: AsgiClient, own_scenes: Scenes, body: dict[str, Any], said: str
 ) -> None:
     reply = client.post("/api/questions", body)
@@ -191,7 +191,7 @@ def test_a_wrong_plan_is_told_in_one_line_and_nothing_is_drawn(
         ({"audit": "f" * 16}, "another set of questions was drawn since"),
     ],
 )
-def test_a_wrong_answer_is_told_in_one_line_and_counts_for_nothing(
+def test_a_wrong_answer_is_reported_in_one_line_and_counts_for_nothing(
     client: AsgiClient, own_scenes: Scenes, body: dict[str, Any], said: str
 ) -> None:
     asked = drawn(client)

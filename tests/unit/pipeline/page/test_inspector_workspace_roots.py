@@ -33,7 +33,7 @@ def test_a_plain_threshold_shows_the_precision_that_the_workspaces_calibration_k
     assert alone["classes"] == beside["classes"]
 
 
-def test_a_calibration_of_another_teacher_is_not_used_and_the_reason_is_told(raw: Path, inspect, said) -> None:
+def test_a_calibration_of_another_teacher_is_not_used_and_the_reason_is_reported(raw: Path, inspect, said) -> None:
     path = raw.parents[1] / "calibration/policy.json"
     policy = ThresholdPolicy.load(path)
     policy.binding = {**policy.binding, "teacher": "0" * 64}
