@@ -182,9 +182,9 @@ def test_a_store_that_is_gone_on_with_on_more_processes_is_the_same(photos, labe
 def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(photos, labelled, tmp_path):
     # Without the first two Python takes UTF-8 in place of the C locale.
     env = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONHASHSEED": "77"}
-    asked = "import sys; print(sys.getfilesystemencoding())"
+    script = "import sys; print(sys.getfilesystemencoding())"
     said = subprocess.run(
-        [sys.executable, "-c", asked], env=os.environ | env, capture_output=True, check=True, text=True
+        [sys.executable, "-c", script], env=os.environ | env, capture_output=True, check=True, text=True
     )
     assert said.stdout == "ascii\n", "the test tests something"
     done = label(photos / "straße", tmp_path / "store", env=env, cwd=tmp_path)

@@ -93,7 +93,7 @@ class Killer:
     def __init__(self, work: Path, kills: int, longest_s: float = 0.03) -> None:
         self.work, self.kills, self.killed, self.longest_s = work, kills, 0, longest_s
         self.finished: dict[str, int] = {}  # shard -> inode of its receipt
-        self._dice = random.Random(0)
+        self._random = random.Random(0)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -105,7 +105,7 @@ class Killer:
                     pid = int(json.loads(path.read_text())["pid"])
                     if pid in victims or self.is_finished(path.stem) or b"ray::" not in cmdline(pid):
                         continue
-                    time.sleep(self._dice.uniform(0.0, self.longest_s))
+                    time.sleep(self._random.uniform(0.0, self.longest_s))
                     self.note()
                     os.kill(pid, signal.SIGKILL)
                     victims.add(pid)

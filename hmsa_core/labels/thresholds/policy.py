@@ -102,9 +102,9 @@ class ThresholdPolicy:
             )
         if self.binding is None:
             return
-        ours, theirs = self.binding, binding(lineage)
-        keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-        differing = [f"{key}: {ours.get(key, 'another')} here, {theirs.get(key, 'another')} there" for key in keys]
+        ours, other = self.binding, binding(lineage)
+        keys = [key for key in {**ours, **other} if ours.get(key) != other.get(key)]
+        differing = [f"{key}: {ours.get(key, 'another')} here, {other.get(key, 'another')} there" for key in keys]
         if differing:
             raise ConfigError(
                 f"the policy was measured with another teacher or inference than {where} ({'; '.join(differing)})",

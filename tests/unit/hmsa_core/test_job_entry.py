@@ -83,9 +83,9 @@ def test_a_wrong_command_line_is_explained_in_one_line(
         (OSError(28, "No space left on device", "/work/x"), NoSpaceError.exit_code, "No space left", None),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero", None),
     ],
-    ids=["ours", "full disk", "surprise"],
+    ids=["ours", "full disk", "unexpected"],
 )
-def test_an_error_is_reported_and_recorded_with_its_status_and_a_surprise_keeps_its_traceback(
+def test_an_error_is_reported_and_recorded_with_its_status_and_an_unexpected_error_keeps_its_traceback(
     spec_file: Path,
     quiet_process: None,
     monkeypatch: pytest.MonkeyPatch,

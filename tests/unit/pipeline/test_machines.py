@@ -183,7 +183,7 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path, capsys: pytest.C
     script = tmp_path / "autolabel.bash"
     script.write_text(capsys.readouterr().out)
     ask = f"source {script}; COMP_WORDS=(autolabel export --fo) COMP_CWORD=2 COMP_LINE='autolabel export --fo'; "
-    asked = subprocess.run(
+    help_text = subprocess.run(
         ["bash", "-c", ask + "_shtab_autolabel; echo ${COMPREPLY[@]}"], capture_output=True, text=True, check=True
     )
-    assert "--format" in asked.stdout
+    assert "--format" in help_text.stdout

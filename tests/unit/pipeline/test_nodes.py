@@ -67,9 +67,9 @@ def test_srun_gets_a_task_a_node_with_all_cores_and_ends_all_when_one_fails(tmp_
     (tmp_path / "srun").chmod(0o755)
     by_slurm = RuntimeConfig(nodes=3, ranks=4, threads=2, workers=1, launcher="srun")
     words = nodes.launch_prefix(by_slurm, {"PATH": str(tmp_path), "SLURM_CPUS_ON_NODE": "96"})
-    asked = {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=96", "--kill-on-bad-exit=1"}
+    expected = {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=96", "--kill-on-bad-exit=1"}
     assert words[0] == "srun"
-    assert asked <= set(words)
+    assert expected <= set(words)
     assert "--cpus-per-task=12" in nodes.launch_prefix(by_slurm, {"PATH": str(tmp_path)})
 
 

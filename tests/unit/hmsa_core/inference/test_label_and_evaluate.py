@@ -55,16 +55,16 @@ def test_an_image_of_a_list_is_labelled_though_its_copy_beside_it_is_not_asked_f
     for name, source in (("a", "a/two"), ("b", "a/two"), ("c", "b/three")):
         shutil.copy(own / f"images/{source}.png", images / f"{name}.png")
     (images / "d.png").write_bytes(b"no picture")
-    asked = [images / f"{name}.png" for name in "bcd"]
-    assert sorted(label(asked, own / "model", tmp_path / "store", **SETTING).names()) == ["b", "c"]
+    given = [images / f"{name}.png" for name in "bcd"]
+    assert sorted(label(given, own / "model", tmp_path / "store", **SETTING).names()) == ["b", "c"]
     assert "left out: images/d.png: not-an-image" in caplog.text
 
 
 def test_paths_of_later_images_have_the_root_of_the_first_ones(own: Path, tmp_path: Path) -> None:
     images, out = own / "images", tmp_path / "store"
 
-    def paths(asked: Path | list[Path]) -> list[str]:
-        return [row["image_path"] for row in label(asked, own / "model", out, **SETTING).rows()]
+    def paths(given: Path | list[Path]) -> list[str]:
+        return [row["image_path"] for row in label(given, own / "model", out, **SETTING).rows()]
 
     assert paths([images / "a/two.png"]) == ["a/two.png"]
     with pytest.raises(ConfigError, match="images: paths in this store begin with a/, and no folder a lies beside it"):
@@ -137,9 +137,9 @@ def test_images_that_earlier_calls_left_out_do_not_end_a_call_for_others(
     ],
 )
 def test_images_that_are_not_there_are_refused(own: Path, tmp_path: Path, images: object, message: str) -> None:
-    asked = own / images if isinstance(images, str) else [own / name for name in images]  # type: ignore[attr-defined]
+    given = own / images if isinstance(images, str) else [own / name for name in images]  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=message):
-        label(asked, own / "model", tmp_path / "store", **SETTING)
+        label(given, own / "model", tmp_path / "store", **SETTING)
     assert not (tmp_path / "store").exists()
 
 

@@ -33,9 +33,9 @@ def test_a_folder_is_listed_at_once_and_a_file_is_fetched_when_it_is_read(data: 
     assert sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*.*")) == ["a.png", "classes.json", "sub/b.png"]
     assert cached() == 2  # the JSON file at the top
     assert remote.fetched(tree / "sub" / "b.png").read_bytes() == b"b" * 1000
-    asked = len(data.requests)
+    requests = len(data.requests)
     assert remote.fetched(tree / "sub" / "b.png").read_bytes() == b"b" * 1000
-    assert len(data.requests) == asked
+    assert len(data.requests) == requests
 
 
 def test_an_object_that_changes_or_goes_is_named_and_a_new_listing_has_the_new_one(data: s3.Server) -> None:

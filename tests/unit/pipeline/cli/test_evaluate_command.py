@@ -195,8 +195,8 @@ def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_rele
         cv2.imwrite(str(tmp_path / part / "a.png"), pixels)
 
     def counted(*more: str) -> int:
-        asked = ("--classes", "mapillary_v1.2", "--details", "--scales", "1", "--no-flip", "--long-edge", "2177")
-        found = scores(tmp_path, *asked, *more)
+        options = ("--classes", "mapillary_v1.2", "--details", "--scales", "1", "--no-flip", "--long-edge", "2177")
+        found = scores(tmp_path, *options, *more)
         assert len(found["iou"]) == 65
         assert found["long_edge"] == 2177
         return int(np.sum(found["confusion"]))
@@ -373,8 +373,8 @@ def test_labels_that_hold_train_ids_are_scored_as_such_and_never_taken_for_ids(f
         return scores(*given(*what))["iou"]
 
     expected = score("ids", lambda train: ids[train])
-    asked = evaluate(*given("train", lambda train: train), status=3).err
-    assert "holds a number above 19: trainIds, or ids of cityscapes?\nhint: say --ids train or --ids file" in asked
+    printed = evaluate(*given("train", lambda train: train), status=3).err
+    assert "holds a number above 19: trainIds, or ids of cityscapes?\nhint: say --ids train or --ids file" in printed
     assert score("train", lambda train: train, "--ids", "train") == expected
     assert score("train", lambda train: train, "--ids", "file") != expected
 

@@ -148,7 +148,7 @@ def test_a_damaged_history_ends_the_night_before_its_first_stage_and_is_on_the_p
 
 
 @pytest.mark.parametrize(
-    ("chosen", "unchanged", "asked"),
+    ("chosen", "unchanged", "checked"),
     [
         (list(STAGES), False, list(STAGES)),
         (["prepare", "auto-infer"], False, ["prepare", "auto-infer"]),
@@ -156,7 +156,7 @@ def test_a_damaged_history_ends_the_night_before_its_first_stage_and_is_on_the_p
     ],
 )
 def test_the_disk_is_asked_for_the_stages_that_will_run(
-    chosen: list[str], unchanged: bool, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chosen: list[str], unchanged: bool, checked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages: list[Any] = []
 
@@ -170,7 +170,7 @@ def test_the_disk_is_asked_for_the_stages_that_will_run(
     monkeypatch.setattr(nightly, "_publish_failure", lambda *_: None)
     with pytest.raises(NoSpaceError):
         nightly._night(Workspace(tmp_path), chosen, {}, {"promote": False})
-    assert messages == [asked]
+    assert messages == [checked]
 
 
 @pytest.mark.parametrize(
