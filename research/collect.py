@@ -73,7 +73,7 @@ class _Lines:
                 yield self.line(row, f"{metric}{end}", value, setting, of)
 
     def kept(self, kept: Mapping[str, Any], region: str) -> Iterator[Figure]:
-        """What the policy keeps of the pixels of a region, beside one threshold for all classes."""
+        """What the policy keeps of the pixels of a region, against one threshold for all classes."""
         for metric in ("precision", "coverage", "class_mean_precision", "class_mean_coverage"):
             if metric in kept:
                 yield self.line("policy", metric, kept[metric], region)
@@ -93,7 +93,7 @@ class _Lines:
 
 
 def workspace_lines(made: Made, name: str, record: Mapping[str, Any]) -> Iterator[Figure]:
-    """All lines of a workspace, from what `evaluate` wrote and what stands beside it."""
+    """All lines of a workspace, from what `evaluate` wrote and what stands next to it."""
     tell = _Lines(made, name)
     yield tell.line("evaluation", "images", record["judged"])
     yield tell.line("policy", "target", record["target"])

@@ -113,7 +113,7 @@ def _is_in(path: Path, folder: Path) -> bool:
 
 
 def list_images(root: Path, source: SourceSpec) -> list[str]:
-    """Images of the folder `images`: what lies in the other folders, and label maps beside the images, is left out."""
+    """Images of the folder `images`: what lies in the other folders, and label maps next to the images, is left out."""
     others = (source.labels, source.coarse, source.new)
     paths = files_below(root, source.images, IMAGE_SUFFIXES, others)
     if source.labels != source.images:

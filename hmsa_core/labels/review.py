@@ -1,4 +1,4 @@
-"""The review file beside a store: what people accepted, flagged or corrected, one JSON object a line, only appended.
+"""The review file next to a store: what people accepted, flagged or corrected, one JSON object a line, only appended.
 
 `STORE.review.jsonl`: {"id", "name", "verdict": "accept" | "flag" | "correct", "region": [[x, y], ...] | null, "note",
 "reviewer", "image_sha256", "labels"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
@@ -46,7 +46,7 @@ UNTOUCHED = 254  # in corrections; class tables have fewer classes
 
 
 def marked_store(store: Path, kind: str) -> Path:
-    """The store whose marks act on what is shown: of `final` the raw one beside it, whose marks `pseudo-label` reads.
+    """The store whose marks act on what is shown: of `final` the raw one next to it, whose marks `pseudo-label` reads.
 
     A thresholded store elsewhere keeps marks of its own, which no stage reads.
     """

@@ -2,7 +2,7 @@
 
 With a probability of at least 1 - delta, every certified class of this store is at least --target right at its
 threshold. That holds whatever the errors look like and whenever the answers stop. Answers come from the audit of
-`autolabel serve`, or from true label maps. The certificate lies beside the store; `autolabel verify --certificate`
+`autolabel serve`, or from true label maps. The certificate lies next to the store; `autolabel verify --certificate`
 checks it.
 
 autolabel certify labels/raw --target 0.95

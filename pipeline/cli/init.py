@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", type=Path, metavar="DIR", help="their label maps: names of the images, with any ending")
     add("--new", type=Path, metavar="DIR", help="more images, to be labelled; you can add some later")
     add("--coarse", type=Path, metavar="DIR", help="coarse label maps of images without --labels")
-    text = "class names: any tool's file, or cityscapes, mapillary, camvid, voc, ade20k (default: beside the maps)"
+    text = "class names: any tool's file, or cityscapes, mapillary, camvid, voc, ade20k (default: next to the maps)"
     add("--classes", metavar="FILE|NAME", help=text)
     text = "values of label maps, or colours rrggbb, that mean no class, such as 0,255; none = all are classes"
     add("--void", metavar="VALUES", help=text)

@@ -7,7 +7,7 @@ autolabel inspect labels/raw --policy calibration/policy.json --class rider --so
 autolabel inspect labels/raw --threshold 0.9 --json | jq '.classes[] | [.name, .coverage]'
 
 Precision has a source. Audit: judged by a person on this store. Calibration: counted on images the teacher never saw,
-with the curves file beside the policy. Expected: the policy's table on this store's histogram. In a workspace
+with the curves file next to the policy. Expected: the policy's table on this store's histogram. In a workspace
 calibration/policy.json gives the precision where no policy is given.
 """
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     add = parser.add_argument
     add("store", nargs="?", metavar="STORE", help="folder or address of a label store, or one sealed JSON file")
-    add("--certificate", type=Path, metavar="FILE", help="recompute a certificate (STORE: the one that it lies beside)")
+    add("--certificate", type=Path, metavar="FILE", help="recompute a certificate (STORE: the one next to it)")
     add("--subset", default="1/1", metavar="N/T", help="check the N-th of T slices")
     add("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
     add("--engine", choices=("local", "ray"), default="local", help=ENGINE)

@@ -147,7 +147,7 @@ def table_text(rows: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def split_lists(reading: Reading) -> dict[str, str]:
-    """{stem: split} of the lists train.txt, val.txt, test.txt beside the files (VOC: ImageSets/Segmentation)."""
+    """{stem: split} of the lists train.txt, val.txt, test.txt next to the files (VOC: ImageSets/Segmentation)."""
     tops = {reading.root / folder for folder in (reading.source.images, reading.source.labels) if folder}
     folders = [
         place

@@ -22,7 +22,7 @@ from pipeline.workspace.settings import as_yaml
 
 _COLUMN = 52  # at which reasons begin
 _HEAD = """\
-# Made by `autolabel init` from your folders and this machine; the reason of each value stands beside it.
+# Made by `autolabel init` from your folders and this machine; the reason of each value stands next to it.
 # What is not here has the default of the code (the paper's recipe): `autolabel config show` explains all settings.
 """
 _DATA_REASONS = {
@@ -126,7 +126,7 @@ def make_plan(
 
     Args:
         folders: of images, label maps, images to be labelled, coarse label maps.
-        classes: a file of class names or the name of a public label set; None: found beside the label maps.
+        classes: a file of class names or the name of a public label set; None: found next to the label maps.
         void: values of label maps that mean no class; None: 255, and black.
         teacher: another network that labels (docs/inference.md); then no teacher is trained, and label maps may lack.
         machine: where the chain will run; None: here.

@@ -344,7 +344,7 @@ def image_root(store: AnyPath) -> Path | None:
 
 
 def start_policy(store: AnyPath) -> tuple[Path | None, str]:
-    """Policy that the page starts with: the workspace's measured one, else the one saved beside a raw store.
+    """Policy that the page starts with: the workspace's measured one, else the one saved next to a raw store.
 
     Returns:
         its path, or None and the reason why an existing policy does not fit this store.
@@ -360,7 +360,7 @@ def _beside(store: AnyPath) -> Path:
 
 
 def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path:
-    """Path for a saved policy: in a workspace in the folder that DVC watches, else beside the store; never `start`."""
+    """Path for a saved policy: in a workspace in the folder that DVC watches, else next to the store; never `start`."""
     ws = workspace_around(store)
     return _not_over(ws.path(f"policies/{Path(store).resolve().name}.json") if ws else _beside(store), start)
 

@@ -143,7 +143,7 @@ class StudentConfig(TrainConfig):
     )
     stores: Annotated[tuple[OtherStore, ...], Strict(False), NotInKey] = setting(
         (),
-        "auto-labels of other workspaces to learn from beside the own ones: a list of {store: folder of"
+        "auto-labels of other workspaces to learn from besides its own: a list of {store: folder of"
         " their labels/final, weight: how often its images are taken, the own ones have 1}",
     )
 

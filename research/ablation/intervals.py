@@ -237,7 +237,7 @@ def _chance(found: Interval) -> float:
 def _pairs(
     cells: Mapping[str, Mapping[int, Counts]], row: str, baseline: str, fixed: set[str]
 ) -> dict[int, tuple[Counts, Counts]]:
-    """Counts of the same seed; a row without seeds stands beside every seed of the other."""
+    """Counts of the same seed; a row without seeds is compared with every seed of the other."""
     ours, theirs = cells.get(row, {}), cells.get(baseline, {})
     if baseline in fixed and theirs:
         theirs = dict.fromkeys(ours, next(iter(theirs.values())))

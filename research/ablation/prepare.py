@@ -62,7 +62,7 @@ def run_stages(ws: Workspace, ablation: Ablation) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """DVC's stages call `autolabel`: the one beside this Python, whether or not its environment is active."""
+    """DVC's stages call `autolabel`: the one next to this Python, whether or not its environment is active."""
     beside = Path(sys.executable).parent
     return dict(os.environ) | {"PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
 

@@ -156,7 +156,7 @@ _PLAIN = ("images", "images_seen", "gmac_training", "gmac_image", "train_seconds
 
 
 def cell_lines(made: Made, table: str, row: Row, seed: int, how: str, record: Mapping[str, Any]) -> Iterator[Figure]:
-    """The lines of one row and seed, from the summary of its evaluation and what was recorded beside it."""
+    """The lines of one row and seed, from the summary of its evaluation and what was recorded next to it."""
 
     def line(metric: str, value: float | None, name: str = "") -> Figure:
         return made.figure(table, row.name, metric, value, seed=seed, setting=how, name=name)

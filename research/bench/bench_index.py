@@ -118,7 +118,7 @@ def near(_: Path, rows: int) -> dict[str, float]:
 
 
 def leaks(folder: Path, _: int) -> dict[str, float]:
-    """What `prepare` warns of: images that judge beside images that teach."""
+    """What `prepare` warns of: images that judge against images that teach."""
     opened = Index.load(folder / f"{ROOT}.parquet")
     judged = opened.select(roles=("report",), kinds=("fine",))
     near = possible_leaks(judged, opened.select(roles=("learn", "unlabelled")), max_gap=0, max_distance=2)

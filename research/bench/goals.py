@@ -1,4 +1,4 @@
-"""What the project asks of its own speed: each goal beside the figure of the table, and who measured it."""
+"""What the project asks of its own speed: each goal next to the figure of the table, and who measured it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _labelling(way: str) -> tuple[Goal, ...]:
 
 
 def _trained(profile: str) -> tuple[Goal, ...]:
-    """bf16 beside fp32 with a workspace's trained teacher."""
+    """bf16 against fp32 with a workspace's trained teacher."""
     name = f"agreement-{profile}"
     return (
         Goal(f"bf16, teacher of profile {profile}: equal thresholded labels", name, "thresholded_labels", 0.995),
@@ -103,7 +103,7 @@ def bench_lines(tables: Path) -> list[str]:
 
 
 def gpu_lines(tables: Path) -> list[str]:
-    """W48 at 1024x2048 on one GPU and on more: the bound, which is computed, beside what `make bench-gpu` measured."""
+    """W48 at 1024x2048 on one GPU and on more: the bound, which is computed, next to what `make bench-gpu` measured."""
     known = _known(tables)
     machines = {line.row: line.machine.partition(" cores, ")[2] for line in figures(tables / f"{TABLE}.parquet")}
     bound = known.get("roofline", {})

@@ -4,7 +4,7 @@
 
 Differences of two models are normal: an effect of the run, one of the block, one of both together, each with its own
 standard deviation. Figures are the share of 95 % intervals that hold the true difference (0) and their median width
-beside that of ours. The lowest of ours for each number of runs is the promise to make.
+with that of ours. The lowest of ours for each number of runs is the promise to make.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_sigterm_to_a_single_job_ends_with_143(data, tmp_path):
 
 
 def label(images: Path, out: Path, *more: str, **changes: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command as a process of its own, with the checkpoint beside the images."""
+    """Run the command as a process of its own, with the checkpoint next to the images."""
     given = {"--images": images, "--checkpoint": images.parent / "model", "--out": out, "--device": "cpu"}
     words = [str(word) for pair in given.items() for word in pair]
     command = [sys.executable, "-m", "pipeline.cli.main", "label", *words, "--images-per-shard", "2", *more]

@@ -44,7 +44,7 @@ CAMVID = Path(os.environ.get("AUTOLABEL_CAMVID", REPO.parent / "shared" / "camvi
 
 
 def write_images(folder: Path, count: int) -> None:
-    """The first pictures of CamVid, made small, where it lies beside the checkout; else noise."""
+    """The first pictures of CamVid, made small, where it lies next to the checkout; else noise."""
     folder.mkdir()
     found = sorted(path for path in CAMVID.rglob("*.png") if path.parent.name in ("701_StillsRaw_full", "images"))
     for i in range(count):

@@ -68,7 +68,7 @@ def in_colours(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def cityscapes_like(top: Path) -> Own:
-    """Splits and cities as folders, long endings, other kinds of maps beside, ids with void."""
+    """Splits and cities as folders, long endings, other kinds of maps next to them, ids with void."""
     for n in range(24):
         split, city = ("train", "val")[n % 4 == 3], f"city{n % 8}"
         image, ids = scene(n)
@@ -99,7 +99,7 @@ def voc(top: Path) -> Own:
 
 
 def cvat(top: Path) -> Own:
-    """CVAT's export of segmentation masks: RGB colours, labelmap.txt, maps of instances beside."""
+    """CVAT's export of segmentation masks: RGB colours, labelmap.txt, maps of instances next to it."""
     for n in range(18):
         image, ids = scene(n)
         save(top / "JPEGImages" / f"frame_{n:06d}.png", image)
@@ -111,7 +111,7 @@ def cvat(top: Path) -> Own:
 
 
 def roboflow(top: Path) -> Own:
-    """Roboflow: train, valid, test; maps beside the images; _classes.csv in each split."""
+    """Roboflow: train, valid, test; maps next to the images; _classes.csv in each split."""
     for n in range(24):
         split = ("train", "train", "valid", "test")[n % 4]
         image, ids = scene(n)

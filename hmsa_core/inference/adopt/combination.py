@@ -25,7 +25,7 @@ _ROUNDS = 12  # of ensemble selection
 _GAIN = 0.001  # mean IoU that a further round must bring
 _FOLDS = 5
 _FIT_PIXELS = 40_000
-_SHRINKAGE = 0.02  # of squared distances from the plain mean, beside the mean log loss
+_SHRINKAGE = 0.02  # of squared distances from the plain mean, added to the mean log loss
 _SURE = 0.9  # certainty that stacking gains on held-out blocks, below which it is left out
 _EPSILON = 1e-7
 

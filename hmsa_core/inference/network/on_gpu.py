@@ -154,7 +154,7 @@ def fresh_inputs(
 
     def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
         runs[module] += 1
-        # The tensor is kept alive beside its id, so that the id cannot be given to another one.
+        # The tensor is kept alive with its id, so that the id cannot be given to another one.
         fresh[id(output)] = (module, output, output._version)  # type: ignore[assignment]  # hooked on Conv2d only
 
     def match(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -227,7 +227,7 @@ class ImagePass(ScalePass):
         return wait
 
     def _empty(self, size: Size, dtype: str) -> Any:
-        """A map beside the outputs: numpy on a CPU."""
+        """A map that goes with the outputs: numpy on a CPU."""
         device = self._images.device
         return (
             np.empty(size, dtype)

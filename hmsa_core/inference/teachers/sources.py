@@ -7,7 +7,7 @@
     scores:FOLDER  probabilities of each image, made elsewhere (`teachers.scores`)
 
 Several of them are an ensemble. What the files do not say, a table (`Table`) does: `FILE.teacher.yaml` or
-`FOLDER/teacher.yaml` beside them, or another file, `onnx:FILE?map=TABLE`.
+`FOLDER/teacher.yaml` next to them, or another file, `onnx:FILE?map=TABLE`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _METHOD = 1  # raised when teachers of other tools are run in another way: label
 
 @dataclass(frozen=True)
 class Source:
-    """One teacher: its family, its path, and the table that is not beside it."""
+    """One teacher: its family, its path, and the table that is not next to it."""
 
     family: str  # checkpoint | onnx | hf | scores | adopted
     path: Path
@@ -58,13 +58,13 @@ class Source:
         """Where the table lies, there or not."""
         if self.map or self.path.is_dir():
             return self.map or self.path / "teacher.yaml"
-        # Of a link: beside it, else beside the file that it leads to.
+        # Of a link: next to it, else next to the file that it leads to.
         beside, behind = (one.with_name(f"{one.name}.teacher.yaml") for one in (self.path, self.path.resolve()))
         return behind if behind.is_file() and not beside.is_file() else beside
 
     @cached_property
     def table(self) -> Table:
-        """The table beside the files; the defaults where there is none. ConfigError: a mistake in it."""
+        """The table next to the files; the defaults where there is none. ConfigError: a mistake in it."""
         if self.given is not None:
             return self.given
         path = self.table_path

@@ -32,7 +32,7 @@ function statusOf(c) {
   return "one for all";
 }
 
-/** Lines of the tooltip: what was measured for this very cut, beside what the table expects of this store. */
+/** Lines of the tooltip: what was measured for this very cut, next to what the table expects of this store. */
 function evidence(known) {
   if (!known || known.precision === null) return "";
   if (known.precision_source === "coarse-corrected") return `by coarse human labels, corrected: ${percent(known.precision, 1, 1)}`;

@@ -17,7 +17,7 @@ function show() {
   setText(byId("save-label"), fresh ? "Policy saved" : "Save policy");
 }
 
-/** Write the thresholds of the screen beside the store. */
+/** Write the thresholds of the screen next to the store. */
 export async function savePolicy() {
   const sent = now();
   try {

@@ -1,4 +1,4 @@
-"""A training's log becomes DVC metrics that repeat to the byte, and figures of speed beside them."""
+"""A training's log becomes DVC metrics that repeat to the byte, and figures of speed next to them."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_paths_of_later_images_have_the_root_of_the_first_ones(own: Path, tmp_pa
         return [row["image_path"] for row in label(given, own / "model", out, **SETTING).rows()]
 
     assert paths([images / "a/two.png"]) == ["a/two.png"]
-    with pytest.raises(ConfigError, match="images: paths in this store begin with a/, and no folder a lies beside it"):
+    with pytest.raises(ConfigError, match="images: paths in this store begin with a/, and no folder a lies next to it"):
         paths([images / "a/two.png", images / "b/three.png"])
     moved = Path(shutil.copytree(images, tmp_path / "elsewhere"))
     assert paths(moved / "a") == ["a/two.png", "a/one.png"]

@@ -104,7 +104,7 @@ def test_what_is_no_store_is_said(tmp_path: Path, said) -> None:
 
 
 def _calibrated(folder: Path) -> Path:
-    """A store with human labels, and beside it what `calibrate` counts: a policy, curves and pairs."""
+    """A store with human labels, and next to it what `calibrate` counts: a policy, curves and pairs."""
     label, sure = np.zeros((10, 10), np.uint8), np.full((10, 10), 0.95, np.float32)
     with LabelStoreWriter(folder / "raw", {"teacher": "t" * 64}) as writer:
         writer.add("a", label, sure, coarse=label)

@@ -51,7 +51,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def _night(
     ws: Workspace, accuracy: float, weights: bytes, *unknown: str, lineage: Lineage | None = None, aa: bool = True
 ) -> None:
-    """A student of this accuracy beside a teacher of 0.8, as `evaluate` leaves them."""
+    """A student of this accuracy next to a teacher of 0.8, as `evaluate` leaves them."""
     if aa:
         atomic.write_json(ws.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
     student = checkpoint(ws.path("models/student"), weights, lineage)

@@ -1,4 +1,4 @@
-"""Parameters of one night: checked first, kept beside params.yaml, seen by the stages and by DVC."""
+"""Parameters of one night: checked first, kept next to params.yaml, seen by the stages and by DVC."""
 
 from __future__ import annotations
 

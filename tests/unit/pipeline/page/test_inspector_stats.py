@@ -298,7 +298,7 @@ def test_an_audit_speaks_for_higher_cuts_but_never_for_lower_ones(view: StoreVie
 def test_a_policy_measured_outside_of_coarse_labels_is_shown_with_the_precision_there(
     scenes: Scenes, view: StoreView, maps, tmp_path
 ) -> None:
-    """The teacher is right where people drew and wrong beside: pixels that it fills are the ones it answers for."""
+    """The teacher is right where people drew and wrong elsewhere: pixels that it fills are the ones it answers for."""
     road = view.classes.index("road")
 
     def images(outside: bool):

@@ -310,7 +310,7 @@ def test_the_workspace_is_made_once_and_its_commands_agree(tmp_path: Path, capsy
     assert "broken" not in "".join(line for line in capsys.readouterr().out.splitlines() if "data target" in line)
     stages = (tmp_path / "ws" / "dvc.yaml").read_text()
     assert "- ${data.target.root}/${data.target.labels}\n" in stages
-    assert "- ${data.target.root}\n" not in stages, "other folders beside these would start the chain"
+    assert "- ${data.target.root}\n" not in stages, "other folders next to these would start the chain"
 
 
 @pytest.mark.parametrize(
