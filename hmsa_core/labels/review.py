@@ -52,8 +52,8 @@ def marked_store(store: Path, kind: str) -> Path:
     """
     raw = store.with_name("raw")
     # While `auto-infer` makes it anew the raw store of a workspace is away for a time; its marks are not.
-    is_beside = (raw / "manifest.json").is_file() or review_path(raw).is_file()
-    return raw if kind != "raw" and store.name == "final" and is_beside else store
+    is_there = (raw / "manifest.json").is_file() or review_path(raw).is_file()
+    return raw if kind != "raw" and store.name == "final" and is_there else store
 
 
 def review_path(store: str | os.PathLike[str]) -> Path:

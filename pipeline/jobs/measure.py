@@ -168,7 +168,7 @@ def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfi
         "class_mean_precision": float(np.mean(precisions)) if precisions else None,
         "class_mean_coverage": float(np.mean([row["coverage"] for row in rows.values()])),
         "worst_precision": min(precisions, default=None),
-        "beside": beside_global(curves, policy),
+        "beside": against_global(curves, policy),
     }
 
 
@@ -185,7 +185,7 @@ def in_sampled_crops(ws: Workspace, store: LabelStore, role: str, names: tuple[s
     return sampled_precision(images, store.classes.classes, ws.params.student_train, least)
 
 
-def beside_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
+def against_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
     """Compare the policy with one threshold for all classes, on classes with a measured or estimated threshold.
 
     The rival is the smallest threshold that is as precise in its worst class *on these very images*. This choice uses

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_beside, pair
+from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_among_maps, pair
 from hmsa_core.data.source import SourceSpec
 from hmsa_core.data.walk import IMAGE_SUFFIXES, LABEL_SUFFIXES, listing, stem_of, walk
 from hmsa_core.io.errors import InputError
@@ -184,7 +184,7 @@ def best_patterns(
     for image_name in _image_patterns(images):
         pictures = [path for path in images if image_name.core(path)]
         for label_name in _label_patterns(pictures, labels, image_name):
-            apart = images_beside(pictures, image_name, label_name) if is_one_folder else pictures
+            apart = images_among_maps(pictures, image_name, label_name) if is_one_folder else pictures
             pairs = pair(apart, labels, image_name, label_name)
             pairs.images = sorted(apart if is_one_folder else images)
             bare = len(pairs.images) - len(pairs.labels)  # of one folder: files that may be neither

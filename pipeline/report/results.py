@@ -164,7 +164,7 @@ def _thresholds(path: Path) -> dict[str, str]:
     return {entry.name: entry.threshold or "withheld" for entry in entries}
 
 
-def beside(kept: Mapping[str, Any]) -> Table | None:
+def against_global(kept: Mapping[str, Any]) -> Table | None:
     """Compare the policy with one threshold for all classes; None if no class's threshold is measured or estimated."""
     found = kept["beside"]
     if not found["classes"]:

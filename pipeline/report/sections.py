@@ -132,13 +132,13 @@ def thresholds(facts: Facts, before: Mapping[str, float] | None) -> Raw:
         f"{_drift(facts)}<h3>What calibration measured</h3><p>Each class keeps pixels from the confidence "
         f"on {_chosen(policy, target)}. {_promises(policy)}</p><h3>Precision (up) over "
         "coverage (right) on the calibration images; dashed: the target</h3>"
-        f"{curve_grid(facts.curves, policy, target)}{_beside(kept)}"
+        f"{curve_grid(facts.curves, policy, target)}{_against_global(kept)}"
     )
 
 
-def _beside(kept: Mapping[str, Any]) -> str:
+def _against_global(kept: Mapping[str, Any]) -> str:
     """The policy and one threshold for all classes, side by side on the report images."""
-    table = results.beside(kept) if "beside" in kept else None
+    table = results.against_global(kept) if "beside" in kept else None
     if table is None:
         return ""
     names = esc(", ".join(kept["beside"]["classes"]))

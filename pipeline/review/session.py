@@ -350,11 +350,11 @@ def start_policy(store: AnyPath) -> tuple[Path | None, str]:
         its path, or None and the reason why an existing policy does not fit this store.
     """
     found, unfit = calibration_policy(store)
-    saved = _beside(store)
+    saved = _saved_policy(store)
     return fitting_policy(store, saved) if found is None and not unfit and saved.is_file() else (found, unfit)
 
 
-def _beside(store: AnyPath) -> Path:
+def _saved_policy(store: AnyPath) -> Path:
     folder = Path(store).resolve()
     return folder.with_name(f"{folder.name}.policy.json")
 
@@ -362,7 +362,7 @@ def _beside(store: AnyPath) -> Path:
 def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path:
     """Path for a saved policy: in a workspace in the folder that DVC watches, else next to the store; never `start`."""
     ws = workspace_around(store)
-    return _not_over(ws.path(f"policies/{Path(store).resolve().name}.json") if ws else _beside(store), start)
+    return _not_over(ws.path(f"policies/{Path(store).resolve().name}.json") if ws else _saved_policy(store), start)
 
 
 def _not_over(target: Path, start: AnyPath | None) -> Path:

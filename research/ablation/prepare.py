@@ -63,8 +63,8 @@ def run_stages(ws: Workspace, ablation: Ablation) -> None:
 
 def _environment() -> dict[str, str]:
     """DVC's stages call `autolabel`: the one next to this Python, whether or not its environment is active."""
-    beside = Path(sys.executable).parent
-    return dict(os.environ) | {"PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
+    programs = Path(sys.executable).parent
+    return dict(os.environ) | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 def make_camvid_workspace(

@@ -155,7 +155,7 @@ def _drawn(_name: str, height: int, width: int) -> tuple[Any, Any]:
     return np.zeros((height, width), bool), labels
 
 
-def test_a_thresholded_store_is_shown_as_it_is_alone_and_beside_another(
+def test_a_thresholded_store_is_shown_as_it_is_alone_and_next_to_another(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
     raw, images = LabelStore.open(street.store), ("--images", str(street.images))

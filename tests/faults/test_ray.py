@@ -145,7 +145,7 @@ def test_two_of_four_workers_are_killed_and_the_store_has_the_bytes_of_one_proce
 
 
 def test_the_same_from_and_to_an_object_store(own: Path, four: Engine, served: s3.Server) -> None:
-    work = remote.beside("s3://lab/store").with_name("store.work")
+    work = remote.local_place("s3://lab/store").with_name("store.work")
     with Killer(work, 2) as killer:
         counts = label_on_ray(own, "s3://lab/images", "s3://lab/store")
     assert killer.killed == 2
@@ -174,7 +174,7 @@ def test_thirty_kills_of_workers_and_of_the_server_lose_repeat_and_tear_nothing(
             restarts += 1
 
     server = threading.Thread(target=restart)
-    with Killer(remote.beside("s3://lab/all").with_name("all.work"), 30, longest_s=1.0) as killer:
+    with Killer(remote.local_place("s3://lab/all").with_name("all.work"), 30, longest_s=1.0) as killer:
         server.start()
         counts = label_on_ray(own, "s3://lab/more/images", "s3://lab/all")
     done.set()

@@ -200,7 +200,7 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(
         from hmsa_core.inference.folder import infer_job
         from tests.support.inference import job_context
 
-        (remote.beside(URL) / "4.png").readlink().unlink()  # dropped from the cache
+        (remote.local_place(URL) / "4.png").readlink().unlink()  # dropped from the cache
         Image.fromarray(noise_image(50, 24, 32)).save(tmp_path / "4.png")
         served.put("lab", "images/4.png", (tmp_path / "4.png").read_bytes())
         infer_job.run(spec, job_context(spec.work, stop=stop))

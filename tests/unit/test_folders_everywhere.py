@@ -93,7 +93,7 @@ def test_the_same_pairs_are_found_everywhere(tmp_path: Path, tree: str, door: st
     assert all(words in notes for words in message if door != "certify")
 
 
-def test_sub_folders_and_links_are_walked_once_and_files_beside_them_count(tmp_path: Path) -> None:
+def test_sub_folders_and_links_are_walked_once_and_files_next_to_them_count(tmp_path: Path) -> None:
     drives = [f"{drive}/{i}.png" for drive in ("a", "b", "b/night") for i in range(2)]
     made(tmp_path, [f"{part}/{file}" for part in ("images", "labels") for file in [*drives, "top.png"]])
     (tmp_path / "images/b/up").symlink_to(tmp_path / "images")

@@ -136,9 +136,9 @@ def agreement(views: Views, scale: float) -> float:
     """
     known = sorted({view.scale for view in views.scores})
     place = known.index(scale)
-    beside = [View(one) for one in known[max(0, place - 1) : place + 2] if one != scale]
+    neighbours = [View(one) for one in known[max(0, place - 1) : place + 2] if one != scale]
     here = views.scores[View(scale)].argmax(1)
-    others = [views.scores[v].argmax(1) for v in (View(scale, mirrored=True), *beside) if v in views.scores]
+    others = [views.scores[v].argmax(1) for v in (View(scale, mirrored=True), *neighbours) if v in views.scores]
     return float(np.mean([kappa(here, other) for other in others])) if others else 0.0
 
 

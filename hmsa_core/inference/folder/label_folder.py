@@ -229,10 +229,10 @@ def _of_one_root(folder: Path, first: str, *, some: bool) -> Path:
     For `some` images the folder may lie further up. Where the first folder is gone, any other is taken.
     """
     above = [p for p in folder.parents if p.parent.name]  # a folder at the top of the disk is there by chance
-    beside = [p for p in (folder, *above) if (p.parent / first).is_dir()]
-    if beside and (some or beside[0] == folder):
-        return beside[0]
-    if beside or first in folder.parts or (folder / first).is_dir():
+    homes = [p for p in (folder, *above) if (p.parent / first).is_dir()]
+    if homes and (some or homes[0] == folder):
+        return homes[0]
+    if homes or first in folder.parts or (folder / first).is_dir():
         raise ConfigError(
             f"{folder}: paths in this store begin with {first}/, and no folder {first} lies next to it",
             hint=f"give images of {first} or of a folder next to it, one folder at a time, or another --out",

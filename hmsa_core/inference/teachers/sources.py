@@ -59,8 +59,8 @@ class Source:
         if self.map or self.path.is_dir():
             return self.map or self.path / "teacher.yaml"
         # Of a link: next to it, else next to the file that it leads to.
-        beside, behind = (one.with_name(f"{one.name}.teacher.yaml") for one in (self.path, self.path.resolve()))
-        return behind if behind.is_file() and not beside.is_file() else beside
+        here, behind = (one.with_name(f"{one.name}.teacher.yaml") for one in (self.path, self.path.resolve()))
+        return behind if behind.is_file() and not here.is_file() else here
 
     @cached_property
     def table(self) -> Table:
@@ -138,10 +138,10 @@ def parse(teacher: Spec) -> tuple[Source, ...]:
 
 def _one(text: str) -> Source:
     text, _, table = text.partition(_MAP)
-    beside = Path(table) if table else None
+    table_path = Path(table) if table else None
     family, colon, rest = text.partition(":")
     if colon and family in FAMILIES and rest:
-        return Source(family, Path(rest), beside)
+        return Source(family, Path(rest), table_path)
     path = local_folder(text)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return Source("adopted", path)
@@ -157,7 +157,7 @@ def _one(text: str) -> Source:
             f"teacher {text}: is a folder of transformers, not a checkpoint folder of autolabel",
             hint=f"write hf:{text}",
         )
-    return Source("checkpoint", path.parent if path.is_file() else path, beside)
+    return Source("checkpoint", path.parent if path.is_file() else path, table_path)
 
 
 def resolved(teacher: Spec, resolve: Callable[[Path], Path]) -> tuple[str, ...]:
@@ -213,11 +213,11 @@ def _checkpoint_files(path: Path) -> tuple[Path, ...]:
 
 
 def _onnx_files(path: Path) -> tuple[Path, ...]:
-    beside = [onnx_home(path).parent / name for name in _external_data(_onnx_model(path))]
-    missing = next((file for file in beside if not file.is_file()), None)
+    data = [onnx_home(path).parent / name for name in _external_data(_onnx_model(path))]
+    missing = next((file for file in data if not file.is_file()), None)
     if missing is not None:
         raise InputError(f"onnx:{path}: its weights are in {missing}, which is not there", hint="copy both files")
-    return (path, *beside)
+    return (path, *data)
 
 
 def onnx_home(path: Path) -> Path:

@@ -326,7 +326,7 @@ TOWNS += [found(c, 0, 0, "val") for c in ("frankfurt", "lindau")]
 FOUR = [found("aachen", 0, 0), found("aachen", 1, 0), found("ulm", 0, 0), found("lindau", 0, 0, "val")]
 BARE = [found("bonn", 0, 0, "test", ""), found("augsburg", 0, 0, "train_extra", "")]
 ONE_DRIVE = [found("aachen", 0, f, "val" if f == 50 else "train") for f in range(30, 80, 10)] + [found("aachen", 1, 50)]
-BESIDE = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (40, 60, 70))]
+NEIGHBOURS = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (40, 60, 70))]
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ BESIDE = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (
         (BARE, {"unlabelled_splits": ("test",)}, "ug"),
         # Nobody learns from a judged drive, with labels of a teacher either.
         (DRIVES, {"report": ("aachen_000001",), "learn_splits": ()}, "gugrgr"),
-        (BESIDE, {"guard_frames": 15, "report_splits": ("val",)}, "rggu"),
+        (NEIGHBOURS, {"guard_frames": 15, "report_splits": ("val",)}, "rggu"),
         (ONE_DRIVE, {"guard_frames": 15, "report_splits": ("val",)}, "lgrgll"),
         (TOWNS, {"cv": 1}, "rrllllll"),  # a window of 2 at 1 * 8 // 3 of the released order: val first
         (TOWNS, {"cv": 3}, "llllllll"),
@@ -367,7 +367,7 @@ def own_folder(root: Path, labelled: int, unlabelled: int) -> Path:
     return root
 
 
-def test_few_labelled_images_that_are_all_refused_stop_the_run_beside_many_without_labels(tmp_path):
+def test_few_labelled_images_that_are_all_refused_stop_the_run_next_to_many_without_labels(tmp_path):
     root = own_folder(tmp_path / "own", 3, 90)
     roles = RolesSpec(learn_splits=("train",), unlabelled_splits=("new",))
     given = {"splits": ("train", "new")}

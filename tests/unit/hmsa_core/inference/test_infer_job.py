@@ -306,14 +306,14 @@ def test_an_image_damaged_after_indexing_is_left_out_named_and_taken_in_once_res
     assert store_bytes(tmp_path / "work") == store_bytes(finished)
 
 
-def test_labels_of_images_that_are_gone_stay_when_one_beside_them_is_restored(own_data, tmp_path):
+def test_labels_of_images_that_are_gone_stay_when_one_next_to_them_is_restored(own_data, tmp_path):
     image = own_data / "toy/toy_002.png"
     good = image.read_bytes()
     flip_a_bit(image)
     run(own_data, tmp_path / "work")
     shards = read_json(tmp_path / "work" / "plan.json")["shards"]
-    (beside,) = [s["names"] for s in shards if "toy_002" in s["names"]]
-    gone = next(name for name in beside if name != "toy_002")
+    (shard,) = [s["names"] for s in shards if "toy_002" in s["names"]]
+    gone = next(name for name in shard if name != "toy_002")
     before = LabelStore.open(tmp_path / "work" / "store").names()
     image.write_bytes(good)
     rewrite_index(own_data, lambda samples: [s for s in samples if s.name != gone])

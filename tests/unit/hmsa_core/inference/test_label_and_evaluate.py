@@ -47,7 +47,7 @@ def test_of_a_list_only_those_images_are_labelled_and_others_can_follow(own: Pat
     assert len(label([*files, own / "images/a/one.png"], own / "model", tmp_path / "store", **SETTING).names()) == 3
 
 
-def test_an_image_of_a_list_is_labelled_though_its_copy_beside_it_is_not_asked_for(
+def test_an_image_of_a_list_is_labelled_though_its_copy_next_to_it_is_not_asked_for(
     own: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = tmp_path / "images"

@@ -149,7 +149,7 @@ def test_an_old_tree_that_cannot_be_removed_is_reported_and_is_no_failure(
     assert "could not be removed" in caplog.text
 
 
-def test_where_nothing_may_be_made_beside_the_target_it_is_filled_in_place(
+def test_where_nothing_may_be_made_next_to_the_target_it_is_filled_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = atomic.FileOps.mkdir

@@ -140,7 +140,7 @@ def _mixed(count: int) -> list[CalibrationImage]:
     return [CalibrationImage(f"i{i}", f"b{i}", teacher, code, truth, human) for i in range(count)]
 
 
-def test_what_a_measured_rule_stands_on_is_written_beside_it() -> None:
+def test_what_a_measured_rule_stands_on_is_written_next_to_it() -> None:
     curves = Curves.measure(_mixed(6), CLASSES)
     total = np.full((6, 1), 24)
     low = [round(float(lower_bound(total, np.full((6, 1), right), 0.95)[0]), 4) for right in (7, 16)]

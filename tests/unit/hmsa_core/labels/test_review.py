@@ -22,7 +22,7 @@ from tests.support.label_maps import toy_classes
 BOX = [[2, 1], [6, 1], [6, 4], [2, 4]]
 
 
-def test_marks_are_lines_beside_the_store_that_carry_no_time_so_the_same_marks_are_the_same_bytes(
+def test_marks_are_lines_next_to_the_store_that_carry_no_time_so_the_same_marks_are_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     for folder in ("one", "two"):

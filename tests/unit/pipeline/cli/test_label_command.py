@@ -102,7 +102,7 @@ def test_a_network_of_another_tool_labels_with_the_classes_that_are_asked_for(fo
     assert "holds labels of another teacher, scales" in capsys.readouterr().err
 
 
-def test_a_class_table_may_lie_anywhere_and_counts_as_the_one_beside_the_teacher(folder, tmp_path, capsys):
+def test_a_class_table_may_lie_anywhere_and_counts_as_the_one_next_to_the_teacher(folder, tmp_path, capsys):
     net, text = colour_network(tmp_path / "net.onnx"), "classes: {himmel: sky, fahrbahn: road}\n"
     (tmp_path / "map.yaml").write_text(text)
     given = [

@@ -27,7 +27,7 @@ def _model(value: float) -> dict[str, object]:
     return {"settings": {"multi": {"value": value, "low": value - 0.01, "high": value + 0.01}}}
 
 
-def test_figures_gates_and_thresholds_of_workspaces_stand_beside_each_other(tmp_path: Path, capsys) -> None:
+def test_figures_gates_and_thresholds_of_workspaces_stand_next_to_each_other(tmp_path: Path, capsys) -> None:
     gain = {"value": 0.012, "low": 0.002, "high": 0.022}
     metrics = {"main_setting": "multi", "models": {"teacher": _model(0.61), "student": _model(0.625)}}
     done = workspace(

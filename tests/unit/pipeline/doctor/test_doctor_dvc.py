@@ -90,7 +90,7 @@ def test_dvc_is_known_by_its_program_not_by_a_word_of_another_command_line(
         ("stages: {}\n# größer\n".encode("latin-1"), "no stages can be read"),
     ],
 )
-def test_a_stage_file_that_cannot_be_read_is_reported_beside_the_rest(
+def test_a_stage_file_that_cannot_be_read_is_reported_next_to_the_rest(
     workspace: Workspace, content: bytes, message: str, said
 ) -> None:
     workspace.path("dvc.yaml").write_bytes(content)

@@ -140,7 +140,7 @@ def test_a_champion_that_nobody_can_find_is_named(
     assert registry.champion() is None
 
 
-def test_damage_of_a_checkpoint_is_named_beside_the_other_models_and_taken_from_dvcs_cache(
+def test_damage_of_a_checkpoint_is_named_next_to_the_other_models_and_taken_from_dvcs_cache(
     workspace: Workspace,
 ) -> None:
     checkpoint(workspace.path("models/student"))

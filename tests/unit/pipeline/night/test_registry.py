@@ -163,7 +163,7 @@ def test_a_word_against_weights_holds_for_every_description_of_them(registry: Re
     assert registry.withdrawn("v0002-" + third.record["weights_sha256"][:8]) is None
 
 
-def test_a_torn_record_beside_a_version_of_the_same_weights_is_fixed_by_its_command(registry: Registry) -> None:
+def test_a_torn_record_next_to_a_version_of_the_same_weights_is_fixed_by_its_command(registry: Registry) -> None:
     (first,) = _promoted(registry, "a")
     (first.path / "record.json").write_text("{")
     twin = registry.register(registry.root / "a")

@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_read_is_an_answer_too(client: AsgiClient, own_sce
     assert len(caplog.records) == 1
 
 
-def test_a_page_started_from_a_saved_policy_saves_beside_it(own_scenes: Scenes) -> None:
+def test_a_page_started_from_a_saved_policy_saves_next_to_it(own_scenes: Scenes) -> None:
     saved, _ = Session(own_scenes.store).save_policy(Session(own_scenes.store).cuts("0.8"))
     before = saved.read_bytes()
     again = Session(own_scenes.store, policy=saved)

@@ -39,7 +39,7 @@ def test_every_edge_is_its_own_code_however_many_zeros_are_written() -> None:
 
 
 @given(st.decimals(0, 1, places=6))
-def test_a_value_between_edges_is_refused_with_the_two_beside_it(value: object) -> None:
+def test_a_value_between_edges_is_refused_with_the_two_next_to_it(value: object) -> None:
     if str(float(str(value))) in {str(float(edge)) for edge in EDGES}:
         assert float(EDGES[code_of(str(value))]) == float(str(value))
         return

@@ -27,10 +27,10 @@ def raw(own_scenes: Scenes, tmp_path: Path) -> Path:
 def test_a_plain_threshold_shows_the_precision_that_the_workspaces_calibration_knows(raw: Path, inspect) -> None:
     alone = inspect(raw, "--threshold", "0.9")
     policy = raw.parents[1] / "calibration/policy.json"
-    beside = inspect(raw, "--threshold", "0.9", "--policy", policy)["thresholds"][0]
+    together = inspect(raw, "--threshold", "0.9", "--policy", policy)["thresholds"][0]
     assert (alone["threshold"], alone["precision_source"]) == ("0.90", "expected")
-    assert alone["precision"] == beside["precision"] > 0.5
-    assert alone["classes"] == beside["classes"]
+    assert alone["precision"] == together["precision"] > 0.5
+    assert alone["classes"] == together["classes"]
 
 
 def test_a_calibration_of_another_teacher_is_not_used_and_the_reason_is_reported(raw: Path, inspect, said) -> None:

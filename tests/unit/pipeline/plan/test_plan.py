@@ -415,7 +415,7 @@ def test_another_network_is_timed_on_one_of_the_images(tmp_path: Path) -> None:
         duration.expected_seconds(plan)
 
 
-def test_maps_may_lie_beside_photographs_of_their_names_and_names_may_count_from_one(tmp_path: Path) -> None:
+def test_maps_may_lie_next_to_photographs_of_their_names_and_names_may_count_from_one(tmp_path: Path) -> None:
     for n in range(12):
         image, ids = scene(n)
         save(tmp_path / "all" / f"a{n}.jpg", image)
