@@ -20,8 +20,8 @@ from hmsa_core.inference.teachers.sources import Spec, lineage_of
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.choice import figures, smallest_global_code
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
-from hmsa_core.labels.thresholds.cuts import figures, smallest_global_code
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from hmsa_core.leaks import Judgement, judge_only_unseen

@@ -8,8 +8,8 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.thresholds.calibration import choose_policy
+from hmsa_core.labels.thresholds.choice import figures, marginal_ends, marginal_precision, smallest_global_code
 from hmsa_core.labels.thresholds.curves import COUNTS, Conflicts, Curves
-from hmsa_core.labels.thresholds.cuts import figures, marginal_ends, marginal_precision, smallest_global_code
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy
 from hmsa_core.labels.thresholds.rules.promise import ceiling
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
