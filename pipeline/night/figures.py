@@ -124,15 +124,15 @@ def wrong_regions(
     return sorted(found, key=lambda row: (-row["wrong"], row["image"], row["class"], row["x"], row["y"]))
 
 
-def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], cuts: Mapping[str, int]) -> list[str]:
+def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], thresholds: Mapping[str, int]) -> list[str]:
     """One sentence for each class whose audits of all nights contradict the measured lower bound of its precision.
 
-    `least`: lower bound of the precision of the pixels that a class keeps from its code in `cuts` on. Only answers
+    `least`: lower bound of the precision of pixels that a class keeps from its code of `thresholds` on. Only answers
     about such pixels count. With probability at least 95 % no sentence of any class and night is false.
     """
     found = []
     for name, precision in least.items():
-        answers = [audit.judged(name, cuts[name]) for audit in audits]
+        answers = [audit.judged(name, thresholds[name]) for audit in audits]
         judged, wrong = [n for n, _ in answers], [n for _, n in answers]
         if risen_errors(judged, wrong, 1 - precision) >= np.log(len(least) / 0.05):
             nights = sum(n > 0 for n in judged)

@@ -34,7 +34,7 @@ from pipeline.review.price import price
 from pipeline.review.questions import Questions
 from pipeline.review.region_picture import outline
 from pipeline.review.spot_check import SpotFile
-from pipeline.review.stats import Cuts, parse_cuts, to_policy
+from pipeline.review.stats import Thresholds, parse_thresholds, to_policy
 from pipeline.review.view import StoreView
 
 ALL = "0.00"  # the threshold that keeps every pixel
@@ -122,7 +122,7 @@ class Session:
             f"(the first: {first})"
         ]
 
-    def cuts(self, threshold: str | None = None, pins: list[str] | None = None) -> Cuts:
+    def thresholds(self, threshold: str | None = None, pins: list[str] | None = None) -> Thresholds:
         """Read thresholds as URLs, the API and the page write them; without one: the policy's, or all pixels."""
         if self.view.kind != "raw":
             if threshold is not None or pins:
@@ -131,9 +131,9 @@ class Session:
                     hint="leave the threshold out, or open the raw store",
                 )
             count = self.view.classes.num_classes
-            return Cuts(np.zeros(count, np.int64), ("as stored",) * count, "0.00")
+            return Thresholds(np.zeros(count, np.int64), ("as stored",) * count, "0.00")
         start = "policy" if "policy" in self.policies else ALL
-        return parse_cuts(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
+        return parse_thresholds(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
 
     def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
         """Current sources of precision."""
@@ -203,11 +203,11 @@ class Session:
             "reviews": [self.review.shown(mark) for mark in self.review.of(name)],
         }
 
-    def save_policy(self, cuts: Cuts) -> tuple[Path, str]:
+    def save_policy(self, thresholds: Thresholds) -> tuple[Path, str]:
         """Write the thresholds as a policy file that training reads; return path and digest."""
         if self.view.kind != "raw":
             raise ConfigError("a thresholded store has no policy to save")
-        policy = to_policy(cuts, self.view.classes, self.policies.get("policy"))
+        policy = to_policy(thresholds, self.view.classes, self.policies.get("policy"))
         if policy.binding is None:
             policy.binding = binding(self.view.lineage)  # chosen on these labels, so for this teacher alone
         audit = self.audits.current
@@ -221,10 +221,10 @@ class Session:
         with self._write, saving(self.save_path, otherwise="start again with --save-policy F"):
             return self.save_path, policy.save(self.save_path)
 
-    def draw_audit(self, cuts: Cuts, *, per_class: int, seed: int, classes: list[str]) -> Audit:
+    def draw_audit(self, thresholds: Thresholds, *, per_class: int, seed: int, classes: list[str]) -> Audit:
         """Draw and store a new audit."""
         wanted = [self.view.classes.index(name) for name in classes]
-        return self.audits.start(Audit.draw(self.view, cuts, per_class=per_class, seed=seed, classes=wanted))
+        return self.audits.start(Audit.draw(self.view, thresholds, per_class=per_class, seed=seed, classes=wanted))
 
     def begin_certificate(self, *, target: float, budget: int, seed: int, classes: list[str]) -> dict[str, Any]:
         """Begin a certificate, or continue the one of the same plan."""
@@ -252,7 +252,7 @@ class Session:
             **{key: certificate.value[key] for key in ("target", "delta", "budget", "items")},
             "results": [{"class": about["class"], "drawn": row["draws"], **row} for about, row in rows],
             "wrong": certificate.expected_wrong(self.view, limit=5),
-            "pays": certificate.pays(self.view, self.cuts().codes),
+            "pays": certificate.pays(self.view, self.thresholds().codes),
             "more": certificate.more(),
             "overall": None,
         }

@@ -354,10 +354,10 @@ def _pays(params: Params) -> Ablation:
     # A policy of the pixels outside of polygons says nothing of all pixels.
     measured = _MEASURED if params.calibrate.region == "all" else {}
     taught = [*measured, *_PLAIN]
-    cuts: dict[str, Any] = {"truth": "truth", **measured, **_PLAIN}
-    kinds = {name: Labels(cut, only=_TRUTH) for name, cut in cuts.items()}
+    thresholds: dict[str, Any] = {"truth": "truth", **measured, **_PLAIN}
+    kinds = {name: Labels(threshold, only=_TRUTH) for name, threshold in thresholds.items()}
     drawn: dict[str, Any] = {"coarse": "none", "coarse+t0": 0.0} | {f"coarse+{name}": name for name in _MEASURED}
-    extra = {name: Labels(cut, True, only=_TRUTH) for name, cut in drawn.items()}
+    extra = {name: Labels(threshold, True, only=_TRUTH) for name, threshold in drawn.items()}
     extra["coarse+t0-human"] = replace(extra["coarse+t0"], conflict="human")  # otherwise the profile's rule
     kinds |= extra
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}

@@ -173,9 +173,9 @@ def start(folder: Path, rows: int) -> dict[str, float]:
 
     begun, processor = time.perf_counter(), time.process_time()
     session = Session(folder / "raw")
-    described, first = session.describe(), store_stats(session.view, session.cuts("0.9"), session.sources())
+    described, first = session.describe(), store_stats(session.view, session.thresholds("0.9"), session.sources())
     used, opened = time.process_time() - processor, time.perf_counter()
-    anew = store_stats(session.view, session.cuts("0.95"), session.sources())
+    anew = store_stats(session.view, session.thresholds("0.95"), session.sources())
     if not described["images"] == first["images"] == rows or anew["kept"] >= first["kept"]:
         raise RuntimeError("the page's figures are not those of the store")
     seconds = time.perf_counter() - opened

@@ -230,7 +230,7 @@ def test_straight_after_label_the_page_shows_photographs_with_every_pixel_and_sa
         page.keys("u")
         page.until(lambda: page.find("#audit").is_displayed())
     session = Session(scenes.store)
-    drawn = session.draw_audit(session.cuts(), per_class=6, seed=0, classes=[])
+    drawn = session.draw_audit(session.thresholds(), per_class=6, seed=0, classes=[])
     for number in range(len(drawn.to_json()["items"])):
         session.audits.answer(drawn.id, number, "right")
     with serving(str(scenes.store)) as (address, _):

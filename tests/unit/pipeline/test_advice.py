@@ -142,9 +142,9 @@ def test_the_report_says_what_to_expect_and_what_the_student_learns_from(ws: Wor
             for of, code in zip(index.classes.classes, chosen, strict=True)
         )
         ThresholdPolicy(index.classes, entries).save(ws.path(f"calibration/{name}.json"))
-    cuts = [row[1:3] for row in diet(ws).rows[:3]]
-    assert cuts[2] == ["withheld", "withheld"]
-    assert cuts[1][0] == "withheld"
-    assert float(str(cuts[0][0])) > float(str(cuts[0][1])), "teach asks for less"
+    thresholds = [row[1:3] for row in diet(ws).rows[:3]]
+    assert thresholds[2] == ["withheld", "withheld"]
+    assert thresholds[1][0] == "withheld"
+    assert float(str(thresholds[0][0])) > float(str(thresholds[0][1])), "teach asks for less"
     _statistics(ws, road=(1, 0, 0), car=(0, 0, 0), sky=(0, 0, 0))
     assert [str(row[4]) for row in diet(ws).rows] == ["–", "–", "–", "0"], "no pixel of people has no shares"

@@ -27,7 +27,7 @@ from pipeline.review.certificate import Certificate
 from pipeline.review.certify import begin
 from pipeline.review.session import Session
 from pipeline.review.spot_check import SpotFile
-from pipeline.review.stats import Cuts
+from pipeline.review.stats import Thresholds
 from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes, make_scenes
 
@@ -167,7 +167,7 @@ def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate
     assert passed
     assert {entry.status for entry in saved.entries} <= {"certified", "withheld"}
     session = Session(own.store, policy=policy)
-    known = session.sources().of_classes(session.cuts().codes)
+    known = session.sources().of_classes(session.thresholds().codes)
     for name in passed:
         found = known[saved.classes.index(name)]
         assert found is not None
@@ -292,8 +292,8 @@ def test_an_answer_that_is_left_out_stops_the_count_and_no_draw_is_wasted(own: S
 def test_an_audit_of_the_same_seed_draws_other_pixels(own: Scenes) -> None:
     view = StoreView(own.store)
     sky = view.classes.index("sky")
-    cuts = Cuts(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
-    audit = Audit.draw(view, cuts, per_class=1, seed=0, classes=[sky])
+    thresholds = Thresholds(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
+    audit = Audit.draw(view, thresholds, per_class=1, seed=0, classes=[sky])
     certificate = begin(view, target=0.9, delta=0.05, budget=300, seed=0, classes=["sky"])
     (first, *_) = certificate.plan_draws(view)
     drawn = [(item["name"], item["rank"]) for item in (audit.items[0], first)]

@@ -67,7 +67,7 @@ def _truth(cv: float, scale: float) -> np.ndarray:
 
 @pytest.mark.parametrize("blocks", [8, 20, 40])
 def test_the_promise_holds_in_nine_of_ten_simulated_calibrations(blocks: int) -> None:
-    """Cuts are chosen on simulated calibrations; the true precision at the cut is known."""
+    """Thresholds are chosen on simulated calibrations; the true precision there is known."""
     rng = np.random.default_rng(blocks)
     kept, statuses = [], []
     for _ in range(60):

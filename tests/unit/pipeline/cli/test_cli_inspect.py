@@ -90,7 +90,7 @@ def test_a_policy_saved_on_the_page_can_be_looked_at_and_exported(store: Path, t
     mine = tmp_path / "raw"
     shutil.copytree(store, mine)
     session = Session(mine)
-    saved, _ = session.save_policy(session.cuts("0.9"))
+    saved, _ = session.save_policy(session.thresholds("0.9"))
     assert saved == tmp_path / "raw.policy.json"
     assert inspect(mine, "--policy", saved)["kept"] == 110
     said("export", mine, tmp_path / "masks", "--policy", saved)

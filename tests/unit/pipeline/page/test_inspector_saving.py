@@ -113,13 +113,13 @@ def test_a_file_that_cannot_be_read_is_an_answer_too(client: AsgiClient, own_sce
 
 
 def test_a_page_started_from_a_saved_policy_saves_next_to_it(own_scenes: Scenes) -> None:
-    saved, _ = Session(own_scenes.store).save_policy(Session(own_scenes.store).cuts("0.8"))
+    saved, _ = Session(own_scenes.store).save_policy(Session(own_scenes.store).thresholds("0.8"))
     before = saved.read_bytes()
     again = Session(own_scenes.store, policy=saved)
-    assert again.cuts().codes.tolist() == [80] * 19
-    second, _ = again.save_policy(again.cuts("0.9"))
+    assert again.thresholds().codes.tolist() == [80] * 19
+    second, _ = again.save_policy(again.thresholds("0.9"))
     assert (second.name, saved.read_bytes()) == ("raw.policy-2.json", before)
-    again.save_policy(again.cuts("0.95"))  # one page, one file
-    third, _ = Session(own_scenes.store, policy=saved).save_policy(again.cuts("0.8"))
+    again.save_policy(again.thresholds("0.95"))  # one page, one file
+    third, _ = Session(own_scenes.store, policy=saved).save_policy(again.thresholds("0.8"))
     assert third.name == "raw.policy-3.json"
     assert ThresholdPolicy.load(second).codes().tolist() == [140] * 19

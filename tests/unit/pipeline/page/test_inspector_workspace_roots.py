@@ -57,9 +57,9 @@ def test_a_policy_of_a_workspace_is_saved_where_dvc_watches_and_named_as_params_
     target = policy_target(raw)
     assert target == root / "policies/raw.json"
     session = Session(raw, policy=root / "calibration/policy.json", save_to=target)
-    session.draw_audit(session.cuts(), per_class=1, seed=0, classes=[])
+    session.draw_audit(session.thresholds(), per_class=1, seed=0, classes=[])
     assert list(root.rglob("*.audit.json")) == [raw.with_name("raw.audit.json")], "neither an output nor watched"
-    path, _ = session.save_policy(session.cuts("0.9"))
+    path, _ = session.save_policy(session.thresholds("0.9"))
     assert policy_setting(raw, path) == "policies/raw.json"
     assert policy_target(raw, path) == root / "policies/raw-2.json", "never over the one it starts from"
     assert policy_setting(raw, root.parent / "elsewhere.json") == str(root.parent / "elsewhere.json")
@@ -76,7 +76,7 @@ def test_the_page_starts_with_the_workspaces_policy_else_the_saved_one_else_with
     alone = Session(raw)
     assert alone.describe()["start"] == 0
     assert (inspect(raw)["threshold"], inspect(raw)["kept_share"]) == ("0.00", 100.0)
-    saved, _ = alone.save_policy(alone.cuts("0.8"))
+    saved, _ = alone.save_policy(alone.thresholds("0.8"))
     assert start_policy(raw) == (saved, "")
     assert policy_target(raw) == saved, "the next session goes on with this file"
     assert inspect(raw)["kept"] == inspect(raw, "--threshold", "0.8")["kept"]
