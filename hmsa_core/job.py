@@ -155,16 +155,16 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
 
 def write_first(path: Path, record: dict[str, object], who: str) -> bool:
     """Publish the record of a failure; False where another one's is there already."""
-    own = path.with_name(f".{path.name}.{who}")
+    temporary = path.with_name(f".{path.name}.{who}")
     is_first = True
     # On a full disk there is no record; the exit status and standard error still tell.
     with contextlib.suppress(OSError):
-        atomic.write_bytes(own, json.dumps(record, sort_keys=True).encode() + b"\n")
+        atomic.write_bytes(temporary, json.dumps(record, sort_keys=True).encode() + b"\n")
         try:
-            atomic.ops.link(own, path)
+            atomic.ops.link(temporary, path)
         except FileExistsError:
             is_first = False
-        own.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return is_first
 
 

@@ -76,7 +76,7 @@ class Roles:
     def images(self, role: str, *, labelled: bool = False) -> list[Found]:
         """Images of a role."""
         pairs = zip(self.found, self.roles, strict=True)
-        return [f for f, own in pairs if own == role and (f.label or not labelled)]
+        return [f for f, of_image in pairs if of_image == role and (f.label or not labelled)]
 
     def blocks(self, role: str) -> int:
         """Blocks of a role that intervals resample."""
@@ -378,8 +378,8 @@ def _tell(
 def _check_leaks(roles: Roles, reading: Reading) -> None:
     """Refuse splits of which one judges what looks like images that the other learns from."""
     hashes: dict[str, tuple[list[str], list[str]]] = {}
-    for side, own in (("learn", ("learn",)), ("judge", JUDGED)):
-        images = [f.image for role in own for f in roles.images(role, labelled=True)]
+    for side, names in (("learn", ("learn",)), ("judge", JUDGED)):
+        images = [f.image for role in names for f in roles.images(role, labelled=True)]
         chosen = sampled(images, _MOST_HASHED)
         digits = [_hash(reading.root / image) for image in chosen]
         hashes[side] = [i for i, d in zip(chosen, digits, strict=True) if d], [d for d in digits if d]

@@ -60,7 +60,7 @@ def ws(tmp_path: Path, data: Path, no_tools: None) -> Workspace:
 
 
 @pytest.fixture
-def own(ws: Workspace, data: Path, tmp_path: Path) -> tuple[Workspace, Path]:
+def copied(ws: Workspace, data: Path, tmp_path: Path) -> tuple[Workspace, Path]:
     """The workspace with a copy of the images that the test may change, and that copy."""
     copy = shutil.copytree(data, tmp_path / "more")
     return edited(ws, {"data.target.root": str(copy)}), copy
@@ -89,8 +89,8 @@ def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws):
     assert {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()} == first
 
 
-def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
-    ws, data = own
+def test_prepare_says_who_does_what_and_what_was_left_out(copied, caplog):
+    ws, data = copied
     next((data / "images").rglob("*.png")).write_bytes(b"this is text")
     with caplog.at_level("INFO"):
         prepare.run(ws)
@@ -155,8 +155,8 @@ def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(ws, caplog
     assert words in caplog.text
 
 
-def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(own, tmp_path, caplog):
-    ws, data = own
+def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(copied, tmp_path, caplog):
+    ws, data = copied
     shutil.move(data, tmp_path / "real")
     data.symlink_to(tmp_path / "real")  # a root that is a link is looked behind
     prepare.run(ws)
@@ -167,8 +167,8 @@ def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(own, tmp_path, c
     assert "real holds linked folders (labels): DVC does not see changes behind them" in caplog.text
 
 
-def test_prepare_tells_of_labels_and_images_that_nothing_uses(own, tmp_path, caplog):
-    ws, data = own
+def test_prepare_tells_of_labels_and_images_that_nothing_uses(copied, tmp_path, caplog):
+    ws, data = copied
     prepare.run(ws)
     assert "used" not in caplog.text
     assert "outside" not in caplog.text
@@ -186,8 +186,8 @@ def test_prepare_tells_of_labels_and_images_that_nothing_uses(own, tmp_path, cap
     assert f"data: labels {tmp_path / 'labels'} lies outside of {data}" in caplog.text
 
 
-def test_prepare_tells_of_a_class_that_no_label_shows(own, caplog):
-    ws, data = own
+def test_prepare_tells_of_a_class_that_no_label_shows(copied, caplog):
+    ws, data = copied
     prepare.run(ws)
     assert "shows" not in caplog.text
     for file in (data / "labels").rglob("*.png"):
@@ -198,8 +198,8 @@ def test_prepare_tells_of_a_class_that_no_label_shows(own, caplog):
     assert "no label of role learn shows road: no network can learn that" in caplog.text
 
 
-def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog):
-    ws, data = own
+def test_prepare_tells_of_near_copies_before_anything_is_trained(copied, caplog):
+    ws, data = copied
     prepare.run(ws)
     assert "near copies" not in caplog.text
     judged, learned = (data / f"images/train/{city}_0001.png" for city in "ga")
@@ -270,8 +270,8 @@ def test_a_stage_runs_in_the_folder_of_its_workspace_as_under_dvc(ws, monkeypatc
     assert seen == [ws.root]
 
 
-def test_new_unlabelled_images_change_no_other_index(own):
-    ws, data = own
+def test_new_unlabelled_images_change_no_other_index(copied):
+    ws, data = copied
     prepare.run(ws)
     before = {role: ws.path(f"data/index/{role}.parquet").read_bytes() for role in CITIES}
     photograph(data, "k", "extra", np.random.Generator(np.random.PCG64(99)))
@@ -380,8 +380,8 @@ def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own
 
 
 @pytest.mark.parametrize("times", [1, 99])
-def test_images_that_arrive_while_prepare_runs_are_indexed_or_named(own, monkeypatch, caplog, times):
-    ws, folder = own
+def test_images_that_arrive_while_prepare_runs_are_indexed_or_named(copied, monkeypatch, caplog, times):
+    ws, folder = copied
     whole_run, runs = prepare.run, []
 
     def run(of: Workspace) -> None:

@@ -21,7 +21,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 
 
 @pytest.fixture
-def own_scenes(scenes: Scenes, tmp_path: Path) -> Scenes:
+def copied(scenes: Scenes, tmp_path: Path) -> Scenes:
     """A copy that the test may change."""
     source, target = scenes.store.parent, tmp_path / "set"
     shutil.copytree(source, target)
@@ -29,9 +29,9 @@ def own_scenes(scenes: Scenes, tmp_path: Path) -> Scenes:
 
 
 @pytest.fixture
-def session(own_scenes: Scenes) -> Session:
+def session(copied: Scenes) -> Session:
     """A session over the copy, with policy and pictures."""
-    return Session(own_scenes.store, policy=own_scenes.policy, images=own_scenes.images, reviewer="tester")
+    return Session(copied.store, policy=copied.policy, images=copied.images, reviewer="tester")
 
 
 @pytest.fixture

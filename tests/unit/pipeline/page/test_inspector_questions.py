@@ -45,11 +45,11 @@ def items_of(scenes: Scenes) -> list[dict[str, Any]]:
     return found
 
 
-def test_an_answer_labels_the_region_that_the_page_outlines(client: AsgiClient, own_scenes: Scenes) -> None:
+def test_an_answer_labels_the_region_that_the_page_outlines(client: AsgiClient, copied: Scenes) -> None:
     drawn_set = drawn(client)
     question = client.get("/api/questions/item", audit=drawn_set["id"], item=drawn_set["upcoming"][0]).json()
     said(client, drawn_set, "wall")
-    labels = corrected(view := StoreView(own_scenes.store), question["name"])
+    labels = corrected(view := StoreView(copied.store), question["name"])
     ys, xs = np.nonzero(labels == view.classes.index("wall"))
     box = question["box"]
     assert len(ys) > 0
@@ -65,9 +65,9 @@ def test_an_answer_labels_the_region_that_the_page_outlines(client: AsgiClient, 
     assert (mark.reviewer, mark.verdict) == ("tester", "correct")
 
 
-def test_undo_withdraws_the_persons_own_corrections_one_by_one_also_after_a_restart(own_scenes: Scenes) -> None:
-    kim = Session(own_scenes.store, images=own_scenes.images, reviewer="kim")
-    ada = Session(own_scenes.store, images=own_scenes.images, reviewer="ada")
+def test_undo_withdraws_the_persons_own_corrections_one_by_one_also_after_a_restart(copied: Scenes) -> None:
+    kim = Session(copied.store, images=copied.images, reviewer="kim")
+    ada = Session(copied.store, images=copied.images, reviewer="ada")
     with client_of(kim) as first, client_of(ada) as second:
         drawn_set = drawn(first)
         numbers = drawn_set["upcoming"]
@@ -75,22 +75,22 @@ def test_undo_withdraws_the_persons_own_corrections_one_by_one_also_after_a_rest
             said(first, drawn_set, verdict, number)
         other = next(n for n in range(12) if n not in numbers)
         said(second, drawn_set, "pole", other)
-    with client_of(Session(own_scenes.store, images=own_scenes.images, reviewer="kim")) as again:
+    with client_of(Session(copied.store, images=copied.images, reviewer="kim")) as again:
         for left, number in zip((3, 2, 1), reversed(numbers), strict=True):
             reply = again.post("/api/questions/undo", {"audit": drawn_set["id"]}).json()
             assert (reply["price"][-1]["answers"], reply["upcoming"][0]) == (left, number)
         last = again.post("/api/questions/undo", {"audit": drawn_set["id"]})
         assert (last.status, last.json()["message"]) == (404, "no answer of kim to these questions is left to undo")
-    view = StoreView(own_scenes.store)
+    view = StoreView(copied.store)
     assert [mark.reviewer for mark in review_of(view).marks()] == ["ada"]
-    assert [n for n, item in enumerate(items_of(own_scenes)) if item["verdict"]] == [other]
+    assert [n for n, item in enumerate(items_of(copied)) if item["verdict"]] == [other]
 
 
-def test_two_servers_add_their_answers_up_and_share_a_draw(own_scenes: Scenes) -> None:
+def test_two_servers_add_their_answers_up_and_share_a_draw(copied: Scenes) -> None:
     names = ("kim", "ada")
     with (
-        client_of(Session(own_scenes.store, reviewer=names[0])) as one,
-        client_of(Session(own_scenes.store, reviewer=names[1])) as two,
+        client_of(Session(copied.store, reviewer=names[0])) as one,
+        client_of(Session(copied.store, reviewer=names[1])) as two,
     ):
         first, second = drawn(one, 20), drawn(two, 30)
         assert (first["id"], first["total"]) == (second["id"], 20)  # who came second goes on with the first's
@@ -98,20 +98,20 @@ def test_two_servers_add_their_answers_up_and_share_a_draw(own_scenes: Scenes) -
         for client, verdict in ((one, "right"), (two, "unsure")) * 4:
             second = said(client, client.get("/api/questions").json()["current"], verdict)
         assert second["price"][-1]["answers"] == 8
-        taken = next(n for n, item in enumerate(items_of(own_scenes)) if item.get("who") == "kim")
+        taken = next(n for n, item in enumerate(items_of(copied)) if item.get("who") == "kim")
         assert said(two, second, "unsure", taken)["price"] == second["price"], "who was faster stands"
         current = one.get("/api/questions").json()["current"]
         assert (current["price"], current["who"]) == (second["price"], "kim")
-    answered = [item for item in items_of(own_scenes) if item["verdict"]]
+    answered = [item for item in items_of(copied) if item["verdict"]]
     assert sorted(item["who"] for item in answered) == ["ada"] * 4 + ["kim"] * 4
     assert all(item["when"] for item in answered)
 
 
-def test_questions_go_on_where_they_were_left_until_none_is_open_and_more_are_new(own_scenes: Scenes) -> None:
-    session = Session(own_scenes.store, reviewer="kim")
+def test_questions_go_on_where_they_were_left_until_none_is_open_and_more_are_new(copied: Scenes) -> None:
+    session = Session(copied.store, reviewer="kim")
     with client_of(session) as client:
         drawn_set = said(client, drawn(client, 6, classes=["pole"]), "right")
-    with client_of(Session(own_scenes.store, reviewer="kim")) as client:
+    with client_of(Session(copied.store, reviewer="kim")) as client:
         resumed = client.get("/api/questions").json()["current"]
         assert (resumed["id"], resumed["upcoming"][0], resumed["aim"]) == (
             drawn_set["id"],
@@ -124,12 +124,12 @@ def test_questions_go_on_where_they_were_left_until_none_is_open_and_more_are_ne
         assert more["id"] != resumed["id"]
         assert more["price"][-1]["answers"] == 0
         assert more["upcoming"]
-        kept = own_scenes.store.with_name(f"raw.questions-{resumed['id']}.json")
+        kept = copied.store.with_name(f"raw.questions-{resumed['id']}.json")
         assert sum(item["verdict"] is not None for item in json.loads(kept.read_text())["items"]) > 1
 
 
 def test_the_page_and_the_terminal_tell_one_price(
-    client: AsgiClient, own_scenes: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    client: AsgiClient, copied: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn_set = drawn(client, 40)
     for _ in range(30):
@@ -138,31 +138,31 @@ def test_the_page_and_the_terminal_tell_one_price(
     assert drawn_set["last"]["answers"] == 25
     assert 0 < drawn_set["last"]["labelled"] < drawn_set["price"][-1]["labelled"]
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
-    options = ["--images", str(own_scenes.images), "--budget", "40", "--json"]
-    assert main(["ask", str(own_scenes.store), *options]) == 0
+    options = ["--images", str(copied.images), "--budget", "40", "--json"]
+    assert main(["ask", str(copied.store), *options]) == 0
     reported = json.loads(capsys.readouterr().out)
     assert {key: reported[key] for key in PRICE} == {key: drawn_set[key] for key in PRICE}
 
 
 def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_stay(
-    own_scenes: Scenes, tmp_path: Path
+    copied: Scenes, tmp_path: Path
 ) -> None:
-    with client_of(Session(own_scenes.store, reviewer="kim")) as client:
+    with client_of(Session(copied.store, reviewer="kim")) as client:
         drawn_set = said(client, drawn(client), "wall")
-        shutil.rmtree(own_scenes.store)
+        shutil.rmtree(copied.store)
         made = make_scenes(tmp_path / "new", size=(256, 128), teacher_seed=1)
-        shutil.copytree(made.store, own_scenes.store)
+        shutil.copytree(made.store, copied.store)
         for path, body in (("answer", {"item": drawn_set["upcoming"][0], "verdict": "right"}), ("undo", {})):
             reply = client.post(f"/api/questions/{path}", {"audit": drawn_set["id"], **body})
             assert reply.status == 409
             assert "made anew since this server opened it" in reply.json()["message"]
-    with client_of(Session(own_scenes.store, reviewer="kim")) as client:
+    with client_of(Session(copied.store, reviewer="kim")) as client:
         found = client.get("/api/questions").json()
         assert found == {"current": None, "void": "void: the store has changed since this set of questions was drawn"}
         assert drawn(client)["price"][-1]["answers"] == 0
-    view = StoreView(own_scenes.store)
+    view = StoreView(copied.store)
     assert sum(int((corrected(view, name) != UNTOUCHED).sum()) for name in view.names) > 0
-    assert own_scenes.store.with_name(f"raw.questions-{drawn_set['id']}.json").is_file()
+    assert copied.store.with_name(f"raw.questions-{drawn_set['id']}.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -176,14 +176,14 @@ def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_s
     ],
 )
 def test_a_wrong_plan_is_reported_in_one_line_and_nothing_is_drawn(
-    client: AsgiClient, own_scenes: Scenes, body: dict[str, Any], said: str
+    client: AsgiClient, copied: Scenes, body: dict[str, Any], said: str
 ) -> None:
     reply = client.post("/api/questions", body)
     assert reply.status in (400, 404)
     message = reply.json()["message"]
     assert said in message
     assert "\n" not in message
-    assert not Questions.path_of(own_scenes.store).exists()
+    assert not Questions.path_of(copied.store).exists()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_wrong_plan_is_reported_in_one_line_and_nothing_is_drawn(
     ],
 )
 def test_a_wrong_answer_is_reported_in_one_line_and_counts_for_nothing(
-    client: AsgiClient, own_scenes: Scenes, body: dict[str, Any], said: str
+    client: AsgiClient, copied: Scenes, body: dict[str, Any], said: str
 ) -> None:
     drawn_set = drawn(client)
     reply = client.post("/api/questions/answer", {"audit": drawn_set["id"], "item": 0, "verdict": "right", **body})
@@ -204,6 +204,6 @@ def test_a_wrong_answer_is_reported_in_one_line_and_counts_for_nothing(
     message = reply.json()["message"]
     assert said in message
     assert "\n" not in message
-    assert not any(item["verdict"] for item in items_of(own_scenes))
-    assert review_of(StoreView(own_scenes.store)).marks() == []
+    assert not any(item["verdict"] for item in items_of(copied))
+    assert review_of(StoreView(copied.store)).marks() == []
     assert client.get("/api/questions/item", audit="0", item=0).status == 404

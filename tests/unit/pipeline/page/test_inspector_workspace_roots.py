@@ -14,13 +14,13 @@ from tests.support.label_scenes import Scenes
 
 
 @pytest.fixture
-def raw(own_scenes: Scenes, tmp_path: Path) -> Path:
+def raw(copied: Scenes, tmp_path: Path) -> Path:
     """The raw store of a workspace with a calibration."""
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).touch()
     (tmp_path / "calibration").mkdir()
-    shutil.copy(own_scenes.policy, tmp_path / "calibration/policy.json")
-    shutil.copytree(own_scenes.store, tmp_path / "labels/raw")
+    shutil.copy(copied.policy, tmp_path / "calibration/policy.json")
+    shutil.copytree(copied.store, tmp_path / "labels/raw")
     return tmp_path / "labels/raw"
 
 
@@ -44,8 +44,8 @@ def test_a_calibration_of_another_teacher_is_not_used_and_the_reason_is_reported
     assert advice.startswith(f"No precision: {path}: the policy was measured with another teacher")
 
 
-def test_without_workspace_or_calibration_nothing_is_said(own_scenes: Scenes, raw: Path) -> None:
-    assert calibration_policy(own_scenes.store.parent / "raw") == (raw.parents[1] / "calibration/policy.json", "")
+def test_without_workspace_or_calibration_nothing_is_said(copied: Scenes, raw: Path) -> None:
+    assert calibration_policy(copied.store.parent / "raw") == (raw.parents[1] / "calibration/policy.json", "")
     (raw.parents[1] / "calibration/policy.json").unlink()
     assert calibration_policy(raw) == (None, "")
     (raw.parents[1] / "dvc.yaml").unlink()
