@@ -29,7 +29,7 @@ from hmsa_core.spec import TrainSpec
 CHOICE = "runtime.json"
 _CROP = (128, 192)  # pixels; larger crops are timed at this size
 _BATCH = 2
-_SECONDS = 2.0  # seconds of timing, for all candidates together
+_SECONDS = 2.0  # seconds of timing, for all ways together
 _MARGIN = 0.95  # of the default choice's time: another choice must be clearly faster
 _COARSEST = 32  # pixels a side for each position of HRNet's coarsest grid
 
@@ -234,34 +234,32 @@ def _choice(spec: TrainSpec, context: JobContext, requested: dict[str, Any]) -> 
 
 def _measure(spec: TrainSpec, context: JobContext, requested: dict[str, Any]) -> dict[str, Any]:
     threads = {"threads": spec.config.runtime.thread_count}
-    if context.device.type == "cuda":
-        given = {name: value for name, value in requested.items() if value != "auto"}
-        return {"chosen": {"precision": fast_precision(), "channels_last": True, **threads} | given, "timed": []}
-    usual = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
-    precisions = usual if requested["precision"] == "auto" else (requested["precision"],)
-    formats = (True, False) if requested["channels_last"] == "auto" else (requested["channels_last"],)
-    candidates: list[dict[str, Any]] = [
-        {"precision": precision, "channels_last": last} for precision, last in itertools.product(precisions, formats)
-    ]
-    if len(candidates) == 1:
-        return {"chosen": candidates[0] | threads, "timed": []}
-    seconds = [_seconds_a_pass(spec, candidate, _SECONDS / len(candidates)) for candidate in candidates]
-    fastest = min(range(len(candidates)), key=seconds.__getitem__)
-    best = fastest if seconds[fastest] < _MARGIN * seconds[0] else 0
-    timed = [candidate | {"seconds": round(s, 4)} for candidate, s in zip(candidates, seconds, strict=True)]
-    processor = {"processor": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
-    return {"chosen": candidates[best] | threads, "timed": timed, **processor}
-
-
-def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -> float:
-    """Seconds of a pass at a size that takes little time."""
+    ways = ways_to_compute(context.device.type, requested["precision"], requested["channels_last"])
+    if len(ways) == 1:
+        return {"chosen": ways[0] | threads, "timed": []}
     height, width = (min(side, most) for side, most in zip(spec.config.crop, _CROP, strict=True))
-    return seconds_a_pass(spec.config, candidate, (_BATCH, height, width), budget=budget)
+    budget = _SECONDS / len(ways)
+    seconds = [seconds_a_pass(spec.config, way, (_BATCH, height, width), budget=budget) for way in ways]
+    fastest = min(range(len(ways)), key=seconds.__getitem__)
+    best = fastest if seconds[fastest] < _MARGIN * seconds[0] else 0
+    timed = [way | {"seconds": round(s, 4)} for way, s in zip(ways, seconds, strict=True)]
+    processor = {"processor": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
+    return {"chosen": ways[best] | threads, "timed": timed, **processor}
+
+
+def ways_to_compute(device: str, precision: str = "auto", channels_last: bool | str = "auto") -> list[dict[str, Any]]:
+    """Precisions and memory formats that `auto` may stand for on a device "cpu" or "cuda", plain ones first."""
+    precisions, formats = [precision], [channels_last]
+    if precision == "auto":
+        precisions = [fast_precision()] if device == "cuda" else ["fp32", *["bf16"] * cpu_has_bf16()]
+    if channels_last == "auto":
+        formats = [True] if device == "cuda" else [True, False]
+    return [{"precision": one, "channels_last": last} for one, last in itertools.product(precisions, formats)]
 
 
 def seconds_a_pass(
     config: TrainConfig,
-    candidate: dict[str, Any],
+    way: dict[str, Any],
     shape: tuple[int, int, int],
     *,
     budget: float,
@@ -271,14 +269,14 @@ def seconds_a_pass(
 
     Args:
         config: the network and its loss.
-        candidate: the precision, and whether tensors are channels_last.
+        way: the precision, and whether tensors are channels_last.
         shape: crops in the pass, height and width in pixels.
         budget: seconds to spend; two passes at the least.
         device: where it computes.
     """
     count, height, width = shape
-    layout = torch.channels_last if candidate["channels_last"] else torch.contiguous_format
-    dtype, kind = DTYPES[candidate["precision"]], torch.device(device).type
+    layout = torch.channels_last if way["channels_last"] else torch.contiguous_format
+    dtype, kind = DTYPES[way["precision"]], torch.device(device).type
     with torch.random.fork_rng():
         model = build_fresh(config.model, num_classes=19).train().to(device)
         model.to(memory_format=layout)
