@@ -33,7 +33,7 @@ from pipeline.report.build import render
 from pipeline.report.facts import collect
 from pipeline.report.results import over, summary_text
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, teacher_pretrain
-from pipeline.stages.time_left import seconds_left, work_of
+from pipeline.stages.time_left import images_of, seconds_left, work_of
 from pipeline.workspace import settings
 from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.workspace import Workspace
@@ -335,7 +335,8 @@ def test_time_left_grows_with_what_is_still_to_train(ws):
     prepare.run(ws)
     assert seconds_left(ws, "prepare") is None  # nothing was timed yet
     atomic.write_json(ws.path("work/times/teacher-train.json"), {"seconds": 100.0})
-    left, work = seconds_left(ws, "teacher-train"), work_of(ws)
+    images = images_of(ws)
+    left, work = seconds_left(ws, "teacher-train"), work_of(ws.params, images)
     longer = edited(ws, {"student_train.epochs": 4})
     twice = seconds_left(longer, "teacher-train")
     assert left is not None
@@ -346,7 +347,7 @@ def test_time_left_grows_with_what_is_still_to_train(ws):
     speed = {"teacher": {"images_per_s": crops / 400}}  # 300 s before a stop, 100 s after it
     atomic.write_json(ws.path("work/times/teacher-train-training.json"), speed)
     assert seconds_left(ws, "teacher-train") == pytest.approx(4 * left)
-    explicit = work_of(edited(ws, {"teacher_train.model.kind": "explicit"}))["teacher-train"]
+    explicit = work_of(edited(ws, {"teacher_train.model.kind": "explicit"}).params, images)["teacher-train"]
     assert explicit / work["teacher-train"] == pytest.approx((0.25 + 1 + 4) / (0.25 + 1)), "a third scale"
 
 
