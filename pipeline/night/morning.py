@@ -115,10 +115,11 @@ def _report(ws: Workspace, tonight: Tonight) -> tuple[Facts | None, list[str]]:
     except (HmsaError, OSError) as error:
         if not tonight.failed:
             raise
-        return None, [f"the report is missing: {_why(error)}"]
+        return None, [f"the report is missing: {reason_of(error)}"]
 
 
-def _why(error: HmsaError | OSError) -> str:
+def reason_of(error: HmsaError | OSError) -> str:
+    """What went wrong, in one line."""
     return error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
 
 
@@ -166,7 +167,7 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> Since:
 
 
 def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> Since:
-    why, known = _why(hindered), tonight.known(ws)
+    why, known = reason_of(hindered), tonight.known(ws)
     warnings = [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
     try:
         before = (history.nights(ws) or [{}])[-1]
