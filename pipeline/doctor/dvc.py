@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -18,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.locks import FileLock
 from pipeline.workspace.dvc_yaml import check_dvc_yaml, renew_dvc_yaml, stages_of
 from pipeline.workspace.init import GIVE_NAME, without_name
 from pipeline.workspace.workspace import Workspace
@@ -123,7 +123,7 @@ def _lock(ws: Workspace) -> Iterator[Finding]:
 
 
 def _blocking(ws: Workspace, text: str) -> Finding:
-    if _is_running(ws):
+    if not FileLock(ws.path(".dvc/tmp/lock")).is_free():
         return Finding("dvc lock", "warning", f"{text}, but a dvc process is at work", "wait for it")
     return Finding("dvc lock", "broken", f"{text}: every dvc repro fails", "autolabel doctor --fix")
 
@@ -135,22 +135,6 @@ def _is_stranger(pid: int, written: float) -> bool:
         return process.create_time() > written + 1 and "dvc" not in map(os.path.basename, process.cmdline())
     except psutil.Error:  # it has ended meanwhile
         return False
-
-
-def _is_running(ws: Workspace) -> bool:
-    """Whether a process holds DVC's lock file (a kernel lock, so a dead holder holds nothing)."""
-    path = ws.path(".dvc/tmp/lock")
-    if not path.exists():
-        return False
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def repair_lock(ws: Workspace) -> str | None:
