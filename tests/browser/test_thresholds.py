@@ -14,7 +14,7 @@ from hmsa_core.labels import ConfidenceCode, LabelStore
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.thresholds.policy import from_threshold
-from tests.support.browser_page import Page, serving
+from tests.support.browser_page import Page, page_of
 from tests.support.label_scenes import Scenes
 
 EDGES = ConfidenceCode().edges
@@ -163,26 +163,22 @@ def test_a_thresholded_store_is_shown_as_it_is_alone_and_next_to_another(
     final = LabelStore.open(tmp_path / "final")
     labels = {name: final.read_label(name) for name in final.names()}
     kept, pixels = sum(int((label != 255).sum()) for label in labels.values()), sum(x.size for x in labels.values())
-    with serving(str(final.path), "--policy", str(street.policy), *images) as (address, _):
-        page = Page(browser, address)
-        page.open(image=street.names[0])
+    with page_of(browser, final.path, "--policy", street.policy, *images, image=street.names[0]) as page:
         assert (page.kept(), page.painted()) == (kept, int((labels[street.names[0]] != 255).sum()))
         page.find("#histogram").click()
         page.keys("p", "]", "c")
         assert page.kept() == kept
         assert "--compare STORE" in page.text("#toasts")
-    with serving(str(final.path), "--compare", str(raw.path), *images) as (address, _):
-        page = Page(browser, address)
-        page.open(image=street.names[0])
+    with page_of(browser, final.path, "--compare", raw.path, *images, image=street.names[0]) as page:
         page.keys("c")
         page.until(lambda: "swipe" in page.browser.current_url)
         page.browser.refresh()  # its address can be shared
         page.until(lambda: "only A 0.00 %" in page.text("#difference"))
         assert page.text("#kept-total-b") == "100.00 % in B"
         assert not page.find("#compare-value").is_displayed()
-    with serving(str(raw.path), "--compare", str(final.path), *images) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", compare="0.9", **{"with": "b"})
+    with page_of(
+        browser, raw.path, "--compare", final.path, *images, threshold="0.9", compare="0.9", **{"with": "b"}
+    ) as page:
         page.until(lambda: page.text("#kept-total-b") == f"{100 * kept / pixels:.2f} % in B")
         assert not page.find("#compare-base").is_displayed()
         assert page.console() == []
