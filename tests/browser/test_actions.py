@@ -23,15 +23,10 @@ from tests.support.label_scenes import LINEAGE, Scenes, make_scenes
 from tests.support.ranks import free_port
 
 
-def copy_of(street: Scenes, folder: Path) -> Path:
-    shutil.copytree(street.store, folder / "raw")
-    return folder / "raw"
-
-
 def test_a_saved_policy_keeps_in_training_labels_what_the_page_shows(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(browser, store, "--policy", street.policy, "--images", street.images, threshold="0.87") as page:
         page.set_threshold(
             "0.95", page.js("return '#' + document.querySelector('[data-class=car] input[type=range]').id")
@@ -51,7 +46,7 @@ def test_a_saved_policy_keeps_in_training_labels_what_the_page_shows(
 def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     note = "ghost <img src=x onerror=alert(1)>"
     with page_of(browser, store, "--images", street.images, threshold="0.9", image=street.names[2]) as page:
         page.keys("r")
@@ -84,7 +79,7 @@ def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
 def test_a_review_by_keyboard_takes_one_key_an_image_and_the_last_mark_can_be_taken_back(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(browser, store, "--images", street.images, threshold="0.9", sort="name") as page:
         order = [page.image()]
         for key in "AFAF":
@@ -119,7 +114,7 @@ def test_a_review_by_keyboard_takes_one_key_an_image_and_the_last_mark_can_be_ta
 
 
 def test_a_review_by_mouse_takes_one_click_an_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(browser, store, "--images", street.images, threshold="0.9") as page:
         for button, image in zip(("#accept", "#flag", "#accept"), street.names[1:4], strict=True):
             page.find(button).click()
@@ -152,7 +147,7 @@ def test_a_review_by_mouse_takes_one_click_an_image(browser: Any, street: Scenes
 
 
 def test_no_image_is_skipped_or_marked_unseen(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(
         browser, store, "--images", street.images, threshold="0.9", review="none", image=street.names[2]
     ) as page:
@@ -190,7 +185,7 @@ def test_no_image_is_skipped_or_marked_unseen(browser: Any, street: Scenes, tmp_
 
 
 def test_a_page_goes_on_with_a_server_that_was_started_again(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store, port = copy_of(street, tmp_path), free_port()
+    store, port = street.copied_to(tmp_path).store, free_port()
     args = (str(store), "--images", str(street.images))
     with page_of(browser, *args, port=port, threshold="0.9", image=street.names[0]) as page:
         pass
@@ -212,7 +207,7 @@ def test_a_page_goes_on_with_a_server_that_was_started_again(browser: Any, stree
 def test_corrections_of_another_tool_are_listed_with_their_person_and_can_be_withdrawn(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     review, name = ReviewFile(store), street.names[1]
     drawn = np.full((256, 512), UNTOUCHED, np.uint8)
     drawn[10:20, 30:50] = 0
@@ -249,7 +244,7 @@ HOLD_SAVES = """
 
 
 def test_a_slow_save_takes_nothing_from_the_next_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(browser, store, "--images", street.images, threshold="0.9", image=street.names[0]) as page:
         page.js(HOLD_SAVES)
         page.keys("n", "first", Keys.ESCAPE, "f", "f")
@@ -274,7 +269,7 @@ def test_a_slow_save_takes_nothing_from_the_next_image(browser: Any, street: Sce
 
 
 def test_what_was_not_saved_waits_on_its_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(browser, store, "--images", street.images, threshold="0.9", image=street.names[0]) as page:
         page.js(HOLD_SAVES)
         page.keys("n", "ghost car", Keys.ESCAPE, "f", Keys.ARROW_RIGHT)
@@ -294,7 +289,7 @@ def test_what_was_not_saved_waits_on_its_image(browser: Any, street: Scenes, tmp
 
 
 def test_only_what_is_on_the_screen_can_be_judged(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(browser, store, "--images", street.images, threshold="0.9") as page:
         page.js("""
           const real = window.fetch;
@@ -341,7 +336,7 @@ def test_labels_that_were_made_anew_are_not_taken_from_the_browsers_cache(
 
 
 def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, tmp_path: Path, inspect) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(browser, store, "--images", street.images, threshold="0.9", **{"class": "road"}) as page:
         page.keys("u")
         page.until(lambda: page.find("#audit-form").is_displayed())
@@ -370,7 +365,7 @@ def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, t
 
 
 def test_a_damaged_shard_is_named_and_the_rest_stays_usable(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     shard = sorted(store.rglob("shard-00000*.parquet"))[0]
     shard.write_bytes(shard.read_bytes()[:-64])
     with page_of(browser, store, "--images", street.images, wait=False, threshold="0.9", image=street.names[0]) as page:
@@ -432,7 +427,7 @@ def test_scripts_in_names_and_notes_are_shown_as_text(browser: Any, tmp_path: Pa
 
 
 def test_without_pictures_the_page_says_how_to_get_them(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     with page_of(browser, store, threshold="0.9") as page:
         assert "--images ROOT" in page.text("#no-picture")
         assert page.kept("kept-share") == page.painted()
@@ -483,7 +478,7 @@ def test_scale_weights_are_computed_when_somebody_asks(browser: Any, street: Sce
 def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_second_person(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     file = tmp_path / "raw.certificate.json"
 
     def shown(page: Page, number: int) -> None:
@@ -555,7 +550,7 @@ def _markup(value: dict[str, Any]) -> None:
 def test_two_windows_answer_one_certificate_and_hostile_files_and_another_store_end_it(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store, file = copy_of(street, tmp_path), tmp_path / "raw.certificate.json"
+    store, file = street.copied_to(tmp_path).store, tmp_path / "raw.certificate.json"
     plan = json.dumps({"target": 0.8, "budget": 60, "classes": ["sky"]})
 
     def shown(page: Page, number: int) -> None:

@@ -217,7 +217,7 @@ def test_text_stands_out_from_its_ground(page: Page, theme: str) -> None:
 def test_straight_after_label_the_page_shows_photographs_with_every_pixel_and_says_how_to_measure(
     browser: Any, tmp_path: Path
 ) -> None:
-    scenes = make_scenes(tmp_path, cities=("aachen",), frames=2, size=(256, 128))
+    scenes = make_scenes(tmp_path, cities=("aachen",), frames=2)
     record = {"absolute": "/gone", "from_store": os.path.relpath(scenes.images, scenes.store.parent)}
     write_json(work_of(scenes.store) / "folder.json", record)  # as `autolabel label` writes it; both were moved since
     with page_of(browser, scenes.store) as page:

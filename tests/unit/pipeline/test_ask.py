@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.finalise import Recipe, finalise
-from hmsa_core.labels.review import UNTOUCHED, reviewed
+from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
@@ -24,28 +23,17 @@ from pipeline.review.questions import MIXED, UNSURE, Questions, review_of
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
 from pipeline.stages.pseudo_label import review_of as review_of_image
-from tests.support.label_scenes import Scenes, make_scenes
+from tests.support.label_scenes import Scenes, corrected, make_scenes
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    folder = tmp_path_factory.mktemp("ask")
-    scenes = make_scenes(folder, size=(256, 128))
-    (folder / "truth").mkdir()
-    for name, truth in scenes.truth.items():
-        cv2.imwrite(str(folder / "truth" / f"{name}.png"), truth)
-    return scenes
+    return make_scenes(tmp_path_factory.mktemp("ask"))
 
 
 @pytest.fixture
 def copied(made: Scenes, tmp_path: Path) -> Scenes:
-    shutil.copytree(made.store, tmp_path / "raw")
-    return replace(made, store=tmp_path / "raw")
-
-
-def corrected(view: StoreView, name: str) -> np.ndarray:
-    row = view.info(name)
-    return reviewed(review_of(view).of(name), row["height"], row["width"], view.classes)[1]
+    return made.copied_to(tmp_path)
 
 
 def ask(copied: Scenes, *options: object) -> int:
@@ -53,10 +41,9 @@ def ask(copied: Scenes, *options: object) -> int:
 
 
 def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(
-    copied: Scenes, made: Scenes, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth = made.store.parent / "truth"
-    assert ask(copied, "--answers", truth, "--budget", 60, "--ids", "train", "--json") == 0
+    assert ask(copied, "--answers", copied.maps, "--budget", 60, "--ids", "train", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["price"]
     assert [row["labelled"] for row in rows] == sorted(row["labelled"] for row in rows)
     assert rows[-1]["corrected"] > 0
@@ -70,7 +57,7 @@ def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(
         by_hand = said < raw.classes.num_classes
         assert (final.read(name)[0][by_hand] == said[by_hand]).all()
         assert (final.read_source(name)[by_hand] == SOURCES["human"]).all()
-        agree += int((said == made.truth[name])[by_hand].sum())
+        agree += int((said == copied.truth[name])[by_hand].sum())
         pixels += int(by_hand.sum())
     assert pixels == rows[-1]["labelled"]
     assert agree / pixels > 0.85
@@ -119,7 +106,7 @@ def test_answers_survive_a_new_teacher_and_its_questions_are_new(copied: Scenes,
     file.answer(found.id, 0, "wall", "kim")
     before = corrected(view, name)
     shutil.rmtree(copied.store)
-    made = make_scenes(tmp_path / "new", size=(256, 128), teacher_seed=1)
+    made = make_scenes(tmp_path / "new", teacher_seed=1)
     shutil.copytree(made.store, copied.store)
     now = StoreView(copied.store)
     assert np.array_equal(corrected(now, name), before)
@@ -227,7 +214,7 @@ def test_the_price_says_when_to_stop(copied: Scenes, wrong: int, size: int, said
 
 
 def test_a_region_that_was_answered_before_counts_as_a_draw(copied: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
-    truth = ("--answers", copied.images.parent / "truth", "--ids", "train", "--json")
+    truth = ("--answers", copied.maps, "--ids", "train", "--json")
     assert ask(copied, *truth, "--budget", 300) == 0
     first = json.loads(capsys.readouterr().out)["price"][-1]
     assert first["answers"] < 300, "in so few images some regions are drawn twice"

@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,43 +34,36 @@ CLASSES = ("road", "sky", "vegetation", "wall")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scenes, Path]:
-    """Scenes, and their true labels as trainIds."""
-    folder = tmp_path_factory.mktemp("certify")
-    scenes = make_scenes(folder, size=(256, 128))
-    (folder / "truth").mkdir()
-    for name, truth in scenes.truth.items():
-        cv2.imwrite(str(folder / "truth" / f"{name}.png"), truth)
-    return scenes, folder / "truth"
+def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    return make_scenes(tmp_path_factory.mktemp("certify"))
 
 
 @pytest.fixture(scope="module")
-def certified(made: tuple[Scenes, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def certified(made: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The certificate of the scenes that true labels give; read only."""
     file = tmp_path_factory.mktemp("certified") / "raw.certificate.json"
-    assert by_labels(made[0], made, "--out", file) == 0
+    assert by_labels(made, "--out", file) == 0
     return file
 
 
 @pytest.fixture
-def copied(made: tuple[Scenes, Path], tmp_path: Path) -> Scenes:
-    shutil.copytree(made[0].store, tmp_path / "raw")
-    return replace(made[0], store=tmp_path / "raw")
+def copied(made: Scenes, tmp_path: Path) -> Scenes:
+    return made.copied_to(tmp_path)
 
 
 def certify(store: Path, *options: object) -> int:
     return main(["certify", str(store), *map(str, options)])
 
 
-def by_labels(copied: Scenes, made: tuple[Scenes, Path], *options: object) -> int:
-    base = ("--answers", made[1], "--target", 0.9, "--budget", 500, "--classes", *CLASSES)
-    return certify(copied.store, *base, *options)
+def by_labels(scenes: Scenes, *options: object) -> int:
+    base = ("--answers", scenes.maps, "--target", 0.9, "--budget", 500, "--classes", *CLASSES)
+    return certify(scenes.store, *base, *options)
 
 
 def test_true_labels_certify_classes_that_are_as_right_as_promised(
-    copied: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str]
+    copied: Scenes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert by_labels(copied, made, "--json") == 0
+    assert by_labels(copied, "--json") == 0
     classes = json.loads(capsys.readouterr().out)["classes"]
     assert set(classes) == set(CLASSES)
     assert sum(row["draws"] for row in classes.values()) <= 500
@@ -91,17 +83,17 @@ def test_true_labels_certify_classes_that_are_as_right_as_promised(
         assert row["coverage"] == pytest.approx(kept / every, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_certificate(copied: Scenes, made: tuple[Scenes, Path], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_certificate(copied: Scenes, tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.json" for number in range(3)]
     for file, seed in zip(files, (1, 1, 2), strict=True):
-        assert by_labels(copied, made, "--seed", seed, "--budget", 40, "--out", file) == 0
+        assert by_labels(copied, "--seed", seed, "--budget", 40, "--out", file) == 0
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
 def test_a_certificate_is_recomputed_from_its_draws_and_a_changed_byte_refused(
-    made: tuple[Scenes, Path], certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Scenes, certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", str(made[0].store), "--certificate", str(certified)]) == 0
+    assert main(["verify", str(made.store), "--certificate", str(certified)]) == 0
     assert "draws recomputed" in capsys.readouterr().out
     file = tmp_path / "raw.certificate.json"
     file.write_text(certified.read_text().replace('"right"', '"wrong"', 1))
@@ -133,12 +125,12 @@ ALTERED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("change", ALTERED)
 def test_a_certificate_that_was_altered_and_sealed_again_is_refused(
-    made: tuple[Scenes, Path], certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+    made: Scenes, certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     file, value = tmp_path / "raw.certificate.json", sealed.read(certified)
     ALTERED[change](value)
     sealed.write(file, value)
-    assert main(["verify", str(made[0].store), "--certificate", str(file)]) == 4
+    assert main(["verify", str(made.store), "--certificate", str(file)]) == 4
     said = capsys.readouterr().err
     assert "refused" in said
     assert said.count("error:") == 1
@@ -147,7 +139,7 @@ def test_a_certificate_that_was_altered_and_sealed_again_is_refused(
 def test_a_certificate_is_void_once_the_store_is_made_anew(
     certified: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    make_scenes(tmp_path, size=(256, 128), frames=1, teacher_seed=1)
+    make_scenes(tmp_path, frames=1, teacher_seed=1)
     shutil.copy(certified, tmp_path)
     assert main(["verify", "--certificate", str(tmp_path / "raw.certificate.json")]) == 4
     assert "void: the store has changed" in capsys.readouterr().err
@@ -158,10 +150,10 @@ def test_a_certificate_is_void_once_the_store_is_made_anew(
 
 
 def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate(
-    copied: Scenes, made: tuple[Scenes, Path], tmp_path: Path
+    copied: Scenes, tmp_path: Path
 ) -> None:
     policy = tmp_path / "certified.json"
-    assert by_labels(copied, made, "--save-policy", policy) == 0
+    assert by_labels(copied, "--save-policy", policy) == 0
     saved, raw = ThresholdPolicy.load(policy), LabelStore.open(copied.store)
     passed = [entry.name for entry in saved.entries if entry.status == "certified"]
     assert passed
@@ -186,11 +178,11 @@ def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate
 
 
 def test_only_classes_of_this_certificate_are_certified_and_the_others_keep_their_own_target(
-    copied: Scenes, made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     low, high = tmp_path / "low.json", tmp_path / "high.json"
-    assert by_labels(copied, made, "--target", 0.6, "--save-policy", low) == 0
-    assert by_labels(copied, made, "--target", 0.97, "--policy", low, "--save-policy", high) == 0
+    assert by_labels(copied, "--target", 0.6, "--save-policy", low) == 0
+    assert by_labels(copied, "--target", 0.97, "--policy", low, "--save-policy", high) == 0
     first, second = ThresholdPolicy.load(low), ThresholdPolicy.load(high)
     passed = {entry.name for entry in second.entries if entry.status == "certified"}
     others = [entry for entry, was in zip(second.entries, first.entries, strict=True) if was.status == "certified"]
@@ -201,13 +193,13 @@ def test_only_classes_of_this_certificate_are_certified_and_the_others_keep_thei
     assert {entry.evidence["target"] for entry in second.entries if entry.name in passed} <= {0.97}
     assert second.evidence["target"] == 0.97, "what the page and the table of shift compare with"
     capsys.readouterr()
-    assert by_labels(copied, made, "--policy", low, "--save-policy", low) == 2
+    assert by_labels(copied, "--policy", low, "--save-policy", low) == 2
     assert "the certificate starts from this policy" in capsys.readouterr().err
     assert ThresholdPolicy.load(low).evidence == first.evidence
 
 
 def test_answers_of_people_are_put_aside_and_go_on_when_their_plan_comes_back(
-    copied: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str]
+    copied: Scenes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = ("--target", 0.9, "--budget", 500, "--classes", *CLASSES)
     file = Certificate.path_of(copied.store)
@@ -221,17 +213,17 @@ def test_answers_of_people_are_put_aside_and_go_on_when_their_plan_comes_back(
     assert "note: the answers of another certificate are kept in " in capsys.readouterr().err
     assert certify(copied.store, *plan) == 0
     assert [draw["verdict"] for draw in Certificate.load(file).items[:6]] == ["right"] * 6
-    assert by_labels(copied, made) == 0, "the same plan, answered by label maps"
+    assert by_labels(copied) == 0, "the same plan, answered by label maps"
     aside = Path(capsys.readouterr().err.split("are kept in ")[1].strip())
     assert main(["verify", "--certificate", str(aside)]) == 0, "its store is found by its name"
     assert [draw["verdict"] for draw in Certificate.load(aside).items[:7]] == ["right"] * 6 + [None]
 
 
 def test_label_maps_of_other_proportions_answer_nothing(
-    copied: Scenes, made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "turned").mkdir()
-    for name, truth in made[0].truth.items():
+    for name, truth in copied.truth.items():
         cv2.imwrite(str(tmp_path / "turned" / f"{name}.png"), np.rot90(truth))
     assert certify(copied.store, "--answers", tmp_path / "turned", "--ids", "train", "--target", 0.9) == 3
     said = capsys.readouterr().err
@@ -241,11 +233,11 @@ def test_label_maps_of_other_proportions_answer_nothing(
 
 
 def test_a_finished_store_is_certified_as_it_is(
-    made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raw = LabelStore.open(made[0].store)
+    raw = LabelStore.open(made.store)
     finalise(raw, Recipe(from_threshold("0.9", raw.classes)), tmp_path / "final")
-    done = certify(tmp_path / "final", "--answers", made[1], "--target", 0.9, "--classes", "sky", "road", "--json")
+    done = certify(tmp_path / "final", "--answers", made.maps, "--target", 0.9, "--classes", "sky", "road", "--json")
     assert done == 0
     classes = json.loads(capsys.readouterr().out)["classes"]
     assert classes["sky"]["certified"]

@@ -19,7 +19,7 @@ from tests.support.label_scenes import Scenes, make_scenes
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    return make_scenes(tmp_path_factory.mktemp("pays"), size=(256, 128))
+    return make_scenes(tmp_path_factory.mktemp("pays"))
 
 
 def test_regions_hold_the_kept_pixels_that_are_least_sure(scenes: Scenes) -> None:
@@ -63,7 +63,7 @@ def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expect
 
 
 def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(tmp_path: Path) -> None:
-    scenes = make_scenes(tmp_path, size=(256, 128))  # audits are evidence for a certificate of the same store
+    scenes = make_scenes(tmp_path)  # audits are evidence for a certificate of the same store
     view = StoreView(scenes.store)
     thresholds = Thresholds(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
     files = SpotFile(Audit, view, Audit.path_of(scenes.store.parent / "raw"))

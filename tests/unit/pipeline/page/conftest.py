@@ -17,7 +17,7 @@ from tests.support.label_scenes import Scenes, make_scenes
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     """Six scenes of two cities in two shards; read only."""
-    return make_scenes(tmp_path_factory.mktemp("scenes"), size=(256, 128), images_per_shard=3)
+    return make_scenes(tmp_path_factory.mktemp("scenes"), images_per_shard=3)
 
 
 @pytest.fixture

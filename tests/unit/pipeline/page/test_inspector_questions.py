@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hmsa_core.labels.review import UNTOUCHED, reviewed
+from hmsa_core.labels.review import UNTOUCHED
 from pipeline.cli.main import main
 from pipeline.review.questions import Questions, review_of
 from pipeline.review.session import Session
 from pipeline.review.view import StoreView
 from tests.support.asgi import AsgiClient, client_of
-from tests.support.label_scenes import Scenes, make_scenes
+from tests.support.label_scenes import Scenes, corrected, make_scenes
 
 PRICE = ("price", "last", "next", "words")
 
@@ -33,11 +33,6 @@ def said(client: AsgiClient, drawn_set: dict[str, Any], verdict: str, number: in
     assert reply.status == 200, reply.json()
     found: dict[str, Any] = reply.json()
     return found
-
-
-def corrected(view: StoreView, name: str) -> np.ndarray:
-    row = view.info(name)
-    return reviewed(review_of(view).of(name), row["height"], row["width"], view.classes)[1]
 
 
 def items_of(scenes: Scenes) -> list[dict[str, Any]]:
@@ -150,7 +145,7 @@ def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_s
     with client_of(Session(copied.store, reviewer="kim")) as client:
         drawn_set = said(client, drawn(client), "wall")
         shutil.rmtree(copied.store)
-        made = make_scenes(tmp_path / "new", size=(256, 128), teacher_seed=1)
+        made = make_scenes(tmp_path / "new", teacher_seed=1)
         shutil.copytree(made.store, copied.store)
         for path, body in (("answer", {"item": drawn_set["upcoming"][0], "verdict": "right"}), ("undo", {})):
             reply = client.post(f"/api/questions/{path}", {"audit": drawn_set["id"], **body})
