@@ -30,8 +30,6 @@ from research.ablation.recipe import Scale
 from research.ablation.run import Pending, Request, pending, run_ablation
 from research.figures import TABLES
 
-__all__ = ["add_arguments", "main", "run"]
-
 _CAMVID = ("camvid-table", "pays")
 
 

@@ -14,8 +14,6 @@ from pipeline.jobs.provenance import describe_run
 from pipeline.workspace.workspace import Workspace
 from research.figures import Figure, Made, replace
 
-__all__ = ["WORKSPACES", "collect", "workspace_lines"]
-
 WORKSPACES = "workspaces"
 _TRAININGS = ("teacher-pretrain", "teacher-train", "student-train")
 

@@ -23,8 +23,6 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.locks import FileLock
 
-__all__ = ["CONFIRMING", "EXPLORING", "TABLES", "Figure", "Made", "figures", "replace"]
-
 TABLES = Path(__file__).resolve().parent / "tables"
 EXPLORING, CONFIRMING = "exploring", "confirming"
 _TEXT = pa.dictionary(pa.int32(), pa.string())

@@ -28,8 +28,6 @@ from research.collect import WORKSPACES, collect
 from research.figures import CONFIRMING, EXPLORING, TABLES, figures
 from research.markdown import points, span, table
 
-__all__ = ["add_arguments", "made_anew", "main", "run", "verdict"]
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = (
     "docs/scaling.md",

@@ -20,8 +20,6 @@ from hmsa_core.labels.review import UNTOUCHED, Labels, Mark, Patch, ReviewFile, 
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = ["Exported", "Summary", "bring_back"]
-
 
 @dataclass
 class Summary:

@@ -11,8 +11,6 @@ from hmsa_core.spec import EvaluationSetting
 from pipeline.workspace.params import Params
 from research.ablation.plan import Ablation, Labels, Row, Training
 
-__all__ = ["NAMES", "camvid_variant", "make_ablation", "named_variant", "setting"]
-
 NAMES = ("scales", "attention", "labels", "reasons", "threshold", "merging", "losses", "pays", "camvid-table")
 SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 PAIRS = ((0.25, 1.0), (1.0, 2.0))  # with {0.5, 1}: what one more scale brings into an average

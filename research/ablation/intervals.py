@@ -26,8 +26,6 @@ from hmsa_core.metrics.bootstrap import Blocks, Draws, Runs, as_runs, difference
 from research.ablation.plan import Ablation
 from research.figures import CONFIRMING, EXPLORING, Figure, Made
 
-__all__ = ["FIRST_CONFIRMING", "TRAININGS", "Cells", "Counts", "kind_of", "load_counts", "summarise"]
-
 FIRST_CONFIRMING = 100  # seeds from here on run only after the recipe was frozen
 TRAININGS = "(two trainings of one row)"  # row that says how far they lie apart
 DRAWS = 2000

@@ -30,8 +30,6 @@ from pipeline.workspace.workspace import Workspace
 from research.ablation.labels import WORK, MadeLabels
 from research.ablation.plan import Training
 
-__all__ = ["Evaluated", "Trained", "count_macs", "evaluate", "own_teacher", "start_of", "train"]
-
 
 @dataclass(frozen=True)
 class Trained:

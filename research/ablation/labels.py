@@ -28,8 +28,6 @@ from pipeline.workspace.params import MEASURED_POLICIES
 from pipeline.workspace.workspace import Workspace
 from research.ablation.plan import Labels
 
-__all__ = ["WORK", "MadeLabels", "make_labels", "threshold_that_ignores"]
-
 WORK = "ablation"  # folder of progress below work/
 
 

@@ -18,8 +18,6 @@ from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
 from research.ablation.plan import Ablation
 
-__all__ = ["check_ready", "make_camvid_workspace", "run_stages"]
-
 _LOG = logging.getLogger(__name__)
 _MARKS = {
     "teacher-pretrain": ("data/index/learn.parquet", "data/index/report.parquet"),

@@ -11,8 +11,6 @@ from hmsa_core.spec import EvaluationSetting
 from pipeline.workspace.params import Params
 from research.ablation.plan import Ablation, Training
 
-__all__ = ["Scale", "how_run", "recipe_digest", "train_config"]
-
 
 @dataclass(frozen=True)
 class Scale:

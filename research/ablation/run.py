@@ -22,8 +22,6 @@ from research.ablation.plan import Ablation, Row, Training
 from research.ablation.recipe import Scale, how_run, train_config
 from research.figures import Figure, Made, figures, replace
 
-__all__ = ["Pending", "Request", "cell_lines", "pending", "run_ablation"]
-
 _LOG = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ from research.bench.scaling import scaling_table
 from research.figures import figures
 from research.markdown import table
 
-__all__ = ["GOALS", "TABLE", "Goal", "bench_lines", "goals_lines", "gpu_lines", "scaling_lines"]
-
 TABLE = "bench"
 
 

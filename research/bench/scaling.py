@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from hmsa_core.data.near import work
 
-__all__ = ["COUNTS", "Assumed", "rows_of", "scaling_table"]
-
 COUNTS = (20_000, 1_000_000, 10_000_000, 100_000_000)
 Row = tuple[str, str, float]  # title, unit, figure
 
