@@ -20,6 +20,8 @@ from hmsa_core.labels.review import UNTOUCHED, Labels, Mark, Patch, ReviewFile, 
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.taxonomy import IGNORE
 
+__all__ = ["Exported", "Summary", "bring_back"]
+
 
 @dataclass
 class Summary:
