@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hmsa_core.io.errors import InterruptedRunError
+
 _PR_SET_PDEATHSIG = 1
 _ONE_BLOW_S = 1.0
 JOB_GRACE_S = 30.0  # time for a job to save its progress after a stop
@@ -131,6 +133,11 @@ class StopRequest:
     def is_set(self) -> bool:
         """Whether a stop was requested."""
         return self._requested.locked()
+
+    def check(self) -> None:
+        """Raise InterruptedRunError if a stop was requested."""
+        if self.is_set():
+            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
 
     def set(self) -> None:
         """Request a stop from inside the program."""

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.runtime.progress import JsonLog, Progress
 
@@ -212,8 +212,3 @@ class JobContext:
     def progress(self, total: int, *, what: str, unit: str = "images", initial: int = 0) -> Progress:
         """Progress on standard error, silent on all ranks but the first."""
         return Progress(total, what=what, unit=unit, initial=initial, enabled=self.is_main)
-
-    def check_stop(self) -> None:
-        """Raise InterruptedRunError if *this* rank received a stop request (for jobs with independent ranks)."""
-        if self.stop.is_set():
-            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")

@@ -12,7 +12,7 @@ from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.engine import Engine
-from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CENTROIDS, finalise
 from hmsa_core.labels.store.codes import NUM_CODES
@@ -59,7 +59,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
             lineage=provenance("pseudo-label"),
             engine=Engine(ws.params.runtime.engine, ws.params.pseudo_label.workers),
             advance=progress.update,
-            check_stop=lambda: _check_stop(ws),
+            check_stop=ws.stop.check,
         )
     store = work / "store"
     if statistics["labelled"] == 0:
@@ -100,11 +100,6 @@ def _named(labels: Labels) -> str:
     chosen = f"{100 * labels.ignored:.0f} % ignored" if labels.ignored is not None else f"threshold {labels.threshold}"
     kept = " that win conflicts" if labels.conflict else ""
     return chosen + (f" with coarse labels{kept}" if labels.coarse else "")
-
-
-def _check_stop(ws: Workspace) -> None:
-    if ws.stop.is_set():
-        raise InterruptedRunError("stopped by a signal; finished shards stay", hint="run the same command again")
 
 
 def _with_merging(ws: Workspace, labels: Labels) -> Workspace:

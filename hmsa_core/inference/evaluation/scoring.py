@@ -88,7 +88,7 @@ def score(
     what = "evaluate" if context.world == 1 else f"evaluate (rank 0 of {context.world})"
     with context.progress(len(mine), what=what) as progress:
         for item in read_ahead(mine, read):
-            context.check_stop()
+            context.stop.check()
             resized: dict[int, UInt8] = {}
             for setting in order:
                 edge = setting.long_edge or max(item.image.shape[:2])

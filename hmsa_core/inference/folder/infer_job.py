@@ -207,7 +207,7 @@ def _on_ray(
     engine = Engine("ray", runtime.ranks, 1 if on_gpu else threads, int(on_gpu))
     # Ray ends a process that had a GPU after each batch. With some shards in it, the teacher is opened less often.
     batch = max(1, min(8, len(pending) // (4 * runtime.ranks))) if on_gpu else 1
-    return engine.map(worker, pending, what="labels images", batch=batch, check_stop=context.check_stop)
+    return engine.map(worker, pending, what="labels images", batch=batch, check_stop=context.stop.check)
 
 
 def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str, Any]:
@@ -383,7 +383,7 @@ class Pipeline:
                 for shard in opened:  # not finished
                     shard.abort()
             if held_by_others:
-                self.context.check_stop()
+                self.context.stop.check()
                 time.sleep(_POLL_S)
 
     def _claims(
@@ -444,7 +444,7 @@ class Pipeline:
         waiting: deque[Future[None]] = deque()
         try:
             for _ in shard.plan.names:
-                self.context.check_stop()
+                self.context.stop.check()
                 with self._timed("read_wait"):
                     item = next(items)
                 begun.append(self._begin(item, writer))
