@@ -216,7 +216,7 @@ def settle_runtime(spec: TrainSpec, context: JobContext) -> TrainSpec:
     requested = {"threads": runtime.threads, "precision": runtime.precision, "channels_last": runtime.channels_last}
     if "auto" not in requested.values():
         return spec
-    chosen = context.ranks.broadcast(_choice(spec, context, requested) if context.is_main else {})
+    chosen = context.ranks.broadcast(_choice(spec, context, requested) if context.ranks.is_main else {})
     torch.set_num_threads(chosen["threads"])
     settled = runtime.model_copy(update=chosen)
     return spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": settled})})
@@ -234,7 +234,7 @@ def _choice(spec: TrainSpec, context: JobContext, requested: dict[str, Any]) -> 
 
 def _measure(spec: TrainSpec, context: JobContext, requested: dict[str, Any]) -> dict[str, Any]:
     threads = {"threads": spec.config.runtime.thread_count}
-    ways = ways_to_compute(context.device.type, requested["precision"], requested["channels_last"])
+    ways = ways_to_compute(context.ranks.device.type, requested["precision"], requested["channels_last"])
     if len(ways) == 1:
         return {"chosen": ways[0] | threads, "timed": []}
     height, width = (min(side, most) for side, most in zip(spec.config.crop, _CROP, strict=True))

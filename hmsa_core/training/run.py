@@ -153,7 +153,7 @@ def run(spec: TrainSpec, context: JobContext) -> None:
     """
     spec = settle_runtime(spec, context)
     # Refuse impossible settings before any data are read.
-    passes_a_step(spec.config, context.world)
+    passes_a_step(spec.config, context.ranks.world)
     refuse_small_crop(spec.config, context.ranks.norm_ranks)
     data = open_run_data(spec, context.ranks)
     total, batch = Timeline(data.plan, spec.config.global_batch).total_steps, spec.config.global_batch
@@ -172,7 +172,7 @@ def run(spec: TrainSpec, context: JobContext) -> None:
             if verdict.stop:
                 job.save_and_leave()
         job.validate()
-    if context.is_main:
+    if context.ranks.is_main:
         digest = save_model(spec, context, trainer, data)
         context.log.write("finished", step=total, weights_sha256=digest)
 
@@ -247,7 +247,7 @@ class _Run:
     def _follow_log(self) -> None:
         """Send each later log line also to the trackers in the settings."""
         trackers = self.spec.config.runtime.trackers
-        if trackers and self.context.is_main:
+        if trackers and self.context.ranks.is_main:
             root, run = self.spec.tracking or self.spec.work, f"{self.spec.stage}-{self.data.key[:8]}"
             self.context.log.follower = follow(trackers, root, run, self.data.key, self.trainer.step)
 
@@ -279,7 +279,7 @@ class _Run:
             pseudo=counts["pseudo"],
             images_per_s=counts["images"] / seconds,
             data_wait=waited,
-            memory_mb=peak_memory_mb(self.context.device),
+            memory_mb=peak_memory_mb(self.context.ranks.device),
             **means,
         )
         progress.update(step * self.spec.config.global_batch - progress.done, loss=means["loss"])
@@ -327,7 +327,7 @@ class _Run:
             "meters": self.trainer.meters.state(),
             "scaler": self.trainer.scaler.state_dict(),
         }
-        if self.context.is_main:
+        if self.context.ranks.is_main:
             with self.clock.counting("excluded"):
                 self.states.save(step, groups, record)
         self.trainer.saved_step = step
@@ -422,8 +422,8 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
         "stage": spec.stage,
         "config": spec.config.model_dump(mode="json"),
         "machine": {
-            "ranks": context.world,
-            "device": context.device.type,
+            "ranks": context.ranks.world,
+            "device": context.ranks.device.type,
             "threads": runtime.thread_count,
             "channels_last": runtime.channels_last,
             "precision": runtime.precision,

@@ -55,7 +55,7 @@ def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Trials of algorithms would choose others on each rank, and take long where sizes differ.
     torch.backends.cudnn.benchmark = False
-    return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
+    return Predictor(models.load(checkpoint), context.ranks.device, context.runtime.precision, in_place=True)
 
 
 def open_tiler(checkpoint: Path, runtime: RuntimeConfig) -> Tiler:

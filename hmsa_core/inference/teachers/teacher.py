@@ -287,5 +287,5 @@ def open_network(source: Source, context: JobContext, *, is_single: bool) -> Eng
     if source.family == "checkpoint":
         return load_predictor(source.path, context)
     if source.family == "hf":
-        return HuggingFaceNetwork(source, context.device, context.runtime.precision)
+        return HuggingFaceNetwork(source, context.ranks.device, context.runtime.precision)
     return OnnxNetwork(source, context.runtime.thread_count, is_single=is_single)

@@ -157,7 +157,7 @@ def test_each_kind_of_job_reaches_its_own_module(
 
     called = []
     for module in (infer, evaluate):
-        monkeypatch.setattr(module, "run", lambda spec, context: called.append((spec.job, context.is_main)))
+        monkeypatch.setattr(module, "run", lambda spec, context: called.append((spec.job, context.ranks.is_main)))
     common = {"work": tmp_path, "roots": {}, "selection": Selection(index=tmp_path)}
     cpu = RuntimeConfig(device="cpu")
     job.run_spec(InferSpec(config=InferConfig(runtime=cpu), teacher=tmp_path, **common))
