@@ -157,7 +157,8 @@ def run(spec: TrainSpec, context: JobContext) -> None:
     refuse_small_crop(spec.config, context.ranks.norm_ranks)
     data = open_run_data(spec, context.ranks)
     total, batch = Timeline(data.plan, spec.config.global_batch).total_steps, spec.config.global_batch
-    if _is_finished(spec.work / "model", data.key):
+    model = spec.work / "model"
+    if (model / "model.json").exists() and read_meta(model)["extra"].get("key") == data.key:
         context.log.write("finished", step=total)
         return
     job = _Run(spec, context, data)
@@ -175,10 +176,6 @@ def run(spec: TrainSpec, context: JobContext) -> None:
     if context.ranks.is_main:
         digest = save_model(spec, context, trainer, data)
         context.log.write("finished", step=total, weights_sha256=digest)
-
-
-def _is_finished(folder: Path, key: str) -> bool:
-    return (folder / "model.json").exists() and read_meta(folder)["extra"].get("key") == key
 
 
 class _Run:

@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps({"classes": rows, "more": found.more()}, indent=1) + "\n")
     else:
         _print(found, results, file.path)
-        _print_more(found)
+        more = found.more()
+        sys.stdout.write(f"{more['answers']} more answers: about {more['pixels']:,} pixels ({more['coverage']:.1%})\n")
         if args.answers is None:
             on_page = view.kind == "raw" and args.out is None  # the page certifies raw stores only
             _print_wanted(results, args.store, on_page=on_page)
@@ -125,11 +126,6 @@ def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) ->
             f"{estimate:>10}{row['lower']:>10.1%}{row['coverage']:>10.1%}\n"
         )
     write(f"\n{out}\n")
-
-
-def _print_more(found: Certificate) -> None:
-    more = found.more()
-    sys.stdout.write(f"{more['answers']} more answers: about {more['pixels']:,} pixels ({more['coverage']:.1%})\n")
 
 
 def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, on_page: bool) -> None:

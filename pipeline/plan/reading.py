@@ -84,7 +84,9 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
     if folders.new is not None and folders.new.resolve() == folders.images.resolve():
         hint = "give --new images that are not in --images; images there without a label map are auto-labelled anyway"
         raise InputError(f"{folders.new} is given as --images and as --new", hint=hint)
-    root = _root(folders)
+    paths = [path.resolve() for path in folders.all()]
+    root = Path(os.path.commonpath(paths))  # around all folders: the parent where it is one of them
+    root = root.parent if root in paths else root
     spots = {name: _below(root, getattr(folders, name)) for name in ("images", "labels", "coarse", "new")}
     others = [spots[name] for name in ("labels", "coarse", "new")]
     images = files_below(root, spots["images"], IMAGE_SUFFIXES, others)
@@ -117,13 +119,6 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
         | {"coarse_name": str(coarse_name), "classes": "data/classes.json", "names": _names(pairs.images, new)}
     )
     return Reading(root, source, pairs, coarse, new)
-
-
-def _root(folders: Folders) -> Path:
-    """The folder around all: its parent where it is one of them, so that each has a path below it."""
-    paths = [path.resolve() for path in folders.all()]
-    root = Path(os.path.commonpath(paths))
-    return root.parent if root in paths else root
 
 
 def _below(root: Path, folder: Path | None) -> str:

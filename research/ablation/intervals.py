@@ -259,7 +259,8 @@ def _lines_of_trainings(
     """
     apart: dict[Any, list[float]] = {}
     for row in ablation.rows:
-        scores = {seed: _mean_iou(c) for seed, c in cells.get(row.name, {}).items()}
+        counts = cells.get(row.name, {})
+        scores = {seed: float(mean_iou_of(iou_of(c.confusions().sum(0)))) for seed, c in counts.items()}
         for a, b in combinations(sorted(scores), 2):
             apart.setdefault((row.training, a, b), []).append(scores[a] - scores[b])
     if apart:
@@ -267,7 +268,3 @@ def _lines_of_trainings(
         yield tell.line("apart", float(np.sqrt(np.mean(squares))))
         yield tell.line("apart_most", max(abs(v) for values in apart.values() for v in values))
         yield tell.line("pairs", len(apart))
-
-
-def _mean_iou(counts: Counts) -> float:
-    return float(mean_iou_of(iou_of(counts.confusions().sum(0))))

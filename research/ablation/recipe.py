@@ -75,13 +75,9 @@ def recipe_digest(params: Params, ablation: Ablation, scale: Scale) -> str:
         training = row.training
         rows[row.name] = {
             "config": training and key_material(train_config(params, training, 0, scale)),
-            "start": training and _start(params, training),
+            "start": training and (params.student_train.init if training.start == "teacher" else training.start),
             "labels": training and training.labels and training.labels.to_json(),
             "run": row.setting.model_dump(mode="json"),
         }
     sections = (params.teacher_train, params.auto_infer, params.calibrate, params.pseudo_label)
     return atomic.digest([rows, ablation.differences, [key_material(section) for section in sections]])[:16]
-
-
-def _start(params: Params, training: Training) -> str:
-    return params.student_train.init if training.start == "teacher" else training.start

@@ -99,7 +99,8 @@ def choose_views(
     """Scales and mirroring by labels: the best scale, then more as long as each brings `_GAIN`."""
 
     def score(scales: Sequence[float], flip: bool) -> float:
-        return mean_iou(apply(views.probabilities(_views(scales, flip)), targets, num_classes), pixels)
+        tried = [View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        return mean_iou(apply(views.probabilities(tried), targets, num_classes), pixels)
 
     known = sorted({view.scale for view in views.scores})
     chosen, best = _grow(known, lambda scales: score(scales, flip=False))
@@ -117,10 +118,6 @@ def _grow(known: list[float], score: Callable[[tuple[float, ...]], float]) -> tu
             break
         chosen, best = tuple(sorted((*chosen, scale))), tries[scale]
     return chosen, best
-
-
-def _views(scales: Sequence[float], flip: bool) -> list[View]:
-    return [View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
 
 
 def agreeing_scales(views: Views) -> tuple[tuple[float, ...], bool]:

@@ -288,10 +288,6 @@ def _in_order(text: str, path: Path) -> list[str]:
     return given
 
 
-def _onnx_names(path: Path) -> tuple[str, ...]:
-    return tuple(onnx_metadata(path).get("classes", ()))
-
-
 def _hf_files(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         raise InputError(f"hf:{path}: no such folder", hint="give a folder with config.json and *.safetensors")
@@ -344,7 +340,7 @@ _FILES: dict[str, Callable[[Path], tuple[Path, ...]]] = {
 }
 _NAMES: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "checkpoint": _checkpoint_names,
-    "onnx": _onnx_names,
+    "onnx": lambda path: tuple(onnx_metadata(path).get("classes", ())),
     "hf": _hf_names,
     "scores": lambda _path: (),
 }
