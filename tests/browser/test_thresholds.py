@@ -20,10 +20,6 @@ from tests.support.label_scenes import Scenes
 EDGES = ConfidenceCode().edges
 
 
-def kept_of(found: dict[str, Any], name: str) -> int:
-    return next(int(row["kept"]) for row in found["classes"] if row["name"] == name)
-
-
 def test_the_slider_by_keyboard_steps_from_edge_to_edge(page: Page, street: Scenes, inspect) -> None:
     page.open(threshold="0.9")
     slider = page.find("#threshold")
@@ -75,7 +71,8 @@ def test_a_class_has_its_own_slider(page: Page, street: Scenes, inspect) -> None
     found = inspect(street.store, "--threshold", "0.9", "--cut", "car:0.6")
     assert page.kept() == found["kept"]
     row = "[data-class=car] .class-kept"
-    page.until(lambda: int(page.find(row).get_attribute("data-kept")) == kept_of(found, "car"))
+    kept = next(int(row["kept"]) for row in found["classes"] if row["name"] == "car")
+    page.until(lambda: int(page.find(row).get_attribute("data-kept")) == kept)
     page.until(lambda: page.text("[data-class=car] .chip") == "yours")
     page.find(f"#{car}").send_keys(Keys.ARROW_UP)
     page.until(lambda: page.text("[data-class=car] .class-value") == "0.61")

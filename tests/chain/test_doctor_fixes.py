@@ -10,15 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.chain import dvc, environment, lock_file, run
+from tests.support.damage import flip
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault]
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.unlink()  # a new file: the bytes of the old one may be shared with work/ by a hard link
-    path.write_bytes(data)
 
 
 def _findings(workspace: Path, status: int) -> dict[str, dict[str, str]]:
@@ -29,9 +23,9 @@ def _findings(workspace: Path, status: int) -> dict[str, dict[str, str]]:
 def test_each_fault_is_fixed_by_the_command_that_the_doctor_gives(workspace: Path) -> None:
     assert _findings(workspace, 0) == {}
     lock = lock_file(workspace)
-    _flip(sorted((workspace / "labels/raw").glob("shard-*.parquet"))[0])
+    flip(sorted((workspace / "labels/raw").glob("shard-*.parquet"))[0])
     (workspace / "labels/final/manifest.json").write_text('{"digest"')
-    _flip(workspace / "models/teacher/model.safetensors")
+    flip(workspace / "models/teacher/model.safetensors")
     (workspace / "models/student/model.json").unlink()
     shutil.rmtree(workspace / "data/demo/mapillary")
     (workspace / ".dvc/tmp/rwlock").write_bytes(b"")

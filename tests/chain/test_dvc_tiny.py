@@ -15,6 +15,7 @@ from hmsa_core.labels import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.workspace.table import STAGES, TABLE
 from tests.support.chain import BIN, REPO, Whole, change_param, dvc, environment, lock_file, run, set_params
+from tests.support.damage import flip
 
 pytestmark = pytest.mark.chain
 
@@ -212,9 +213,6 @@ def test_every_column_of_the_report_explains_itself_at_the_mouse_and_in_its_last
 
 def test_a_damaged_raw_store_is_named_and_not_used(workspace: Path) -> None:
     shard = sorted((workspace / "labels" / "raw").glob("shard-*.parquet"))[1]
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.unlink()  # a new file: the bytes of the old one are shared with work/ by a hard link
-    shard.write_bytes(data)
+    flip(shard)
     done = run(workspace, "autolabel", "stage", "pseudo-label", status=4)
     assert shard.name in done.text

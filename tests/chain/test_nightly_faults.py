@@ -41,17 +41,9 @@ pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.slow, pytest.mar
 NIGHT: dict[str, object] = {"params": SLOWLY, "stages": ["auto-infer"], "promote": False}
 
 
-def _kill_worker(folder: Path, _run: str) -> None:
-    os.kill(pid_of(folder, "worker"), signal.SIGKILL)
-
-
 def _kill_flow(folder: Path, _run: str) -> None:
     (engine,) = [pid for pid, line in run_processes_of(folder).items() if "prefect.engine" in line]
     os.kill(engine, signal.SIGKILL)
-
-
-def _kill_server(folder: Path, _run: str) -> None:
-    os.killpg(pid_of(folder, "server"), signal.SIGKILL)
 
 
 def _kill_everything(folder: Path, _run: str) -> None:
@@ -66,9 +58,9 @@ def _cancel(folder: Path, run: str) -> None:
 
 # What hits the run, and how many seconds later nothing of it may live.
 HITS: dict[str, tuple[Callable[[Path, str], None], float]] = {
-    "kill -9 of the worker": (_kill_worker, 120.0),
+    "kill -9 of the worker": (lambda folder, _run: os.kill(pid_of(folder, "worker"), signal.SIGKILL), 120.0),
     "kill -9 of the flow": (_kill_flow, 15.0),
-    "kill -9 of the server": (_kill_server, 15.0),
+    "kill -9 of the server": (lambda folder, _run: os.killpg(pid_of(folder, "server"), signal.SIGKILL), 15.0),
     "kill -9 of everything": (_kill_everything, 15.0),
     "cancel by command line": (_cancel, 15.0),
 }

@@ -30,6 +30,7 @@ from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.runtime.ranks import Ranks, start_ranks
+from tests.support.damage import flip
 from tests.support.inference import StopAfter, infer_spec, job_context, save_model, small_model
 from tests.support.ranks import on_ranks, run_ranks
 from tests.support.training import folder_bytes, write_data
@@ -194,7 +195,7 @@ def test_tiles_that_lack_of_memory_forced_are_reported_in_receipt_and_summary(tm
 
 
 def test_each_rank_reads_its_share_of_the_finished_shards_and_a_changed_one_is_found(data, finished, work_copy):
-    flip_a_bit(work_copy / "store" / "shard-00001.parquet")  # of the same size
+    flip(work_copy / "store" / "shard-00001.parquet")  # of the same size
 
     def job(ranks: Ranks) -> None:
         read, inner = [], infer_job.shard_done
@@ -281,16 +282,10 @@ def test_labels_of_other_parameters_are_never_mixed(data, work_copy, change):
         run(data, work_copy, **change)
 
 
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(bytes(data))
-
-
 def test_an_image_damaged_after_indexing_is_left_out_named_and_taken_in_once_restored(data_copy, tmp_path, finished):
     image = data_copy / "toy/toy_002.png"
     good = image.read_bytes()
-    flip_a_bit(image)
+    flip(image)
     summary = run(data_copy, tmp_path / "work")
     assert summary["images"] == IMAGES - 1
     assert [row["name"] for row in summary["skipped"]] == ["toy_002"]
@@ -309,7 +304,7 @@ def test_an_image_damaged_after_indexing_is_left_out_named_and_taken_in_once_res
 def test_labels_of_images_that_are_gone_stay_when_one_next_to_them_is_restored(data_copy, tmp_path):
     image = data_copy / "toy/toy_002.png"
     good = image.read_bytes()
-    flip_a_bit(image)
+    flip(image)
     run(data_copy, tmp_path / "work")
     shards = read_json(tmp_path / "work" / "plan.json")["shards"]
     (shard,) = [s["names"] for s in shards if "toy_002" in s["names"]]

@@ -20,19 +20,14 @@ LABELS = hnp.arrays(np.uint8, (6, 7), elements=IDS)
 ACTIONS = hnp.arrays(np.uint8, (5, 5), elements=st.sampled_from([HUMAN, IGNORED, TEACHER]))
 
 
-def _rules(actions: np.ndarray) -> MergeRules:
-    actions = actions.copy()
-    np.fill_diagonal(actions, HUMAN)
-    return MergeRules(CLASSES, actions)
-
-
 @given(LABELS, LABELS, ACTIONS)
 @settings(max_examples=CASES)
 def test_each_pair_does_what_its_rule_says_and_the_source_tells_whose_label_it_is(
     pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray
 ) -> None:
     """So a human pixel changes only where a rule says so, and 255 only where a label of the teacher passed."""
-    rules = _rules(actions)
+    np.fill_diagonal(actions, HUMAN)
+    rules = MergeRules(CLASSES, actions)
     final, source = merge_labels(pseudo, human, rules)
     for h, p, f in zip(human.flat, pseudo.flat, final.flat, strict=True):
         if h == 255:

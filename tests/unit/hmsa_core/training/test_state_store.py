@@ -15,6 +15,7 @@ from hmsa_core.io import sealed
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, IntegrityError
 from hmsa_core.training.state import Snapshot, StateStore, optimiser_tensors
+from tests.support.damage import flip
 from tests.support.faults import every_exit, every_fault
 from tests.support.training import folder_bytes
 
@@ -94,10 +95,7 @@ def test_the_last_two_states_are_kept_and_the_newest_is_used_and_fewer_are_refus
 
 
 def damage_a_tensor(folder: Path) -> str:
-    file = folder / "optimiser.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+    flip(folder / "optimiser.safetensors", -1)
     return "optimiser.safetensors: SHA-256"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -126,7 +127,8 @@ def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, inspect, capsys, s
     whole, counts = pairs.read_bytes(), np.zeros((20, 19, 256), np.int64)
     damages = [whole[: len(whole) // 2], b"", b"no archive"]
     # A flip in every field of the archive's headers, and in the name, the shape and the numbers behind them.
-    damages += [_flipped(whole, at, bit) for at in range(0, len(whole), 3) for bit in (0, 6)]
+    for at, bit in itertools.product(range(0, len(whole), 3), (0, 6)):
+        damages.append(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
     wrong = (counts[:19], counts[..., :255], counts[0], counts * 0.5, np.array(["text"]))
     for value in ({"other": counts}, *({"pairs": pairs_} for pairs_ in wrong)):
         np.savez_compressed(made := io.BytesIO(), **value)
@@ -147,10 +149,6 @@ def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, inspect, capsys, s
     assert reported > len(damages) // 2
     pairs.write_bytes(b"")
     assert f"error: {pairs}: " in said("serve", *arguments, "--port", "0", status=4).err
-
-
-def _flipped(data: bytes, at: int, bit: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
 def test_a_review_line_that_is_no_object_is_named(store: Path, tmp_path: Path, said) -> None:

@@ -24,6 +24,7 @@ from pipeline.review import weights as weights_module
 from pipeline.review.session import Session
 from pipeline.review.weights import WeightJobs
 from tests.support.asgi import AsgiClient, client_of
+from tests.support.damage import flip
 from tests.support.label_scenes import LINEAGE, Scenes
 
 SCRIPT = "<script>alert(1)</script>"
@@ -111,9 +112,7 @@ def test_a_tiff_that_is_called_a_jpeg_is_refused(client: AsgiClient, copied: Sce
 
 def test_one_damaged_shard_is_named_and_the_others_are_served(copied: Scenes) -> None:
     first = sorted(copied.store.rglob("shard-*.parquet"))[0]
-    data = bytearray(first.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    first.write_bytes(data)
+    flip(first)
     session = Session(copied.store, images=copied.images)
     with client_of(session) as client:
         replies = {n: client.get("/api/plane", name=n, plane=p) for n in copied.names for p in ("label", "confidence")}
