@@ -137,16 +137,16 @@ def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict
         return policy, {}
     if ws.params.pseudo_label.threshold == "policy":
         return policy, {entry.name: entry.evidence for entry in policy.entries}
-    curves = Curves.load(judged_curves(ws, "calibration"))
+    curves = Curves.load(judged_curves(ws))
     if policy.table is None:
         policy.table = ThresholdPolicy.load(measured).table
     return policy, kept_figures(curves, policy, ws.params.calibrate)["classes"]
 
 
-def judged_curves(ws: Workspace, folder: str) -> Path:
+def judged_curves(ws: Workspace) -> Path:
     """Curves file of the judged pixels: a separate file where `calibrate.region` leaves pixels out."""
-    judged = ws.path(f"{folder}/{JUDGED_CURVES}")
-    return judged if judged.exists() else ws.path(f"{folder}/curves.json")
+    judged = ws.path(f"calibration/{JUDGED_CURVES}")
+    return judged if judged.exists() else ws.path("calibration/curves.json")
 
 
 def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfig) -> dict[str, Any]:

@@ -195,16 +195,14 @@ def _lines_of_share(
         yield tell.line(f"recovered{end}", value)
 
 
-def bootstrap_share(
-    confusions: Runs, baseline: Runs, ceiling: Runs, blocks: Blocks, *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
+def bootstrap_share(confusions: Runs, baseline: Runs, ceiling: Runs, blocks: Blocks) -> tuple[float, float, float]:
     """Value and interval of (mean IoU - baseline) / (ceiling - baseline): the part of a possible gain that was reached.
 
     The interval holds each share s at which the gain less s times the possible gain may be zero (Fieller 1954), to two
     digits from -2 to 3. It is NaN where the possible gain itself is not shown: its own interval reaches zero or below.
     """
     runs, ids = as_runs(confusions, blocks)
-    plan = Draws(ids, draws, seed)
+    plan = Draws(ids, DRAWS, 0)
     showing = plan.showing(runs)
     ours, low, top = (plan.scores(as_runs(c, blocks)[0]) for c in (runs, baseline, ceiling))
     gain, possible = ([difference_of(a, b) for a, b in zip(one, low, strict=True)] for one in (ours, top))

@@ -106,9 +106,9 @@ def _of_index(images: int, rates: Mapping[str, float]) -> list[Row]:
     return rows
 
 
-def scaling_table(rates: Mapping[str, float], given: Assumed | None = None) -> list[str]:
+def scaling_table(rates: Mapping[str, float]) -> list[str]:
     """The table as Markdown."""
-    columns = [rows_of(images, rates, given or Assumed()) for images in COUNTS]
+    columns = [rows_of(images, rates, Assumed()) for images in COUNTS]
     lines = [f"| | {' | '.join(f'{images:,}' for images in COUNTS)} |", "|---|" + "---:|" * len(COUNTS)]
     for same in zip(*columns, strict=True):
         title, unit, _ = same[0]

@@ -83,7 +83,7 @@ class Stratum(NamedTuple):
     weight: float
 
 
-def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[float, float, float] | None:
+def stratified(strata: Sequence[Stratum]) -> tuple[float, float, float] | None:
     """Weighted share over strata and the ends of its design-based interval; None when nothing was answered.
 
     The effective sample size of Korn and Graubard 1998 goes into the formula of Clopper and Pearson, as the US
@@ -100,7 +100,7 @@ def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[flo
     variance = sum((s.weight / total) ** 2 * p * (1 - p) / s.n for s, p in careful)
     middle = sum(s.weight * p for s, p in careful) / total
     effective = min(float(sum(s.n for s in judged_strata)), middle * (1 - middle) / variance)
-    return value, *clopper_pearson(value * effective, effective, confidence)
+    return value, *clopper_pearson(value * effective, effective, 0.95)
 
 
 def spread_of_errors(total: NDArray[np.integer], correct: NDArray[np.integer]) -> tuple[float, float]:
