@@ -33,7 +33,6 @@ from tests.support.nightly import (
     command,
     down,
     finish,
-    free_port,
     held,
     pid_of,
     processes_of,
@@ -48,6 +47,7 @@ from tests.support.nightly import (
     up,
     worker_log,
 )
+from tests.support.ranks import free_port
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(2400)]

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -42,13 +41,6 @@ def command(*args: str, cwd: Path, check: bool = True, timeout: float = 600) -> 
 
 
 # -- the services ---------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _services(folder: Path, *arguments: str, check: bool = True) -> str:

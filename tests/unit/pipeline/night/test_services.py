@@ -17,7 +17,7 @@ from hmsa_core.io.errors import ConfigError
 from pipeline.night import services
 from pipeline.night.reaper import reap
 from pipeline.night.services import Services, up
-from tests.support.nightly import free_port
+from tests.support.ranks import free_port
 
 
 def test_a_server_that_runs_on_another_port_is_reported_at_once(
