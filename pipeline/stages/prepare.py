@@ -74,7 +74,9 @@ def run(ws: Workspace) -> None:
         )
     if params.data.target.has_labels:
         _warn_of_later_stages(ws, index, target)
-    _write_roles(index, out)
+    for role in ROLES:
+        if role != "guard":
+            Index.write(out / f"{role}.parquet", index.select(roles=(role,)), index.classes, index.root)
     publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
     _plot(ws.path("plots/prepare-classes.png"), target)
@@ -284,12 +286,6 @@ def _build(ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampl
     finally:
         for bar in bars:
             bar.close()
-
-
-def _write_roles(index: Index, out: Path) -> None:
-    for role in ROLES:
-        if role != "guard":
-            Index.write(out / f"{role}.parquet", index.select(roles=(role,)), index.classes, index.root)
 
 
 def _figures(summary: prepare.Summary) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from hmsa_core.labels.store.format import MANIFEST
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.spec import PseudoData
-from hmsa_core.taxonomy import ClassTable
 from pipeline.jobs.support import provenance, role_index
 from pipeline.stages import pseudo_label
 from pipeline.workspace import keys
@@ -117,17 +116,13 @@ def _policy(ws: Workspace, raw: LabelStore, labels: Labels) -> ThresholdPolicy:
     if labels.ignored is not None:
         return from_threshold(threshold_that_ignores(StoreStatistics.open(raw.path), labels.ignored), raw.classes)
     if labels.threshold == "none":
-        return _withheld(raw.classes)
+        entries = tuple(ClassPolicy(name, WITHHELD, "withheld") for name in raw.classes.classes)
+        return ThresholdPolicy(raw.classes, entries, settings={"threshold": "none"})
     if labels.threshold in MEASURED_POLICIES:
         policy = ThresholdPolicy.load(ws.path(MEASURED_POLICIES[str(labels.threshold)]))
         policy.check(raw.lineage, raw.classes, str(raw.path))
         return policy
     return from_threshold(0.0 if labels.threshold == "truth" else labels.threshold, raw.classes)
-
-
-def _withheld(classes: ClassTable) -> ThresholdPolicy:
-    entries = tuple(ClassPolicy(name, WITHHELD, "withheld") for name in classes.classes)
-    return ThresholdPolicy(classes, entries, settings={"threshold": "none"})
 
 
 def threshold_that_ignores(statistics: StoreStatistics, share: float) -> str:
