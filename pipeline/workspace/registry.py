@@ -347,8 +347,8 @@ def damage(checkpoint: Path) -> str:
 
 def knows_other_classes(checkpoint: Path, classes: ClassTable) -> bool:
     """Whether a checkpoint states other classes than these; False if it states none."""
-    known = atomic.read_json(checkpoint / "model.json").get("class_table")
-    return known is not None and ClassTable.from_json(known).classes != classes.classes
+    known = ClassTable.of_meta(atomic.read_json(checkpoint / "model.json"))
+    return known is not None and known.classes != classes.classes
 
 
 def version_damage(folder: Path) -> str:

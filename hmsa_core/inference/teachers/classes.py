@@ -156,7 +156,7 @@ def own_classes(teacher: Spec) -> ClassTable:
     for source in parse(teacher):
         if source.table.classes is None and source.names:
             meta = read_meta(source.path) if source.family == "checkpoint" else {}
-            return ClassTable.from_json(meta["class_table"]) if meta.get("class_table") else plain(source.names)
+            return ClassTable.of_meta(meta) or plain(source.names)
     raise ConfigError(
         f"{parse(teacher)[0]}: which classes the labels shall have is not known",
         hint="give --classes: a class file (docs/own-data.md), or cityscapes, mapillary_v1.2, mapillary_v2.0",

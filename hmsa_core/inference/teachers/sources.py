@@ -328,8 +328,8 @@ def _score_files(path: Path) -> tuple[Path, ...]:
 
 
 def _checkpoint_names(path: Path) -> tuple[str, ...]:
-    table = read_meta(path).get("class_table")
-    return ClassTable.from_json(table).classes if table else ()
+    table = ClassTable.of_meta(read_meta(path))
+    return table.classes if table else ()
 
 
 _FILES: dict[str, Callable[[Path], tuple[Path, ...]]] = {
