@@ -64,7 +64,9 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
     if statistics["labelled"] == 0:
         raise ConfigError(f"labels {_named(labels)}: no pixel is left: there is nothing to learn from")
     data = PseudoData(store=store, centroids=store / CENTROIDS, index=role_index(ws, "unlabelled"))
-    return MadeLabels(data, _figures(statistics))
+    pixels = max(1, statistics["pixels"])
+    classes = {row["name"]: row["final"] / pixels for row in statistics["classes"]}
+    return MadeLabels(data, {"labelled_share": statistics["labelled_share"], "classes": classes})
 
 
 def _raw(ws: Workspace, labels: Labels) -> LabelStore:
@@ -131,10 +133,3 @@ def threshold_that_ignores(statistics: StoreStatistics, share: float) -> str:
     below = np.concatenate([[0], np.cumsum(by_code)[:-1]])  # pixels that code k as threshold leaves out
     nearest = int(np.argmin(np.abs(below / max(1, by_code.sum()) - share)))
     return ConfidenceCode().threshold(nearest)
-
-
-def _figures(statistics: dict[str, Any]) -> dict[str, Any]:
-    """Share of all pixels that is labelled, and that each class has."""
-    pixels = max(1, statistics["pixels"])
-    classes = {row["name"]: row["final"] / pixels for row in statistics["classes"]}
-    return {"labelled_share": statistics["labelled_share"], "classes": classes}
