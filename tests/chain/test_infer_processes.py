@@ -63,26 +63,15 @@ def after_receipts(count: int, marks: Path) -> Plan:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 52))])
 def test_two_killed_ranks_lose_at_most_a_shard_each_and_resume_to_the_same_bytes(data, undisturbed, tmp_path, seed):
-    kill_at_random_and_resume(data, undisturbed, tmp_path, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.fault
-@pytest.mark.parametrize("seed", range(100, 150))
-def test_killed_ranks_resume_to_the_same_bytes_fifty_times(data, undisturbed, tmp_path, seed):
-    kill_at_random_and_resume(data, undisturbed, tmp_path, seed)
-
-
-def kill_at_random_and_resume(data: Path, undisturbed: Path, folder: Path, seed: int) -> None:
     """SIGKILL both ranks at a random file operation between the first and the last shard of each."""
-    work = folder / "work"
+    work = tmp_path / "work"
     spec = infer_spec(data, work, data / "model", scales=SCALES)
     rng = random.Random(seed)
     # A rank claims, and opens, up to two shards before it has finished the one at hand.
     at = rng.randint(OPERATIONS + AHEAD, OPERATIONS * (SHARDS // 2 - 1) - AHEAD)
-    plan = Plan(folder / "marks", "/store/.*shard-", "hold", at=at)
+    plan = Plan(tmp_path / "marks", "/store/.*shard-", "hold", at=at)
     with started(spec, *TWO_RANKS, plan=plan) as process:
         plan.wait(process, 2)
         os.killpg(process.pid, signal.SIGKILL)
