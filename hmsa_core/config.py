@@ -131,7 +131,7 @@ class Section(BaseModel):
         raise ConfigError(f"{where}: {key}: {text}" if key else f"{where}: {text}")
 
 
-def knob(default: Any, description: str, **limits: Any) -> Any:
+def setting(default: Any, description: str, **limits: Any) -> Any:
     """Define a setting by its default and its description (meaning, unit, source); `limits` go to pydantic's Field."""
     return Field(default, description=description, **limits)
 
@@ -164,33 +164,35 @@ class ModelConfig(Section):
     The number of classes is the data's. A JSON lists all fields; one that it lacks came later and has its default.
     """
 
-    kind: Kind = knob("hierarchical", "hierarchical (paper), explicit, average, max or single")
-    trunk: Annotated[str, AfterValidator(_known_trunk)] = knob(
+    kind: Kind = setting("hierarchical", "hierarchical (paper), explicit, average, max or single")
+    trunk: Annotated[str, AfterValidator(_known_trunk)] = setting(
         "hrnet_w48", "hrnet_w48 (paper), any hrnet_w<N>, hrnet_tiny, hrnet_micro, deeplabv3_resnet50, timm:NAME"
     )
-    trunk_weights: str = knob(
+    trunk_weights: str = setting(
         "none",
         "none, package:efficientnet-lite0 (1, 2), a .safetensors or .pth file, or hub:COMMIT; not used"
         " where training starts from a checkpoint",
     )
-    context: Literal["ocr", "aspp", "psp", "none"] | None = knob(
+    context: Literal["ocr", "aspp", "psp", "none"] | None = setting(
         None, "ocr (paper), aspp (DeepLab), psp (PSPNet) or none; null = the trunk's"
     )
-    head: Literal["paper", "released"] = knob("paper", "paper (three layers, Fig. 3) or released (one 1x1 convolution)")
-    ocr_mid: PositiveInt | None = knob(
+    head: Literal["paper", "released"] = setting(
+        "paper", "paper (three layers, Fig. 3) or released (one 1x1 convolution)"
+    )
+    ocr_mid: PositiveInt | None = setting(
         None, "channels of OCR; null = the trunk's (published widths: 512, Yuan et al. 2020)"
     )
-    ocr_key: PositiveInt | None = knob(None, "channels of OCR's keys; null = the trunk's (published widths: 256)")
-    attention_channels: PositiveInt | None = knob(
+    ocr_key: PositiveInt | None = setting(None, "channels of OCR's keys; null = the trunk's (published widths: 256)")
+    attention_channels: PositiveInt | None = setting(
         None, "channels of the attention head; null = the trunk's (published widths: 256)"
     )
-    dropout: Probability = knob(0.05, "probability behind the context block (Yuan et al. 2020: 0.05)")
-    drop_path: Probability = knob(0.0, "stochastic depth, trunks of timm only (Huang et al. 2016)")
-    top_attention: Literal["skip", "released"] = knob(
+    dropout: Probability = setting(0.05, "probability behind the context block (Yuan et al. 2020: 0.05)")
+    drop_path: Probability = setting(0.0, "stochastic depth, trunks of timm only (Huang et al. 2016)")
+    top_attention: Literal["skip", "released"] = setting(
         "skip", "skip (never used, not computed) or released (computed, for its batch-norm statistics)"
     )
-    low_scale: float = knob(0.5, "second training scale (paper: 0.5)", gt=0.0, lt=1.0)
-    train_scales: Scales | None = knob(
+    low_scale: float = setting(0.5, "second training scale (paper: 0.5)", gt=0.0, lt=1.0)
+    train_scales: Scales | None = setting(
         None, "all training scales, of teacher and student alike; null = low_scale and 1 (paper), and 2 if explicit"
     )
 
@@ -235,17 +237,17 @@ class ModelConfig(Section):
 class AugmentConfig(Section):
     """Joint augmentation of image and label; ignored pixels stay ignored."""
 
-    scale_min: Positive = knob(0.5, "random scale, lower end (paper: 0.5)")
-    scale_max: Positive = knob(2.0, "random scale, upper end (paper: 2.0)")
-    flip: Share = knob(0.5, "probability of a horizontal flip")
-    colour: float = knob(
+    scale_min: Positive = setting(0.5, "random scale, lower end (paper: 0.5)")
+    scale_max: Positive = setting(2.0, "random scale, upper end (paper: 2.0)")
+    flip: Share = setting(0.5, "probability of a horizontal flip")
+    colour: float = setting(
         0.25,
         "strength of brightness, contrast, saturation and hue jitter (released: 0.25, hue twice as far)",
         ge=0.0,
         le=1.0,
     )
-    blur: Share = knob(0.5, "probability of a Gaussian blur")
-    blur_sigma: Positive = knob(1.5, "pixels, upper end")
+    blur: Share = setting(0.5, "probability of a Gaussian blur")
+    blur_sigma: Positive = setting(1.5, "pixels, upper end")
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -268,45 +270,51 @@ LossName = Annotated[str, AfterValidator(_known_loss)]
 class LossConfig(Section):
     """Training loss (paper section 4; where the released code differs: docs/training.md)."""
 
-    main: LossName = knob("rmi", "rmi (paper; Zhao et al. 2019), cross_entropy, jaccard or released_bce")
-    rmi_ignore: Literal["released", "masked"] = knob(
+    main: LossName = setting("rmi", "rmi (paper; Zhao et al. 2019), cross_entropy, jaccard or released_bce")
+    rmi_ignore: Literal["released", "masked"] = setting(
         "released", "released (ignored pixels count as zeros) or masked (only fully valid regions)"
     )
-    aux: LossName = knob("cross_entropy", "loss of the auxiliary head: cross_entropy (paper), or another one")
-    aux_weight: float = knob(0.4, "paper: 0.4", ge=0.0)
-    per_scale_weight: float = knob(0.0, "loss on each single scale's output; released recipe 0.05, paper 0", ge=0.0)
+    aux: LossName = setting("cross_entropy", "loss of the auxiliary head: cross_entropy (paper), or another one")
+    aux_weight: float = setting(0.4, "paper: 0.4", ge=0.0)
+    per_scale_weight: float = setting(0.0, "loss on each single scale's output; released recipe 0.05, paper 0", ge=0.0)
 
 
 class OptimiserConfig(Section):
     """SGD (paper section 4) or AdamW with polynomial decay; what a pretrained trunk learns."""
 
-    algorithm: Literal["sgd", "adamw"] = knob("sgd", "sgd (paper) or adamw (Loshchilov and Hutter 2019)")
-    lr: Positive = knob(0.02, "learning rate for lr_reference_batch crops a step")
-    lr_reference_batch: PositiveInt = knob(32, "crops a step that lr is meant for (paper: 32 GPUs x 1)")
-    lr_scaling: Literal["linear", "sqrt", "none"] = knob(
+    algorithm: Literal["sgd", "adamw"] = setting("sgd", "sgd (paper) or adamw (Loshchilov and Hutter 2019)")
+    lr: Positive = setting(0.02, "learning rate for lr_reference_batch crops a step")
+    lr_reference_batch: PositiveInt = setting(32, "crops a step that lr is meant for (paper: 32 GPUs x 1)")
+    lr_scaling: Literal["linear", "sqrt", "none"] = setting(
         "linear", "linear, sqrt or none: with global_batch / lr_reference_batch"
     )
-    momentum: Share = knob(0.9, "SGD's (paper: 0.9); AdamW's first beta, its second is 0.999")
-    nesterov: bool = knob(False, "paper: no")
-    weight_decay: float = knob(5e-4, "paper: 5e-4 (the released code: 1e-4); AdamW leaves out biases and norms", ge=0.0)
-    poly_power: Positive = knob(2.0, "exponent of the decay (paper: 2.0 Cityscapes, 1.0 Mapillary)")
-    poly_unit: Literal["step", "epoch"] = knob("epoch", "step or epoch (released: the rate changes once an epoch)")
-    warmup_steps: Count = knob(0, "steps of linear warm-up from 0 (paper: none)")
-    clip_norm: float = knob(0.0, "gradient norm; 0 = off (paper)", ge=0.0)
-    trunk_factor: Share = knob(1.0, "the trunk's rate over the rate of the rest (paper: 1)")
-    layer_decay: float = knob(1.0, "factor from each layer of the trunk to the one before it; 1 = off", gt=0.0, le=1.0)
-    frozen_layers: Count = knob(0, "first layers of the trunk that do not learn; more than there are = the whole trunk")
-    frozen_norms: bool = knob(False, "batch norms of the trunk keep their statistics")
+    momentum: Share = setting(0.9, "SGD's (paper: 0.9); AdamW's first beta, its second is 0.999")
+    nesterov: bool = setting(False, "paper: no")
+    weight_decay: float = setting(
+        5e-4, "paper: 5e-4 (the released code: 1e-4); AdamW leaves out biases and norms", ge=0.0
+    )
+    poly_power: Positive = setting(2.0, "exponent of the decay (paper: 2.0 Cityscapes, 1.0 Mapillary)")
+    poly_unit: Literal["step", "epoch"] = setting("epoch", "step or epoch (released: the rate changes once an epoch)")
+    warmup_steps: Count = setting(0, "steps of linear warm-up from 0 (paper: none)")
+    clip_norm: float = setting(0.0, "gradient norm; 0 = off (paper)", ge=0.0)
+    trunk_factor: Share = setting(1.0, "the trunk's rate over the rate of the rest (paper: 1)")
+    layer_decay: float = setting(
+        1.0, "factor from each layer of the trunk to the one before it; 1 = off", gt=0.0, le=1.0
+    )
+    frozen_layers: Count = setting(
+        0, "first layers of the trunk that do not learn; more than there are = the whole trunk"
+    )
+    frozen_norms: bool = setting(False, "batch norms of the trunk keep their statistics")
 
 
 class SamplingConfig(Section):
     """Class-uniform sampling (paper section 4, Zhu et al. 2019)."""
 
-    class_uniform: Share = knob(0.5, "share of an epoch that picks a class first (paper: 0.5)")
-    tile: PositiveInt = knob(1024, "pixels; grid in which a class's centroids are looked for (paper: 1024)")
-    max_repeats: PositiveInt = knob(4, "an image at most so often an epoch for one class")
-    min_pixels: Count = knob(0, "pixels; a class with fewer in a tile gives no centroid there")
-    empty_classes: Literal["redistribute", "released"] = knob(
+    class_uniform: Share = setting(0.5, "share of an epoch that picks a class first (paper: 0.5)")
+    tile: PositiveInt = setting(1024, "pixels; grid in which a class's centroids are looked for (paper: 1024)")
+    max_repeats: PositiveInt = setting(4, "an image at most so often an epoch for one class")
+    min_pixels: Count = setting(0, "pixels; a class with fewer in a tile gives no centroid there")
+    empty_classes: Literal["redistribute", "released"] = setting(
         "redistribute", "redistribute their share, or released: a shorter epoch"
     )
 
@@ -314,22 +322,22 @@ class SamplingConfig(Section):
 class PseudoConfig(Section):
     """The auto-labelled half of a student's epoch."""
 
-    share: Share = knob(0.5, "share of auto-labelled crops in an epoch (paper: 0.5); used by student_train only")
-    fine_only_epochs: Count = knob(0, "epochs at the end with fine crops only")
-    colour: float = knob(
+    share: Share = setting(0.5, "share of auto-labelled crops in an epoch (paper: 0.5); used by student_train only")
+    fine_only_epochs: Count = setting(0, "epochs at the end with fine crops only")
+    colour: float = setting(
         0.25,
         "colour jitter on auto-labelled crops; those with more human pixels than pixels of the teacher have"
         " that of fine ones",
         ge=0.0,
         le=1.0,
     )
-    mix: Literal["none", "cutmix", "classmix", "rare"] = knob(
+    mix: Literal["none", "cutmix", "classmix", "rare"] = setting(
         "none",
         "what of fine crops is pasted into auto-labelled ones, never over human pixels: none, cutmix,"
         " classmix (Olsson et al. 2021), or rare: the scarcest classes, at least one, up to 5 % of the fine pixels",
     )
-    loss_weight: float = knob(1.0, "weight of the teacher's pixels in the loss", ge=0.0)
-    draw: Literal["all", "probability"] = knob(
+    loss_weight: float = setting(1.0, "weight of the teacher's pixels in the loss", ge=0.0)
+    draw: Literal["all", "probability"] = setting(
         "all",
         "which of the teacher's pixels a crop learns from: all kept ones, or each with the probability that"
         " it is right, drawn anew for every crop",
@@ -346,37 +354,37 @@ Trackers = Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Strict(False)
 class RuntimeConfig(Section):
     """How a job uses the machine; none of it changes what is asked for, all of it goes into lineage."""
 
-    ranks: Annotated[PositiveInt, NotInKey] = knob(1, "processes on this node: one a GPU, or CPU processes")
-    nodes: Annotated[PositiveInt, NotInKey] = knob(1, "machines (docs/scaling.md: several nodes)")
-    launcher: Annotated[str, NotInKey] = knob(
+    ranks: Annotated[PositiveInt, NotInKey] = setting(1, "processes on this node: one a GPU, or CPU processes")
+    nodes: Annotated[PositiveInt, NotInKey] = setting(1, "machines (docs/scaling.md: several nodes)")
+    launcher: Annotated[str, NotInKey] = setting(
         "local",
         "what starts the other machines: local (they run `autolabel join`), srun, or a command that starts"
         " what follows it once on each, such as mpirun --map-by ppr:1:node",
     )
-    threads: PositiveInt | Literal["auto"] = knob(
+    threads: PositiveInt | Literal["auto"] = setting(
         1, "torch threads a rank, auto = all cores; changes the last bits, so it is part of the key"
     )
-    workers: Annotated[Count, NotInKey] = knob(0, "loader processes a rank")
-    device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto, cpu or cuda")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob(
+    workers: Annotated[Count, NotInKey] = setting(0, "loader processes a rank")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto, cpu or cuda")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "bf16", "fp32, bf16, fp16, or auto: what is fastest here, measured before a training"
     )
-    channels_last: bool | Literal["auto"] = knob(
+    channels_last: bool | Literal["auto"] = setting(
         True, "memory format of the convolutions; auto: what is fastest here, measured before a training"
     )
-    sync_norm: Annotated[Literal["world", "node", "off"], NotInKey] = knob(
+    sync_norm: Annotated[Literal["world", "node", "off"], NotInKey] = setting(
         "world",
         "ranks whose crops batch norm sees together, on GPUs: world (all, as released), node, or off;"
         " their number is part of the key",
     )
-    lost_minutes: Annotated[float, Field(gt=0.0), NotInKey] = knob(
+    lost_minutes: Annotated[float, Field(gt=0.0), NotInKey] = setting(
         15.0,
         "a training without progress for so long has lost a rank or a GPU, and is started again; machines"
         " wait so long for each other at the start, and at most a minute for one that falls silent",
     )
-    compile: bool = knob(False, "torch.compile")
-    activation_checkpointing: bool = knob(False, "less memory, a third more time")
-    tracking: Annotated[Literal["none", "tensorboard", "mlflow"] | Trackers, NotInKey] = knob(
+    compile: bool = setting(False, "torch.compile")
+    activation_checkpointing: bool = setting(False, "less memory, a third more time")
+    tracking: Annotated[Literal["none", "tensorboard", "mlflow"] | Trackers, NotInKey] = setting(
         "none", "where a training's figures go besides its log: none, tensorboard, mlflow, or a list"
     )
 
@@ -411,24 +419,24 @@ class TrainConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     pseudo: PseudoConfig = PseudoConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    crop: Size = knob((1024, 2048), "pixels, height x width (paper: 1024x2048 Cityscapes, 1024x1856 Mapillary)")
-    long_edge: PositiveInt | None = knob(
+    crop: Size = setting((1024, 2048), "pixels, height x width (paper: 1024x2048 Cityscapes, 1024x1856 Mapillary)")
+    long_edge: PositiveInt | None = setting(
         None, "pixels; resize the long edge to this first (paper, Mapillary: 2177); null = as stored"
     )
-    epochs: PositiveInt = knob(
+    epochs: PositiveInt = setting(
         200, "fixed length; the last (or averaged) weights are taken, nothing is selected (paper: 200)"
     )
-    epoch_samples: PositiveInt | None = knob(None, "crops an epoch; null = number of learning images")
-    global_batch: PositiveInt = knob(32, "crops a step over all ranks and accumulation (paper: 32)")
-    batch_per_rank: PositiveInt = knob(1, "crops in one forward pass of a rank (paper: 1); the rest is accumulation")
-    ema_decay: float = knob(
+    epoch_samples: PositiveInt | None = setting(None, "crops an epoch; null = number of learning images")
+    global_batch: PositiveInt = setting(32, "crops a step over all ranks and accumulation (paper: 32)")
+    batch_per_rank: PositiveInt = setting(1, "crops in one forward pass of a rank (paper: 1); the rest is accumulation")
+    ema_decay: float = setting(
         0.0, "moving average of the weights, saved instead of them; 0 = off (paper)", ge=0.0, lt=1.0
     )
-    checkpoint_every: Annotated[PositiveInt, NotInKey] = knob(
+    checkpoint_every: Annotated[PositiveInt, NotInKey] = setting(
         500, "steps between saved states (work/, never published)"
     )
-    keep_checkpoints: Annotated[int, NotInKey] = knob(2, "saved states that are kept, at least 2", ge=2)
-    seed: Count = knob(0, "of weights, sample order and augmentation")
+    keep_checkpoints: Annotated[int, NotInKey] = setting(2, "saved states that are kept, at least 2", ge=2)
+    seed: Count = setting(0, "of weights, sample order and augmentation")
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
@@ -445,34 +453,34 @@ class TrainConfig(Section):
 class InferConfig(Section):
     """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""
 
-    scales: Scales = knob(SCALES, "any list that contains 1.0 (paper: 0.5, 1, 2)")
-    flip: bool = knob(True, "average with the mirrored image (paper: yes)")
-    images_per_shard: PositiveInt = knob(256, "images in a Parquet shard")
-    codec: Literal["png", "webp"] = knob("png", "png or webp (smaller, slower)")
+    scales: Scales = setting(SCALES, "any list that contains 1.0 (paper: 0.5, 1, 2)")
+    flip: bool = setting(True, "average with the mirrored image (paper: yes)")
+    images_per_shard: PositiveInt = setting(256, "images in a Parquet shard")
+    codec: Literal["png", "webp"] = setting("png", "png or webp (smaller, slower)")
     runtime: RuntimeConfig = RuntimeConfig()
 
 
 class GateConfig(Section):
     """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
 
-    enabled: bool = knob(True, "false = report only, never promote")
-    alpha: float = knob(
+    enabled: bool = setting(True, "false = report only, never promote")
+    alpha: float = setting(
         0.05, "one-sided error probability: of the gain over all looks, of each guard for a candidate", gt=0.0, lt=0.5
     )
-    min_gain: float = knob(0.0, "mean IoU; the gain's lower bound must exceed it", ge=-1.0, le=1.0)
-    seed_sd: Annotated[float, Field(ge=0.0)] | None = knob(
+    min_gain: float = setting(0.0, "mean IoU; the gain's lower bound must exceed it", ge=-1.0, le=1.0)
+    seed_sd: Annotated[float, Field(ge=0.0)] | None = setting(
         None, "mean IoU; spread between trainings of one recipe; null = from A/A trainings"
     )
-    min_aa_runs: int = knob(3, "A/A trainings before that spread counts as known", ge=2)
-    class_allowance: Allowance = knob(0.02, "IoU that a class may lose")
+    min_aa_runs: int = setting(3, "A/A trainings before that spread counts as known", ge=2)
+    class_allowance: Allowance = setting(0.02, "IoU that a class may lose")
     class_allowances: dict[str, Allowance] = Field(
         default_factory=dict, description="the same for single classes, by name"
     )
-    min_blocks: int = knob(10, "blocks of the report set; and blocks that show a class, or it is not judged", ge=2)
-    veto_recall: Names = knob(("person", "rider", "pedestrian", "bicyclist"), "classes whose recall may not fall")
-    recall_allowance: Share = knob(0.01, "recall that such a class may lose")
-    draws: int = knob(2000, "bootstrap draws of blocks", ge=200)
-    power: float = knob(0.8, "for the smallest gain that could have been seen", gt=0.5, lt=1.0)
+    min_blocks: int = setting(10, "blocks of the report set; and blocks that show a class, or it is not judged", ge=2)
+    veto_recall: Names = setting(("person", "rider", "pedestrian", "bicyclist"), "classes whose recall may not fall")
+    recall_allowance: Share = setting(0.01, "recall that such a class may lose")
+    draws: int = setting(2000, "bootstrap draws of blocks", ge=200)
+    power: float = setting(0.8, "for the smallest gain that could have been seen", gt=0.5, lt=1.0)
 
     @property
     def named_veto(self) -> tuple[str, ...]:

@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     # Under torchrun nobody waits for this process; alone, SIGTERM lets it save first.
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     die_with_parent(signal.SIGKILL if under_torchrun else signal.SIGTERM)
-    _leave_on_signals()
+    # Until the job itself begins there is nothing to save: a signal ends the process at once.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(143))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -59,12 +61,6 @@ def main(argv: list[str] | None = None) -> int:
         unknown = HmsaError(f"{type(error).__name__}: {error}", hint="see the traceback above")
         return _fail(device_fault(error) or unknown, spec, traceback.format_exc())
     return 0
-
-
-def _leave_on_signals() -> None:
-    """Until the job itself begins there is nothing to save: a signal ends the process at once."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(143))
 
 
 def run_spec(spec: JobSpec) -> None:
@@ -146,8 +142,8 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     if is_first:
         sys.stderr.write(trace)
         # The process that started this one may read the record and print it itself.
-        is_told = os.environ.get(REPORTS) == "record" and spec and has_record and (spec.work / ERROR_FILE).exists()
-        if not is_told:
+        is_recorded = os.environ.get(REPORTS) == "record" and spec and has_record and (spec.work / ERROR_FILE).exists()
+        if not is_recorded:
             sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         sys.stderr.flush()
     return error.exit_code
@@ -155,16 +151,16 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
 
 def write_first(path: Path, record: dict[str, object], who: str) -> bool:
     """Publish the record of a failure; False where another one's is there already."""
-    own = path.with_name(f".{path.name}.{who}")
+    temporary = path.with_name(f".{path.name}.{who}")
     is_first = True
     # On a full disk there is no record; the exit status and standard error still tell.
     with contextlib.suppress(OSError):
-        atomic.write_bytes(own, json.dumps(record, sort_keys=True).encode() + b"\n")
+        atomic.write_bytes(temporary, json.dumps(record, sort_keys=True).encode() + b"\n")
         try:
-            atomic.ops.link(own, path)
+            atomic.ops.link(temporary, path)
         except FileExistsError:
             is_first = False
-        own.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return is_first
 
 

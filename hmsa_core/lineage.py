@@ -1,6 +1,6 @@
 """What a checkpoint has learned from, through all its parents: nobody may be judged on these images.
 
-`lineage.json` lies beside `model.json` in a checkpoint folder and lists every image: by the digest of its
+`lineage.json` lies next to `model.json` in a checkpoint folder and lists every image: by the digest of its
 bytes, and by what finds near copies (perceptual hash; sequence and frame number). A student inherits the
 images of the teacher it starts from and adds the auto-labelled ones. What cannot be known (a parent
 without a list) is said in words under `unknown`, never left out in silence. No torch is imported here.

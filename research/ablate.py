@@ -30,8 +30,6 @@ from research.ablation.recipe import Scale
 from research.ablation.run import Pending, Request, pending, run_ablation
 from research.figures import TABLES
 
-__all__ = ["add_arguments", "main", "run"]
-
 _CAMVID = ("camvid-table", "pays")
 
 
@@ -58,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prepare", action="store_true", help="first run the stages that the table needs")
     parser.add_argument("--variant", choices=("default", "drive_shift"), help="camvid-table, pays: make the workspace")
     parser.add_argument("--teacher-epochs", type=int, metavar="N", help="with --variant: not the profile's")
-    told = "with --variant: a value of params.yaml that is not the profile's"
-    parser.add_argument("--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", help=told)
+    text = "with --variant: a value of params.yaml that is not the profile's"
+    parser.add_argument("--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", help=text)
     parser.add_argument("--data", type=Path, metavar="DIR", help="with --variant: CamVid's folder")
 
 
@@ -149,17 +147,17 @@ def _listed(request: Request, *, with_times: bool) -> list[str]:
         trainings = {(cell.row.training, cell.seed): cell.usual_s[0] for cell in missing if cell.usual_s}
         timed = [cell.usual_s[1] for cell in missing if cell.usual_s]
         minutes = (sum(trainings.values()) + sum(timed)) / 60
-        told = f"about {minutes:.0f} minutes by earlier runs" if timed else "no such row was timed"
+        text = f"about {minutes:.0f} minutes by earlier runs" if timed else "no such row was timed"
         others = len(missing) - len(timed)
         unknown = f", and {others} that were never timed" if timed and others else ""
-        lines.append(f"{len(missing)} missing: {told}{unknown}\n")
+        lines.append(f"{len(missing)} missing: {text}{unknown}\n")
     return lines
 
 
 def _line(cell: Pending) -> str:
     figure = cell.found.get("mean_iou")
-    told = "missing" if figure is None else f"mIoU {100 * figure:6.2f}"
-    return f"  {cell.row.name:28} seed {cell.seed:<4} {told}\n"
+    text = "missing" if figure is None else f"mIoU {100 * figure:6.2f}"
+    return f"  {cell.row.name:28} seed {cell.seed:<4} {text}\n"
 
 
 def _freeze(ws: Workspace, request: Request, args: argparse.Namespace) -> None:

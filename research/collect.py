@@ -14,8 +14,6 @@ from pipeline.jobs.provenance import describe_run
 from pipeline.workspace.workspace import Workspace
 from research.figures import Figure, Made, replace
 
-__all__ = ["WORKSPACES", "collect", "workspace_lines"]
-
 WORKSPACES = "workspaces"
 _TRAININGS = ("teacher-pretrain", "teacher-train", "student-train")
 
@@ -73,7 +71,7 @@ class _Lines:
                 yield self.line(row, f"{metric}{end}", value, setting, of)
 
     def kept(self, kept: Mapping[str, Any], region: str) -> Iterator[Figure]:
-        """What the policy keeps of the pixels of a region, beside one threshold for all classes."""
+        """What the policy keeps of the pixels of a region, against one threshold for all classes."""
         for metric in ("precision", "coverage", "class_mean_precision", "class_mean_coverage"):
             if metric in kept:
                 yield self.line("policy", metric, kept[metric], region)
@@ -93,7 +91,7 @@ class _Lines:
 
 
 def workspace_lines(made: Made, name: str, record: Mapping[str, Any]) -> Iterator[Figure]:
-    """All lines of a workspace, from what `evaluate` wrote and what stands beside it."""
+    """All lines of a workspace, from what `evaluate` wrote and what stands next to it."""
     tell = _Lines(made, name)
     yield tell.line("evaluation", "images", record["judged"])
     yield tell.line("policy", "target", record["target"])

@@ -4,7 +4,7 @@ Columns: table, row, seed, setting, class, metric, value, commit, machine. DuckD
 `SELECT * FROM 'research/tables/*.parquet' WHERE row = 'both - coarse'`.
 
 Figures of one training have its seed, and `setting` says how the model was run. Figures over several seeds have the
-setting "exploring" or "confirming" and no seed; beside them stands the same metric of each seed. Such figures have
+setting "exploring" or "confirming" and no seed; next to them stands the same metric of each seed. Such figures have
 the metrics NAME, NAME_low and NAME_high (a 95 % interval). A row "A - B" is the difference of two rows.
 """
 
@@ -22,8 +22,6 @@ import pyarrow.parquet as pq
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.locks import FileLock
-
-__all__ = ["CONFIRMING", "EXPLORING", "TABLES", "Figure", "Made", "figures", "replace"]
 
 TABLES = Path(__file__).resolve().parent / "tables"
 EXPLORING, CONFIRMING = "exploring", "confirming"
@@ -108,7 +106,7 @@ def figures(path: Path) -> list[Figure]:
 def replace(path: Path, new: Sequence[Figure], drop: Callable[[Figure], bool] = lambda _: False) -> None:
     """Write a table without the lines that `drop` names and with the new ones at its end, in one step.
 
-    Runs in several workspaces may write to one table: a lock beside it lets one after the other do so.
+    Runs in several workspaces may write to one table: a lock next to it lets one after the other do so.
     """
     atomic.make_folder(path.parent)
     with FileLock(path.parent / ".lock", what=f"the tables in {path.parent}", wait_s=60):

@@ -28,8 +28,6 @@ from research.collect import WORKSPACES, collect
 from research.figures import CONFIRMING, EXPLORING, TABLES, figures
 from research.markdown import points, span, table
 
-__all__ = ["add_arguments", "made_anew", "main", "run", "verdict"]
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = (
     "docs/scaling.md",
@@ -112,13 +110,9 @@ def _workspaces(tables: Tables, *names: str) -> list[str]:
             metrics = known.get((f"{name}: {row}", "multi", ""))
             if metrics:
                 metric = "difference" if "difference" in metrics else "mean_iou"
-                lines.append((name, row, span(metrics, metric, sign=metric == "difference"), _count(metrics, "blocks")))
+                blocks = "-" if metrics.get("blocks") is None else f"{metrics['blocks']:.0f}"
+                lines.append((name, row, span(metrics, metric, sign=metric == "difference"), blocks))
     return table(("workspace", "model", "mIoU", "blocks"), lines)
-
-
-def _count(metrics: Metrics, name: str) -> str:
-    value = metrics.get(name)
-    return "-" if value is None else f"{value:.0f}"
 
 
 def _show(tables: Tables, file: str) -> list[str]:
@@ -129,7 +123,7 @@ def _show(tables: Tables, file: str) -> list[str]:
         mine = {row: metrics for (row, setting, name), metrics in known.items() if setting == kind and not name}
         differences = {row: m for row, m in mine.items() if "difference" in m}
         stands = holm([m["chance"] or 0.0 for m in differences.values()], 0.05)
-        told = [
+        compared = [
             (
                 f"`{row}`",
                 span(m, "difference", sign=True),
@@ -149,7 +143,7 @@ def _show(tables: Tables, file: str) -> list[str]:
                 "",
                 *table(("row", "mIoU", "boundary IoU"), both),
                 "",
-                *table(header, told),
+                *table(header, compared),
                 "",
             ]
     other = [key for key in known if key[1] not in (EXPLORING, CONFIRMING)]

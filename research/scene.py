@@ -34,7 +34,7 @@ _HEIGHT = 360  # pixels of CamVid's pictures
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("source", type=Path, help="CamVid's folder")
-    parser.add_argument("out", type=Path, help="folder of the new workspace; the pictures lie beside it, in OUT-scene")
+    parser.add_argument("out", type=Path, help="folder of the new workspace; the pictures lie next to it, in OUT-scene")
     parser.add_argument("--variant", default="default", choices=("default", "drive_shift"))
     parser.add_argument("--arrives", metavar="DRIVE", help="drive without fine labels; only its report pictures judge")
     parser.add_argument("--fine", type=int, required=True, help="fine labels that stay")

@@ -1,4 +1,4 @@
-"""Teachers beside each other on a workspace's report pictures: mIoU, calibration error, coverage at equal precision.
+"""Teachers compared on a workspace's report pictures: mIoU, calibration error, coverage at equal precision.
 
 python -m research.teachers workspaces/scene ours=models/teacher theirs=onnx:net.onnx both=models/teacher,onnx:net.onnx
 

@@ -61,7 +61,7 @@ def bucket(_s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="session")
 def shared_reference() -> Path | None:
-    """The full set of reference numbers, where it lies beside the checkout."""
+    """The full set of reference numbers, where it lies next to the checkout."""
     folder = REPO.parent / "shared" / "reference"
     return folder if folder.is_dir() else None
 

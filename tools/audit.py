@@ -57,8 +57,8 @@ def judge(report: Mapping[str, Any], exemptions: list[Exemption], today: datetim
                 lines.append(f"accepted until {exempt.expires}: {package['name']} {found['id']}: {exempt.reason}")
                 continue
             why = f" (its exception expired on {exempt.expires})" if exempt else ""
-            mended = ", ".join(found.get("fix_versions", [])) or "no release"
-            lines.append(f"error: {package['name']} {package['version']}: {found['id']}{why}; mended in {mended}")
+            fixed = ", ".join(found.get("fix_versions", [])) or "no release"
+            lines.append(f"error: {package['name']} {package['version']}: {found['id']}{why}; fixed in {fixed}")
             status = 1
     unknown = [package for package in report["dependencies"] if "skip_reason" in package]
     total = len(report["dependencies"])

@@ -19,7 +19,7 @@ __all__ = ["LIST", "PAGE", "PERMITTED", "installed_licence", "listed", "main", "
 
 PAGE = REPO / "docs" / "licences.md"  # reasons for exceptions
 LIST = REPO / "tools" / "licences.csv"  # package, licence
-# What may be installed beside Apache-2.0 code without a word: permissive, or copyleft of single files.
+# What may be installed next to Apache-2.0 code without a word: permissive, or copyleft of single files.
 PERMITTED = {
     "0BSD",
     "Apache-2.0",

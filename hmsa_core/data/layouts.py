@@ -395,14 +395,10 @@ def _add_camvid(
         out.found.append(Found(stem, images[stem], label, coarse.get(stem, ""), split, drive, drive, frame, role))
 
 
-def _scan_plain(root: Path, source: SourceSpec) -> Scan:
-    return scan_plain(root, source, load_classes(root, source.classes))
-
-
 _SCANNERS = {
     "cityscapes": _scan_cityscapes,
     "mapillary": _scan_vistas,
     "camvid": _scan_camvid,
     "folder": _scan_folder,
-    "plain": _scan_plain,
+    "plain": lambda root, source: scan_plain(root, source, load_classes(root, source.classes)),
 }

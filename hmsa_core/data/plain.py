@@ -113,15 +113,15 @@ def _is_in(path: Path, folder: Path) -> bool:
 
 
 def list_images(root: Path, source: SourceSpec) -> list[str]:
-    """Images of the folder `images`: what lies in the other folders, and label maps beside the images, is left out."""
+    """Images of the folder `images`: what lies in the other folders, and label maps next to the images, is left out."""
     others = (source.labels, source.coarse, source.new)
     paths = files_below(root, source.images, IMAGE_SUFFIXES, others)
     if source.labels != source.images:
         return paths
-    return images_beside(paths, NamePattern.parse(source.image_name), NamePattern.parse(source.label_name))
+    return images_among_maps(paths, NamePattern.parse(source.image_name), NamePattern.parse(source.label_name))
 
 
-def images_beside(paths: Iterable[str], image_name: NamePattern, label_name: NamePattern) -> list[str]:
+def images_among_maps(paths: Iterable[str], image_name: NamePattern, label_name: NamePattern) -> list[str]:
     """Images of a folder that holds label maps as well: of one pattern for both, JPEG files are the images."""
     named = [path for path in paths if image_name.core(path) is not None]
     if image_name == label_name:

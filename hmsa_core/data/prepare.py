@@ -308,7 +308,7 @@ def _check_share(root: _Root, summary: Summary) -> None:
         raise InputError(
             f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
             f"allowed are {source.max_bad:.0%}",
-            hint="folders whose files have the same names: set `names: path`" if namesakes else _mend(root),
+            hint="folders whose files have the same names: set `names: path`" if namesakes else _hint(root),
         )
 
 
@@ -322,7 +322,7 @@ def _check_labels(root: _Root, labelled: Set[str], samples: Rows[Sample]) -> Non
         raise InputError(
             f"{root.source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
             f"{min(lost)} ({reasons})",
-            hint=_mend(root),
+            hint=_hint(root),
         )
 
 
@@ -347,21 +347,21 @@ def _check_train_ids(root: _Root, summary: Summary, samples: Rows[Sample]) -> No
         raise InputError(
             f"{root.source.root}: no label map of {len(maps)} learning images holds an id above {last}, the first: "
             f"{maps[0]}: do they hold trainIds? They would be read as ids of {classes.name}",
-            hint=_mend_train_ids(root),
+            hint=_hint_train_ids(root),
         )
 
 
-def _mend_train_ids(root: _Root) -> str:
+def _hint_train_ids(root: _Root) -> str:
     if root.source.kind != "folder":
         return "name maps of trainIds ..._labelTrainIds.png"
     last = root.classes.num_classes - 1
     return f"for maps of trainIds write a class file of your own with these classes as 0..{last}, named in `classes`"
 
 
-def _mend(root: _Root) -> str:
-    hint = f"mend the files (all of them: {root.out / 'quarantine.parquet'}), or raise `max_bad`"
+def _hint(root: _Root) -> str:
+    hint = f"repair the files (all of them: {root.out / 'quarantine.parquet'}), or raise `max_bad`"
     wrong_ids = any(r.reason == "ids-out-of-range" and not holds_train_ids(r.path) for r in root.refused)
-    return f"{hint}; {_mend_train_ids(root)}" if root.classes.has_own_ids and wrong_ids else hint
+    return f"{hint}; {_hint_train_ids(root)}" if root.classes.has_own_ids and wrong_ids else hint
 
 
 # ---- Writing

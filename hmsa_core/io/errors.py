@@ -164,7 +164,7 @@ def device_fault(error: BaseException) -> DeviceError | None:
     )
 
 
-_MENDS = {
+_HINTS = {
     errno.ENOSPC: "free space, run again",
     errno.EDQUOT: "free space, run again",
     errno.EROFS: "mount that file system so that it can be written",
@@ -174,17 +174,17 @@ _MENDS = {
 }
 
 
-def mend_of(error: OSError) -> str:
+def hint_of(error: OSError) -> str:
     """Return a hint how to fix an error of the system; "" where the fix depends on the file."""
-    return _MENDS.get(error.errno or 0, "")
+    return _HINTS.get(error.errno or 0, "")
 
 
 def translate_os_error(error: OSError, doing: str) -> HmsaError:
     """Turn an OSError into an HmsaError, so that a full disk always has the same exit status."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(f"no space left on device while {doing}{where}", hint=mend_of(error))
-    return InputError(f"{doing}{where} failed: {error.strerror or error}", hint=mend_of(error))
+        return NoSpaceError(f"no space left on device while {doing}{where}", hint=hint_of(error))
+    return InputError(f"{doing}{where} failed: {error.strerror or error}", hint=hint_of(error))
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hmsa_core.io.errors import InterruptedRunError
+
 _PR_SET_PDEATHSIG = 1
 _ONE_BLOW_S = 1.0
 JOB_GRACE_S = 30.0  # time for a job to save its progress after a stop
@@ -89,7 +91,7 @@ class StopRequest:
 
     def __init__(self, *, repeats: bool = True) -> None:
         self._repeats = repeats
-        self._asked, self._signalled = threading.Lock(), threading.Lock()
+        self._requested, self._signalled = threading.Lock(), threading.Lock()
         self._first: tuple[int, float] | None = None  # signal, seconds of the monotonic clock
         self._callbacks: list[Callable[[int], None]] = []
         self._last_words: list[Callable[[], None]] = []
@@ -123,18 +125,23 @@ class StopRequest:
 
     def request(self, signum: int = signal.SIGTERM) -> None:
         """Request a stop like a first signal; a second request changes nothing."""
-        if not self._asked.acquire(blocking=False):
+        if not self._requested.acquire(blocking=False):
             return
         for callback in self._callbacks:
             callback(signum)
 
     def is_set(self) -> bool:
         """Whether a stop was requested."""
-        return self._asked.locked()
+        return self._requested.locked()
+
+    def check(self) -> None:
+        """Raise InterruptedRunError if a stop was requested."""
+        if self.is_set():
+            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
 
     def set(self) -> None:
         """Request a stop from inside the program."""
-        self._asked.acquire(blocking=False)
+        self._requested.acquire(blocking=False)
 
 
 def run_child(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core.io.atomic import is_temp, write_bytes
-from hmsa_core.io.errors import HmsaError, IntegrityError, NoSpaceError, mend_of
+from hmsa_core.io.errors import HmsaError, IntegrityError, NoSpaceError, hint_of
 
 
 def read(path: Path, what: str, needed: Collection[str]) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def read(path: Path, what: str, needed: Collection[str]) -> list[dict[str, Any]]
             value, wrong = {}, str(error)
         wrong = wrong or ", ".join(f"{key} is missing" for key in needed if key not in value)
         if wrong:
-            raise IntegrityError(f"{path}: line {number} is not {what} ({wrong})", hint="mend or remove that line")
+            raise IntegrityError(f"{path}: line {number} is not {what} ({wrong})", hint="correct or remove that line")
         found.append(value)
     return found
 
@@ -79,7 +79,7 @@ def saving(path: Path, *, otherwise: str = "") -> Iterator[None]:
         said = f"{path}: not saved: {error.strerror or error}{where}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(said, hint="free space, then do it again") from error
-        hint = mend_of(error) or f"let the user of this server write in {path.parent}, then do it again"
+        hint = hint_of(error) or f"let the user of this server write in {path.parent}, then do it again"
         raise SaveError(said, hint=f"{hint}; or {otherwise}" if otherwise else hint) from error
 
 

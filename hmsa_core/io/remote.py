@@ -222,7 +222,7 @@ def cache_limit() -> int:
     return limit
 
 
-def beside(url: str) -> Path:
+def local_place(url: str) -> Path:
     """Local folder of an address, `CACHE/trees/DIGEST/NAME`; `DIGEST/source.json` names the parent address."""
     parent, _, name = check_url(url).rpartition("/")
     folder = cache_folder() / "trees" / digest(parent)[:24]
@@ -241,7 +241,7 @@ def local_tree(url: str, *, anew: bool = True) -> Path:
     Raises:
         InputError: the folder is empty, or holds names that no file system allows.
     """
-    url, target = check_url(url), beside(url)
+    url, target = check_url(url), local_place(url)
     if not anew and target.is_dir():
         return target
     try:
@@ -298,14 +298,10 @@ def fetched(path: Path) -> Path:
     try:
         os.utime(cached)  # a recent time: eviction removes this file last
     except FileNotFoundError:
-        _fetch(_url_of(path), cached)
+        tree, *inside = path.relative_to(cache_folder() / "trees").parts
+        source = read_json(cache_folder() / "trees" / tree / "source.json")["url"]
+        _fetch(f"{source}/{PurePosixPath(*inside)}", cached)
     return path
-
-
-def _url_of(path: Path) -> str:
-    inside = path.relative_to(cache_folder() / "trees")
-    source = read_json(cache_folder() / "trees" / inside.parts[0] / "source.json")["url"]
-    return f"{source}/{PurePosixPath(*inside.parts[1:])}"
 
 
 def _fetch(url: str, cached: Path) -> None:

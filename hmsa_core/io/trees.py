@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 # Errors where folders cannot be swapped: a mount point, another file system below, or no support by the kernel.
 _CANNOT_SWAP = {errno.EXDEV, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
-_NO_ROOM_BESIDE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_PARENT_REFUSES = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def new_tree(target: str | os.PathLike[str], *, last: tuple[str, ...] = ()) -> I
     for path in target.parent.iterdir():
         if is_temp(path.name, of=target.name) and is_left_over(path.name):
             _discard(path)
-    folder = _make_beside(target)
+    folder = _make_next_to(target)
     try:
         yield folder
         _put_in_place(folder, target, last)
@@ -46,12 +46,12 @@ def new_tree(target: str | os.PathLike[str], *, last: tuple[str, ...] = ()) -> I
         _discard(folder)  # the old tree, or the files written before the failure
 
 
-def _make_beside(target: Path) -> Path:
+def _make_next_to(target: Path) -> Path:
     folder = temp_name(target)
     try:
         atomic.ops.mkdir(folder)
     except OSError as error:
-        if error.errno not in _NO_ROOM_BESIDE or not target.is_dir():
+        if error.errno not in _PARENT_REFUSES or not target.is_dir():
             raise
         folder = temp_name(target / target.name)  # a mount point whose parent folder belongs to another user
         atomic.ops.mkdir(folder)

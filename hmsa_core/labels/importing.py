@@ -52,7 +52,7 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
         other = f", but files of other kinds ({kinds_of(there.others)})" if there.others else ""
         raise LayoutError(f"{root}: no PNG, WebP or TIFF files below this folder{other}")
     probs = {p.with_name(p.stem.removesuffix(_PROB)): p for p in files if p.stem.endswith(_PROB)}
-    # A few masks may be named so; confidence files lie beside their labels, or are half of what is there.
+    # A few masks may be named so; confidence files lie next to their labels, or are half of what is there.
     if 2 * len(probs) < len(files) and probs.keys().isdisjoint({p.with_suffix("") for p in files}):
         probs = {}
     if probs:
@@ -84,7 +84,7 @@ def _check(root: Path, found: list[FoundFile], fmt: str, probs: set[Path]) -> No
     without = [(f.label, f"{_PROB}.png") for f in found if fmt == "released" and f.prob is None]
     without += [(prob, "label") for prob in sorted(probs - {f.prob for f in found})]
     if without:
-        problem = f"{without[0][0].relative_to(root)} has no {without[0][1]} beside it"
+        problem = f"{without[0][0].relative_to(root)} has no {without[0][1]} next to it"
         raise LayoutError(f"{root}: {problem} ({len(without)} such files)", hint="complete the folder")
 
 

@@ -154,7 +154,7 @@ def corrected_precision(
 
     Coarse polygons lie inside objects, so agreement with them overestimates the precision. On calibration images the
     true precision is known as well: result = agreement here + (true precision - agreement) on calibration images.
-    `pairs` and `calibration_pairs` are StoreStatistics.pairs(), (C+1, C, 256); `codes` are the policy's cuts, (C,).
+    `pairs` and `calibration_pairs` are StoreStatistics.pairs(), (C+1, C, 256); `codes` the policy's thresholds, (C,).
     """
     there, here = _agreement(calibration_pairs, codes), _agreement(pairs, codes)
     result = []

@@ -1,4 +1,4 @@
-"""The review file beside a store: what people accepted, flagged or corrected, one JSON object a line, only appended.
+"""The review file next to a store: what people accepted, flagged or corrected, one JSON object a line, only appended.
 
 `STORE.review.jsonl`: {"id", "name", "verdict": "accept" | "flag" | "correct", "region": [[x, y], ...] | null, "note",
 "reviewer", "image_sha256", "labels"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
@@ -46,14 +46,14 @@ UNTOUCHED = 254  # in corrections; class tables have fewer classes
 
 
 def marked_store(store: Path, kind: str) -> Path:
-    """The store whose marks act on what is shown: of `final` the raw one beside it, whose marks `pseudo-label` reads.
+    """The store whose marks act on what is shown: of `final` the raw one next to it, whose marks `pseudo-label` reads.
 
     A thresholded store elsewhere keeps marks of its own, which no stage reads.
     """
     raw = store.with_name("raw")
     # While `auto-infer` makes it anew the raw store of a workspace is away for a time; its marks are not.
-    is_beside = (raw / "manifest.json").is_file() or review_path(raw).is_file()
-    return raw if kind != "raw" and store.name == "final" and is_beside else store
+    is_there = (raw / "manifest.json").is_file() or review_path(raw).is_file()
+    return raw if kind != "raw" and store.name == "final" and is_there else store
 
 
 def review_path(store: str | os.PathLike[str]) -> Path:
@@ -245,7 +245,7 @@ class ReviewFile:
                     standing[str(value["id"])] = _mark(value)
             except (ValueError, TypeError, KeyError, RecursionError, MarkError) as error:
                 raise IntegrityError(
-                    f"{self.path}: line {number} is not a review mark ({error})", hint="mend or remove that line"
+                    f"{self.path}: line {number} is not a review mark ({error})", hint="correct or remove that line"
                 ) from error
         return list(standing.values())
 

@@ -135,7 +135,12 @@ def trace(
     side = torch.export.Dim.DYNAMIC(min=least)
     dims = {0: torch.export.Dim("batch", min=1), 2: side, 3: side}
     example = torch.zeros(2, 3, 2 * least, 3 * least, dtype=torch.uint8)
-    with torch.no_grad(), _whole_paddings(), _told(f"a model of {model.config.trunk}"), warnings.catch_warnings():
+    with (
+        torch.no_grad(),
+        _whole_paddings(),
+        _one_line_error(f"a model of {model.config.trunk}"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # about torch's code
         return torch.export.export(
             fused,
@@ -167,7 +172,7 @@ def _whole_paddings() -> Iterator[None]:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _one_line_error(what: str) -> Iterator[None]:
     """Return one line for torch's error of many pages."""
     try:
         yield
@@ -215,7 +220,7 @@ def to_onnx(program: torch.export.ExportedProgram, about: dict[str, str], *, arg
     Raises:
         ConfigError: torch does not write this opset, or ONNX lacks an operator.
     """
-    with _told("this model"), warnings.catch_warnings(), _quiet():
+    with _one_line_error("this model"), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
             program,

@@ -69,7 +69,8 @@ def _average(levels: Iterable[Level[M]], size: Size) -> M:
 
 def _max(levels: Iterable[Level[M]], size: Size) -> M:
     """Take the highest score of each class over all scales."""
-    return reduce(_maximum, (resize(level.values, size) for level in levels))
+    highest: M = reduce(lambda a, b: a.maximum(b), (resize(level.values, size) for level in levels))
+    return highest
 
 
 _FUSIONS: dict[str, Callable[[Iterable[Any], Size], Any]] = {
@@ -101,7 +102,3 @@ def _size(maps: M) -> Size:
 def _blend(term: M, weight: M, rest: M) -> M:
     """`term + (1 - weight) * rest`."""
     return term.blend(weight, rest) if isinstance(term, Rows) else torch.addcmul(term, 1 - weight, rest)
-
-
-def _maximum(a: M, b: M) -> M:
-    return a.maximum(b) if isinstance(a, Rows) else torch.maximum(a, b)

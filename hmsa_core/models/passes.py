@@ -142,11 +142,11 @@ class ScalePass:
         return torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one in resized])
 
 
-def resolve_kind(asked: str, own: str) -> str:
+def resolve_kind(kind: str, model_kind: str) -> str:
     """Return the fusion kind; "model" = the model's kind. ConfigError: the kind needs a head that the model lacks."""
-    kind = own if asked == "model" else asked
-    if kind in ("hierarchical", "explicit") and kind != own:
-        raise ConfigError(f"a {own} model cannot be run as {kind}: it has no such attention head")
+    kind = model_kind if kind == "model" else kind
+    if kind in ("hierarchical", "explicit") and kind != model_kind:
+        raise ConfigError(f"a {model_kind} model cannot be run as {kind}: it has no such attention head")
     return kind
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.runtime.progress import JsonLog, Progress
 
@@ -189,31 +189,6 @@ class JobContext:
         """The context of a job that logs into `work/log.jsonl`."""
         return cls(work, ranks, runtime, stop, JsonLog(work / "log.jsonl" if ranks.is_main else None))
 
-    @property
-    def rank(self) -> int:
-        """Number of this process."""
-        return self.ranks.rank
-
-    @property
-    def world(self) -> int:
-        """Number of processes over all nodes."""
-        return self.ranks.world
-
-    @property
-    def device(self) -> torch.device:
-        """Where this rank computes."""
-        return self.ranks.device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this rank (rank 0) writes the files of the job."""
-        return self.ranks.is_main
-
     def progress(self, total: int, *, what: str, unit: str = "images", initial: int = 0) -> Progress:
         """Progress on standard error, silent on all ranks but the first."""
-        return Progress(total, what=what, unit=unit, initial=initial, enabled=self.is_main)
-
-    def check_stop(self) -> None:
-        """Raise InterruptedRunError if *this* rank received a stop request (for jobs with independent ranks)."""
-        if self.stop.is_set():
-            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
+        return Progress(total, what=what, unit=unit, initial=initial, enabled=self.ranks.is_main)

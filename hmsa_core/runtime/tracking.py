@@ -93,12 +93,12 @@ class Mlflow:
         with needs_extra("tracking"):
             from mlflow import MlflowClient
         self._where = os.environ.get("MLFLOW_TRACKING_URI") or (root.resolve() / "mlruns").as_uri()
-        with self._told():
+        with self._config_errors():
             self._client = MlflowClient(self._where)
             self._run: str = self._open(run, key)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _config_errors(self) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -134,7 +134,7 @@ class Mlflow:
 
     def keep(self, files: Mapping[str, Path], values: Mapping[str, Any]) -> None:
         """Store files (by target folder) and a JSON object `figures.json` with the run."""
-        with self._told():
+        with self._config_errors():
             for folder, path in files.items():
                 self._client.log_artifact(self._run, str(path), folder)
             self._client.log_dict(self._run, dict(values), "figures.json")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cache
@@ -135,6 +135,12 @@ class ClassTable:
             train_to_id=tuple(r["id"] for r in rows),
             void_colours=tuple(tuple(colour) for colour in value.get("void_colours", ())),
         )
+
+    @classmethod
+    def of_meta(cls, meta: Mapping[str, Any]) -> ClassTable | None:
+        """Classes of a checkpoint by its JSON (`read_meta`); None where they have no names."""
+        table = meta.get("class_table")
+        return cls.from_json(table) if table else None
 
     def digest(self) -> str:
         """Digest of names, colours and maps; two tables with equal digests are the same."""

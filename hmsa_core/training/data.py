@@ -202,18 +202,18 @@ def _centroids_of(parts: Sequence[_Pseudo], names: Sequence[str]) -> Centroids:
     return Centroids(names, image[order], values[order])
 
 
-def _lineage(spec: TrainSpec, own: Lineage, parts: Sequence[_Pseudo]) -> Lineage:
+def _lineage(spec: TrainSpec, found: Lineage, parts: Sequence[_Pseudo]) -> Lineage:
     for part in parts:
-        own = own.union(learned(part.samples, root=part.root_name, source="pseudo"))
+        found = found.union(learned(part.samples, root=part.root_name, source="pseudo"))
     for parent in (spec.init_from, spec.teacher):
         if parent is not None:
-            own = own.union(lineage_of(parent).with_parent(digest_of(parent)))
+            found = found.union(lineage_of(parent).with_parent(digest_of(parent)))
     for part in parts:
         teacher = str(part.store.lineage.get("teacher", "unknown"))
-        if teacher not in own.parents:
+        if teacher not in found.parents:
             gap = f"label store {part.store.digest[:16]}: the images of its teacher ({teacher[:16]}) are not listed"
-            own = own.union(Lineage(parents=() if teacher == "unknown" else (teacher,), unknown=(gap,)))
-    return own
+            found = found.union(Lineage(parents=() if teacher == "unknown" else (teacher,), unknown=(gap,)))
+    return found
 
 
 @dataclass(frozen=True)

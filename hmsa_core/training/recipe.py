@@ -29,7 +29,7 @@ from hmsa_core.spec import TrainSpec
 CHOICE = "runtime.json"
 _CROP = (128, 192)  # pixels; larger crops are timed at this size
 _BATCH = 2
-_SECONDS = 2.0  # seconds of timing, for all candidates together
+_SECONDS = 2.0  # seconds of timing, for all ways together
 _MARGIN = 0.95  # of the default choice's time: another choice must be clearly faster
 _COARSEST = 32  # pixels a side for each position of HRNet's coarsest grid
 
@@ -216,52 +216,50 @@ def settle_runtime(spec: TrainSpec, context: JobContext) -> TrainSpec:
     requested = {"threads": runtime.threads, "precision": runtime.precision, "channels_last": runtime.channels_last}
     if "auto" not in requested.values():
         return spec
-    chosen = context.ranks.broadcast(_choice(spec, context, requested) if context.is_main else {})
+    chosen = context.ranks.broadcast(_choice(spec, context, requested) if context.ranks.is_main else {})
     torch.set_num_threads(chosen["threads"])
     settled = runtime.model_copy(update=chosen)
     return spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": settled})})
 
 
-def _choice(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
+def _choice(spec: TrainSpec, context: JobContext, requested: dict[str, Any]) -> dict[str, Any]:
     path = spec.work / CHOICE
     known = read_json(path) if path.exists() else {}
-    if known.get("asked") != asked:
-        known = {"asked": asked} | _measure(spec, context, asked)
+    if known.get("asked") != requested:
+        known = {"asked": requested} | _measure(spec, context, requested)
         write_json(path, known)
         context.log.write("runtime", **known)
     return dict(known["chosen"])
 
 
-def _measure(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
+def _measure(spec: TrainSpec, context: JobContext, requested: dict[str, Any]) -> dict[str, Any]:
     threads = {"threads": spec.config.runtime.thread_count}
-    if context.device.type == "cuda":
-        given = {name: value for name, value in asked.items() if value != "auto"}
-        return {"chosen": {"precision": fast_precision(), "channels_last": True, **threads} | given, "timed": []}
-    usual = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
-    precisions = usual if asked["precision"] == "auto" else (asked["precision"],)
-    formats = (True, False) if asked["channels_last"] == "auto" else (asked["channels_last"],)
-    candidates: list[dict[str, Any]] = [
-        {"precision": precision, "channels_last": last} for precision, last in itertools.product(precisions, formats)
-    ]
-    if len(candidates) == 1:
-        return {"chosen": candidates[0] | threads, "timed": []}
-    seconds = [_seconds_a_pass(spec, candidate, _SECONDS / len(candidates)) for candidate in candidates]
-    fastest = min(range(len(candidates)), key=seconds.__getitem__)
-    best = fastest if seconds[fastest] < _MARGIN * seconds[0] else 0
-    timed = [candidate | {"seconds": round(s, 4)} for candidate, s in zip(candidates, seconds, strict=True)]
-    processor = {"processor": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
-    return {"chosen": candidates[best] | threads, "timed": timed, **processor}
-
-
-def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -> float:
-    """Seconds of a pass at a size that takes little time."""
+    ways = ways_to_compute(context.ranks.device.type, requested["precision"], requested["channels_last"])
+    if len(ways) == 1:
+        return {"chosen": ways[0] | threads, "timed": []}
     height, width = (min(side, most) for side, most in zip(spec.config.crop, _CROP, strict=True))
-    return seconds_a_pass(spec.config, candidate, (_BATCH, height, width), budget=budget)
+    budget = _SECONDS / len(ways)
+    seconds = [seconds_a_pass(spec.config, way, (_BATCH, height, width), budget=budget) for way in ways]
+    fastest = min(range(len(ways)), key=seconds.__getitem__)
+    best = fastest if seconds[fastest] < _MARGIN * seconds[0] else 0
+    timed = [way | {"seconds": round(s, 4)} for way, s in zip(ways, seconds, strict=True)]
+    processor = {"processor": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
+    return {"chosen": ways[best] | threads, "timed": timed, **processor}
+
+
+def ways_to_compute(device: str, precision: str = "auto", channels_last: bool | str = "auto") -> list[dict[str, Any]]:
+    """Precisions and memory formats that `auto` may stand for on a device "cpu" or "cuda", plain ones first."""
+    precisions, formats = [precision], [channels_last]
+    if precision == "auto":
+        precisions = [fast_precision()] if device == "cuda" else ["fp32", *["bf16"] * cpu_has_bf16()]
+    if channels_last == "auto":
+        formats = [True] if device == "cuda" else [True, False]
+    return [{"precision": one, "channels_last": last} for one, last in itertools.product(precisions, formats)]
 
 
 def seconds_a_pass(
     config: TrainConfig,
-    candidate: dict[str, Any],
+    way: dict[str, Any],
     shape: tuple[int, int, int],
     *,
     budget: float,
@@ -271,14 +269,14 @@ def seconds_a_pass(
 
     Args:
         config: the network and its loss.
-        candidate: the precision, and whether tensors are channels_last.
+        way: the precision, and whether tensors are channels_last.
         shape: crops in the pass, height and width in pixels.
         budget: seconds to spend; two passes at the least.
         device: where it computes.
     """
     count, height, width = shape
-    layout = torch.channels_last if candidate["channels_last"] else torch.contiguous_format
-    dtype, kind = DTYPES[candidate["precision"]], torch.device(device).type
+    layout = torch.channels_last if way["channels_last"] else torch.contiguous_format
+    dtype, kind = DTYPES[way["precision"]], torch.device(device).type
     with torch.random.fork_rng():
         model = build_fresh(config.model, num_classes=19).train().to(device)
         model.to(memory_format=layout)

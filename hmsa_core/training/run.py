@@ -153,11 +153,12 @@ def run(spec: TrainSpec, context: JobContext) -> None:
     """
     spec = settle_runtime(spec, context)
     # Refuse impossible settings before any data are read.
-    passes_a_step(spec.config, context.world)
+    passes_a_step(spec.config, context.ranks.world)
     refuse_small_crop(spec.config, context.ranks.norm_ranks)
     data = open_run_data(spec, context.ranks)
     total, batch = Timeline(data.plan, spec.config.global_batch).total_steps, spec.config.global_batch
-    if _is_finished(spec.work / "model", data.key):
+    model = spec.work / "model"
+    if (model / "model.json").exists() and read_meta(model)["extra"].get("key") == data.key:
         context.log.write("finished", step=total)
         return
     job = _Run(spec, context, data)
@@ -172,13 +173,9 @@ def run(spec: TrainSpec, context: JobContext) -> None:
             if verdict.stop:
                 job.save_and_leave()
         job.validate()
-    if context.is_main:
+    if context.ranks.is_main:
         digest = save_model(spec, context, trainer, data)
         context.log.write("finished", step=total, weights_sha256=digest)
-
-
-def _is_finished(folder: Path, key: str) -> bool:
-    return (folder / "model.json").exists() and read_meta(folder)["extra"].get("key") == key
 
 
 class _Run:
@@ -247,7 +244,7 @@ class _Run:
     def _follow_log(self) -> None:
         """Send each later log line also to the trackers in the settings."""
         trackers = self.spec.config.runtime.trackers
-        if trackers and self.context.is_main:
+        if trackers and self.context.ranks.is_main:
             root, run = self.spec.tracking or self.spec.work, f"{self.spec.stage}-{self.data.key[:8]}"
             self.context.log.follower = follow(trackers, root, run, self.data.key, self.trainer.step)
 
@@ -279,7 +276,7 @@ class _Run:
             pseudo=counts["pseudo"],
             images_per_s=counts["images"] / seconds,
             data_wait=waited,
-            memory_mb=peak_memory_mb(self.context.device),
+            memory_mb=peak_memory_mb(self.context.ranks.device),
             **means,
         )
         progress.update(step * self.spec.config.global_batch - progress.done, loss=means["loss"])
@@ -327,7 +324,7 @@ class _Run:
             "meters": self.trainer.meters.state(),
             "scaler": self.trainer.scaler.state_dict(),
         }
-        if self.context.is_main:
+        if self.context.ranks.is_main:
             with self.clock.counting("excluded"):
                 self.states.save(step, groups, record)
         self.trainer.saved_step = step
@@ -422,8 +419,8 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
         "stage": spec.stage,
         "config": spec.config.model_dump(mode="json"),
         "machine": {
-            "ranks": context.world,
-            "device": context.device.type,
+            "ranks": context.ranks.world,
+            "device": context.ranks.device.type,
             "threads": runtime.thread_count,
             "channels_last": runtime.channels_last,
             "precision": runtime.precision,

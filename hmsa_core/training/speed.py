@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.config import InferConfig, ModelConfig, RuntimeConfig, TrainConfig
-from hmsa_core.inference.network.optimised import cpu_has_bf16, fast_precision
 from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.inference.teachers.teacher import open_teacher
 from hmsa_core.models.model import build_fresh
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable
-from hmsa_core.training.recipe import fastest, seconds_a_pass
+from hmsa_core.training.recipe import fastest, seconds_a_pass, ways_to_compute
 
 _BUDGET = 1.0  # seconds for each way to compute
 _IMAGE = (384, 512)  # pixels, height and width
@@ -25,21 +23,10 @@ _IMAGE = (384, 512)  # pixels, height and width
 def seconds_a_crop(config: TrainConfig) -> float:
     """Seconds of a training for each crop, forward and backward: one rank is measured, all work at once."""
     device = start_ranks(config.runtime, {}).device
-    if device.type == "cuda":
-        candidates = [(fast_precision(), True)]
-    else:
-        candidates = list(itertools.product(("fp32", "bf16") if cpu_has_bf16() else ("fp32",), (True, False)))
     count = config.batch_per_rank
-    times = (
-        seconds_a_pass(
-            config,
-            {"precision": precision, "channels_last": last},
-            (count, *config.crop),
-            budget=_BUDGET,
-            device=device,
-        )
-        for precision, last in candidates
-    )
+    shape = (count, *config.crop)
+    ways = ways_to_compute(device.type)
+    times = [seconds_a_pass(config, way, shape, budget=_BUDGET, device=device) for way in ways]
     return min(times) / count / config.runtime.ranks
 
 

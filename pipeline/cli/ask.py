@@ -98,7 +98,7 @@ def _ask(
 
 
 def _person(view: StoreView) -> Callable[[Questions, int], str]:
-    """Questions in the terminal, with a picture beside the store."""
+    """Questions in the terminal, with a picture next to the store."""
     from hmsa_core.io.errors import InputError
     from pipeline.review.questions import answer_of
     from pipeline.review.region_picture import draw_question

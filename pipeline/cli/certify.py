@@ -2,7 +2,7 @@
 
 With a probability of at least 1 - delta, every certified class of this store is at least --target right at its
 threshold. That holds whatever the errors look like and whenever the answers stop. Answers come from the audit of
-`autolabel serve`, or from true label maps. The certificate lies beside the store; `autolabel verify --certificate`
+`autolabel serve`, or from true label maps. The certificate lies next to the store; `autolabel verify --certificate`
 checks it.
 
 autolabel certify labels/raw --target 0.95
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps({"classes": rows, "more": found.more()}, indent=1) + "\n")
     else:
         _print(found, results, file.path)
-        _print_more(found)
+        more = found.more()
+        sys.stdout.write(f"{more['answers']} more answers: about {more['pixels']:,} pixels ({more['coverage']:.1%})\n")
         if args.answers is None:
             on_page = view.kind == "raw" and args.out is None  # the page certifies raw stores only
             _print_wanted(results, args.store, on_page=on_page)
@@ -125,11 +126,6 @@ def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) ->
             f"{estimate:>10}{row['lower']:>10.1%}{row['coverage']:>10.1%}\n"
         )
     write(f"\n{out}\n")
-
-
-def _print_more(found: Certificate) -> None:
-    more = found.more()
-    sys.stdout.write(f"{more['answers']} more answers: about {more['pixels']:,} pixels ({more['coverage']:.1%})\n")
 
 
 def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, on_page: bool) -> None:

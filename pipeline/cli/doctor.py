@@ -1,4 +1,4 @@
-"""Check machine, versions, disk, locks, checkpoints and label stores; print the command that mends each fault."""
+"""Check machine, versions, disk, locks, checkpoints and label stores; print the command that fixes each fault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     add = parser.add_argument
     add("--workspace", type=Path, help="default: the one that the current folder lies in, if any")
-    add("--fix", action="store_true", help="mend what can be mended without losing anything")
+    add("--fix", action="store_true", help="fix what can be fixed without losing anything")
     add("--quick", action="store_true", help="do not read every byte of the label stores")
     add("--json", action="store_true", help="findings as JSON")
 
@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=1) + "\n")
     else:
-        if root != Path.cwd().resolve() and any(f.mend for f in findings):
+        if root != Path.cwd().resolve() and any(f.fix for f in findings):
             sys.stdout.write(f"commands are meant for this folder: cd {shlex.quote(str(root))}\n")
         for finding in findings:
             sys.stdout.write(f"{finding.state:8} {finding.name}: {finding.text}\n")
-            if finding.mend:
-                sys.stdout.write(f"{'':8} mend: {finding.mend}\n")
+            if finding.fix:
+                sys.stdout.write(f"{'':8} fix: {finding.fix}\n")
     return 1 if any(f.state == "broken" for f in findings) else 0
 
 

@@ -85,7 +85,7 @@ def _queue(args: argparse.Namespace) -> list[str]:
         raise ConfigError("--queue N: expected at least 1, and no --name")
     session = Session(args.store, policy=args.policy)
     query, statuses = ImageQuery(parse_sort(args.sort), review="none"), session.review.statuses()
-    rows = image_rows(session.view, session.cuts(args.threshold), query, limit=args.queue, statuses=statuses)[1]
+    rows = image_rows(session.view, session.thresholds(args.threshold), query, limit=args.queue, statuses=statuses)[1]
     if not rows:
         raise ConfigError(f"{args.store}: all images are reviewed", hint="leave --queue out")
     return [row["name"] for row in rows]

@@ -191,7 +191,7 @@ def _batches(pictures: Sequence[_Picture]) -> list[NDArray[np.uint8]]:
 
 
 def _compare(
-    graph: Any, pictures: Sequence[_Picture], ours: Sequence[NDArray[np.uint8]], options: RunOptions, told: str
+    graph: Any, pictures: Sequence[_Picture], ours: Sequence[NDArray[np.uint8]], options: RunOptions, setting: str
 ) -> float:
     """Print agreement, and mIoU where labels are known; return the share of pixels whose label equals `ours`."""
     import numpy as np
@@ -208,7 +208,7 @@ def _compare(
         label = pictures[i].label if i < len(pictures) else None
         if label is not None:
             counts += np.stack([confusion_counts(each[0], label, classes) for each in (found, expected)])
-    line = f"{100 * equal / pixels:.3f} % of {pixels:,} pixels have our own label ({told})"
+    line = f"{100 * equal / pixels:.3f} % of {pixels:,} pixels have our own label ({setting})"
     if counts.any():
         line += "; mIoU {:.2f}, ours {:.2f}".format(*(100 * mean_iou_of(iou_of(each)) for each in counts))
     tell(line)

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False, mode
     if teachers:
         text = "instead: onnx:FILE, hf:FOLDER, scores:FOLDER, a checkpoint folder, or several (their mean)"
         who.add_argument("--teacher", nargs="+", metavar="SPEC", help=text)
-        text = "table of the --teacher's classes (default: FILE.teacher.yaml or FOLDER/teacher.yaml beside it)"
+        text = "table of the --teacher's classes (default: FILE.teacher.yaml or FOLDER/teacher.yaml next to it)"
         parser.add_argument("--map", type=Path, metavar="FILE", help=text)
     parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 0.5,1,2 (default: the checkpoint's)")
     text = "average with the mirror image (default: the checkpoint's)"

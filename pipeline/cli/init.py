@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", type=Path, metavar="DIR", help="their label maps: names of the images, with any ending")
     add("--new", type=Path, metavar="DIR", help="more images, to be labelled; you can add some later")
     add("--coarse", type=Path, metavar="DIR", help="coarse label maps of images without --labels")
-    text = "class names: any tool's file, or cityscapes, mapillary, camvid, voc, ade20k (default: beside the maps)"
+    text = "class names: any tool's file, or cityscapes, mapillary, camvid, voc, ade20k (default: next to the maps)"
     add("--classes", metavar="FILE|NAME", help=text)
     text = "values of label maps, or colours rrggbb, that mean no class, such as 0,255; none = all are classes"
     add("--void", metavar="VALUES", help=text)
@@ -84,14 +84,11 @@ def _run_plan(args: argparse.Namespace) -> int:
         return 0
     files = plan.files()
     is_new = init_workspace(InitRequest(args.dir, "own", planned=files))
-    status = _told(args, is_new, "your own images")
-    if changed := [name for name, text in files.items() if not _is_in(args.dir / name, text)]:
+    status = _tell_next(args, is_new, "your own images")
+    found = {name: args.dir / name for name in files}
+    if changed := [name for name, path in found.items() if not path.exists() or path.read_text("utf-8") != files[name]]:
         sys.stderr.write(f"not as in this plan: {', '.join(changed)}; edit there, or plan into another folder\n")
     return status
-
-
-def _is_in(path: Path, text: str) -> bool:
-    return path.exists() and path.read_text("utf-8") == text
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -122,10 +119,10 @@ def _run_profile(args: argparse.Namespace) -> int:
         sys.stderr.write(f"next: autolabel demo-data {folder}\n")
     if is_new and args.profile in ("cityscapes", "paper-final") and args.data is None:
         sys.stderr.write(f"next: fill in data.target.root and data.pretrain.root in {args.dir / 'params.yaml'}\n")
-    return _told(args, is_new, f"profile {args.profile}")
+    return _tell_next(args, is_new, f"profile {args.profile}")
 
 
-def _told(args: argparse.Namespace, is_new: bool, what: str) -> int:
+def _tell_next(args: argparse.Namespace, is_new: bool, what: str) -> int:
     if not is_new:
         sys.stderr.write(f"{args.dir}: already a workspace of {what}; nothing changed\n")
         return 0

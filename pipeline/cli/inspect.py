@@ -7,7 +7,7 @@ autolabel inspect labels/raw --policy calibration/policy.json --class rider --so
 autolabel inspect labels/raw --threshold 0.9 --json | jq '.classes[] | [.name, .coverage]'
 
 Precision has a source. Audit: judged by a person on this store. Calibration: counted on images the teacher never saw,
-with the curves file beside the policy. Expected: the policy's table on this store's histogram. In a workspace
+with the curves file next to the policy. Expected: the policy's table on this store's histogram. In a workspace
 calibration/policy.json gives the precision where no policy is given.
 """
 
@@ -23,7 +23,7 @@ from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.review.session import Session
-    from pipeline.review.stats import Cuts
+    from pipeline.review.stats import Thresholds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
+def _chosen(session: Session, args: argparse.Namespace) -> list[Thresholds]:
     """Thresholds to show: those of each --threshold, then the policy's; without any, all pixels."""
     if args.limit < 0:
         raise ConfigError(f"--limit {args.limit}: expected 0 or more")
@@ -72,15 +72,15 @@ def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
         wanted.append("policy")
     if len(wanted) > 2:
         raise ConfigError("at most two thresholds side by side", hint="for example: --threshold 0.8 --threshold 0.9")
-    return [session.cuts(threshold, args.cut) for threshold in wanted or [None]]
+    return [session.thresholds(threshold, args.cut) for threshold in wanted or [None]]
 
 
-def _figures(session: Session, chosen: list[Cuts], args: argparse.Namespace) -> dict[str, Any]:
+def _figures(session: Session, chosen: list[Thresholds], args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.review.stats import ImageQuery, image_rows, parse_sort, store_stats
 
     view = session.view
     class_id = None if args.class_name is None else view.classes.index(args.class_name)
-    each = [store_stats(view, cuts, session.sources(cuts.policy), class_id) for cuts in chosen]
+    each = [store_stats(view, thresholds, session.sources(thresholds.policy), class_id) for thresholds in chosen]
     answer = dict(each[0]) if len(each) == 1 else {"store": each[0]["store"], "thresholds": each}
     if len(each) == 2:
         answer["step"] = {

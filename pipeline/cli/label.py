@@ -2,7 +2,7 @@
 
 Any folder, sub-folders too: JPEG, PNG, WebP, TIFF of any size, EXIF rotation applied, no labels needed. A
 bad image is listed and left out. Stop it at any time: the same command goes on where it was; images
-added to the folder later are appended. Progress lies in OUT.work, beside the store. In the store an image
+added to the folder later are appended. Progress lies in OUT.work, next to the store. In the store an image
 is called by its stem; where several drives count their images from 1, --names path calls it by its folders
 too: drive2/cam0/000001.jpg is drive2__cam0__000001.
 """
@@ -94,7 +94,7 @@ def _teacher(args: argparse.Namespace) -> tuple[Source, ...]:
     if args.map is None:
         return sources
     if len(sources) > 1:
-        raise ConfigError("--map is of one teacher", hint="of several, put a table beside each: FILE.teacher.yaml")
+        raise ConfigError("--map is of one teacher", hint="of several, put a table next to each: FILE.teacher.yaml")
     source = replace(sources[0], map=args.map)
     if source.table.classes is None:
         raise ConfigError(

@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("pipeline.cli.import_", "read labels or corrections of other tools into a label store"),
     "import-checkpoint": ("pipeline.cli.import_checkpoint", "convert a released .pth to safetensors + JSON"),
     "models": ("pipeline.cli.models", "list, promote or roll back registered models"),
-    "doctor": ("pipeline.cli.doctor", "check machine, versions, disk, locks, stores; say what mends them"),
+    "doctor": ("pipeline.cli.doctor", "check machine, versions, disk, locks, stores; say what fixes them"),
     "completion": ("pipeline.cli.completion", "print a script with which a shell completes commands and files"),
 }
 

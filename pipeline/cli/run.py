@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.process import CHAIN_GRACE_S, StopRequest, run_child
 from pipeline.workspace.params import stages_of_chain
 from pipeline.workspace.table import STAGES
@@ -38,6 +38,5 @@ def run(args: argparse.Namespace) -> int:
         status = run_child([*command, stage], stop=stop, cwd=str(ws.root), env=env, grace_s=CHAIN_GRACE_S)
         if status:
             return status if status > 0 else 128 - status
-        if stop.is_set():  # it came when the stage had ended
-            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
+        stop.check()  # it came when the stage had ended
     return 0

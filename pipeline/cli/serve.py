@@ -10,7 +10,6 @@ Listens on 127.0.0.1; from another machine use an SSH tunnel, or --host with --t
 from __future__ import annotations
 
 import argparse
-import getpass
 import logging
 import sys
 from pathlib import Path
@@ -57,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until the program is stopped."""
     # Imported here: the packages of the server take longer than `--help` may.
     from pipeline.review.session import Session, image_root, policy_target, start_policy
+    from pipeline.workspace.registry import user_name
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images = args.images if args.images is not None else image_root(args.store)
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         other=args.compare,
         other_policy=args.compare_policy,
         save_to=args.save_policy or policy_target(args.store, args.policy),
-        reviewer=_user() if args.reviewer is None else args.reviewer,
+        reviewer=user_name() if args.reviewer is None else args.reviewer,
     )
     for view in (session.view, session.other):
         if view is not None and view.pictures.note:
@@ -88,10 +88,3 @@ def run(args: argparse.Namespace) -> int:
 
     serve(session, ServeOptions(args.host, args.port, args.token, args.checkpoint))
     return 0
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # no such user in the password file, as in many containers
-        return ""

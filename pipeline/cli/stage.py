@@ -79,7 +79,7 @@ def prepare_process(ws: Workspace) -> None:
     def stop_here(_signum: int) -> None:
         # A running job stops and saves by itself; the loops of this process end by this exception.
         if not ws.job_running:
-            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
+            ws.stop.check()
 
     parent, is_ignored = os.getppid(), signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from pipeline.cli.inference_options import ENGINE, positive
 
-_MEND = "in a workspace `autolabel doctor` prints what brings it back; elsewhere delete the store and make it again"
+_HINT = "in a workspace `autolabel doctor` prints what brings it back; elsewhere delete the store and make it again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     add = parser.add_argument
     add("store", nargs="?", metavar="STORE", help="folder or address of a label store, or one sealed JSON file")
-    add("--certificate", type=Path, metavar="FILE", help="recompute a certificate (STORE: the one that it lies beside)")
+    add("--certificate", type=Path, metavar="FILE", help="recompute a certificate (STORE: the one next to it)")
     add("--subset", default="1/1", metavar="N/T", help="check the N-th of T slices")
     add("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
     add("--engine", choices=("local", "ray"), default="local", help=ENGINE)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     elif problems:
         sys.stdout.write("".join(f"{p.kind:9} {p.message}\n" for p in problems))
-        sys.stderr.write(f"hint: {_MEND}\n")
+        sys.stderr.write(f"hint: {_HINT}\n")
     else:
         part = "" if args.subset == "1/1" else f", slice {args.subset}"
         sys.stdout.write(f"{args.store}: {len(store)} images in {len(store.manifest['shards'])} shards{part}: whole\n")

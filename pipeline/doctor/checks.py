@@ -15,7 +15,7 @@ from pathlib import Path
 from hmsa_core.data.layouts import scan
 from hmsa_core.inference.teachers.sources import parse
 from hmsa_core.io.atomic import is_left_over, is_temp, read_json
-from hmsa_core.io.errors import HmsaError, mend_of, one_line
+from hmsa_core.io.errors import HmsaError, hint_of, one_line
 from hmsa_core.io.locks import probe_locks
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.review import ReviewFile
@@ -27,7 +27,7 @@ from pipeline.jobs.support import labelling_teacher
 from pipeline.night import history
 from pipeline.night.gatekeeper import looks, measured_aa
 from pipeline.stages.disk import disk_need
-from pipeline.workspace.named_files import mend_of_root, missing_files
+from pipeline.workspace.named_files import hint_of_root, missing_files
 from pipeline.workspace.registry import Registry, damage, version_damage
 from pipeline.workspace.workspace import Workspace
 
@@ -36,7 +36,7 @@ _PASSES_AHEAD = 4  # passes that each loader process keeps ready (`prefetch_fact
 _CROP_BYTES = 4  # per pixel: RGB and label
 _FILES = ("model.safetensors", "model.json")
 # Path that `autolabel init` made and dvc.yaml names as input -> command that makes it again.
-_ASKED_FOR = {
+_MADE_BY_INIT = {
     "policies": "mkdir -p policies",
     "labels/raw.review.jsonl": (
         """mkdir -p labels && echo '{"id": "0", "name": "", "withdraws": ""}' > labels/raw.review.jsonl"""
@@ -70,7 +70,7 @@ def _findings(name: str, check: _Check) -> Iterator[Finding]:
     except HmsaError as error:
         yield Finding("check", "broken", error.message, error.hint)
     except OSError as error:
-        fix = mend_of(error) or "let this user read and write the workspace"
+        fix = hint_of(error) or "let this user read and write the workspace"
         yield Finding("check", "broken", one_line(error), fix)
     # People run the doctor when something is broken, so an exception in one check must not stop the others.
     except Exception as error:  # noqa: BLE001 - see above
@@ -101,7 +101,7 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
         "teacher": lambda: _teacher(ws),
         "champion": lambda: _champion(ws),
         "models": lambda: _checkpoints(ws),
-        "files of people": lambda: _asked_for(ws),
+        "files of people": lambda: _made_by_init(ws),
         "histories": lambda: _histories(ws),
         "stores": lambda: _stores(ws, deep=deep),
     }
@@ -152,7 +152,7 @@ def _data(ws: Workspace) -> Iterator[Finding]:
             hint = f" ({error.hint})" if error.hint and path.is_dir() else ""
             classes = getattr(ws.params.data, name).classes
             is_of_classes = bool(classes) and Path(classes).name in error.message
-            cure = f"correct {classes}" if is_of_classes else mend_of_root(ws, name)
+            cure = f"correct {classes}" if is_of_classes else hint_of_root(ws, name)
             yield Finding(f"data {name}", "broken", f"{error.message}{hint}", cure)
 
 
@@ -161,7 +161,7 @@ def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
     for name in ("teacher_pretrain", "teacher_train", "auto_infer", "student_train", "evaluate"):
         runtime = getattr(ws.params, name).runtime
         if runtime.device == "cuda" and not present:
-            fix = f"set {name}.runtime.device to auto, mend the driver, or ask where the stages will run"
+            fix = f"set {name}.runtime.device to auto, repair the driver, or ask where the stages will run"
             yield Finding(f"{name}.runtime", "broken", "device is cuda, but no GPU is visible", fix)
         elif runtime.device != "cpu" and present and runtime.ranks > present:
             text = f"ranks is {runtime.ranks}, but {present} GPU(s) are visible"
@@ -274,11 +274,11 @@ def _restore(name: str) -> str:
 # -- files that no stage makes again ---------------------------------------------------------------------
 
 
-def _asked_for(ws: Workspace) -> Iterator[Finding]:
+def _made_by_init(ws: Workspace) -> Iterator[Finding]:
     with suppress(HmsaError):  # another check reports a dvc.yaml that cannot be read
-        for name in sorted(doctor_dvc.named(ws, "deps") & _ASKED_FOR.keys()):
+        for name in sorted(doctor_dvc.named(ws, "deps") & _MADE_BY_INIT.keys()):
             if not ws.path(name).exists():
-                yield Finding(name, "broken", f"{ws.path(name)}: missing: dvc repro stops at it", _ASKED_FOR[name])
+                yield Finding(name, "broken", f"{ws.path(name)}: missing: dvc repro stops at it", _MADE_BY_INIT[name])
 
 
 def _histories(ws: Workspace) -> Iterator[Finding]:
@@ -296,14 +296,14 @@ def _histories(ws: Workspace) -> Iterator[Finding]:
         try:
             read()
         except HmsaError as error:
-            yield Finding(name, "broken", error.message, _mend_line(ws.path(name), name, error))
+            yield Finding(name, "broken", error.message, _fix_line(ws.path(name), name, error))
 
 
-def _mend_line(path: Path, name: str, error: HmsaError) -> str:
+def _fix_line(path: Path, name: str, error: HmsaError) -> str:
     if path.suffix == ".json":
         return f"rm {shlex.quote(name)} && autolabel models aa"
     match = re.match(r": line (\d+) ", error.message.removeprefix(str(path)))
-    return f"sed -i {match[1]}d {shlex.quote(name)}  # or mend that line" if match else error.hint
+    return f"sed -i {match[1]}d {shlex.quote(name)}  # or correct that line" if match else error.hint
 
 
 # -- models ----------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def _checkpoints(ws: Workspace) -> Iterator[Finding]:
         if not fault:
             yield Finding(name, "ok", "weights match their digest")
         elif folder.parent == registry:
-            yield Finding(name, "broken", fault, _mend_version(ws, folder))
+            yield Finding(name, "broken", fault, _fix_version(ws, folder))
         elif name in outs:
             yield Finding(name, "broken", fault, _restore(name))
         else:
@@ -353,7 +353,7 @@ def _checkpoints(ws: Workspace) -> Iterator[Finding]:
             yield Finding(name, "broken", fault, f"rm -f {files}  # then import it again: DVC has no copy of it")
 
 
-def _mend_version(ws: Workspace, folder: Path) -> str:
+def _fix_version(ws: Workspace, folder: Path) -> str:
     """Command that repairs a damaged version, if needed from a checkpoint of the same weights, or else removes it."""
     if not damage(folder):  # only the record is damaged
         return f"autolabel models register {folder.relative_to(ws.root).as_posix()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -18,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.locks import FileLock
 from pipeline.workspace.dvc_yaml import check_dvc_yaml, renew_dvc_yaml, stages_of
 from pipeline.workspace.init import GIVE_NAME, without_name
 from pipeline.workspace.workspace import Workspace
@@ -30,7 +30,7 @@ class Finding:
     name: str
     state: str  # "ok" | "warning" | "broken"
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(ws: Workspace) -> Iterator[Finding]:
@@ -75,17 +75,17 @@ def _repository(ws: Workspace) -> Iterator[Finding]:
     """Check that DVC finds its repository and, unless it does without, one of git: a copy may lack hidden folders."""
     if importlib.util.find_spec("dvc") is None:
         return  # as another finding says
-    mend = f"autolabel init . --profile {ws.params.profile}"
+    fix = f"autolabel init . --profile {ws.params.profile}"
     home = next((path for path in (ws.root, *ws.root.parents) if (path / ".dvc").is_dir()), None)
     if home is None:
-        yield Finding("dvc repository", "broken", "there is none here: no dvc command works", mend)
+        yield Finding("dvc repository", "broken", "there is none here: no dvc command works", fix)
         return
     config = home / ".dvc" / "config"
     needs_git = not config.is_file() or not re.search(
         r"(?im)^\s*no_scm\s*=\s*(true|yes|on|1)\b", config.read_text("utf-8")
     )
     if needs_git and not any((path / ".git").exists() for path in (home, *home.parents)):
-        yield Finding("dvc repository", "broken", "DVC expects a git repository, there is none", mend)
+        yield Finding("dvc repository", "broken", "DVC expects a git repository, there is none", fix)
     else:
         yield Finding("dvc repository", "ok", str(home))
 
@@ -123,7 +123,7 @@ def _lock(ws: Workspace) -> Iterator[Finding]:
 
 
 def _blocking(ws: Workspace, text: str) -> Finding:
-    if _is_running(ws):
+    if not FileLock(ws.path(".dvc/tmp/lock")).is_free():
         return Finding("dvc lock", "warning", f"{text}, but a dvc process is at work", "wait for it")
     return Finding("dvc lock", "broken", f"{text}: every dvc repro fails", "autolabel doctor --fix")
 
@@ -135,22 +135,6 @@ def _is_stranger(pid: int, written: float) -> bool:
         return process.create_time() > written + 1 and "dvc" not in map(os.path.basename, process.cmdline())
     except psutil.Error:  # it has ended meanwhile
         return False
-
-
-def _is_running(ws: Workspace) -> bool:
-    """Whether a process holds DVC's lock file (a kernel lock, so a dead holder holds nothing)."""
-    path = ws.path(".dvc/tmp/lock")
-    if not path.exists():
-        return False
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def repair_lock(ws: Workspace) -> str | None:
@@ -191,7 +175,7 @@ def _site_cache(ws: Workspace) -> Iterator[Finding]:
     try:
         configured = Config(dvc_dir=str(ws.path(".dvc")))["core"].get("site_cache_dir")
     except ConfigError as error:
-        yield Finding("dvc config", "broken", f"{error}: every dvc repro fails", "mend .dvc/config")
+        yield Finding("dvc config", "broken", f"{error}: every dvc repro fails", "correct .dvc/config")
         return
     folder = Path(site_cache_dir(configured)).resolve()
     if _others_can_write(folder / "repo"):

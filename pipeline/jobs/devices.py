@@ -83,7 +83,7 @@ def claim_devices(device: str, count: int) -> Iterator[Claim]:
         if device == "cuda":
             raise ConfigError(
                 "runtime.device is cuda, but no GPU is visible",
-                hint="set it (or --device) to auto or cpu, or mend the driver",
+                hint="set it (or --device) to auto or cpu, or repair the driver",
             )
         yield Claim()
         return

@@ -20,8 +20,8 @@ from hmsa_core.inference.teachers.sources import Spec, lineage_of
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.choice import figures, smallest_global_code
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
-from hmsa_core.labels.thresholds.cuts import figures, smallest_global_code
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from hmsa_core.leaks import Judgement, judge_only_unseen
@@ -137,16 +137,16 @@ def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict
         return policy, {}
     if ws.params.pseudo_label.threshold == "policy":
         return policy, {entry.name: entry.evidence for entry in policy.entries}
-    curves = Curves.load(judged_curves(ws, "calibration"))
+    curves = Curves.load(judged_curves(ws))
     if policy.table is None:
         policy.table = ThresholdPolicy.load(measured).table
     return policy, kept_figures(curves, policy, ws.params.calibrate)["classes"]
 
 
-def judged_curves(ws: Workspace, folder: str) -> Path:
+def judged_curves(ws: Workspace) -> Path:
     """Curves file of the judged pixels: a separate file where `calibrate.region` leaves pixels out."""
-    judged = ws.path(f"{folder}/{JUDGED_CURVES}")
-    return judged if judged.exists() else ws.path(f"{folder}/curves.json")
+    judged = ws.path(f"calibration/{JUDGED_CURVES}")
+    return judged if judged.exists() else ws.path("calibration/curves.json")
 
 
 def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfig) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfi
         "class_mean_precision": float(np.mean(precisions)) if precisions else None,
         "class_mean_coverage": float(np.mean([row["coverage"] for row in rows.values()])),
         "worst_precision": min(precisions, default=None),
-        "beside": beside_global(curves, policy),
+        "beside": against_global(curves, policy),
     }
 
 
@@ -185,7 +185,7 @@ def in_sampled_crops(ws: Workspace, store: LabelStore, role: str, names: tuple[s
     return sampled_precision(images, store.classes.classes, ws.params.student_train, least)
 
 
-def beside_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
+def against_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
     """Compare the policy with one threshold for all classes, on classes with a measured or estimated threshold.
 
     The rival is the smallest threshold that is as precise in its worst class *on these very images*. This choice uses

@@ -191,7 +191,7 @@ def infer_store(
     listed = Index.load(index)
     wanted = {s.name: s.image_sha256 for s in listed.select(names=names)}
     sources, alone = parse(teacher), only_checkpoint(teacher)
-    classes = listed.classes if alone is None else _classes_of(alone, listed)
+    classes = (ClassTable.of_meta(read_meta(alone)) if alone else None) or listed.classes
     check_classes(ws, f"{alone}", classes, listed.classes)
     # The key holds the digest of the stage's setting `teacher`; the job gets the teacher separately from its settings.
     plain = InferConfig.model_validate(config.model_dump(include=set(InferConfig.model_fields)))
@@ -222,12 +222,6 @@ def infer_store(
             ),
         )
     return work / "store"
-
-
-def _classes_of(checkpoint: Path, index: Index) -> ClassTable:
-    """Classes of a checkpoint's labels: the checkpoint's, or the index's where it has none (imported weights)."""
-    table = read_meta(checkpoint).get("class_table")
-    return ClassTable.from_json(table) if table else index.classes
 
 
 def _begun(folder: Path, job: str, material: dict[str, Any], wanted: dict[str, str]) -> dict[str, str]:

@@ -38,7 +38,10 @@ def cost_of(ws: Workspace, seconds: Mapping[str, float], statistics: Mapping[str
         {"unit", "hours", "stages": {stage: seconds}, "per_1000_images", "per_million_kept"}; None = unknown.
     """
     hours = sum(s * _devices(ws, stage) for stage, s in seconds.items()) / 3600
-    per_image = _hours_per_image(ws)
+    keys = json_of(ws, "work/auto-infer/keys.json")
+    job = json_of(ws, f"work/auto-infer/{keys['auto-infer'][-1]}/summary.json") if keys else {}
+    rate = _devices(ws, "auto-infer") / 3600
+    per_image = rate * job["seconds"] / job["images"] if job.get("images") else None
     images, kept = statistics.get("images", 0), statistics.get("labelled", 0)
     return {
         "unit": "GPU-h" if visible_devices() else "CPU-process-h",
@@ -52,12 +55,6 @@ def cost_of(ws: Workspace, seconds: Mapping[str, float], statistics: Mapping[str
 def _devices(ws: Workspace, stage: str) -> int:
     runtime = getattr(getattr(ws.params, section_of(stage), None), "runtime", None)
     return 1 if runtime is None else int(runtime.ranks) * int(runtime.nodes)
-
-
-def _hours_per_image(ws: Workspace) -> float | None:
-    keys = json_of(ws, "work/auto-infer/keys.json")
-    job = json_of(ws, f"work/auto-infer/{keys['auto-infer'][-1]}/summary.json") if keys else {}
-    return float(job["seconds"]) * _devices(ws, "auto-infer") / 3600 / job["images"] if job.get("images") else None
 
 
 def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArray[np.float64]:
@@ -124,15 +121,15 @@ def wrong_regions(
     return sorted(found, key=lambda row: (-row["wrong"], row["image"], row["class"], row["x"], row["y"]))
 
 
-def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], cuts: Mapping[str, int]) -> list[str]:
+def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], thresholds: Mapping[str, int]) -> list[str]:
     """One sentence for each class whose audits of all nights contradict the measured lower bound of its precision.
 
-    `least`: lower bound of the precision of the pixels that a class keeps from its code in `cuts` on. Only answers
+    `least`: lower bound of the precision of pixels that a class keeps from its code of `thresholds` on. Only answers
     about such pixels count. With probability at least 95 % no sentence of any class and night is false.
     """
     found = []
     for name, precision in least.items():
-        answers = [audit.judged(name, cuts[name]) for audit in audits]
+        answers = [audit.judged(name, thresholds[name]) for audit in audits]
         judged, wrong = [n for n, _ in answers], [n for _, n in answers]
         if risen_errors(judged, wrong, 1 - precision) >= np.log(len(least) / 0.05):
             nights = sum(n > 0 for n in judged)

@@ -128,13 +128,9 @@ def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arg
                 tonight = replace(tonight, verdict=gate_task(ws, promote=arguments.get("promote", True)))
     except (HmsaError, OSError) as error:
         tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
-        _publish_failure(ws, replace(tonight, failed=_why(error), tail=tail), error)
+        _publish_failure(ws, replace(tonight, failed=morning.reason_of(error), tail=tail), error)
         raise
     return publish_task(ws, tonight)
-
-
-def _why(error: HmsaError | OSError) -> str:
-    return error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
 
 
 def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError | OSError) -> None:

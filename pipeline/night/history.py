@@ -50,7 +50,7 @@ def check_readable(ws: Workspace) -> None:
     registry.history()
     champion = registry.champion()
     if champion is not None and (error := damage(champion.path)):
-        fix = "`autolabel models register` of the same weights mends it, `autolabel models pin` names another"
+        fix = "`autolabel models register` of the same weights repairs it, `autolabel models pin` names another"
         raise IntegrityError(f"the pinned reference {champion.name}: {error}", hint=fix)
     looks(ws)
     measured_aa(ws)

@@ -31,7 +31,7 @@ from pipeline.review.audit import Audit
 from pipeline.review.certificate import Certificate
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
-from pipeline.stages.auto_infer import told_of_self_taught
+from pipeline.stages.auto_infer import self_taught_warning
 from pipeline.stages.disk import disk_need
 from pipeline.workspace.workspace import Workspace
 
@@ -116,10 +116,11 @@ def _report(ws: Workspace, tonight: Tonight) -> tuple[Facts | None, list[str]]:
     except (HmsaError, OSError) as error:
         if not tonight.failed:
             raise
-        return None, [f"the report is missing: {_why(error)}"]
+        return None, [f"the report is missing: {reason_of(error)}"]
 
 
-def _why(error: HmsaError | OSError) -> str:
+def reason_of(error: HmsaError | OSError) -> str:
+    """What went wrong, in one line."""
     return error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
 
 
@@ -167,7 +168,7 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> Since:
 
 
 def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> Since:
-    why, known = _why(hindered), tonight.known(ws)
+    why, known = reason_of(hindered), tonight.known(ws)
     warnings = [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
     try:
         before = (history.nights(ws) or [{}])[-1]
@@ -331,7 +332,7 @@ def _health(ws: Workspace, tonight: Tonight) -> tuple[tuple[str, ...], list[str]
     if skipped:
         warnings.append(f"{len(skipped)} images could not be labelled, the first: {skipped[0]['name']}")
     if labelled.get("self_taught"):
-        warnings.append(told_of_self_taught(labelled["self_taught"], labelled["images"]))
+        warnings.append(self_taught_warning(labelled["self_taught"], labelled["images"]))
     if tonight.arrived.get("gone"):
         warnings.append(f"{tonight.arrived['gone']} images of the last index are gone from the folder")
     return tuple(lines), warnings

@@ -17,7 +17,7 @@ from uuid import UUID
 from hmsa_core.io.locks import FileLock
 
 BEGINS_S = 15.0  # longest time from Running to the lock, on a busy machine
-_LOST = "its process is gone (the workspace's lock is free): told by the reaper"
+_LOST = "its process is gone (the workspace's lock is free): recorded by the reaper"
 # State of a dead run -> name and message of its next state, and words for the log.
 _SETTLED = {
     "RUNNING": ("Crashed", _LOST, "marked Crashed"),

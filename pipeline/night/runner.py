@@ -147,7 +147,7 @@ def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) 
                 raise ServerGoneError(f"{stage}: the orchestration server is gone; stopped with its progress saved")
 
 
-def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) -> None:
+def stop_group(child: subprocess.Popen[str]) -> None:
     """Stop dvc and its child processes with time to save a checkpoint; a job that needs longer ends by itself.
 
     Only dvc gets the signal, and dvc ends at once. The end of dvc stops the stage, and the stage stops its
@@ -155,7 +155,7 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
     """
     if child.poll() is None:
         child.terminate()
-    end_group(child, time.monotonic() + grace_s)
+    end_group(child, time.monotonic() + _STOP_GRACE_S)
     child.wait()
 
 

@@ -35,7 +35,7 @@ from hmsa_core.io.records import SaveError
 from hmsa_core.labels.review import MarkError
 from pipeline.page.files import MEDIA_TYPES, static_sources
 from pipeline.review.session import Session, policy_setting
-from pipeline.review.stats import Cuts, ImageQuery, OffGridError, image_rows, parse_sort, store_stats
+from pipeline.review.stats import ImageQuery, OffGridError, Thresholds, image_rows, parse_sort, store_stats
 from pipeline.review.view import StaleError
 from pipeline.review.weights import WeightJobs
 
@@ -104,21 +104,21 @@ class Api:
         self._session, self._weights = session, weights
         self._foreground, self._background = foreground, background
 
-    def _cuts(self, query: QueryParams) -> Cuts:
-        return self._session.cuts(query.get("threshold"), query.getlist("cut"))
+    def _thresholds(self, query: QueryParams) -> Thresholds:
+        return self._session.thresholds(query.get("threshold"), query.getlist("cut"))
 
-    def _cuts_of(self, body: Answer) -> Cuts:
-        return self._session.cuts(_field(body, "threshold", str, "") or None, _texts(body, "cut"))
+    def _thresholds_of(self, body: Answer) -> Thresholds:
+        return self._session.thresholds(_field(body, "threshold", str, "") or None, _texts(body, "cut"))
 
     def _class(self, query: QueryParams) -> int | None:
         name = query.get("class")
         return self._session.view.classes.index(name) if name else None
 
-    def _kept(self, asked: str | None) -> dict[str, str]:
+    def _kept(self, version: str | None) -> dict[str, str]:
         """Cache headers of a picture; StaleError if the page was loaded with another version of the labels."""
-        if asked not in (None, self._session.version):
+        if version not in (None, self._session.version):
             raise StaleError("the labels were made anew since this page was loaded", hint="load the page again")
-        return {} if asked is None else _KEEP
+        return {} if version is None else _KEEP
 
     def store(self, _: QueryParams) -> Answer:
         """Data that the page computes with."""
@@ -126,17 +126,17 @@ class Api:
 
     def stats(self, query: QueryParams) -> Answer:
         """Figures per class: the same object as `autolabel inspect --json`."""
-        cuts, class_id = self._cuts(query), self._class(query)
-        return store_stats(self._session.view, cuts, self._session.sources(cuts.policy), class_id)
+        thresholds, class_id = self._thresholds(query), self._class(query)
+        return store_stats(self._session.view, thresholds, self._session.sources(thresholds.policy), class_id)
 
     def images(self, query: QueryParams) -> Answer:
         """One page of the sorted, filtered list of images."""
-        session, cuts = self._session, self._cuts(query)
+        session, thresholds = self._session, self._thresholds(query)
         chosen = (query.get(key, "") for key in ("q", "city", "review"))
         wanted = ImageQuery(parse_sort(query.get("sort", "name")), self._class(query), *chosen)
         offset, limit = _whole_number(query, "offset", 0, 10**9), _whole_number(query, "limit", 100, MAX_ROWS)
         statuses = session.review.statuses()
-        total, found = image_rows(session.view, cuts, wanted, offset=offset, limit=limit, statuses=statuses)
+        total, found = image_rows(session.view, thresholds, wanted, offset=offset, limit=limit, statuses=statuses)
         for row in found:
             row["picture"] = session.view.pictures.has_picture(row["name"])
             row["damaged"] = not session.view.is_served(row["name"])
@@ -193,7 +193,7 @@ class Api:
 
     def save_policy(self, body: Answer) -> Answer:
         """Write the thresholds as a policy file."""
-        path, digest = self._session.save_policy(self._cuts_of(body))
+        path, digest = self._session.save_policy(self._thresholds_of(body))
         setting = policy_setting(self._session.view.path, path)
         hint = f"train with it: pseudo_label.threshold: {setting} in params.yaml"
         return {"file": str(path), "digest": digest, "hint": hint}
@@ -212,11 +212,11 @@ class Api:
 
     def draw_audit(self, body: Answer) -> Answer:
         """Draw a new audit."""
-        session, cuts = self._session, self._cuts_of(body)
+        session, thresholds = self._session, self._thresholds_of(body)
         per_class, seed = _field(body, "per_class", int, 16), _field(body, "seed", int, 0)
         if not 0 <= seed < 10**6:
             raise ConfigError("seed: expected 0 to 999999")
-        audit = session.draw_audit(cuts, per_class=per_class, seed=seed, classes=_texts(body, "classes"))
+        audit = session.draw_audit(thresholds, per_class=per_class, seed=seed, classes=_texts(body, "classes"))
         return {**audit.to_json(), "file": str(session.audits.path)}
 
     def answer_audit(self, body: Answer) -> Answer:
@@ -242,7 +242,7 @@ class Api:
 
     def questions(self, _: QueryParams) -> Answer:
         """The questions of this store, or the reason why stored ones are void."""
-        return self._session.asked()
+        return self._session.current_questions()
 
     def question(self, query: QueryParams) -> Answer:
         """One question with its region."""
@@ -342,9 +342,9 @@ class Page:
         """The page; a link with a threshold off the grid gives an error page, never a nearby threshold."""
         query = request.query_params
         try:
-            self._session.cuts(query.get("threshold"), query.getlist("cut"))
+            self._session.thresholds(query.get("threshold"), query.getlist("cut"))
             if query.get("compare") and self._session.view.kind == "raw":
-                self._session.cuts(query.get("compare"))
+                self._session.thresholds(query.get("compare"))
         except ConfigError as error:
             return _error_page(error, query.multi_items())
         return HTMLResponse(self._page)
@@ -363,7 +363,7 @@ def _error_page(error: ConfigError, query: Sequence[tuple[str, str]]) -> Respons
     links = ""
     if isinstance(error, OffGridError):
         for near in error.neighbours:
-            fixed = [(k, _mended(k, v, error.given, near)) for k, v in query]
+            fixed = [(k, _corrected(k, v, error.given, near)) for k, v in query]
             links += f'<li><a href="./?{html.escape(urlencode(fixed), quote=True)}">{html.escape(near)}</a></li>'
     body = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Not on the grid</title>'
@@ -375,7 +375,7 @@ def _error_page(error: ConfigError, query: Sequence[tuple[str, str]]) -> Respons
     return HTMLResponse(body, status_code=400)
 
 
-def _mended(key: str, value: str, bad: str, near: str) -> str:
+def _corrected(key: str, value: str, bad: str, near: str) -> str:
     if key in ("threshold", "compare") and value == bad:
         return near
     name, colon, text = value.rpartition(":")

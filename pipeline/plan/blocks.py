@@ -76,7 +76,7 @@ class Roles:
     def images(self, role: str, *, labelled: bool = False) -> list[Found]:
         """Images of a role."""
         pairs = zip(self.found, self.roles, strict=True)
-        return [f for f, own in pairs if own == role and (f.label or not labelled)]
+        return [f for f, of_image in pairs if of_image == role and (f.label or not labelled)]
 
     def blocks(self, role: str) -> int:
         """Blocks of a role that intervals resample."""
@@ -101,7 +101,8 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
         source = source.model_copy(update={"table": TABLE})
         found = place_images(reading.root, source, known)
     labelled = [f for f in found if f.label]
-    shows = {f.name: _values(f, source, values) & names.keys() for f in labelled}
+    of_image, folder = values.of_image, f"{source.images}/"
+    shows = {f.name: of_image.get(f.image.removeprefix(folder), frozenset()) & names.keys() for f in labelled}
     step = round(median([usual_step(frames) for frames in sequences(labelled)] or [0]))
     fixed = fixed_roles({f.split for f in labelled})
     window = _window(source, len(labelled))
@@ -119,10 +120,6 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
         roles.how += f"; runs of {_RUN} images count as blocks, as there are few"
     _tell(roles, names, shows, reading, findings)
     return roles
-
-
-def _values(f: Found, source: SourceSpec, values: Values) -> frozenset[int]:
-    return values.of_image.get(f.image.removeprefix(f"{source.images}/"), frozenset())
 
 
 def _stem(f: Found) -> str:
@@ -147,7 +144,7 @@ def table_text(rows: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def split_lists(reading: Reading) -> dict[str, str]:
-    """{stem: split} of the lists train.txt, val.txt, test.txt beside the files (VOC: ImageSets/Segmentation)."""
+    """{stem: split} of the lists train.txt, val.txt, test.txt next to the files (VOC: ImageSets/Segmentation)."""
     tops = {reading.root / folder for folder in (reading.source.images, reading.source.labels) if folder}
     folders = [
         place
@@ -378,8 +375,8 @@ def _tell(
 def _check_leaks(roles: Roles, reading: Reading) -> None:
     """Refuse splits of which one judges what looks like images that the other learns from."""
     hashes: dict[str, tuple[list[str], list[str]]] = {}
-    for side, own in (("learn", ("learn",)), ("judge", JUDGED)):
-        images = [f.image for role in own for f in roles.images(role, labelled=True)]
+    for side, names in (("learn", ("learn",)), ("judge", JUDGED)):
+        images = [f.image for role in names for f in roles.images(role, labelled=True)]
         chosen = sampled(images, _MOST_HASHED)
         digits = [_hash(reading.root / image) for image in chosen]
         hashes[side] = [i for i, d in zip(chosen, digits, strict=True) if d], [d for d in digits if d]

@@ -61,7 +61,7 @@ def find_classes(
 
     Args:
         reading, values: the files, and what they hold.
-        given: a file or the name of a public label set; None: what lies beside the files, else class_0, ...
+        given: a file or the name of a public label set; None: what lies next to the files, else class_0, ...
         void: values that mean no class, as the user says; None: 255 of ids and black of colours.
         findings: gets what was assumed.
 

@@ -22,7 +22,7 @@ from pipeline.workspace.settings import as_yaml
 
 _COLUMN = 52  # at which reasons begin
 _HEAD = """\
-# Made by `autolabel init` from your folders and this machine; the reason of each value stands beside it.
+# Made by `autolabel init` from your folders and this machine; the reason of each value stands next to it.
 # What is not here has the default of the code (the paper's recipe): `autolabel config show` explains all settings.
 """
 _DATA_REASONS = {
@@ -87,18 +87,18 @@ class Plan:
         names = list(self.classes.names.values())
         shown = ", ".join(names[:8]) + (f", ... ({len(names)} classes)" if len(names) > 8 else "")
         form = "colours" if self.values.kind == "colours" else "palette ids" if self.values.palette else "ids"
-        told = [f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {self.values.sizes_text}"]
+        lines = [f"images     {len(reading.pairs.images)} in {reading.root / source.images}, {self.values.sizes_text}"]
         if source.labels:
             where = f"{len(reading.pairs.labels)} in {reading.root / source.labels}, {form}"
-            told.append(f"labels     {where}; names: image {source.image_name}, map {source.label_name}")
-        told += [f"new        {len(reading.new)} in {reading.root / source.new}"] if source.new else []
-        told += [f"coarse     {len(reading.coarse.labels)} in {reading.root / source.coarse}"] if source.coarse else []
-        told += [f"classes    {shown} ({self.classes.where})", f"blocks     {self.roles.how}"]
+            lines.append(f"labels     {where}; names: image {source.image_name}, map {source.label_name}")
+        lines += [f"new        {len(reading.new)} in {reading.root / source.new}"] if source.new else []
+        lines += [f"coarse     {len(reading.coarse.labels)} in {reading.root / source.coarse}"] if source.coarse else []
+        lines += [f"classes    {shown} ({self.classes.where})", f"blocks     {self.roles.how}"]
         if source.split_roles:
-            told.append("splits     " + ", ".join(f"{split}: {role}" for split, role in source.split_roles.items()))
-        told += [f"{'roles' if i == 0 else '':10} {text}" for i, text in enumerate(self._roles())]
-        told += [f"{'recipe' if i == 0 else '':10} {text}" for i, text in enumerate(self._recipe())]
-        return told + [f"{'note' if i == 0 else '':10} {text}" for i, text in enumerate(self.findings.notes)]
+            lines.append("splits     " + ", ".join(f"{split}: {role}" for split, role in source.split_roles.items()))
+        lines += [f"{'roles' if i == 0 else '':10} {text}" for i, text in enumerate(self._roles())]
+        lines += [f"{'recipe' if i == 0 else '':10} {text}" for i, text in enumerate(self._recipe())]
+        return lines + [f"{'note' if i == 0 else '':10} {text}" for i, text in enumerate(self.findings.notes)]
 
     def _roles(self) -> Iterator[str]:
         for role in ROLES:
@@ -126,7 +126,7 @@ def make_plan(
 
     Args:
         folders: of images, label maps, images to be labelled, coarse label maps.
-        classes: a file of class names or the name of a public label set; None: found beside the label maps.
+        classes: a file of class names or the name of a public label set; None: found next to the label maps.
         void: values of label maps that mean no class; None: 255, and black.
         teacher: another network that labels (docs/inference.md); then no teacher is trained, and label maps may lack.
         machine: where the chain will run; None: here.

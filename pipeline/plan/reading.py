@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_beside, pair
+from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_among_maps, pair
 from hmsa_core.data.source import SourceSpec
 from hmsa_core.data.walk import IMAGE_SUFFIXES, LABEL_SUFFIXES, listing, stem_of, walk
 from hmsa_core.io.errors import InputError
@@ -86,7 +86,9 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
         hint = "give --new images that are not in --images; images there without a label map are auto-labelled anyway"
         raise InputError(f"{folders.new} is given as --images and as --new", hint=hint)
     _check_formats(folders, findings)
-    root = _root(folders)
+    paths = [path.resolve() for path in folders.all()]
+    root = Path(os.path.commonpath(paths))  # around all folders: the parent where it is one of them
+    root = root.parent if root in paths else root
     spots = {name: _below(root, getattr(folders, name)) for name in ("images", "labels", "coarse", "new")}
     others = [spots[name] for name in ("labels", "coarse", "new")]
     images = files_below(root, spots["images"], IMAGE_SUFFIXES, others)
@@ -119,13 +121,6 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
         | {"coarse_name": str(coarse_name), "classes": "data/classes.json", "names": _names(pairs.images, new)}
     )
     return Reading(root, source, pairs, coarse, new)
-
-
-def _root(folders: Folders) -> Path:
-    """The folder around all: its parent where it is one of them, so that each has a path below it."""
-    paths = [path.resolve() for path in folders.all()]
-    root = Path(os.path.commonpath(paths))
-    return root.parent if root in paths else root
 
 
 def _below(root: Path, folder: Path | None) -> str:
@@ -196,7 +191,7 @@ def best_patterns(
     for image_name in _image_patterns(images):
         pictures = [path for path in images if image_name.core(path)]
         for label_name in _label_patterns(pictures, labels, image_name):
-            apart = images_beside(pictures, image_name, label_name) if is_one_folder else pictures
+            apart = images_among_maps(pictures, image_name, label_name) if is_one_folder else pictures
             pairs = pair(apart, labels, image_name, label_name)
             pairs.images = sorted(apart if is_one_folder else images)
             bare = len(pairs.images) - len(pairs.labels)  # of one folder: files that may be neither

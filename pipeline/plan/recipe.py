@@ -25,7 +25,7 @@ _LEAST_CROPS = 16  # an epoch
 _FROM_SCRATCH = 3  # times as long without ImageNet weights
 _LARGE = 1_000_000  # pixels of an image
 _RARE = 0.01  # of the pixels
-_PROMISED, _TAUGHT = 20, 3  # blocks that a promise, and a measured cut, need
+_PROMISED, _TAUGHT = 20, 3  # blocks that a promise, and a measured threshold, need
 _SMALL_MEMORY = 6.0  # GiB
 
 

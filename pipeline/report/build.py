@@ -61,8 +61,8 @@ def _results(facts: Facts, since: Since | None = None) -> list[Raw]:
     return [_fold(name, html) for name, html in parts if html]
 
 
-def _head(title: str, told: Sequence[str]) -> Raw:
-    lead, *more = [esc(line) for line in told]
+def _head(title: str, lines: Sequence[str]) -> Raw:
+    lead, *more = [esc(line) for line in lines]
     return Raw(
         f"<p class='soft'>{esc(title)} · version {__version__}</p><h1>{lead}</h1><p class='lead'>{' '.join(more)}</p>"
     )

@@ -61,7 +61,7 @@ class Facts:
 
 def collect(ws: Workspace) -> Facts:
     """Read the files that the stages before `report` wrote."""
-    policy, curves = ws.path("calibration/policy.json"), judged_curves(ws, "calibration")
+    policy, curves = ws.path("calibration/policy.json"), judged_curves(ws)
     index = Index.load(ws.path("data/index/target.parquet"))
     metrics = json_of(ws, "evaluation/metrics.json")
     return Facts(

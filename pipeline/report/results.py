@@ -24,18 +24,14 @@ def json_of(ws: Workspace, relative: str) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _figure(found: Mapping[str, Any], sign: str = "") -> list[object]:
-    """Cells "points", "95 % interval" and "blocks" of a bootstrapped figure."""
-    ends = Share(found["value"], found["low"], found["high"], 2, sign)
-    return [Share(found["value"], digits=2, sign=sign), ends.interval, found["blocks"]]
-
-
 def differences(metrics: Mapping[str, Any]) -> Table:
     """Differences of mean IoU between models, paired on the same blocks."""
     rows = []
     for name, found in metrics["differences"].items():
         sure = None not in (found["low"], found["high"]) and (found["low"] > 0 or found["high"] < 0)
-        rows.append([name, *_figure(found, "+"), "yes" if sure else "no"])
+        share = Share(found["value"], found["low"], found["high"], 2, "+")
+        value = Share(found["value"], digits=2, sign="+")
+        rows.append([name, value, share.interval, found["blocks"], "yes" if sure else "no"])
     head = f"difference ({metrics['main_setting']} where none is named)"
     return Table([head, "points", "95 % interval", "blocks", "excludes zero"], rows)
 
@@ -173,7 +169,7 @@ def _thresholds(path: Path) -> dict[str, str]:
     return {entry.name: entry.threshold or "withheld" for entry in entries}
 
 
-def beside(kept: Mapping[str, Any]) -> Table | None:
+def against_global(kept: Mapping[str, Any]) -> Table | None:
     """Compare the policy with one threshold for all classes; None if no class's threshold is measured or estimated."""
     found = kept["beside"]
     if not found["classes"]:

@@ -126,19 +126,21 @@ def thresholds(facts: Facts, before: Mapping[str, float] | None) -> Raw:
     target, table = float(policy.evidence["target"]), trust(facts, before)
     used = esc(facts.settings["pseudo_label"]["threshold"])
     shown = table.html() if table.rows else "<p>No labels that fit the thresholds are there yet.</p>"
+    statuses = dict.fromkeys(entry.status for entry in policy.entries)
+    promises = "; ".join(f"<b>{status}</b>: {esc(PROMISES[status])}" for status in statuses)
     return Raw(
         f"<p>Thresholds in use (<code>{used}</code>, pseudo_label.threshold){_where(kept)}. Blocks are those of the "
         f"kept pixels on calibration images; the report set is the check on images that chose nothing.</p>{shown}"
         f"{_drift(facts)}<h3>What calibration measured</h3><p>Each class keeps pixels from the confidence "
-        f"on {_chosen(policy, target)}. {_promises(policy)}</p><h3>Precision (up) over "
+        f"on {_chosen(policy, target)}. What each status promises: {promises}.</p><h3>Precision (up) over "
         "coverage (right) on the calibration images; dashed: the target</h3>"
-        f"{curve_grid(facts.curves, policy, target)}{_beside(kept)}"
+        f"{curve_grid(facts.curves, policy, target)}{_against_global(kept)}"
     )
 
 
-def _beside(kept: Mapping[str, Any]) -> str:
+def _against_global(kept: Mapping[str, Any]) -> str:
     """The policy and one threshold for all classes, side by side on the report images."""
-    table = results.beside(kept) if "beside" in kept else None
+    table = results.against_global(kept) if "beside" in kept else None
     if table is None:
         return ""
     names = esc(", ".join(kept["beside"]["classes"]))
@@ -159,12 +161,6 @@ def _drift(facts: Facts) -> str:
     shown = Table(["where", "class", "status", "expected", "usual"], [row[:-1] for row in rows[:_DRIFT_SHOWN]])
     more = f"<p class='soft'>and {len(rows) - _DRIFT_SHOWN} more, in labels/shift.json</p>"
     return f"<h3>Drift: where the evidence does not cover a class</h3>{shown.html()}{more * (len(rows) > _DRIFT_SHOWN)}"
-
-
-def _promises(policy: ThresholdPolicy) -> str:
-    statuses = dict.fromkeys(entry.status for entry in policy.entries)
-    promises = "; ".join(f"<b>{status}</b>: {esc(PROMISES[status])}" for status in statuses)
-    return f"What each status promises: {promises}."
 
 
 def _chosen(policy: ThresholdPolicy, target: float) -> str:

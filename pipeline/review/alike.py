@@ -30,7 +30,7 @@ Float64 = NDArray[np.float64]
 Ints = NDArray[np.intp]
 _RUN = 10  # images that are neighbours by name are held back together
 _FOLDS = 5
-_SHRINKAGE = (1.0, 3.0, 10.0, 30.0)  # of squared weights, beside the log loss of all answers
+_SHRINKAGE = (1.0, 3.0, 10.0, 30.0)  # of squared weights, added to the log loss of all answers
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities of the new class
 _CONFIDENCE = 0.99  # of each threshold's interval: 95 % for the five together
 _LARGEST_WEIGHT = 4.0  # of an answer in the fit, in means: a rare draw does not rule it
@@ -108,13 +108,13 @@ def describe(view: StoreView, name: str, trunk: RegionFeatures) -> tuple[Ints, I
 def collect(view: StoreView, trunk: RegionFeatures) -> Answers:
     """Answers about these labels that stand: a class was said, and nobody withdrew it."""
     standing = {mark.id for mark in review_of(view).marks()}
-    asked: dict[str, list[dict[str, Any]]] = {}
+    answered: dict[str, list[dict[str, Any]]] = {}
     for questions in SpotFile(Questions, view).every():
         for item in questions.items if questions.is_of(view) else []:
             if item.get("mark") in standing and item["answer"] not in (MIXED, UNSURE):
-                asked.setdefault(item["name"], []).append(item)
+                answered.setdefault(item["name"], []).append(item)
     described, rows = [np.zeros((0, _OWN))], list[tuple[int, int, float, int]]()
-    for name, items in sorted(asked.items()):
+    for name, items in sorted(answered.items()):
         regions, _, of_image = describe(view, name, trunk)
         part = of_image[[regions[item["y"], item["x"]] for item in items]]
         described = [*described, part] if rows else [part]

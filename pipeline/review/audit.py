@@ -19,7 +19,7 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.intervals import Stratum, clopper_pearson, stratified
 from pipeline.review.spot_check import VERDICTS, ClassId, Code, Item, SpotCheck, Strict, judged, ranks
-from pipeline.review.stats import Cuts
+from pipeline.review.stats import Thresholds
 from pipeline.review.view import StoreView
 
 LIMIT = 500  # pixels per class
@@ -50,7 +50,9 @@ class Audit(SpotCheck):
     WHAT, ANEW = "audit", "draw a new audit"
 
     @classmethod
-    def draw(cls, view: StoreView, cuts: Cuts, *, per_class: int, seed: int, classes: Sequence[int] = ()) -> Audit:
+    def draw(
+        cls, view: StoreView, thresholds: Thresholds, *, per_class: int, seed: int, classes: Sequence[int] = ()
+    ) -> Audit:
         """Draw `per_class` kept pixels of each class (of `classes`, default all); the same seed draws the same.
 
         Raises:
@@ -59,21 +61,25 @@ class Audit(SpotCheck):
         if not 1 <= per_class <= LIMIT:
             raise ConfigError(f"{per_class} pixels per class: expected 1 to {LIMIT}")
         wanted = sorted(set(classes)) or list(range(view.classes.num_classes))
-        kept = view.kept(cuts.codes)
+        kept = view.kept(thresholds.codes)
         items: list[dict[str, Any]] = []
         strata = []
         for c, total in ((c, int(kept[:, c].sum())) for c in wanted if kept[:, c].any()):
             # Not sorted: the page shows pixels in this order, so who stops midway has judged a random sample as well.
             drawn = ranks(kept[:, c], np.random.default_rng([seed, c]).integers(0, total, per_class))
             stratum = {"class": c, "name": view.classes.classes[c], "kept": total, "drawn": per_class}
-            strata.append({**stratum, "code": int(cuts.codes[c]), "threshold": cuts.edge(c)})
+            strata.append({**stratum, "code": int(thresholds.codes[c]), "threshold": thresholds.edge(c)})
             items += [{"name": view.names[image], "class": c, "rank": rank, "verdict": None} for image, rank in drawn]
         if not items:
             raise ConfigError("nothing is kept at these thresholds: there is no pixel to judge")
         body = {"format": cls.FORMAT, "version": cls.VERSION}
         body |= {"store": view.digest, "teacher": view.lineage.get("teacher")}
-        body |= {"seed": seed, "per_class": per_class, "codes": cuts.codes.tolist()}
-        body |= {"thresholds": [cuts.edge(c) for c in range(len(cuts.codes))], "strata": strata, "items": items}
+        body |= {"seed": seed, "per_class": per_class, "codes": thresholds.codes.tolist()}
+        body |= {
+            "thresholds": [thresholds.edge(c) for c in range(len(thresholds.codes))],
+            "strata": strata,
+            "items": items,
+        }
         return cls({"id": digest(body)[:16], **body})
 
     @classmethod
@@ -115,13 +121,13 @@ class Audit(SpotCheck):
             "method": "stratified by class; Korn-Graubard with Clopper-Pearson, 95 %",
         }
 
-    def judged(self, name: str, cut: int) -> tuple[int, int]:
-        """Number of decided answers about pixels of a class from code `cut` on, and number of "wrong" ones among them.
+    def judged(self, name: str, code: int) -> tuple[int, int]:
+        """Number of decided answers about pixels of a class from code `code` on, and number of "wrong" ones among them.
 
-        No answer counts where the audit drew from a higher code on: its pixels are no sample of all that `cut` keeps.
+        No answer counts where the audit drew from a higher code on: its pixels are no sample of all that `code` keeps.
         """
         of_name = [s["class"] for s in self.value["strata"] if s["name"] == name]
-        right = [is_right for c in of_name for is_right in judged(self.answers(), c, cut)]
+        right = [is_right for c in of_name for is_right in judged(self.answers(), c, code)]
         return len(right), right.count(False)
 
     def to_json(self) -> dict[str, Any]:

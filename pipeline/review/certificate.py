@@ -32,6 +32,7 @@ FORMAT, VERSION = "hmsa-label-certificate", 3
 MAX_BUDGET = 20_000
 BATCH = 10  # draws that are planned at once, and unanswered draws that are kept ready
 MORE = 100  # further answers whose gain is forecast
+CLICKS = 50  # further answers about one class whose gain a page shows
 _PEOPLE = 0.02  # guessed error rate of pixels that people drew: a finished store gives them code 0
 _EDGES = np.array([float(edge) for edge in ConfidenceCode().edges])
 _STREAM = 1  # keeps draws apart from those of an audit of the same seed: numpy fills short seeds with zeros
@@ -192,8 +193,8 @@ class Certificate(SpotCheck):
         while sum(item["verdict"] is None for item in self.items) < BATCH and self.plan_draws(view):
             pass
 
-    def plan_draws(self, view: StoreView, count: int = BATCH) -> list[dict[str, Any]]:
-        """Add up to `count` draws where they gain most; [] when no more are of use, or answers must come first."""
+    def plan_draws(self, view: StoreView) -> list[dict[str, Any]]:
+        """Add up to `BATCH` draws where they gain most; [] when no more are of use, or answers must come first."""
         left, test = self.value["budget"] - len(self.items), self.test
         steps = test.plan(left) if left else []
         if not steps:
@@ -202,7 +203,7 @@ class Certificate(SpotCheck):
         row, pilot = self.classes[step.class_index], test.classes[step.class_index].pilot
         bet = 0 if pilot else self._bet(step)
         waiting = sum((i["class"], i["bet"]) == (row["class"], bet) for i in self.items[len(self._taken) :])
-        new = max(0, min(count, left, (pilot or int(np.ceil(step.needed))) - waiting))
+        new = max(0, min(BATCH, left, (pilot or int(np.ceil(step.needed))) - waiting))
         for _ in range(new):
             self._draw(view, row["class"], row["codes"][-1 if pilot else step.candidate], bet)
         return self.items[len(self.items) - new :]
@@ -276,13 +277,12 @@ class Certificate(SpotCheck):
         whole = sum(row["pixels"][-1] for row in self.classes)
         return {"answers": MORE, "pixels": round(pixels), "coverage": round(pixels / whole, 6)}
 
-    def pays(self, view: StoreView, codes: NDArray[np.integer], clicks: int = 50) -> list[dict[str, Any]]:
-        """Expected gain of `clicks` more answers in each class, the most pixels first.
+    def pays(self, view: StoreView, codes: NDArray[np.integer]) -> list[dict[str, Any]]:
+        """Expected gain of CLICKS further answers in each class, the most pixels first.
 
         Args:
             view: the store.
             codes: codes of the thresholds in use, (C,), 256 for none.
-            clicks: answers that are given to one class.
 
         Returns:
             Rows with "class", "answers" (until its next certificate), "threshold" (that it would prove), and two
@@ -298,7 +298,7 @@ class Certificate(SpotCheck):
             high = row["codes"][certified] if certified >= 0 else NUM_CODES
             low, counts = row["codes"][best.candidate], view.totals[row["class"]]
             kept = int(counts[max(low, int(codes[row["class"]])) : high].sum())
-            share = min(1.0, clicks / best.needed) * best.gain / max(1, int(counts[low:high].sum()))
+            share = min(1.0, CLICKS / best.needed) * best.gain / max(1, int(counts[low:high].sum()))
             rows.append(
                 {
                     "class": row["name"],

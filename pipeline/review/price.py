@@ -20,7 +20,7 @@ from pipeline.review.view import StoreView
 
 Interval = tuple[float, float, float]  # value, low, high (95 %)
 _PAUSE = 60.0  # seconds between two answers; longer is a pause
-_STEPS = (25, 50, 100, 250, 500, 1000, 3000, 10_000)  # answers at which the price is told
+_STEPS = (25, 50, 100, 250, 500, 1000, 3000, 10_000)  # answers at which the price is shown
 _LAST = 25  # answers whose row is shown by itself
 _NEXT = 100  # answers of the forecast, from as many last ones
 _FEW = 20  # answers below which nothing is forecast
@@ -75,9 +75,9 @@ def _draws(questions: Questions, view: StoreView, done: Sequence[int]) -> dict[i
 
 def _row(questions: Questions, done: Sequence[int], draws: dict[int, tuple[float, bool]], total: int) -> dict[str, Any]:
     row = _brought([questions.items[number] for number in done])
-    asked, last = set(done), max(done, default=-1)
+    answered, last = set(done), max(done, default=-1)
     before = weighted_share(
-        [d for n, d in draws.items() if n in asked or (n < last and not questions.items[n]["verdict"])]
+        [d for n, d in draws.items() if n in answered or (n < last and not questions.items[n]["verdict"])]
     )
     left = total - row["ignored"]
     # What was corrected is known, not estimated: it moves the interval as a whole.

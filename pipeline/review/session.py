@@ -34,7 +34,7 @@ from pipeline.review.price import price
 from pipeline.review.questions import Questions
 from pipeline.review.region_picture import outline
 from pipeline.review.spot_check import SpotFile
-from pipeline.review.stats import Cuts, parse_cuts, to_policy
+from pipeline.review.stats import Thresholds, parse_thresholds, to_policy
 from pipeline.review.view import StoreView
 
 ALL = "0.00"  # the threshold that keeps every pixel
@@ -122,7 +122,7 @@ class Session:
             f"(the first: {first})"
         ]
 
-    def cuts(self, threshold: str | None = None, pins: list[str] | None = None) -> Cuts:
+    def thresholds(self, threshold: str | None = None, pins: list[str] | None = None) -> Thresholds:
         """Read thresholds as URLs, the API and the page write them; without one: the policy's, or all pixels."""
         if self.view.kind != "raw":
             if threshold is not None or pins:
@@ -131,9 +131,9 @@ class Session:
                     hint="leave the threshold out, or open the raw store",
                 )
             count = self.view.classes.num_classes
-            return Cuts(np.zeros(count, np.int64), ("as stored",) * count, "0.00")
+            return Thresholds(np.zeros(count, np.int64), ("as stored",) * count, "0.00")
         start = "policy" if "policy" in self.policies else ALL
-        return parse_cuts(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
+        return parse_thresholds(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
 
     def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
         """Current sources of precision."""
@@ -203,11 +203,11 @@ class Session:
             "reviews": [self.review.shown(mark) for mark in self.review.of(name)],
         }
 
-    def save_policy(self, cuts: Cuts) -> tuple[Path, str]:
+    def save_policy(self, thresholds: Thresholds) -> tuple[Path, str]:
         """Write the thresholds as a policy file that training reads; return path and digest."""
         if self.view.kind != "raw":
             raise ConfigError("a thresholded store has no policy to save")
-        policy = to_policy(cuts, self.view.classes, self.policies.get("policy"))
+        policy = to_policy(thresholds, self.view.classes, self.policies.get("policy"))
         if policy.binding is None:
             policy.binding = binding(self.view.lineage)  # chosen on these labels, so for this teacher alone
         audit = self.audits.current
@@ -221,10 +221,10 @@ class Session:
         with self._write, saving(self.save_path, otherwise="start again with --save-policy F"):
             return self.save_path, policy.save(self.save_path)
 
-    def draw_audit(self, cuts: Cuts, *, per_class: int, seed: int, classes: list[str]) -> Audit:
+    def draw_audit(self, thresholds: Thresholds, *, per_class: int, seed: int, classes: list[str]) -> Audit:
         """Draw and store a new audit."""
         wanted = [self.view.classes.index(name) for name in classes]
-        return self.audits.start(Audit.draw(self.view, cuts, per_class=per_class, seed=seed, classes=wanted))
+        return self.audits.start(Audit.draw(self.view, thresholds, per_class=per_class, seed=seed, classes=wanted))
 
     def begin_certificate(self, *, target: float, budget: int, seed: int, classes: list[str]) -> dict[str, Any]:
         """Begin a certificate, or continue the one of the same plan."""
@@ -252,15 +252,15 @@ class Session:
             **{key: certificate.value[key] for key in ("target", "delta", "budget", "items")},
             "results": [{"class": about["class"], "drawn": row["draws"], **row} for about, row in rows],
             "wrong": certificate.expected_wrong(self.view, limit=5),
-            "pays": certificate.pays(self.view, self.cuts().codes),
+            "pays": certificate.pays(self.view, self.thresholds().codes),
             "more": certificate.more(),
             "overall": None,
         }
 
-    def asked(self) -> dict[str, Any]:
+    def current_questions(self) -> dict[str, Any]:
         """The questions of this store as the page shows them under "current", and why existing ones are void."""
         found, why = self.questions.usable()
-        return {"current": None if found is None else self._asked(found), "void": why}
+        return {"current": None if found is None else self._questions_json(found), "void": why}
 
     def draw_questions(self, *, budget: int, classes: list[str], after: str) -> dict[str, Any]:
         """Draw new questions that take the place of those with the id `after` ("" = none).
@@ -271,7 +271,7 @@ class Session:
         if found is None or found.id == after:
             seed = 1 + max((one.value["seed"] for one in self.questions.every()), default=-1)
             found = self.questions.start(Questions.draw(self.view, budget=budget, seed=seed, aim=classes))
-        return self._asked(found)
+        return self._questions_json(found)
 
     def question(self, check_id: str, number: int) -> dict[str, Any]:
         """A question with its region's place and outline, in pixels of the label map."""
@@ -295,15 +295,17 @@ class Session:
             if check.located(self.view, number).get("who", self.reviewer) == self.reviewer:
                 check.answer(self.view, number, verdict, self.reviewer)
 
-        return self._asked(self.questions.change(check_id, say), number)
+        return self._questions_json(self.questions.change(check_id, say), number)
 
     def undo_question(self, check_id: str) -> dict[str, Any]:
         """Withdraw the reviewer's last answer; its question comes next."""
         found = self.questions.current
         number = 0 if found is None else found.last_of(self.reviewer)
-        return self._asked(self.questions.change(check_id, lambda check: check.undo(self.view, number)), number)
+        return self._questions_json(
+            self.questions.change(check_id, lambda check: check.undo(self.view, number)), number
+        )
 
-    def _asked(self, questions: Questions, begin: int | None = None) -> dict[str, Any]:
+    def _questions_json(self, questions: Questions, begin: int | None = None) -> dict[str, Any]:
         return {
             "id": questions.id,
             "file": str(self.questions.path),
@@ -342,25 +344,25 @@ def image_root(store: AnyPath) -> Path | None:
 
 
 def start_policy(store: AnyPath) -> tuple[Path | None, str]:
-    """Policy that the page starts with: the workspace's measured one, else the one saved beside a raw store.
+    """Policy that the page starts with: the workspace's measured one, else the one saved next to a raw store.
 
     Returns:
         its path, or None and the reason why an existing policy does not fit this store.
     """
     found, unfit = calibration_policy(store)
-    saved = _beside(store)
+    saved = _saved_policy(store)
     return fitting_policy(store, saved) if found is None and not unfit and saved.is_file() else (found, unfit)
 
 
-def _beside(store: AnyPath) -> Path:
+def _saved_policy(store: AnyPath) -> Path:
     folder = Path(store).resolve()
     return folder.with_name(f"{folder.name}.policy.json")
 
 
 def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path:
-    """Path for a saved policy: in a workspace in the folder that DVC watches, else beside the store; never `start`."""
+    """Path for a saved policy: in a workspace in the folder that DVC watches, else next to the store; never `start`."""
     ws = workspace_around(store)
-    return _not_over(ws.path(f"policies/{Path(store).resolve().name}.json") if ws else _beside(store), start)
+    return _not_over(ws.path(f"policies/{Path(store).resolve().name}.json") if ws else _saved_policy(store), start)
 
 
 def _not_over(target: Path, start: AnyPath | None) -> Path:

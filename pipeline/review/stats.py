@@ -34,7 +34,7 @@ class OffGridError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Cuts:
+class Thresholds:
     """Thresholds: one code per class, and the origin of each."""
 
     codes: NDArray[np.int64]  # smallest code that is kept, (C,); 256 = withheld
@@ -67,9 +67,9 @@ def _pin(pair: str, classes: ClassTable) -> tuple[int, int]:
     return classes.index(name), WITHHELD if text == "withheld" else code_of(text)
 
 
-def parse_cuts(
+def parse_thresholds(
     classes: ClassTable, threshold: str, pins: Sequence[str] = (), policies: Mapping[str, ThresholdPolicy] | None = None
-) -> Cuts:
+) -> Thresholds:
     """Thresholds from a base and from pins of single classes.
 
     Args:
@@ -95,18 +95,20 @@ def parse_cuts(
         codes, statuses = np.full(classes.num_classes, code_of(threshold)), ["one for all"] * classes.num_classes
     for class_id, code in (_pin(pair, classes) for pair in pins):
         codes[class_id], statuses[class_id] = code, "withheld" if code >= NUM_CODES else "yours"
-    return Cuts(codes, tuple(statuses), base, policy)
+    return Thresholds(codes, tuple(statuses), base, policy)
 
 
-def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None) -> ThresholdPolicy:
+def to_policy(thresholds: Thresholds, classes: ClassTable, measured: ThresholdPolicy | None) -> ThresholdPolicy:
     """The policy file for these thresholds.
 
     A class whose code is the measured policy's keeps its entry with all evidence; the entry of another class becomes
     "given" (or "withheld") and records the earlier threshold.
     """
-    settings: dict[str, Any] = {"chosen_by": "user"} | ({} if cuts.threshold is None else {"threshold": cuts.threshold})
+    settings: dict[str, Any] = {"chosen_by": "user"} | (
+        {} if thresholds.threshold is None else {"threshold": thresholds.threshold}
+    )
     before: Sequence[ClassPolicy | None] = measured.entries if measured else (None,) * len(classes.classes)
-    entries = tuple(map(_chosen, classes.classes, cuts.codes.tolist(), before))
+    entries = tuple(map(_chosen, classes.classes, thresholds.codes.tolist(), before))
     if measured is None:
         return ThresholdPolicy(classes, entries, settings=settings)
     known: dict[str, Any] = {"binding": measured.binding, "evidence": measured.evidence}
@@ -176,17 +178,19 @@ def _precision_json(found: Precision | None, expected: float | None) -> dict[str
     return {**rounded, "precision_source": None if found is None else found.source}
 
 
-def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id: int | None = None) -> dict[str, Any]:
+def store_stats(
+    view: StoreView, thresholds: Thresholds, sources: PrecisionSources, class_id: int | None = None
+) -> dict[str, Any]:
     """Figures of the kept pixels: totals and one row per class, as plain JSON.
 
     Shares are per cent. `coverage` is kept / predicted as that class; `kept_share` is kept / all pixels.
     `marginal_precision` is the precision of the pixels exactly at the threshold: the last step added these.
     """
     totals = view.totals
-    keeps = np.arange(NUM_CODES)[None, :] >= cuts.codes[:, None]
+    keeps = np.arange(NUM_CODES)[None, :] >= thresholds.codes[:, None]
     kept = np.where(keeps, totals, 0).sum(axis=1)
     chosen = range(view.classes.num_classes) if class_id is None else [class_id]
-    known = sources.of_classes(cuts.codes)
+    known = sources.of_classes(thresholds.codes)
     rows = []
     for c in chosen:
         predicted = int(totals[c].sum())
@@ -194,25 +198,25 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
             {
                 "id": c,
                 "name": view.classes.classes[c],
-                "threshold": cuts.edge(c),
-                "code": int(cuts.codes[c]),
-                "status": cuts.statuses[c],
+                "threshold": thresholds.edge(c),
+                "code": int(thresholds.codes[c]),
+                "status": thresholds.statuses[c],
                 "predicted": predicted,
                 "kept": int(kept[c]),
                 "coverage": _share(int(kept[c]), predicted),
-                **_precision_json(known[c], sources.expected(_only(cuts.codes, c))),
+                **_precision_json(known[c], sources.expected(_only(thresholds.codes, c))),
             }
         )
     whole = int(view.pixels.sum())
     all_kept = int(sum(row["kept"] for row in rows))
-    found = sources.overall(cuts.codes, known) if class_id is None else known[class_id]
-    shown = cuts.codes if class_id is None else _only(cuts.codes, class_id)
+    found = sources.overall(thresholds.codes, known) if class_id is None else known[class_id]
+    shown = thresholds.codes if class_id is None else _only(thresholds.codes, class_id)
     return {
         "store": str(view.path),
         "kind": view.kind,
         "images": len(view.statistics),
-        "threshold": cuts.threshold,
-        "policy": cuts.base if cuts.policy is not None else None,
+        "threshold": thresholds.threshold,
+        "policy": thresholds.base if thresholds.policy is not None else None,
         "pixels": whole,
         "kept": all_kept,
         "kept_share": _share(all_kept, whole),
@@ -237,7 +241,7 @@ def _matching(
 
 def image_rows(
     view: StoreView,
-    cuts: Cuts,
+    thresholds: Thresholds,
     query: ImageQuery,
     *,
     offset: int = 0,
@@ -255,10 +259,10 @@ def image_rows(
         return np.asarray(counts.sum(axis=1) if c is None else counts[:, c])
 
     pixels = view.pixels if c is None else total(view.predicted)
-    kept, area = total(view.kept(cuts.codes)), np.maximum(pixels, 1)
+    kept, area = total(view.kept(thresholds.codes)), np.maximum(pixels, 1)
     found = np.zeros(len(view.names))  # figure to sort by
     if sort.kind == "conflict":
-        found = total(view.conflict(cuts.codes))
+        found = total(view.conflict(thresholds.codes))
     elif sort.kind == "uncertain":
         found = total(view.doubt) / area
     elif sort.kind == "drop":

@@ -16,8 +16,8 @@ _TONES = dict.fromkeys(("certified", "measured"), "green") | dict.fromkeys(("est
 _TONES |= dict.fromkeys(("given", "yours"), "cyan") | {"withheld": "red"}
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}f} %"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} %"
 
 
 def _share(value: float | None, digits: int = 1) -> str:
@@ -35,11 +35,11 @@ def _columns(table: Table, footers: Mapping[str, str], *, left: Collection[str])
         table.add_column(heading, justify="left" if heading in left else "right", footer=footer)
 
 
-def _bar(share: float | None, width: int = 10) -> Text:
+def _bar(share: float | None) -> Text:
     if share is None:
         return Text("")
-    full = round(width * share / 100)
-    return Text("━" * full, style="blue") + Text("─" * (width - full), style="bright_black")
+    full = round(share / 10)
+    return Text("━" * full, style="blue") + Text("─" * (10 - full), style="bright_black")
 
 
 def _range(row: dict[str, Any]) -> str:

@@ -45,10 +45,10 @@ def run(ws: Workspace) -> None:
         warn(
             STAGE,
             f"{len(missing)} of {len(names)} images could not be labelled, first {name}: {reason}; once they are "
-            f"mended, `dvc repro --force --single-item {STAGE}` labels them",
+            f"repaired, `dvc repro --force --single-item {STAGE}` labels them",
         )
     if taught:
-        warn(STAGE, told_of_self_taught(taught, len(names)))
+        warn(STAGE, self_taught_warning(taught, len(names)))
     _report(ws, StoreStatistics.open(ws.path("labels/raw")), len(missing), taught)
 
 
@@ -58,7 +58,7 @@ def self_taught(ws: Workspace, samples: Iterable[Sample]) -> int:
     return sum(s.image_sha256 in images and images[s.image_sha256].source == "pseudo" for s in samples)
 
 
-def told_of_self_taught(taught: int, images: int) -> str:
+def self_taught_warning(taught: int, images: int) -> str:
     """Warning about `taught` images that the teacher has learned from by labels of an earlier teacher."""
     return (
         f"the teacher has learned from {taught} of these {images} images by labels of an earlier teacher: what was "

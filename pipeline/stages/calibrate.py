@@ -58,7 +58,7 @@ def run(ws: Workspace) -> None:
             STAGE,
             f"calibrate.target is {100 * target:.1f} %, but all classes together are right at most {100 * best:.1f} % "
             "of the time, whatever the confidence: by errors of the teacher or of the labels. Train the teacher "
-            "longer, mend the labels, or set a lower target (docs/thresholds.md)",
+            "longer, correct the labels, or set a lower target (docs/thresholds.md)",
         )
     scarce = [e.name for e in policy.entries if "warning" in e.evidence]
     if scarce:

@@ -29,7 +29,7 @@ from hmsa_core.taxonomy import ClassTable
 from pipeline.jobs.support import INDEX, warn, write_metrics
 from pipeline.report import plots
 from pipeline.workspace import keys
-from pipeline.workspace.named_files import mend_of_root
+from pipeline.workspace.named_files import hint_of_root
 from pipeline.workspace.params import Params
 from pipeline.workspace.table import VERSIONS
 from pipeline.workspace.workspace import Workspace
@@ -55,7 +55,7 @@ def run(ws: Workspace) -> None:
     out = work / "index"
     for name, root in ws.roots.items():
         if not root.is_dir():
-            raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
+            raise InputError(f"{root}: data set folder not found", hint=hint_of_root(ws, name))
         _warn(_linked(ws.source(name)))
         _warn(_outside(ws.source(name)))
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
@@ -63,7 +63,9 @@ def run(ws: Workspace) -> None:
         note = "no pretraining set is given: teacher-train starts from scratch"
         pretrain = prepare.write_empty(out, "pretrain", taxonomy.mapillary(), note)
     else:
-        learning = _all_learn(params.data.pretrain)
+        # Vistas has no city or sequence: all of its training images learn, and its validation images are not used.
+        named = params.data.pretrain.splits if params.data.pretrain.kind == "folder" else None
+        learning = RolesSpec(learn_splits=named or ("training", "train", "all"), unlabelled_splits=())
         pretrain = _build(ws, params.data.pretrain, learning, out, params.teacher_pretrain.sampling)
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
@@ -74,10 +76,14 @@ def run(ws: Workspace) -> None:
         )
     if params.data.target.has_labels:
         _warn_of_later_stages(ws, index, target)
-    _write_roles(index, out)
+    for role in ROLES:
+        if role != "guard":
+            Index.write(out / f"{role}.parquet", index.select(roles=(role,)), index.classes, index.root)
     publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
-    _plot(ws.path("plots/prepare-classes.png"), target)
+    tiles: dict[str, list[float | None]] = {"tiles": [float(count) for count in target.centroids.values()]}
+    title = "Tiles of the learning images that show a class"
+    plots.bars(ws.path("plots/prepare-classes.png"), list(target.centroids), tiles, title=title, x="tiles")
     for summary in (target, pretrain) if params.data.pretrain else (target,):
         _tell(ws, summary)
 
@@ -91,8 +97,8 @@ def _warn_of_later_stages(ws: Workspace, index: Index, target: prepare.Summary) 
     _warn(_leaks(ws.params, index))
 
 
-def _warn(told: Iterable[str]) -> None:
-    for text in told:
+def _warn(texts: Iterable[str]) -> None:
+    for text in texts:
         warn(STAGE, text)
 
 
@@ -244,15 +250,6 @@ def _tell(ws: Workspace, summary: prepare.Summary) -> None:
         _LOG.info("%s %s: %s", STAGE, summary.root, note)
 
 
-def _all_learn(source: SourceSpec) -> RolesSpec:
-    """Roles of a pretraining set: labelled images of the named splits, or of the usual training splits, learn.
-
-    Vistas has no city or sequence: all of its training images learn, and its validation images are not used.
-    """
-    named = source.splits if source.kind == "folder" else None
-    return RolesSpec(learn_splits=named or ("training", "train", "all"), unlabelled_splits=())
-
-
 def _grid(sampling: SamplingConfig) -> list[int]:
     return [sampling.tile, sampling.min_pixels]
 
@@ -286,12 +283,6 @@ def _build(ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampl
             bar.close()
 
 
-def _write_roles(index: Index, out: Path) -> None:
-    for role in ROLES:
-        if role != "guard":
-            Index.write(out / f"{role}.parquet", index.select(roles=(role,)), index.classes, index.root)
-
-
 def _figures(summary: prepare.Summary) -> dict[str, Any]:
     return {
         "images": summary.images,
@@ -301,9 +292,3 @@ def _figures(summary: prepare.Summary) -> dict[str, Any]:
         "refused": summary.refused,
         "cities": summary.cities,
     }
-
-
-def _plot(path: Path, target: prepare.Summary) -> None:
-    names = list(target.centroids)
-    groups: dict[str, list[float | None]] = {"tiles": [float(target.centroids[n]) for n in names]}
-    plots.bars(path, names, groups, title="Tiles of the learning images that show a class", x="tiles")

@@ -20,7 +20,7 @@ from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.engine import Engine
-from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise, measured_masks, read_mask
 from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rules
@@ -87,16 +87,11 @@ def run(ws: Workspace) -> None:
             lineage=provenance(STAGE),
             engine=Engine(ws.params.runtime.engine, ws.params.pseudo_label.workers),
             advance=progress.update,
-            check_stop=lambda: _check_stop(ws),
+            check_stop=ws.stop.check,
         )
     publish_store(work / "store", ws.path("labels/final"))
     atomic.write_json(ws.path("labels/shift.json"), _shift(ws, policy, curves))
     _report(ws, statistics)
-
-
-def _check_stop(ws: Workspace) -> None:
-    if ws.stop.is_set():
-        raise InterruptedRunError("stopped by a signal; finished shards stay", hint="run the same command again")
 
 
 def curves_of(ws: Workspace, raw: LabelStore) -> Curves | None:

@@ -133,8 +133,7 @@ def _check_classes(ws: Workspace, labels: Path, teacher: Path | None, wanted: Cl
     held = ClassTable.from_json(read_manifest(labels)["classes"])
     if held == wanted:
         return
-    known = read_meta(teacher).get("class_table") if teacher else None
-    if known is None or ClassTable.from_json(known) == wanted:
+    if not teacher or ClassTable.of_meta(read_meta(teacher)) in (None, wanted):
         hint = (
             "they are older than the last edit of the class file: "
             "`dvc repro --force --single-item calibrate auto-infer`, then `dvc repro`"

@@ -67,11 +67,11 @@ def read_pairs(path: Path, num_classes: int) -> NDArray[np.int64]:
     return np.asarray(found, np.int64)
 
 
-def _arrays(path: Path, wanted: tuple[str, ...], mend: str) -> tuple[NDArray[Any], ...]:
+def _arrays(path: Path, wanted: tuple[str, ...], hint: str) -> tuple[NDArray[Any], ...]:
     try:
         with zipfile.ZipFile(path) as file:
             members = [file.read(f"{name}.npy") for name in wanted]  # whole: numpy alone ignores a wrong checksum
         return tuple(np.lib.format.read_array(io.BytesIO(member), allow_pickle=False) for member in members)
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         message = f"{path}: the counts of pixels in it cannot be read ({one_line(error)})"
-        raise IntegrityError(message, hint=mend) from error
+        raise IntegrityError(message, hint=hint) from error

@@ -47,7 +47,7 @@ def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
             yield "auto_infer.teacher", text, "evaluate"
 
 
-def mend_of_root(ws: Workspace, name: str) -> str:
+def hint_of_root(ws: Workspace, name: str) -> str:
     """Advice where the folder of a data set ("target" or "pretrain") is missing, or holds another layout."""
     if ws.roots[name].is_relative_to(ws.path("data/demo")):
         return "autolabel demo-data"

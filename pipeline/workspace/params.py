@@ -26,7 +26,7 @@ from hmsa_core.config import (
     Share,
     Teacher,
     TrainConfig,
-    knob,
+    setting,
 )
 from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.io.engine import Kind
@@ -53,10 +53,10 @@ class DataConfig(Section):
     """Where the data lie and which image does what."""
 
     target: SourceSpec = Field(description="the data set whose classes are learned and labelled")
-    pretrain: SourceSpec | None = knob(
+    pretrain: SourceSpec | None = setting(
         None, "the data set for pretraining; null = none, teacher-train starts from scratch"
     )
-    roles: RolesSpec = knob(RolesSpec(), "who may use which image (camvid brings its own roles)")
+    roles: RolesSpec = setting(RolesSpec(), "who may use which image (camvid brings its own roles)")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,7 +84,7 @@ class DataConfig(Section):
 class EngineConfig(Section):
     """Who runs the work units of prepare, auto-infer and pseudo-label. No result depends on it."""
 
-    engine: Annotated[Kind, NotInKey] = knob(
+    engine: Annotated[Kind, NotInKey] = setting(
         "local",
         "local (processes of this machine) or ray (docs/scaling.md), for prepare, calibrate, auto-infer and"
         " pseudo-label",
@@ -94,13 +94,13 @@ class EngineConfig(Section):
 class PrepareConfig(Section):
     """Indexing and checking; `data` describes the checks of each data set."""
 
-    workers: Workers = knob(2, "processes")
+    workers: Workers = setting(2, "processes")
 
 
 class PretrainConfig(TrainConfig):
     """Training on the pretraining set: a single scale, no attention."""
 
-    init_from: Start = knob(
+    init_from: Start = setting(
         None, "checkpoint folder (`autolabel import-checkpoint`) to start from; null = from scratch"
     )
 
@@ -108,13 +108,13 @@ class PretrainConfig(TrainConfig):
 class TeacherConfig(TrainConfig):
     """Training on the target set's fine labels, from the pretraining checkpoint where there is one."""
 
-    skip: Annotated[bool, NotInKey] = knob(
+    skip: Annotated[bool, NotInKey] = setting(
         False, "train no teacher: auto_infer.teacher labels; `teacher_train: null` means the same"
     )
-    validate_every: Annotated[Count, NotInKey] = knob(
+    validate_every: Annotated[Count, NotInKey] = setting(
         0, "epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
     )
-    init_from: Start = knob(
+    init_from: Start = setting(
         None, "another checkpoint folder to start from; null = models/pretrain, or from scratch without one"
     )
 
@@ -123,27 +123,27 @@ class OtherStore(Section):
     """Auto-labels of another workspace."""
 
     store: str = Field(description="its thresholded store (labels/final), relative to this workspace")
-    weight: float = knob(1.0, "how often its images are taken: 1 = as own ones", gt=0.0, allow_inf_nan=False)
+    weight: float = setting(1.0, "how often its images are taken: 1 = as own ones", gt=0.0, allow_inf_nan=False)
 
 
 class StudentConfig(TrainConfig):
     """Training on fine and auto-labelled images."""
 
-    init: Annotated[str, NotInKey] = knob(
+    init: Annotated[str, NotInKey] = setting(
         "teacher", "teacher (paper), pretrained (from model.trunk_weights, any trunk), or a checkpoint folder"
     )
-    validate_every: Annotated[Count, NotInKey] = knob(
+    validate_every: Annotated[Count, NotInKey] = setting(
         0, "epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
     )
-    max_rounds: Annotated[PositiveInt | None, NotInKey] = knob(
+    max_rounds: Annotated[PositiveInt | None, NotInKey] = setting(
         2, "students in a row that learn from each other's auto-labels: the last one does not teach; null = no limit"
     )
-    control: Annotated[bool, NotInKey] = knob(
+    control: Annotated[bool, NotInKey] = setting(
         True, "also train models/control/: same start, same steps, fine labels only"
     )
-    stores: Annotated[tuple[OtherStore, ...], Strict(False), NotInKey] = knob(
+    stores: Annotated[tuple[OtherStore, ...], Strict(False), NotInKey] = setting(
         (),
-        "auto-labels of other workspaces to learn from beside the own ones: a list of {store: folder of"
+        "auto-labels of other workspaces to learn from besides its own: a list of {store: folder of"
         " their labels/final, weight: how often its images are taken, the own ones have 1}",
     )
 
@@ -160,7 +160,7 @@ class StudentConfig(TrainConfig):
 class AutoInferConfig(InferConfig):
     """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""
 
-    teacher: Annotated[Teacher | None, NotInKey] = knob(
+    teacher: Annotated[Teacher | None, NotInKey] = setting(
         None,
         "who labels, also for calibrate and evaluate: checkpoint folder, onnx:FILE, hf:FOLDER,"
         " scores:FOLDER or a list of these; null = the workspace's teacher",
@@ -170,14 +170,14 @@ class AutoInferConfig(InferConfig):
 class PseudoLabelConfig(Section):
     """From raw labels to training labels."""
 
-    threshold: float | str = knob(
+    threshold: float | str = setting(
         "policy",
         "policy (what calibrate promises), teach (what a student gains from), a number on the code grid,"
         " or a policy file",
     )
     merge: MergeConfig = MergeConfig()
-    min_component: Count = knob(0, "pixels; a smaller connected piece of a class gives no centroid to sample at")
-    workers: Workers = knob(2, "processes")
+    min_component: Count = setting(0, "pixels; a smaller connected piece of a class gives no centroid to sample at")
+    workers: Workers = setting(2, "processes")
 
     @property
     def own_policy(self) -> str | None:
@@ -208,20 +208,20 @@ class PseudoLabelConfig(Section):
 class EvaluateConfig(Section):
     """Who is judged, on what, and when a student is good enough."""
 
-    max_leaked: Share = knob(0.05, "share of judged images that may be in a model's lineage before the stage fails")
-    max_gap: Count = knob(0, "frames; a judged image this close to a learned one in its sequence counts as learned")
-    max_distance: int = knob(2, "bits of 64; perceptual hashes this close count as the same image", ge=0, le=16)
-    settings: Settings = knob(
+    max_leaked: Share = setting(0.05, "share of judged images that may be in a model's lineage before the stage fails")
+    max_gap: Count = setting(0, "frames; a judged image this close to a learned one in its sequence counts as learned")
+    max_distance: int = setting(2, "bits of 64; perceptual hashes this close count as the same image", ge=0, le=16)
+    settings: Settings = setting(
         (
             EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
             EvaluationSetting(name="single", scales=(1.0,), flip=False),
         ),
         "how each model is run; the first one is the main one",
     )
-    details: bool = knob(True, "also boundary IoU, reliability and the weight of each scale per class")
-    confidence: float = knob(0.95, "of the intervals", gt=0.5, lt=1.0)
-    draws: int = knob(2000, "bootstrap draws of blocks", ge=200)
-    seed: Count = knob(0, "of the bootstrap")
+    details: bool = setting(True, "also boundary IoU, reliability and the weight of each scale per class")
+    confidence: float = setting(0.95, "of the intervals", gt=0.5, lt=1.0)
+    draws: int = setting(2000, "bootstrap draws of blocks", ge=200)
+    seed: Count = setting(0, "of the bootstrap")
     runtime: RuntimeConfig = RuntimeConfig()
     gate: GateConfig = GateConfig()
 
@@ -236,15 +236,15 @@ class EvaluateConfig(Section):
 class ReportConfig(Section):
     """The report page."""
 
-    title: str = knob("Auto-labelling report", "of the page")
-    pictures: Count = knob(6, "images shown with label, confidence and scale weights")
+    title: str = setting("Auto-labelling report", "of the page")
+    pictures: Count = setting(6, "images shown with label, confidence and scale weights")
 
 
 class _Params(Section):
     """A workspace's params.yaml: one section per stage (what each is about: `pipeline.stages.TABLE`)."""
 
     profile: Profile = Field(description="which profile this file came from; `autolabel demo-data` and the tests ask")
-    runtime: EngineConfig = knob(EngineConfig(), "who does the work; no result depends on it")
+    runtime: EngineConfig = setting(EngineConfig(), "who does the work; no result depends on it")
     data: DataConfig = Field(description="where the data lie, and who may use which image")
     prepare: PrepareConfig
     teacher_pretrain: PretrainConfig

@@ -20,7 +20,7 @@ from hmsa_core.io import atomic, records, sealed
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError, one_line
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import link_tree, new_tree
-from hmsa_core.lineage import Lineage, lineage_of_checkpoint
+from hmsa_core.lineage import lineage_of_checkpoint
 from hmsa_core.taxonomy import ClassTable
 
 TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace without a promoted model
@@ -162,7 +162,7 @@ class Registry:
             IntegrityError: files of the version are damaged.
         """
         if wrong := damage(version.path):
-            raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights mends it")
+            raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights repairs it")
         with self._lock():
             now = self.current()
             if not self._pin.exists():  # first, so that no teacher is without a reference
@@ -258,7 +258,8 @@ class Registry:
         lineage = lineage_of_checkpoint(checkpoint)
         named = ((weights_by_name(version.path), version.path) for version in self.versions())
         parents = {weights: path for weights, path in named if weights in lineage.parents}  # others are not read
-        return sum(map(_is_self_taught, (lineage, *map(lineage_of_checkpoint, parents.values()))))
+        taught = (lineage, *map(lineage_of_checkpoint, parents.values()))
+        return sum(any(image.source == "pseudo" for image in one.images.values()) for one in taught)
 
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""
@@ -266,16 +267,16 @@ class Registry:
 
     def champion(self) -> Version | None:
         """The pinned reference, if there is one."""
-        with self._mend_of_pin():
+        with self._pin_errors():
             name = self._pinned()
             return None if name is None else self.get(name)
 
     def _pinned(self) -> str | None:
-        with self._mend_of_pin():
+        with self._pin_errors():
             return str(atomic.read_json(self._pin).get("version")) if self._pin.exists() else None
 
     @contextmanager
-    def _mend_of_pin(self) -> Iterator[None]:
+    def _pin_errors(self) -> Iterator[None]:
         try:
             yield
         except HmsaError as error:
@@ -287,7 +288,8 @@ class Registry:
     def _switch(self, action: str, target: str, by: str, reason: str, *, now: str) -> None:
         if now == target:
             return
-        line = {"action": action, "from": now, "to": target, "by": by or _user(), "reason": reason}
+        by = by or user_name() or f"uid {os.getuid()}"
+        line = {"action": action, "from": now, "to": target, "by": by, "reason": reason}
         if self.history()[-1:] != [line]:  # a switch that was killed after this line is not recorded twice
             records.append(self.folder / "history.jsonl", line)
         atomic.write_json(self.current_file, {"teacher": target})
@@ -308,21 +310,18 @@ def _up_to(taught: list[str], name: str) -> list[str]:
     return taught[: len(taught) - taught[::-1].index(name)] if name in taught else []
 
 
-def _is_self_taught(lineage: Lineage) -> bool:
-    return any(image.source == "pseudo" for image in lineage.images.values())
-
-
 def _number_of(name: str) -> int:
     """The number in a version's name; 0 without one."""
     digits = name.removeprefix("v").split("-")[0]
     return int(digits) if digits.isdecimal() else 0
 
 
-def _user() -> str:
+def user_name() -> str:
+    """The user's name; "" where the user id has none, as in many containers."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may have a user id without a name
-        return f"uid {os.getuid()}"
+    except (KeyError, OSError):
+        return ""
 
 
 # -- folders of models -------------------------------------------------------------------------------
@@ -348,8 +347,8 @@ def damage(checkpoint: Path) -> str:
 
 def knows_other_classes(checkpoint: Path, classes: ClassTable) -> bool:
     """Whether a checkpoint states other classes than these; False if it states none."""
-    known = atomic.read_json(checkpoint / "model.json").get("class_table")
-    return known is not None and ClassTable.from_json(known).classes != classes.classes
+    known = ClassTable.of_meta(atomic.read_json(checkpoint / "model.json"))
+    return known is not None and known.classes != classes.classes
 
 
 def version_damage(folder: Path) -> str:

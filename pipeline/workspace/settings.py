@@ -61,12 +61,12 @@ def write_resolved(ws: Workspace) -> None:
         atomic.write_text(path, text)
 
 
-def annotated(params: Params, told: Mapping[Key, str] | None = None, only: Collection[str] = ()) -> str:
-    """Settings as a params.yaml; each line ends with the setting's text of `told` (`origins`) and its description.
+def annotated(params: Params, notes: Mapping[Key, str] | None = None, only: Collection[str] = ()) -> str:
+    """Settings as a params.yaml; each line ends with the setting's text of `notes` (`origins`) and its description.
 
     Args:
         params: the settings.
-        told: text for a key, placed before the description of the key.
+        notes: text for a key, placed before the description of the key.
         only: sections to write; empty = all.
     """
     about = {row.section: f"{row.name}: {row.description}" for row in TABLE}
@@ -77,21 +77,21 @@ def annotated(params: Params, told: Mapping[Key, str] | None = None, only: Colle
             continue
         if isinstance(value, Section):
             lines += ["", f"# {about.get(name) or info.description}", f"{name}:"]
-            lines += _section(value, (name,), told or {})
+            lines += _section(value, (name,), notes or {})
         else:
-            lines += _leaf((name,), value, info.description or "", told or {})
+            lines += _leaf((name,), value, info.description or "", notes or {})
     return "\n".join(lines) + "\n"
 
 
-def _section(section: BaseModel, at: Key, told: Mapping[Key, str]) -> Iterator[str]:
+def _section(section: BaseModel, at: Key, notes: Mapping[Key, str]) -> Iterator[str]:
     for name, value in _shown(section):
         described = type(section).model_fields[name].description or ""
         key = (*at, name)
         if isinstance(value, Section):
             yield _line(key, "", "")
-            yield from _section(value, key, told)
+            yield from _section(value, key, notes)
         else:
-            yield from _leaf(key, value, described, told)
+            yield from _leaf(key, value, described, notes)
 
 
 def _shown(section: BaseModel) -> Iterator[tuple[str, Any]]:
@@ -104,8 +104,8 @@ def _shown(section: BaseModel) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _leaf(key: Key, value: Any, described: str, told: Mapping[Key, str]) -> Iterator[str]:
-    described = " ".join(filter(None, (told.get(key, ""), described)))
+def _leaf(key: Key, value: Any, described: str, notes: Mapping[Key, str]) -> Iterator[str]:
+    described = " ".join(filter(None, (notes.get(key, ""), described)))
     if isinstance(value, tuple) and value and isinstance(value[0], Section):
         yield _line(key, "", described)
         yield from (f"{'  ' * len(key)}- {as_yaml(row)}" for row in value)

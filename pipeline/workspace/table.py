@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PRETRAIN_ROOT", "STAGES", "TABLE", "TARGET_ROOT", "VERSIONS", "Stage", "row_of", "section_of"]
-
 
 @dataclass(frozen=True)
 class Stage:

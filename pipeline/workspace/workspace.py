@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest
 from hmsa_core.io.remote import is_url, local_path, local_tree
@@ -49,8 +49,7 @@ class Workspace:
             yield
         finally:
             self.job_running = False
-        if self.stop.is_set():
-            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
+        self.stop.check()
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:

@@ -11,8 +11,6 @@ from hmsa_core.spec import EvaluationSetting
 from pipeline.workspace.params import Params
 from research.ablation.plan import Ablation, Labels, Row, Training
 
-__all__ = ["NAMES", "camvid_variant", "make_ablation", "named_variant", "setting"]
-
 NAMES = ("scales", "attention", "labels", "reasons", "threshold", "merging", "losses", "pays", "camvid-table")
 SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 PAIRS = ((0.25, 1.0), (1.0, 2.0))  # with {0.5, 1}: what one more scale brings into an average
@@ -283,14 +281,14 @@ def _merging(params: Params) -> Ablation:
     it is ignored, and with it what the teacher finds hard is gone from inside of the polygons. The lower the threshold,
     the less a class is missing outside of them.
     """
-    beside = {"policy": Labels(coarse=True)} | {f"t{t:g}": Labels(t, coarse=True) for t in (0.9, 0.5, 0.0)}
+    extra = {"policy": Labels(coarse=True)} | {f"t{t:g}": Labels(t, coarse=True) for t in (0.9, 0.5, 0.0)}
     labels: dict[str, Labels | None] = {"control": None, "coarse": Labels("none", coarse=True)}
-    for name, one in beside.items():
+    for name, one in extra.items():
         labels |= {name: one, f"{name}-human": replace(one, conflict="human")}
     differences = (
         *((name, "control") for name in ("policy", "coarse")),
-        *((f"{name}{end}", "coarse") for name in beside for end in ("", "-human")),
-        *((name, f"{name}-human") for name in beside),
+        *((f"{name}{end}", "coarse") for name in extra for end in ("", "-human")),
+        *((name, f"{name}-human") for name in extra),
         *((f"policy{end}", f"{other}{end}") for other in ("t0", "t0.5", "t0.9") for end in ("", "-human")),
     )
     rows = tuple(main_row(name, from_teacher(labels=one), params) for name, one in labels.items())
@@ -354,12 +352,12 @@ def _pays(params: Params) -> Ablation:
     # A policy of the pixels outside of polygons says nothing of all pixels.
     measured = _MEASURED if params.calibrate.region == "all" else {}
     taught = [*measured, *_PLAIN]
-    cuts: dict[str, Any] = {"truth": "truth", **measured, **_PLAIN}
-    kinds = {name: Labels(cut, only=_TRUTH) for name, cut in cuts.items()}
+    thresholds: dict[str, Any] = {"truth": "truth", **measured, **_PLAIN}
+    kinds = {name: Labels(threshold, only=_TRUTH) for name, threshold in thresholds.items()}
     drawn: dict[str, Any] = {"coarse": "none", "coarse+t0": 0.0} | {f"coarse+{name}": name for name in _MEASURED}
-    beside = {name: Labels(cut, True, only=_TRUTH) for name, cut in drawn.items()}
-    beside["coarse+t0-human"] = replace(beside["coarse+t0"], conflict="human")  # otherwise the profile's rule
-    kinds |= beside
+    extra = {name: Labels(threshold, True, only=_TRUTH) for name, threshold in drawn.items()}
+    extra["coarse+t0-human"] = replace(extra["coarse+t0"], conflict="human")  # otherwise the profile's rule
+    kinds |= extra
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
     trainings |= {name: from_teacher(changes, kinds["t0"]) for name, changes in _LEVERS.items()}
@@ -370,13 +368,13 @@ def _pays(params: Params) -> Ablation:
     trainings |= {f"fresh-{name}": Training("teacher_train", "pretrain", (), labels) for name, labels in fresh.items()}
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
-        *((name, "control") for name in ("truth", *_LEVERS, *taught, *beside)),
+        *((name, "control") for name in ("truth", *_LEVERS, *taught, *extra)),
         *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0")),
         *((name, "t0") for name in _LEVERS),
         ("longer-t0", "longer-control"),
         *((name, plain) for name in measured for plain in _PLAIN),
         *((("teach", "policy"),) if measured else ()),
-        *((name, "coarse") for name in [*beside][1:]),
+        *((name, "coarse") for name in [*extra][1:]),
         ("coarse+t0-human", "coarse+t0"),
         ("control", "teacher"),
     )

@@ -18,8 +18,6 @@ from research.ablation.plan import Ablation
 from research.ablation.recipe import Scale, recipe_digest
 from research.figures import Made, figures
 
-__all__ = ["check_seeds", "read_freeze", "write_freeze"]
-
 _FILE = "frozen.json"
 
 

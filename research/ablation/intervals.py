@@ -26,8 +26,6 @@ from hmsa_core.metrics.bootstrap import Blocks, Draws, Runs, as_runs, difference
 from research.ablation.plan import Ablation
 from research.figures import CONFIRMING, EXPLORING, Figure, Made
 
-__all__ = ["FIRST_CONFIRMING", "TRAININGS", "Cells", "Counts", "kind_of", "load_counts", "summarise"]
-
 FIRST_CONFIRMING = 100  # seeds from here on run only after the recipe was frozen
 TRAININGS = "(two trainings of one row)"  # row that says how far they lie apart
 DRAWS = 2000
@@ -197,16 +195,14 @@ def _lines_of_share(
         yield tell.line(f"recovered{end}", value)
 
 
-def bootstrap_share(
-    confusions: Runs, baseline: Runs, ceiling: Runs, blocks: Blocks, *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
+def bootstrap_share(confusions: Runs, baseline: Runs, ceiling: Runs, blocks: Blocks) -> tuple[float, float, float]:
     """Value and interval of (mean IoU - baseline) / (ceiling - baseline): the part of a possible gain that was reached.
 
     The interval holds each share s at which the gain less s times the possible gain may be zero (Fieller 1954), to two
     digits from -2 to 3. It is NaN where the possible gain itself is not shown: its own interval reaches zero or below.
     """
     runs, ids = as_runs(confusions, blocks)
-    plan = Draws(ids, draws, seed)
+    plan = Draws(ids, DRAWS, 0)
     showing = plan.showing(runs)
     ours, low, top = (plan.scores(as_runs(c, blocks)[0]) for c in (runs, baseline, ceiling))
     gain, possible = ([difference_of(a, b) for a, b in zip(one, low, strict=True)] for one in (ours, top))
@@ -237,7 +233,7 @@ def _chance(found: Interval) -> float:
 def _pairs(
     cells: Mapping[str, Mapping[int, Counts]], row: str, baseline: str, fixed: set[str]
 ) -> dict[int, tuple[Counts, Counts]]:
-    """Counts of the same seed; a row without seeds stands beside every seed of the other."""
+    """Counts of the same seed; a row without seeds is compared with every seed of the other."""
     ours, theirs = cells.get(row, {}), cells.get(baseline, {})
     if baseline in fixed and theirs:
         theirs = dict.fromkeys(ours, next(iter(theirs.values())))
@@ -261,7 +257,8 @@ def _lines_of_trainings(
     """
     apart: dict[Any, list[float]] = {}
     for row in ablation.rows:
-        scores = {seed: _mean_iou(c) for seed, c in cells.get(row.name, {}).items()}
+        counts = cells.get(row.name, {})
+        scores = {seed: float(mean_iou_of(iou_of(c.confusions().sum(0)))) for seed, c in counts.items()}
         for a, b in combinations(sorted(scores), 2):
             apart.setdefault((row.training, a, b), []).append(scores[a] - scores[b])
     if apart:
@@ -269,7 +266,3 @@ def _lines_of_trainings(
         yield tell.line("apart", float(np.sqrt(np.mean(squares))))
         yield tell.line("apart_most", max(abs(v) for values in apart.values() for v in values))
         yield tell.line("pairs", len(apart))
-
-
-def _mean_iou(counts: Counts) -> float:
-    return float(mean_iou_of(iou_of(counts.confusions().sum(0))))

@@ -12,7 +12,7 @@ from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.engine import Engine
-from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CENTROIDS, finalise
 from hmsa_core.labels.store.codes import NUM_CODES
@@ -20,15 +20,12 @@ from hmsa_core.labels.store.format import MANIFEST
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.spec import PseudoData
-from hmsa_core.taxonomy import ClassTable
 from pipeline.jobs.support import provenance, role_index
 from pipeline.stages import pseudo_label
 from pipeline.workspace import keys
 from pipeline.workspace.params import MEASURED_POLICIES
 from pipeline.workspace.workspace import Workspace
 from research.ablation.plan import Labels
-
-__all__ = ["WORK", "MadeLabels", "make_labels", "threshold_that_ignores"]
 
 WORK = "ablation"  # folder of progress below work/
 
@@ -53,7 +50,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
     recipe = pseudo_label.make_recipe(variant, raw, policy, pseudo_label.curves_of(variant, raw))
     name = atomic.digest(labels.to_json())[:8]
     work = keys.open_work(ws.work(WORK), f"labels-{name}", {"recipe": recipe.key(raw), "raw": raw.digest})
-    with Progress(len(raw), what=f"labels {_told(labels)}", stream=sys.stderr) as progress:
+    with Progress(len(raw), what=f"labels {_named(labels)}", stream=sys.stderr) as progress:
         statistics = finalise(
             raw,
             recipe,
@@ -61,13 +58,15 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
             lineage=provenance("pseudo-label"),
             engine=Engine(ws.params.runtime.engine, ws.params.pseudo_label.workers),
             advance=progress.update,
-            check_stop=lambda: _check_stop(ws),
+            check_stop=ws.stop.check,
         )
     store = work / "store"
     if statistics["labelled"] == 0:
-        raise ConfigError(f"labels {_told(labels)}: no pixel is left: there is nothing to learn from")
+        raise ConfigError(f"labels {_named(labels)}: no pixel is left: there is nothing to learn from")
     data = PseudoData(store=store, centroids=store / CENTROIDS, index=role_index(ws, "unlabelled"))
-    return MadeLabels(data, _figures(statistics))
+    pixels = max(1, statistics["pixels"])
+    classes = {row["name"]: row["final"] / pixels for row in statistics["classes"]}
+    return MadeLabels(data, {"labelled_share": statistics["labelled_share"], "classes": classes})
 
 
 def _raw(ws: Workspace, labels: Labels) -> LabelStore:
@@ -98,15 +97,10 @@ def _raw(ws: Workspace, labels: Labels) -> LabelStore:
     return LabelStore.open(path, strict=True)
 
 
-def _told(labels: Labels) -> str:
+def _named(labels: Labels) -> str:
     chosen = f"{100 * labels.ignored:.0f} % ignored" if labels.ignored is not None else f"threshold {labels.threshold}"
     kept = " that win conflicts" if labels.conflict else ""
     return chosen + (f" with coarse labels{kept}" if labels.coarse else "")
-
-
-def _check_stop(ws: Workspace) -> None:
-    if ws.stop.is_set():
-        raise InterruptedRunError("stopped by a signal; finished shards stay", hint="run the same command again")
 
 
 def _with_merging(ws: Workspace, labels: Labels) -> Workspace:
@@ -124,17 +118,13 @@ def _policy(ws: Workspace, raw: LabelStore, labels: Labels) -> ThresholdPolicy:
     if labels.ignored is not None:
         return from_threshold(threshold_that_ignores(StoreStatistics.open(raw.path), labels.ignored), raw.classes)
     if labels.threshold == "none":
-        return _withheld(raw.classes)
+        entries = tuple(ClassPolicy(name, WITHHELD, "withheld") for name in raw.classes.classes)
+        return ThresholdPolicy(raw.classes, entries, settings={"threshold": "none"})
     if labels.threshold in MEASURED_POLICIES:
         policy = ThresholdPolicy.load(ws.path(MEASURED_POLICIES[str(labels.threshold)]))
         policy.check(raw.lineage, raw.classes, str(raw.path))
         return policy
     return from_threshold(0.0 if labels.threshold == "truth" else labels.threshold, raw.classes)
-
-
-def _withheld(classes: ClassTable) -> ThresholdPolicy:
-    entries = tuple(ClassPolicy(name, WITHHELD, "withheld") for name in classes.classes)
-    return ThresholdPolicy(classes, entries, settings={"threshold": "none"})
 
 
 def threshold_that_ignores(statistics: StoreStatistics, share: float) -> str:
@@ -143,10 +133,3 @@ def threshold_that_ignores(statistics: StoreStatistics, share: float) -> str:
     below = np.concatenate([[0], np.cumsum(by_code)[:-1]])  # pixels that code k as threshold leaves out
     nearest = int(np.argmin(np.abs(below / max(1, by_code.sum()) - share)))
     return ConfidenceCode().threshold(nearest)
-
-
-def _figures(statistics: dict[str, Any]) -> dict[str, Any]:
-    """Share of all pixels that is labelled, and that each class has."""
-    pixels = max(1, statistics["pixels"])
-    classes = {row["name"]: row["final"] / pixels for row in statistics["classes"]}
-    return {"labelled_share": statistics["labelled_share"], "classes": classes}

@@ -23,8 +23,6 @@ from hmsa_core.io.atomic import write_json
 from hmsa_core.models.layers.blocks import scaled_size
 from hmsa_core.models.model import MultiScaleModel, build_empty
 
-__all__ = ["InferenceCost", "MacsRequest", "count", "inference_macs", "main", "training_macs"]
-
 _BACKWARD = 3  # forward and backward together, in forward passes
 
 

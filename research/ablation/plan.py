@@ -9,8 +9,6 @@ from typing import Any, Literal
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.spec import EvaluationSetting
 
-__all__ = ["Ablation", "Labels", "Row", "Training"]
-
 # Stages of dvc.yaml that have to be done before the first training.
 Needs = Literal["teacher-pretrain", "pseudo-label"]
 

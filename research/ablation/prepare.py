@@ -18,8 +18,6 @@ from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
 from research.ablation.plan import Ablation
 
-__all__ = ["check_ready", "make_camvid_workspace", "run_stages"]
-
 _LOG = logging.getLogger(__name__)
 _MARKS = {
     "teacher-pretrain": ("data/index/learn.parquet", "data/index/report.parquet"),
@@ -49,22 +47,18 @@ def run_stages(ws: Workspace, ablation: Ablation) -> None:
     if profile in GENERATED and not ws.resolve(ws.params.data.target.root).exists():
         generate_data(ws.path("data/demo"), profile)
     _LOG.info("%s: dvc repro %s", ws.root.name, ablation.needs)
+    # DVC's stages call `autolabel`: the one next to this Python, whether or not its environment is active.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with ws.job():
         status = run_child(
             [sys.executable, "-m", "dvc", "repro", ablation.needs],
             stop=ws.stop,
             cwd=str(ws.root),
-            env=_environment(),
+            env=dict(os.environ) | {"PATH": path},
             grace_s=CHAIN_GRACE_S,
         )
     if status != 0:
         raise HmsaError(f"`dvc repro {ablation.needs}` in {ws.root} ended with status {status}; its output is above")
-
-
-def _environment() -> dict[str, str]:
-    """DVC's stages call `autolabel`: the one beside this Python, whether or not its environment is active."""
-    beside = Path(sys.executable).parent
-    return dict(os.environ) | {"PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 def make_camvid_workspace(
@@ -96,8 +90,8 @@ def make_camvid_workspace(
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")
     set_keys(document.values, changes)
     if Params.parse(document) != params:
-        told = ", ".join(f"{key}={value}" for key, value in changes.items())
-        raise ConfigError(f"{folder}: is a workspace without {told}", hint="choose another folder")
+        changed = ", ".join(f"{key}={value}" for key, value in changes.items())
+        raise ConfigError(f"{folder}: is a workspace without {changed}", hint="choose another folder")
 
 
 def _lengths(epochs: int) -> dict[str, int]:

@@ -11,8 +11,6 @@ from hmsa_core.spec import EvaluationSetting
 from pipeline.workspace.params import Params
 from research.ablation.plan import Ablation, Training
 
-__all__ = ["Scale", "how_run", "recipe_digest", "train_config"]
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -24,8 +22,8 @@ class Scale:
 
     def of_machine(self, runtime: RuntimeConfig) -> RuntimeConfig:
         """The runtime with the ranks and workers that were asked for."""
-        asked = {"ranks": self.ranks, "workers": self.workers}
-        return runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
+        given = {"ranks": self.ranks, "workers": self.workers}
+        return runtime.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 def how_run(setting: EvaluationSetting, scale: Scale) -> str:
@@ -77,13 +75,9 @@ def recipe_digest(params: Params, ablation: Ablation, scale: Scale) -> str:
         training = row.training
         rows[row.name] = {
             "config": training and key_material(train_config(params, training, 0, scale)),
-            "start": training and _start(params, training),
+            "start": training and (params.student_train.init if training.start == "teacher" else training.start),
             "labels": training and training.labels and training.labels.to_json(),
             "run": row.setting.model_dump(mode="json"),
         }
     sections = (params.teacher_train, params.auto_infer, params.calibrate, params.pseudo_label)
     return atomic.digest([rows, ablation.differences, [key_material(section) for section in sections]])[:16]
-
-
-def _start(params: Params, training: Training) -> str:
-    return params.student_train.init if training.start == "teacher" else training.start

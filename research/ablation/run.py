@@ -22,8 +22,6 @@ from research.ablation.plan import Ablation, Row, Training
 from research.ablation.recipe import Scale, how_run, train_config
 from research.figures import Figure, Made, figures, replace
 
-__all__ = ["Pending", "Request", "cell_lines", "pending", "run_ablation"]
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -124,14 +122,14 @@ def _make(ws: Workspace, request: Request, cells: list[Pending]) -> None:
     group = atomic.digest(sorted(row.name for row in rows))[:8]
     judged = jobs.evaluate(ws, f"{name}-{group}-seed{seed}", checkpoint, settings, runtime)
     per_crop, per_image = jobs.count_macs(ws, model, crop, settings)
-    told = atomic.read_json(judged.folder / "summary.json")["settings"]
+    summaries = atomic.read_json(judged.folder / "summary.json")["settings"]
     made = Made.of(describe_run(("hmsa_core", "pipeline", "research")))
     lines: list[Figure] = []
     for row in rows:
         source = judged.folder / f"{row.name}.npz"
         Counts.of_job(source).save(_counts(ws, request) / f"{row.name}-seed{seed}.npz")
         images_seen = trained.images_seen if trained else 0
-        record = told[row.name] | {
+        record = summaries[row.name] | {
             "mean_weights": _mean_weights(source, row),
             "labels": labels.figures if labels else None,
             "images": judged.images,
@@ -156,7 +154,7 @@ _PLAIN = ("images", "images_seen", "gmac_training", "gmac_image", "train_seconds
 
 
 def cell_lines(made: Made, table: str, row: Row, seed: int, how: str, record: Mapping[str, Any]) -> Iterator[Figure]:
-    """The lines of one row and seed, from the summary of its evaluation and what was recorded beside it."""
+    """The lines of one row and seed, from the summary of its evaluation and what was recorded next to it."""
 
     def line(metric: str, value: float | None, name: str = "") -> Figure:
         return made.figure(table, row.name, metric, value, seed=seed, setting=how, name=name)

@@ -4,7 +4,7 @@
 
     python -m research.bench.bench_chain [--quick]
 
-Nothing else may run beside it. --quick changes nothing: one chain is one measurement.
+Nothing else may run at the same time. --quick changes nothing: one chain is one measurement.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images a second of an exported graph in onnxruntime beside our own labelling, on the CPU.
+"""Images a second of an exported graph in onnxruntime against our own labelling, on the CPU.
 
     python -m research.bench.bench_export [--quick] [--checkpoint DIR] [--threads 1]
 

@@ -118,7 +118,7 @@ def near(_: Path, rows: int) -> dict[str, float]:
 
 
 def leaks(folder: Path, _: int) -> dict[str, float]:
-    """What `prepare` warns of: images that judge beside images that teach."""
+    """What `prepare` warns of: images that judge against images that teach."""
     opened = Index.load(folder / f"{ROOT}.parquet")
     judged = opened.select(roles=("report",), kinds=("fine",))
     near = possible_leaks(judged, opened.select(roles=("learn", "unlabelled")), max_gap=0, max_distance=2)
@@ -173,9 +173,9 @@ def start(folder: Path, rows: int) -> dict[str, float]:
 
     begun, processor = time.perf_counter(), time.process_time()
     session = Session(folder / "raw")
-    described, first = session.describe(), store_stats(session.view, session.cuts("0.9"), session.sources())
+    described, first = session.describe(), store_stats(session.view, session.thresholds("0.9"), session.sources())
     used, opened = time.process_time() - processor, time.perf_counter()
-    anew = store_stats(session.view, session.cuts("0.95"), session.sources())
+    anew = store_stats(session.view, session.thresholds("0.95"), session.sources())
     if not described["images"] == first["images"] == rows or anew["kept"] >= first["kept"]:
         raise RuntimeError("the page's figures are not those of the store")
     seconds = time.perf_counter() - opened

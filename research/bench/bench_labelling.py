@@ -63,18 +63,18 @@ def label(images: Path, options: list[str], out: Path, ranks: int = 1, threads: 
             said.seek(0)
             raise SystemExit(said.read().decode()[-2000:])
     work = out.with_name(f"{out.name}.work")
-    told = json.loads((work / "summary.json").read_text())
+    summary = json.loads((work / "summary.json").read_text())
     # Times at which the command wrote these files: before it checks images, after it, after loading, at the end.
     checking, checked, loaded, done = (
         (work / f"{name}.json").stat().st_mtime for name in ("folder", "spec", "plan", "summary")
     )
     return {
-        "images": told["images"],
-        "images_per_s": round(told["images"] / (done - loaded), 2),
+        "images": summary["images"],
+        "images_per_s": round(summary["images"] / (done - loaded), 2),
         "check_s": round(checked - checking, 3),
         "loop_s": round(done - loaded, 3),
-        "model_share": told["model_share"],
-        "timing_s": told["timing"],
+        "model_share": summary["model_share"],
+        "timing_s": summary["timing"],
         "peak_mb": round(usage.ru_maxrss / 1024),
     }
 

@@ -76,7 +76,7 @@ def pillow_bytes(*arrays: np.ndarray) -> int:
 
 
 def sizes(maps: list[Maps]) -> dict[str, float]:
-    """Bytes of label and code beside both yardsticks."""
+    """Bytes of label and code against both yardsticks."""
     ours = sum(len(encode(label, "label", "png")) + len(encode(code, "confidence", "png")) for _, label, code in maps)
     pillow = sum(pillow_bytes(label, code) for _, label, code in maps)
     released = sum(pillow_bytes(label, prob_bytes_of_codes(code)) for _, label, code in maps)

@@ -130,8 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     roofline.add_peaks(parser)
-    asked = parser.parse_known_args()[0].device
-    gpu = asked == "cuda" or (asked == "auto" and torch.cuda.is_available())
+    given = parser.parse_known_args()[0].device
+    gpu = given == "cuda" or (given == "auto" and torch.cuda.is_available())
     if not gpu and not KEEP_HEAP.items() <= os.environ.items():  # glibc reads them once, at the start
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_HEAP})
     parser.add_argument("--cases", nargs="+", default=GPU_CASES if gpu else CPU_CASES)

@@ -1,4 +1,4 @@
-"""What the project asks of its own speed: each goal beside the figure of the table, and who measured it."""
+"""What the project asks of its own speed: each goal next to the figure of the table, and who measured it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import NamedTuple
 from research.bench.scaling import scaling_table
 from research.figures import figures
 from research.markdown import table
-
-__all__ = ["GOALS", "TABLE", "Goal", "bench_lines", "goals_lines", "gpu_lines", "scaling_lines"]
 
 TABLE = "bench"
 
@@ -42,7 +40,7 @@ def _labelling(way: str) -> tuple[Goal, ...]:
 
 
 def _trained(profile: str) -> tuple[Goal, ...]:
-    """bf16 beside fp32 with a workspace's trained teacher."""
+    """bf16 against fp32 with a workspace's trained teacher."""
     name = f"agreement-{profile}"
     return (
         Goal(f"bf16, teacher of profile {profile}: equal thresholded labels", name, "thresholded_labels", 0.995),
@@ -113,7 +111,7 @@ def bench_lines(tables: Path) -> list[str]:
 
 
 def gpu_lines(tables: Path) -> list[str]:
-    """W48 at 1024x2048 on one GPU and on more: the bound, which is computed, beside what `make bench-gpu` measured."""
+    """W48 at 1024x2048 on one GPU and on more: the bound, which is computed, next to what `make bench-gpu` measured."""
     known = _known(tables)
     machines = {line.row: line.machine.partition(" cores, ")[2] for line in figures(tables / f"{TABLE}.parquet")}
     bound = known.get("roofline", {})
@@ -132,8 +130,8 @@ def gpu_lines(tables: Path) -> list[str]:
         counted = f"{bound.get(f'{kind}.tflop', 0):.1f} TFLOP, {bound.get(f'{kind}.gb', 0):.0f} GB"
         measured = "computed, not measured" if found is None else f"{1e3 * found:.0f} ms"
         reached = f"{100 * least / found:.0f} %" if found and least else "-"
-        told = "-" if least is None else f"{1e3 * least:.0f} ms"
-        rows.append((what, counted, told, measured, reached, machines.get(row, "-")))
+        least_ms = "-" if least is None else f"{1e3 * least:.0f} ms"
+        rows.append((what, counted, least_ms, measured, reached, machines.get(row, "-")))
     return table(("what", "work", "bound", "measured", "share of the bound", "GPU"), rows)
 
 

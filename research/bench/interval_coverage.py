@@ -4,7 +4,7 @@
 
 Differences of two models are normal: an effect of the run, one of the block, one of both together, each with its own
 standard deviation. Figures are the share of 95 % intervals that hold the true difference (0) and their median width
-beside that of ours. The lowest of ours for each number of runs is the promise to make.
+with that of ours. The lowest of ours for each number of runs is the promise to make.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def main() -> None:
                 held = ((found[:, :, 0] <= 0) & (found[:, :, 1] >= 0)).mean(0)
                 width = np.median(found[:, :, 1] - found[:, :, 0], axis=0)
                 spread = f"{run_sd:.1f} {block_sd:.1f} {both_sd:.1f}"
-                told = f"{held[0]:.3f}  {held[1]:.3f}         {width[1] / width[0]:.2f}"
-                print(f"{blocks:>6} {runs:>4}  {spread}       {told}")
+                figures = f"{held[0]:.3f}  {held[1]:.3f}         {width[1] / width[0]:.2f}"
+                print(f"{blocks:>6} {runs:>4}  {spread}       {figures}")
 
 
 if __name__ == "__main__":

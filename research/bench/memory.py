@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["status_kib"]
-
 
 def status_kib(field: str, pid: int | str = "self") -> int:
     """KiB of a line of a process's status: `VmRSS` now, `VmHWM` at most.

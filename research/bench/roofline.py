@@ -81,9 +81,9 @@ _FLOPS: dict[Any, Any] = {
 }
 
 
-def empty_model(trunk: str, classes: int = 19) -> MultiScaleModel:
+def empty_model(trunk: str) -> MultiScaleModel:
     """A model without memory."""
-    return build_empty(ModelConfig(trunk=trunk, head="released"), classes).eval()
+    return build_empty(ModelConfig(trunk=trunk, head="released"), 19).eval()
 
 
 def labelling(model: MultiScaleModel, size: tuple[int, int], tflops: float = TFLOPS, tb_s: float = TB_S) -> Work:

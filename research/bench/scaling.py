@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from hmsa_core.data.near import work
 
-__all__ = ["COUNTS", "Assumed", "rows_of", "scaling_table"]
-
 COUNTS = (20_000, 1_000_000, 10_000_000, 100_000_000)
 Row = tuple[str, str, float]  # title, unit, figure
 
@@ -98,14 +96,14 @@ def _of_index(images: int, rates: Mapping[str, float]) -> list[Row]:
     return rows
 
 
-def scaling_table(rates: Mapping[str, float], given: Assumed | None = None) -> list[str]:
+def scaling_table(rates: Mapping[str, float]) -> list[str]:
     """The table as Markdown."""
-    columns = [rows_of(images, rates, given or Assumed()) for images in COUNTS]
+    columns = [rows_of(images, rates, Assumed()) for images in COUNTS]
     lines = [f"| | {' | '.join(f'{images:,}' for images in COUNTS)} |", "|---|" + "---:|" * len(COUNTS)]
     for same in zip(*columns, strict=True):
         title, unit, _ = same[0]
-        told = "".join(f" {_told(value, unit)} |" if unit else " |" for _, _, value in same)
-        lines.append(f"| {title} |{told}")
+        cells = "".join(f" {_amount(value, unit)} |" if unit else " |" for _, _, value in same)
+        lines.append(f"| {title} |{cells}")
     return lines
 
 
@@ -118,7 +116,7 @@ _UNITS = {
 }
 
 
-def _told(value: float, unit: str) -> str:
+def _amount(value: float, unit: str) -> str:
     """Two digits are more than these figures are worth."""
     for name, size in _UNITS.get(unit, ()):
         if value >= size or name == _UNITS[unit][-1][0]:

@@ -100,7 +100,7 @@ class FakeJobs:
         self.evaluated.append([s.name for s in settings])
         folder = self.folder / f"evaluated{len(self.evaluated)}"
         folder.mkdir(parents=True)
-        told = {}
+        summaries = {}
         for setting in settings:
             counts = confusions(self.quality.get(setting.name, 0.7))
             n, c = len(counts), len(CLASSES)
@@ -117,14 +117,14 @@ class FakeJobs:
                 boundary=np.stack([counts.sum(2) - 5, counts.sum(2)], axis=1),
             )
             each = dict.fromkeys(CLASSES, 0.5)
-            told[setting.name] = {
+            summaries[setting.name] = {
                 "mean_iou": 0.5,
                 "iou": each,
                 "pixel_accuracy": 0.6,
                 "ece": 0.1,
                 "boundary": {"mean_iou": 0.3, "iou": each},
             }
-        atomic.write_json(folder / "summary.json", {"settings": told})
+        atomic.write_json(folder / "summary.json", {"settings": summaries})
         return Evaluated(folder, 24, 2.0)
 
     def count_macs(self, ws, model, crop, settings):

@@ -1,4 +1,4 @@
-"""Benchmarks: goals beside figures, figures by their path, and the sums of docs/scaling.md."""
+"""Benchmarks: goals next to figures, figures by their path, and the sums of docs/scaling.md."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_a_difference_is_of_the_images_that_both_rows_judged(cells: Cells) -> No
         summary({"good": {0: cells["good"][0]}, "bad": {0: strangers}})
 
 
-def test_a_row_without_seeds_stands_beside_every_seed_of_the_other(cells: Cells) -> None:
+def test_a_row_without_seeds_stands_next_to_every_seed_of_the_other(cells: Cells) -> None:
     lines = summary({"bad": {0: cells["bad"][0]}, "good": {4: cells["good"][1], 105: cells["good"][2]}}, fixed=True)
     assert value(lines, GOOD_MINUS_BAD, "difference", seed=4) > 0
     lines = summary({"bad": {0: cells["bad"][0]}, "good": {105: cells["good"][2]}}, CONFIRMING, fixed=True)

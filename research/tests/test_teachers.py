@@ -1,4 +1,4 @@
-"""Figures of teachers beside each other, by hand."""
+"""Figures of compared teachers, by hand."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ COLLECT = "import sys, pytest, torch; torch.cuda.is_available = lambda: True; sy
 OPTIONS = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
 
 
-def told(*command: str) -> str:
+def reported(*command: str) -> str:
     # A suite of its own: processes and files of the one around it are not its business.
     env = {name: value for name, value in os.environ.items() if name not in (afterwards.MARK, afterwards.STRICT)}
     done = subprocess.run([sys.executable, *command], cwd=REPO, env=env, capture_output=True, text=True, check=False)
@@ -28,7 +28,7 @@ def told(*command: str) -> str:
 
 
 def test_none_of_them_fails_at_import_or_collection_where_a_gpu_is_said_to_be() -> None:
-    found = re.search(r"(\d+) tests collected", told("-c", COLLECT, "--collect-only", *OPTIONS))
+    found = re.search(r"(\d+) tests collected", reported("-c", COLLECT, "--collect-only", *OPTIONS))
     assert found is not None
     assert int(found[1]) >= 40
 
@@ -36,7 +36,7 @@ def test_none_of_them_fails_at_import_or_collection_where_a_gpu_is_said_to_be() 
 def test_without_a_gpu_each_is_skipped_with_one_reason() -> None:
     if torch.cuda.is_available():
         return
-    text = told("-m", "pytest", "-rs", *OPTIONS)
+    text = reported("-m", "pytest", "-rs", *OPTIONS)
     reasons = set(re.findall(r"^SKIPPED \[\d+\] [^ ]+: (.*)$", text, re.MULTILINE))
     assert reasons == {"needs CUDA"}
     assert re.search(r"^\d+ skipped in", text, re.MULTILINE)

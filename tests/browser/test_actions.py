@@ -18,23 +18,16 @@ from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, reviewed
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
-from tests.support.browser_page import Page, serving
+from tests.support.browser_page import Page, page_of, serving
 from tests.support.label_scenes import LINEAGE, Scenes, make_scenes
 from tests.support.ranks import free_port
-
-
-def copy_of(street: Scenes, folder: Path) -> Path:
-    shutil.copytree(street.store, folder / "raw")
-    return folder / "raw"
 
 
 def test_a_saved_policy_keeps_in_training_labels_what_the_page_shows(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store), "--policy", str(street.policy), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.87")
+    store = street.copied_to(tmp_path).store
+    with page_of(browser, store, "--policy", street.policy, "--images", street.images, threshold="0.87") as page:
         page.set_threshold(
             "0.95", page.js("return '#' + document.querySelector('[data-class=car] input[type=range]').id")
         )
@@ -53,11 +46,9 @@ def test_a_saved_policy_keeps_in_training_labels_what_the_page_shows(
 def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     note = "ghost <img src=x onerror=alert(1)>"
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", image=street.names[2])
+    with page_of(browser, store, "--images", street.images, threshold="0.9", image=street.names[2]) as page:
         page.keys("r")
         page.drag("#stage", 90, 60)
         page.until(lambda: "drawn" in page.text("#region-label"))
@@ -88,10 +79,8 @@ def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
 def test_a_review_by_keyboard_takes_one_key_an_image_and_the_last_mark_can_be_taken_back(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", sort="name")
+    store = street.copied_to(tmp_path).store
+    with page_of(browser, store, "--images", street.images, threshold="0.9", sort="name") as page:
         order = [page.image()]
         for key in "AFAF":
             page.keys(key)
@@ -125,10 +114,8 @@ def test_a_review_by_keyboard_takes_one_key_an_image_and_the_last_mark_can_be_ta
 
 
 def test_a_review_by_mouse_takes_one_click_an_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9")
+    store = street.copied_to(tmp_path).store
+    with page_of(browser, store, "--images", street.images, threshold="0.9") as page:
         for button, image in zip(("#accept", "#flag", "#accept"), street.names[1:4], strict=True):
             page.find(button).click()
             page.until(lambda image=image: page.image() == image)
@@ -160,10 +147,10 @@ def test_a_review_by_mouse_takes_one_click_an_image(browser: Any, street: Scenes
 
 
 def test_no_image_is_skipped_or_marked_unseen(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", review="none", image=street.names[2])
+    store = street.copied_to(tmp_path).store
+    with page_of(
+        browser, store, "--images", street.images, threshold="0.9", review="none", image=street.names[2]
+    ) as page:
         page.keys("a")  # takes the image out of the list
         page.until(lambda: page.text("#grid-count").startswith("7 images"))
         page.keys(Keys.ARROW_RIGHT)
@@ -198,11 +185,10 @@ def test_no_image_is_skipped_or_marked_unseen(browser: Any, street: Scenes, tmp_
 
 
 def test_a_page_goes_on_with_a_server_that_was_started_again(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store, port = copy_of(street, tmp_path), free_port()
+    store, port = street.copied_to(tmp_path).store, free_port()
     args = (str(store), "--images", str(street.images))
-    with serving(*args, port=port) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", image=street.names[0])
+    with page_of(browser, *args, port=port, threshold="0.9", image=street.names[0]) as page:
+        pass
     page.keys("A")
     page.until(lambda: page.find("#offline").is_displayed())
     assert page.image() == street.names[0]
@@ -221,7 +207,7 @@ def test_a_page_goes_on_with_a_server_that_was_started_again(browser: Any, stree
 def test_corrections_of_another_tool_are_listed_with_their_person_and_can_be_withdrawn(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     review, name = ReviewFile(store), street.names[1]
     drawn = np.full((256, 512), UNTOUCHED, np.uint8)
     drawn[10:20, 30:50] = 0
@@ -229,9 +215,7 @@ def test_corrections_of_another_tool_are_listed_with_their_person_and_can_be_wit
     with review.lock():
         review.add_corrections([Mark("", name, "correct", reviewer="sam", pixels=Patch.of(drawn, table))])
     assert (reviewed(review.of(name), 256, 512, table)[1] == drawn).all()
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", image=name)
+    with page_of(browser, store, "--images", street.images, threshold="0.9", image=name) as page:
         page.until(lambda: page.all(".mark-item.correct svg"))
         assert "Corrected pixels" in page.text("#marks")
         assert "sam" in page.text("#marks")
@@ -260,10 +244,8 @@ HOLD_SAVES = """
 
 
 def test_a_slow_save_takes_nothing_from_the_next_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", image=street.names[0])
+    store = street.copied_to(tmp_path).store
+    with page_of(browser, store, "--images", street.images, threshold="0.9", image=street.names[0]) as page:
         page.js(HOLD_SAVES)
         page.keys("n", "first", Keys.ESCAPE, "f", "f")
         page.until(lambda: "still being saved" in page.text("#toasts"))
@@ -287,10 +269,8 @@ def test_a_slow_save_takes_nothing_from_the_next_image(browser: Any, street: Sce
 
 
 def test_what_was_not_saved_waits_on_its_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", image=street.names[0])
+    store = street.copied_to(tmp_path).store
+    with page_of(browser, store, "--images", street.images, threshold="0.9", image=street.names[0]) as page:
         page.js(HOLD_SAVES)
         page.keys("n", "ghost car", Keys.ESCAPE, "f", Keys.ARROW_RIGHT)
         page.until(lambda: page.value("#note") == "")
@@ -309,10 +289,8 @@ def test_what_was_not_saved_waits_on_its_image(browser: Any, street: Scenes, tmp
 
 
 def test_only_what_is_on_the_screen_can_be_judged(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9")
+    store = street.copied_to(tmp_path).store
+    with page_of(browser, store, "--images", street.images, threshold="0.9") as page:
         page.js("""
           const real = window.fetch;
           window.hold = true;
@@ -351,19 +329,15 @@ def test_labels_that_were_made_anew_are_not_taken_from_the_browsers_cache(
     for threshold in ("0.5", "0.99"):
         final = tmp_path / "final"
         finalise(raw, Recipe(from_threshold(threshold, raw.classes)), final)
-        with serving(str(final), port=port) as (address, _):
-            page = Page(browser, address)
-            page.open(image=street.names[0])
+        with page_of(browser, final, port=port, image=street.names[0]) as page:
             seen.append(page.painted())
         assert seen[-1] == int((LabelStore.open(final).read_label(street.names[0]) != 255).sum())
     assert seen[1] < seen[0]
 
 
 def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, tmp_path: Path, inspect) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", **{"class": "road"})
+    store = street.copied_to(tmp_path).store
+    with page_of(browser, store, "--images", street.images, threshold="0.9", **{"class": "road"}) as page:
         page.keys("u")
         page.until(lambda: page.find("#audit-form").is_displayed())
         page.find("#audit-focus").click()
@@ -391,12 +365,10 @@ def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, t
 
 
 def test_a_damaged_shard_is_named_and_the_rest_stays_usable(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     shard = sorted(store.rglob("shard-00000*.parquet"))[0]
     shard.write_bytes(shard.read_bytes()[:-64])
-    with serving(str(store), "--images", str(street.images)) as (address, _):
-        page = Page(browser, address)
-        page.open(wait=False, threshold="0.9", image=street.names[0])
+    with page_of(browser, store, "--images", street.images, wait=False, threshold="0.9", image=street.names[0]) as page:
         page.until(lambda: page.find("#problem").is_displayed())
         assert page.text("#problem-title") == "This image's shard is damaged"
         assert shard.name in page.text("#problem-text")
@@ -437,9 +409,7 @@ def test_scripts_in_names_and_notes_are_shown_as_text(browser: Any, tmp_path: Pa
         for number in range(2):
             writer.add(f"{number} {bad}", label, np.full((16, 16), 0.95, np.float32), city=bad)
     ReviewFile(tmp_path / "raw").add(f"0 {bad}", "flag", note=bad, reviewer=bad)
-    with serving(str(tmp_path / "raw")) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", image=f"0 {bad}", **{"class": bad})
+    with page_of(browser, tmp_path / "raw", threshold="0.9", image=f"0 {bad}", **{"class": bad}) as page:
         page.until(lambda: page.all(".mark-item"))
         assert bad in page.text("#marks")
         assert bad in page.find("#image-name").text
@@ -457,10 +427,8 @@ def test_scripts_in_names_and_notes_are_shown_as_text(browser: Any, tmp_path: Pa
 
 
 def test_without_pictures_the_page_says_how_to_get_them(browser: Any, street: Scenes, tmp_path: Path) -> None:
-    store = copy_of(street, tmp_path)
-    with serving(str(store)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9")
+    store = street.copied_to(tmp_path).store
+    with page_of(browser, store, threshold="0.9") as page:
         assert "--images ROOT" in page.text("#no-picture")
         assert page.kept("kept-share") == page.painted()
 
@@ -474,9 +442,8 @@ def test_a_page_that_cannot_start_says_why(browser: Any, server: str) -> None:
 
 def test_two_stores_are_compared(browser: Any, street: Scenes, tmp_path: Path) -> None:
     other = make_scenes(tmp_path, frames=1, size=(512, 256), teacher_seed=1)
-    with serving(str(street.store), "--images", str(street.images), "--compare", str(other.store)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", compare="0.9", image=street.names[0], **{"with": "b"})
+    folders = (street.store, "--images", street.images, "--compare", other.store)
+    with page_of(browser, *folders, threshold="0.9", compare="0.9", image=street.names[0], **{"with": "b"}) as page:
         text = page.until(lambda: "different class" in page.text("#difference") and page.text("#difference"))
         assert "different class 0.00 %" not in text
         ours, theirs = (LabelStore.open(s).read(street.names[0]) for s in (street.store, other.store))
@@ -495,10 +462,8 @@ def test_scale_weights_are_computed_when_somebody_asks(browser: Any, street: Sce
     torch.manual_seed(0)
     model = models.build("hierarchical", trunk="hrnet_micro", num_classes=19)
     models.save(model, tmp_path / "model", class_table=cityscapes().to_json(), lineage={})
-    command = [str(street.store), "--images", str(street.images), "--checkpoint", str(tmp_path / "model")]
-    with serving(*command) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", image=street.names[0])
+    command = (street.store, "--images", street.images, "--checkpoint", tmp_path / "model")
+    with page_of(browser, *command, threshold="0.9", image=street.names[0]) as page:
         page.keys("6")
         page.until(lambda: page.find("#scales").is_displayed())
         page.until(lambda: page.find("#layer-weights").is_displayed(), seconds=90)
@@ -513,7 +478,7 @@ def test_scale_weights_are_computed_when_somebody_asks(browser: Any, street: Sce
 def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_second_person(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store = copy_of(street, tmp_path)
+    store = street.copied_to(tmp_path).store
     file = tmp_path / "raw.certificate.json"
 
     def shown(page: Page, number: int) -> None:
@@ -585,7 +550,7 @@ def _markup(value: dict[str, Any]) -> None:
 def test_two_windows_answer_one_certificate_and_hostile_files_and_another_store_end_it(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store, file = copy_of(street, tmp_path), tmp_path / "raw.certificate.json"
+    store, file = street.copied_to(tmp_path).store, tmp_path / "raw.certificate.json"
     plan = json.dumps({"target": 0.8, "budget": 60, "classes": ["sky"]})
 
     def shown(page: Page, number: int) -> None:

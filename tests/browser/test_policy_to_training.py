@@ -12,7 +12,7 @@ import pytest
 
 from hmsa_core.data.index import Index
 from hmsa_core.labels import LabelStore, LabelStoreWriter
-from tests.support.browser_page import Page, serving
+from tests.support.browser_page import page_of
 from tests.support.chain import set_params
 from tests.support.label_scenes import LINEAGE, imitate_teacher
 
@@ -53,9 +53,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
 
 def test_pseudo_label_keeps_exactly_what_the_page_showed(browser: Any, workspace: Path, repo: Path) -> None:
     raw = workspace / "labels" / "raw"
-    with serving(str(raw)) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.95", cut="car:0.8")
+    with page_of(browser, raw, threshold="0.95", cut="car:0.8") as page:
         assert not page.find("#no-picture").is_displayed()  # the workspace knows where its pictures are
         page.find("#save-policy").click()
         page.until(lambda: page.text("#save-label") == "Policy saved")
@@ -66,9 +64,7 @@ def test_pseudo_label_keeps_exactly_what_the_page_showed(browser: Any, workspace
     autolabel("stage", "pseudo-label", "--workspace", str(workspace), cwd=repo)
     final = LabelStore.open(workspace / "labels" / "final")
     assert sum(int((final.read_label(name) != 255).sum()) for name in final.names()) == kept
-    with serving(str(workspace / "labels" / "final")) as (address, _):
-        page = Page(browser, address)
-        page.open()
+    with page_of(browser, workspace / "labels" / "final") as page:
         assert page.kept() == kept
         assert "already thresholded" in page.text("#thresholded-note")
         assert not page.find("#threshold").is_displayed()

@@ -81,8 +81,7 @@ def count(page: Page, answers: int) -> None:
 def test_a_hundred_questions_by_keyboard_outlive_breaks_undo_two_people_and_end_with_the_labels(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
-    store, file = tmp_path / "raw", tmp_path / "raw.questions.json"
-    shutil.copytree(street.store, store)
+    store, file = street.copied_to(tmp_path).store, tmp_path / "raw.questions.json"
     here = [str(store), "--images", str(street.images)]
     said: dict[int, str] = {}
     seconds: list[float] = []

@@ -14,14 +14,10 @@ from hmsa_core.labels import ConfidenceCode, LabelStore
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.thresholds.policy import from_threshold
-from tests.support.browser_page import Page, serving
+from tests.support.browser_page import Page, page_of
 from tests.support.label_scenes import Scenes
 
 EDGES = ConfidenceCode().edges
-
-
-def kept_of(found: dict[str, Any], name: str) -> int:
-    return next(int(row["kept"]) for row in found["classes"] if row["name"] == name)
 
 
 def test_the_slider_by_keyboard_steps_from_edge_to_edge(page: Page, street: Scenes, inspect) -> None:
@@ -75,7 +71,8 @@ def test_a_class_has_its_own_slider(page: Page, street: Scenes, inspect) -> None
     found = inspect(street.store, "--threshold", "0.9", "--cut", "car:0.6")
     assert page.kept() == found["kept"]
     row = "[data-class=car] .class-kept"
-    page.until(lambda: int(page.find(row).get_attribute("data-kept")) == kept_of(found, "car"))
+    kept = next(int(row["kept"]) for row in found["classes"] if row["name"] == "car")
+    page.until(lambda: int(page.find(row).get_attribute("data-kept")) == kept)
     page.until(lambda: page.text("[data-class=car] .chip") == "yours")
     page.find(f"#{car}").send_keys(Keys.ARROW_UP)
     page.until(lambda: page.text("[data-class=car] .class-value") == "0.61")
@@ -155,7 +152,7 @@ def _drawn(_name: str, height: int, width: int) -> tuple[Any, Any]:
     return np.zeros((height, width), bool), labels
 
 
-def test_a_thresholded_store_is_shown_as_it_is_alone_and_beside_another(
+def test_a_thresholded_store_is_shown_as_it_is_alone_and_next_to_another(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
     raw, images = LabelStore.open(street.store), ("--images", str(street.images))
@@ -163,26 +160,22 @@ def test_a_thresholded_store_is_shown_as_it_is_alone_and_beside_another(
     final = LabelStore.open(tmp_path / "final")
     labels = {name: final.read_label(name) for name in final.names()}
     kept, pixels = sum(int((label != 255).sum()) for label in labels.values()), sum(x.size for x in labels.values())
-    with serving(str(final.path), "--policy", str(street.policy), *images) as (address, _):
-        page = Page(browser, address)
-        page.open(image=street.names[0])
+    with page_of(browser, final.path, "--policy", street.policy, *images, image=street.names[0]) as page:
         assert (page.kept(), page.painted()) == (kept, int((labels[street.names[0]] != 255).sum()))
         page.find("#histogram").click()
         page.keys("p", "]", "c")
         assert page.kept() == kept
         assert "--compare STORE" in page.text("#toasts")
-    with serving(str(final.path), "--compare", str(raw.path), *images) as (address, _):
-        page = Page(browser, address)
-        page.open(image=street.names[0])
+    with page_of(browser, final.path, "--compare", raw.path, *images, image=street.names[0]) as page:
         page.keys("c")
         page.until(lambda: "swipe" in page.browser.current_url)
         page.browser.refresh()  # its address can be shared
         page.until(lambda: "only A 0.00 %" in page.text("#difference"))
         assert page.text("#kept-total-b") == "100.00 % in B"
         assert not page.find("#compare-value").is_displayed()
-    with serving(str(raw.path), "--compare", str(final.path), *images) as (address, _):
-        page = Page(browser, address)
-        page.open(threshold="0.9", compare="0.9", **{"with": "b"})
+    with page_of(
+        browser, raw.path, "--compare", final.path, *images, threshold="0.9", compare="0.9", **{"with": "b"}
+    ) as page:
         page.until(lambda: page.text("#kept-total-b") == f"{100 * kept / pixels:.2f} % in B")
         assert not page.find("#compare-base").is_displayed()
         assert page.console() == []

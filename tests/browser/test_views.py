@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from hmsa_core.inference.folder.label_folder import work_of
 from hmsa_core.io.atomic import write_json
 from pipeline.review.session import Session
-from tests.support.browser_page import Page, serving
+from tests.support.browser_page import Page, page_of
 from tests.support.label_scenes import Scenes, make_scenes
 
 
@@ -217,12 +217,10 @@ def test_text_stands_out_from_its_ground(page: Page, theme: str) -> None:
 def test_straight_after_label_the_page_shows_photographs_with_every_pixel_and_says_how_to_measure(
     browser: Any, tmp_path: Path
 ) -> None:
-    scenes = make_scenes(tmp_path, cities=("aachen",), frames=2, size=(256, 128))
+    scenes = make_scenes(tmp_path, cities=("aachen",), frames=2)
     record = {"absolute": "/gone", "from_store": os.path.relpath(scenes.images, scenes.store.parent)}
     write_json(work_of(scenes.store) / "folder.json", record)  # as `autolabel label` writes it; both were moved since
-    with serving(str(scenes.store)) as (address, _):
-        page = Page(browser, address)
-        page.open()
+    with page_of(browser, scenes.store) as page:
         assert page.find("#threshold").get_attribute("data-edge") == "0.00"
         assert page.text("#kept-share-total") == "100.00 %"
         assert not page.find("#no-picture").is_displayed()
@@ -230,12 +228,10 @@ def test_straight_after_label_the_page_shows_photographs_with_every_pixel_and_sa
         page.keys("u")
         page.until(lambda: page.find("#audit").is_displayed())
     session = Session(scenes.store)
-    drawn = session.draw_audit(session.cuts(), per_class=6, seed=0, classes=[])
+    drawn = session.draw_audit(session.thresholds(), per_class=6, seed=0, classes=[])
     for number in range(len(drawn.to_json()["items"])):
         session.audits.answer(drawn.id, number, "right")
-    with serving(str(scenes.store)) as (address, _):
-        page = Page(browser, address)
-        page.open()
+    with page_of(browser, scenes.store) as page:
         page.until(lambda: page.text("#precision-total") == "100.00 %")
         assert page.text("#precision-source") == "audit"
         assert page.console() == []

@@ -14,7 +14,8 @@ import pytest
 
 from hmsa_core.io.locks import FileLock
 from tests.support.chain import REPO, Whole, dvc, run, set_params
-from tests.support.nightly import SLOWLY, down, free_port, up
+from tests.support.nightly import SLOWLY, down, up
+from tests.support.ranks import free_port
 
 
 @pytest.fixture(scope="session")

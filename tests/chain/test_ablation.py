@@ -26,8 +26,8 @@ ABLATE = (sys.executable, "-m", "research.ablate")
 
 @pytest.mark.slow
 def test_two_rows_are_trained_once_recorded_and_found_by_a_clone(workspace: Path, whole: Whole, tmp_path: Path) -> None:
-    asked = ["--rows", "control,t0.5", "--seeds", "1", "--tables", str(tmp_path)]
-    command = [*ABLATE, "threshold", *asked]
+    options = ["--rows", "control,t0.5", "--seeds", "1", "--tables", str(tmp_path)]
+    command = [*ABLATE, "threshold", *options]
     done = run(REPO, *command, "--workspace", str(workspace))
     assert "2 rows and seeds written" in done.text
     table = tmp_path / "threshold-tiny.parquet"

@@ -15,6 +15,7 @@ from hmsa_core.labels import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.workspace.table import STAGES, TABLE
 from tests.support.chain import BIN, REPO, Whole, change_param, dvc, environment, lock_file, run, set_params
+from tests.support.damage import flip
 
 pytestmark = pytest.mark.chain
 
@@ -84,8 +85,8 @@ def test_a_threshold_off_the_grid_is_one_line_with_its_neighbours(workspace: Pat
     change_param(workspace, "  threshold: policy", "  threshold: 0.8765")
     done = dvc(workspace, "repro", "pseudo-label", status=None)
     assert done.status != 0
-    told = "expected a number on the grid of the confidence code, such as its neighbours 0.87 or 0.88, found 0.8765"
-    assert f"pseudo_label.threshold: {told}" in done.text
+    reported = "expected a number on the grid of the confidence code, such as its neighbours 0.87 or 0.88, found 0.8765"
+    assert f"pseudo_label.threshold: {reported}" in done.text
 
 
 @pytest.mark.slow
@@ -160,8 +161,8 @@ def test_the_chain_runs_without_dvc_which_takes_over_again_after_a_commit(worksp
         stopped.terminate()
         rest = stopped.stderr.read()
     assert (stopped.returncode, "calibrate: done" in rest) == (143, False)
-    told = run(workspace, "autolabel", "run", "--to", "calibrate").text
-    assert re.findall(r"([a-z-]+): done in", told) == list(STAGES[: STAGES.index("calibrate") + 1])
+    printed = run(workspace, "autolabel", "run", "--to", "calibrate").text
+    assert re.findall(r"([a-z-]+): done in", printed) == list(STAGES[: STAGES.index("calibrate") + 1])
     dvc(workspace, "commit", "--force")
     assert dvc(workspace, "repro").ran == []
     again = yaml.safe_load(lock_file(workspace))["stages"]
@@ -194,9 +195,9 @@ def test_advice_names_what_people_should_label_on_the_terminal_and_on_the_report
     found = json.loads(run(REPO, "autolabel", "advise", "--workspace", str(whole.root), "--json").text)
     assert (found["labels"], found["fine"], found["unlabelled"]) == ("policy", 22, 14)
     page = (whole.root / "report" / "index.html").read_text("utf-8")
-    for told in (*found["sentences"], *(one["name"] for one in found["collect"])):
-        assert told in text
-        assert told in page
+    for reported in (*found["sentences"], *(one["name"] for one in found["collect"])):
+        assert reported in text
+        assert reported in page
     assert "What the student learns from" in page
 
 
@@ -212,9 +213,6 @@ def test_every_column_of_the_report_explains_itself_at_the_mouse_and_in_its_last
 
 def test_a_damaged_raw_store_is_named_and_not_used(workspace: Path) -> None:
     shard = sorted((workspace / "labels" / "raw").glob("shard-*.parquet"))[1]
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.unlink()  # a new file: the bytes of the old one are shared with work/ by a hard link
-    shard.write_bytes(data)
+    flip(shard)
     done = run(workspace, "autolabel", "stage", "pseudo-label", status=4)
     assert shard.name in done.text

@@ -73,7 +73,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_there(workspace: Path, stag
     assert said.count("\nhint: free space, run again") <= 2, "told by the rank and by the stage, once each"
     assert _bytes(workspace, stage) == before, "what is published stays until there is something better"
     kept = {path: path.stat().st_mtime_ns for path in receipts(workspace, stage)}
-    plan.mend()
+    plan.end()
     status, said = _run(workspace, stage, Plan(plan.marks, "nothing matches this", "ENOSPC"))
     assert status == 0, said
     assert _bytes(workspace, stage) == before
@@ -87,7 +87,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_there(workspace: Path, stag
     status, said = _run(workspace, stage, plan)
     assert status == NO_SPACE, said
     assert _bytes(workspace, stage) == before, "the last good results are gone before the new ones are there"
-    plan.mend()
+    plan.end()
     status, said = _run(workspace, stage, Plan(plan.marks, "nothing matches this", "ENOSPC"))
     assert status == 0, said
     assert _bytes(workspace, stage) == before

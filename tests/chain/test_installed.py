@@ -57,8 +57,8 @@ def test_a_wheel_that_lacks_a_file_or_holds_another_is_refused(installed: Path, 
             if name != "pipeline/workspace/templates/gitignore":
                 target.writestr(name, source.read(name))
         target.writestr("tests/test_api.py", "")
-    told = ["pipeline/workspace/templates/gitignore: missing", "tests/test_api.py: is not part of the package"]
-    assert release.check_wheel(tmp_path / whole.name) == told
+    reported = ["pipeline/workspace/templates/gitignore: missing", "tests/test_api.py: is not part of the package"]
+    assert release.check_wheel(tmp_path / whole.name) == reported
 
 
 def test_the_wheel_names_every_extra_with_what_it_needs(installed: Path) -> None:
@@ -93,9 +93,9 @@ def test_photographs_are_labelled_and_shown_far_from_the_checkout(installed: Pat
     ) as page:
         assert page.stdout is not None
         try:
-            told = next(line for line in page.stdout if "http://127.0.0.1" in line)
-            address = re.search(r"http://127\.0\.0\.1:\d+\S*", told)
-            assert address is not None, told
+            reported = next(line for line in page.stdout if "http://127.0.0.1" in line)
+            address = re.search(r"http://127\.0\.0\.1:\d+\S*", reported)
+            assert address is not None, reported
             with urllib.request.urlopen(address[0], timeout=30) as answer:
                 assert b"<html" in answer.read()
         finally:

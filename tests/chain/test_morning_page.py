@@ -85,7 +85,7 @@ def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path
     with parameters_of_night(workspace, {"pseudo_label.threshold": 0.99}):
         ws, page, _ = _night(workspace)
         store = LabelStore.open(ws.path("labels/raw"))
-        curves = Curves.load(judged_curves(ws, "calibration"))
+        curves = Curves.load(judged_curves(ws))
         expected = kept_figures(curves, chosen_policy(ws, store), ws.params.calibrate)["classes"]
         for row in _trust(ws, page):
             assert row["precision"] == points(expected[row["class"]]["precision"], 2)
@@ -95,7 +95,7 @@ def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path
     assert strict < usual
 
 
-def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(workspace: Path) -> None:
+def test_what_differs_is_reported_in_words_and_the_change_in_coverage_in_points(workspace: Path) -> None:
     _, first, _ = _night(workspace)
     assert first.differs == ("this is the first night",)
     ws, second, _ = _night(workspace)

@@ -33,7 +33,6 @@ from tests.support.nightly import (
     command,
     down,
     finish,
-    free_port,
     held,
     pid_of,
     processes_of,
@@ -48,6 +47,7 @@ from tests.support.nightly import (
     up,
     worker_log,
 )
+from tests.support.ranks import free_port
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(2400)]
@@ -168,7 +168,7 @@ def test_the_next_nights_are_planned_for_two_in_the_morning(served: Path) -> Non
     assert times[0] - datetime.now(UTC) <= timedelta(days=1, hours=1), "an hour more where the clocks change"
 
 
-def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_told(served: Path) -> None:
+def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_reported(served: Path) -> None:
     params = (served / "params.yaml").read_bytes()
     with _listening() as (address, received):
         _notify(served, address)
@@ -198,9 +198,9 @@ def test_a_killed_worker_leaves_nothing_behind_and_the_next_night_makes_the_same
     # The ranks stand still until the request to stop has reached them: what is left to do then is certain.
     ranks = ranks_of(orchestrated)
     assert ranks, "nobody infers"
-    with held(ranks) as told:
+    with held(ranks) as received:
         os.kill(pid_of(orchestrated, "worker"), signal.SIGKILL)
-        wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 120)
+        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 120)
     wait_for("the run's processes end", lambda: not run_processes_of(orchestrated), 120)
     done = len(receipts_of(work) - known)
     assert 0 < done < len(LabelStore.open(undisturbed / "labels/raw").names()), "the kill came after the last shard"

@@ -41,17 +41,9 @@ pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.slow, pytest.mar
 NIGHT: dict[str, object] = {"params": SLOWLY, "stages": ["auto-infer"], "promote": False}
 
 
-def _kill_worker(folder: Path, _run: str) -> None:
-    os.kill(pid_of(folder, "worker"), signal.SIGKILL)
-
-
 def _kill_flow(folder: Path, _run: str) -> None:
     (engine,) = [pid for pid, line in run_processes_of(folder).items() if "prefect.engine" in line]
     os.kill(engine, signal.SIGKILL)
-
-
-def _kill_server(folder: Path, _run: str) -> None:
-    os.killpg(pid_of(folder, "server"), signal.SIGKILL)
 
 
 def _kill_everything(folder: Path, _run: str) -> None:
@@ -66,9 +58,9 @@ def _cancel(folder: Path, run: str) -> None:
 
 # What hits the run, and how many seconds later nothing of it may live.
 HITS: dict[str, tuple[Callable[[Path, str], None], float]] = {
-    "kill -9 of the worker": (_kill_worker, 120.0),
+    "kill -9 of the worker": (lambda folder, _run: os.kill(pid_of(folder, "worker"), signal.SIGKILL), 120.0),
     "kill -9 of the flow": (_kill_flow, 15.0),
-    "kill -9 of the server": (_kill_server, 15.0),
+    "kill -9 of the server": (lambda folder, _run: os.killpg(pid_of(folder, "server"), signal.SIGKILL), 15.0),
     "kill -9 of everything": (_kill_everything, 15.0),
     "cancel by command line": (_cancel, 15.0),
 }
@@ -88,10 +80,10 @@ def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_
     assert ranks, "nobody infers"
     strike, limit_s = HITS[hit]
     victims = set(run_processes_of(orchestrated))  # the waiting run may start as soon as this one has ended
-    with held(ranks) as told:
+    with held(ranks) as received:
         strike(orchestrated, run)
         struck = time.monotonic()
-        wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
     wait_for("the run's processes end", lambda: not victims & set(processes_of(orchestrated)), 120)
     seconds = time.monotonic() - struck
     # Fifteen seconds are a promise for a machine that has time; this one may be shared.
@@ -159,10 +151,10 @@ def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undi
         wait_for("the first new shard", lambda: receipts_of(work) - known or flow.poll() is not None, 600, every_s=0.01)
         ranks = ranks_of(orchestrated)
         assert ranks, (orchestrated.parent / "said.txt").read_text()
-        with held(ranks) as told:
+        with held(ranks) as received:
             flow.send_signal(signal.SIGINT)
             struck = time.monotonic()
-            wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+            wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
         wait_for("the run's processes end", lambda: flow.poll() is not None and not ranks_of(orchestrated), 120)
     finally:
         flow.kill()
@@ -183,11 +175,11 @@ def _kill_stage(folder: Path, known: set[Path]) -> set[Path]:
     """SIGKILL to the stage when it has made a new shard; return all shards that are there then."""
     work = folder / "work" / "auto-infer"
     wait_for("a new shard", lambda: receipts_of(work) - known and ranks_of(folder), 600, every_s=0.01)
-    with held(ranks_of(folder)) as told:
+    with held(ranks_of(folder)) as received:
         pid = _stage_pid(folder)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
     wait_for("the stage and its ranks end", lambda: not ranks_of(folder) or _stage_pid(folder) not in (None, pid), 60)
     return receipts_of(work)
 

@@ -33,15 +33,15 @@ def _night(folder: Path, params: dict[str, Any], stages: list[str] | None = STAG
     given = start(folder, params=params, stages=stages, promote=True)
     assert finish(folder, given) == "Completed"
     line: dict[str, Any] = json.loads((folder / "work/nightly/history.jsonl").read_text().splitlines()[-1])
-    return line | {"told": artifacts_of(folder, given)["auto-label-morning"]}
+    return line | {"page": artifacts_of(folder, given)["auto-label-morning"]}
 
 
 def test_a_worse_student_is_not_promoted_and_a_better_one_is_exactly_once(orchestrated: Path) -> None:
     registry = Registry(orchestrated)
     first = _night(orchestrated, BETTER | {"student_train.epochs": 29})
     assert first["kind"] == "kept"
-    assert "0 of 3 A/A trainings" in first["told"]
-    assert "autolabel models aa" in first["told"], "what is missing is named with the command that makes it"
+    assert "0 of 3 A/A trainings" in first["page"]
+    assert "autolabel models aa" in first["page"], "what is missing is named with the command that makes it"
 
     said = run(orchestrated, "autolabel", "models", "aa").text
     assert "mean IoU of 3 trainings" in said
@@ -50,12 +50,12 @@ def test_a_worse_student_is_not_promoted_and_a_better_one_is_exactly_once(orches
     worse = _night(orchestrated, WORSE)
     assert worse["kind"] == "kept"
     assert worse["gain"] < -0.01  # profile tiny's teacher has little more to lose
-    assert "lower bound" in worse["told"]
+    assert "lower bound" in worse["page"]
     assert registry.current() == before
     assert registry.history() == []
 
     better = _night(orchestrated, BETTER)
-    assert better["kind"] == "promoted", better["told"]
+    assert better["kind"] == "promoted", better["page"]
     assert better["gain"] > 0
     (promotion,) = registry.history()
     assert promotion["action"] == "promote"
@@ -69,7 +69,7 @@ def test_a_worse_student_is_not_promoted_and_a_better_one_is_exactly_once(orches
 
     # The next night works with the new teacher, and a student that is worse than it stays a student.
     again = _night(orchestrated, WORSE, stages=None)
-    assert again["kind"] == "kept", again["told"]
+    assert again["kind"] == "kept", again["page"]
     assert len(registry.history()) == len(registry.versions()) == 1
     manifest = LabelStore.open(orchestrated / "labels/raw").manifest
     assert manifest["lineage"]["teacher"] == student, "it labelled with what was promoted"

@@ -20,7 +20,7 @@ from pipeline.workspace.workspace import SETTINGS
 from pipeline.workspace.yaml_text import read_yaml
 from tests.support import forks
 from tests.support.chain import REPO, dvc, run, set_params
-from tests.support.own_folders import LAYOUTS, Own, roboflow, save, scene
+from tests.support.own_folders import LAYOUTS, UserFolders, roboflow, save, scene
 
 pytestmark = pytest.mark.chain
 # The least: two epochs of a micro network, one scale, one process, and nothing that is timed.
@@ -45,21 +45,21 @@ BUDGET = {
 }
 
 
-def check(ws: Path, own: Own) -> None:
+def check(ws: Path, folders: UserFolders) -> None:
     """All stages ran as the plan says: its roles, classes and recipe; what waited is labelled, and models are scored."""
-    given = own.flags[1] if own.flags else None
-    plan = make_plan(Folders(own.images, own.labels, own.new), classes=given)
+    given = folders.flags[1] if folders.flags else None
+    plan = make_plan(Folders(folders.images, folders.labels, folders.new), classes=given)
     assert read_yaml(ws / "dvc.lock").values["stages"].keys() == {SETTINGS_STAGE, *STAGES}
     planned = dict(zip((f.name for f in plan.roles.found), plan.roles.roles, strict=True))
     index = Index.load(ws / "data/index/target.parquet")
     assert {s.name: s.role for s in index.samples} == planned
-    assert index.classes.classes == own.classes
+    assert index.classes.classes == folders.classes
     store = LabelStore.open(ws / "labels/raw", strict=True)
     assert sorted(store.names()) == sorted(name for name, role in planned.items() if role == "unlabelled")
-    assert store.classes.classes == own.classes
+    assert store.classes.classes == folders.classes
     metrics = json.loads((ws / "evaluation/metrics.json").read_text())
     assert metrics["models"].keys() >= {"teacher", "student", "control"}
-    assert tuple(metrics["classes"]) == own.classes
+    assert tuple(metrics["classes"]) == folders.classes
     settings = read_yaml(ws / SETTINGS).values
     for choice in plan.choices:
         key = f"teacher_{choice.key}" if choice.key.startswith("train.") else choice.key
@@ -67,20 +67,20 @@ def check(ws: Path, own: Own) -> None:
 
 
 @pytest.mark.parametrize("layout", [case for case in LAYOUTS if case.id != "roboflow"])  # which is the next test's
-def test_a_folder_of_any_layout_runs_through_the_chain(layout: Callable[[Path], Own], tmp_path: Path) -> None:
-    own, ws = layout(tmp_path / "data"), tmp_path / "ws"
-    assert forks.autolabel("init", str(ws), *own.arguments) == 0
+def test_a_folder_of_any_layout_runs_through_the_chain(layout: Callable[[Path], UserFolders], tmp_path: Path) -> None:
+    folders, ws = layout(tmp_path / "data"), tmp_path / "ws"
+    assert forks.autolabel("init", str(ws), *folders.arguments) == 0
     set_params(ws, BUDGET)
     assert forks.repro(ws) == 0
-    check(ws, own)
+    check(ws, folders)
 
 
 def test_a_folder_runs_through_the_chain_and_its_teacher_labels_another_without_label_maps(tmp_path: Path) -> None:
-    own, ws = roboflow(tmp_path / "data"), tmp_path / "ws"
-    run(REPO, "autolabel", "init", str(ws), *own.arguments)
+    folders, ws = roboflow(tmp_path / "data"), tmp_path / "ws"
+    run(REPO, "autolabel", "init", str(ws), *folders.arguments)
     set_params(ws, BUDGET)
     assert tuple(dvc(ws, "repro").ran) == STAGES
-    check(ws, own)
+    check(ws, folders)
     for n in range(4):
         save(tmp_path / "more" / f"{n}.png", scene(500 + n)[0])
     labelled = tmp_path / "labelled"

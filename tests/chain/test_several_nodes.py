@@ -79,8 +79,8 @@ def stage(spec: TrainSpec, nodes: Nodes | None = None, **env: str):
     """The stage of a job, on the first node; its folder's parent holds the log."""
     save_spec(spec.work.parent / "job.json", spec)
     where = ["ip", "netns", "exec", nodes.names[0]] if nodes else []
-    told = {"AUTOLABEL_RDZV_ENDPOINT": f"{nodes.address(0)}:29500"} if nodes else {}
-    return on(where, "-c", STAGE, str(spec.work.parent / "job.json"), log=log_of(spec), **told | env)
+    reported = {"AUTOLABEL_RDZV_ENDPOINT": f"{nodes.address(0)}:29500"} if nodes else {}
+    return on(where, "-c", STAGE, str(spec.work.parent / "job.json"), log=log_of(spec), **reported | env)
 
 
 def join(spec: TrainSpec, nodes: Nodes, i: int, *options: str):
@@ -183,7 +183,7 @@ def test_a_node_that_is_cut_off_and_comes_back_costs_minutes_and_changes_no_byte
     with stage(spec, nodes) as process:
         seconds = cut_off(spec, nodes, process)
         held = last_logged_step(spec.work)
-        nodes.mend(1)
+        nodes.reconnect(1)
         seconds += wait_for("it goes on", lambda: steps_of(spec)[-1] > held or process.poll() is not None)
         record_property("seconds from the cut to the next step", round(seconds))
         assert seconds < 180
@@ -205,8 +205,8 @@ def test_another_machine_takes_the_place_of_one_that_is_lost_for_good(
             record_property("seconds from the cut to the next step", round(seconds))
             assert seconds < 180
             finish(process, spec)
-        told = (tmp_path / "ws" / "node1.log").read_text()
-        assert "node 1: nothing was heard of the rendezvous for 60 s" in told
-        assert "Exception" not in told
+        message = (tmp_path / "ws" / "node1.log").read_text()
+        assert "node 1: nothing was heard of the rendezvous for 60 s" in message
+        assert "Exception" not in message
         wait_for("the ranks that were cut off are gone", lambda: not processes_of(spec.work))
     assert weights_of(spec) == one_node[0]

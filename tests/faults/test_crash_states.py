@@ -98,14 +98,6 @@ def _read_tree(path: Path) -> int | None:
     return versions.index(files) + 1 if path.exists() else None
 
 
-def _write_model(path: Path, version: int) -> None:
-    write_checkpoint(path, {"w": torch.full((9,), float(version))}, NO_MODEL)
-
-
-def _read_model(path: Path) -> int | None:
-    return int(read_weights(path, read_meta(path))["w"][0]) if path.exists() else None
-
-
 def _read_state(path: Path) -> int | None:
     found = StateStore(path, key="k").latest()
     assert found is None or found.groups["model"]["w"].tolist() == [found.step] * 9
@@ -133,7 +125,10 @@ def _read_store(path: Path) -> int | None:
 
 FOLDERS = {
     "folder": Folder(_write_tree, _read_tree),
-    "checkpoint": Folder(_write_model, _read_model),
+    "checkpoint": Folder(
+        lambda path, version: write_checkpoint(path, {"w": torch.full((9,), float(version))}, NO_MODEL),
+        lambda path: int(read_weights(path, read_meta(path))["w"][0]) if path.exists() else None,
+    ),
     "training states": Folder(
         lambda path, version: StateStore(path, key="k").save(
             version, {"model": {"w": torch.full((9,), float(version))}}, {}

@@ -122,9 +122,9 @@ def test_no_damage_goes_unnoticed_and_the_message_names_the_file(tmp_path: Path,
         assert said, f"{kind} was used with {words}"
         assert file.name in said, (words, said)
         assert "\n" not in said, words
-        told = DIGESTS.search(said)
-        assert told is None or told[1] != told[2], (words, said)
-        digests += told is not None
+        reported = DIGESTS.search(said)
+        assert reported is None or reported[1] != reported[2], (words, said)
+        digests += reported is not None
         file.write_bytes(original)
     assert use(file) is not None
     # The others were refused before a digest was asked: cut, no JSON, another first line.

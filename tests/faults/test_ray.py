@@ -44,7 +44,7 @@ CAMVID = Path(os.environ.get("AUTOLABEL_CAMVID", REPO.parent / "shared" / "camvi
 
 
 def write_images(folder: Path, count: int) -> None:
-    """The first pictures of CamVid, made small, where it lies beside the checkout; else noise."""
+    """The first pictures of CamVid, made small, where it lies next to the checkout; else noise."""
     folder.mkdir()
     found = sorted(path for path in CAMVID.rglob("*.png") if path.parent.name in ("701_StillsRaw_full", "images"))
     for i in range(count):
@@ -53,7 +53,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, a model, and the store that one process makes."""
     root = tmp_path_factory.mktemp("own")
     write_images(root / "images", IMAGES)
@@ -63,14 +63,14 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(own: Path, _s3_server: s3.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
+def served(labelled: Path, _s3_server: s3.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
     """The same images on an S3 server whose address the processes of Ray inherit."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**s3.ENVIRONMENT, "AWS_ENDPOINT_URL": _s3_server.url, "RAY_worker_niceness": "0"}.items():
             patch.setenv(name, value)
         patch.setenv("AUTOLABEL_CACHE", str(tmp_path_factory.mktemp("cache")))
         _s3_server.begin("lab")
-        for path in (own / "images").iterdir():
+        for path in (labelled / "images").iterdir():
             _s3_server.put("lab", f"images/{path.name}", path.read_bytes())
         yield _s3_server
 
@@ -82,8 +82,8 @@ def four(served: s3.Server) -> Iterator[Engine]:
         yield Engine("ray", 4)
 
 
-def label_on_ray(own: Path, images: str | Path, out: str | Path) -> LabelledCounts:
-    options = teacher_options(own / "model", None, (0.5, 1.0), None, FOUR)
+def label_on_ray(labelled: Path, images: str | Path, out: str | Path) -> LabelledCounts:
+    options = teacher_options(labelled / "model", None, (0.5, 1.0), None, FOUR)
     return label_images(images, out, options, images_per_shard=SHARD, engine="ray")
 
 
@@ -93,7 +93,7 @@ class Killer:
     def __init__(self, work: Path, kills: int, longest_s: float = 0.03) -> None:
         self.work, self.kills, self.killed, self.longest_s = work, kills, 0, longest_s
         self.finished: dict[str, int] = {}  # shard -> inode of its receipt
-        self._dice = random.Random(0)
+        self._random = random.Random(0)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -105,7 +105,7 @@ class Killer:
                     pid = int(json.loads(path.read_text())["pid"])
                     if pid in victims or self.is_finished(path.stem) or b"ray::" not in cmdline(pid):
                         continue
-                    time.sleep(self._dice.uniform(0.0, self.longest_s))
+                    time.sleep(self._random.uniform(0.0, self.longest_s))
                     self.note()
                     os.kill(pid, signal.SIGKILL)
                     victims.add(pid)
@@ -133,37 +133,37 @@ def cmdline(pid: int) -> bytes:
 
 
 def test_two_of_four_workers_are_killed_and_the_store_has_the_bytes_of_one_process(
-    own: Path, four: Engine, tmp_path: Path
+    labelled: Path, four: Engine, tmp_path: Path
 ) -> None:
     with Killer(tmp_path / "store.work", 2) as killer:
-        counts = label_on_ray(own, f"file://{own}/images", f"file://{tmp_path}/store")
+        counts = label_on_ray(labelled, f"file://{labelled}/images", f"file://{tmp_path}/store")
     assert killer.killed == 2
     assert counts == LabelledCounts(IMAGES, 0, 0)
-    assert folder_bytes(tmp_path / "store") == folder_bytes(own / "store")
+    assert folder_bytes(tmp_path / "store") == folder_bytes(labelled / "store")
     after = {p.stem: p.stat().st_ino for p in (tmp_path / "store.work" / "store" / "receipts").glob("*.json")}
     assert killer.finished.items() <= after.items(), "a finished shard was made again"
 
 
-def test_the_same_from_and_to_an_object_store(own: Path, four: Engine, served: s3.Server) -> None:
-    work = remote.beside("s3://lab/store").with_name("store.work")
+def test_the_same_from_and_to_an_object_store(labelled: Path, four: Engine, served: s3.Server) -> None:
+    work = remote.local_place("s3://lab/store").with_name("store.work")
     with Killer(work, 2) as killer:
-        counts = label_on_ray(own, "s3://lab/images", "s3://lab/store")
+        counts = label_on_ray(labelled, "s3://lab/images", "s3://lab/store")
     assert killer.killed == 2
     assert counts == LabelledCounts(IMAGES, 0, 0)
-    assert served.objects("lab", "store/") == s3.files_of(own / "store")
+    assert served.objects("lab", "store/") == s3.files_of(labelled / "store")
     sent = [path for method, path in served.requests if method == "PUT" and "/store.work/receipts/" in path]
     assert len(sent) == len(set(sent)) == IMAGES // SHARD, "each shard is handed in once"
 
 
 @pytest.mark.slow
 def test_thirty_kills_of_workers_and_of_the_server_lose_repeat_and_tear_nothing(
-    own: Path, four: Engine, served: s3.Server, tmp_path: Path
+    labelled: Path, four: Engine, served: s3.Server, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "images", MANY)
     for path in (tmp_path / "images").iterdir():
         served.put("lab", f"more/images/{path.name}", path.read_bytes())
     one = {"scales": (0.5, 1.0), "images_per_shard": SHARD, "runtime": CPU}
-    label(tmp_path / "images", own / "model", tmp_path / "store", **one)
+    label(tmp_path / "images", labelled / "model", tmp_path / "store", **one)
     done = threading.Event()
     restarts = 0
 
@@ -174,9 +174,9 @@ def test_thirty_kills_of_workers_and_of_the_server_lose_repeat_and_tear_nothing(
             restarts += 1
 
     server = threading.Thread(target=restart)
-    with Killer(remote.beside("s3://lab/all").with_name("all.work"), 30, longest_s=1.0) as killer:
+    with Killer(remote.local_place("s3://lab/all").with_name("all.work"), 30, longest_s=1.0) as killer:
         server.start()
-        counts = label_on_ray(own, "s3://lab/more/images", "s3://lab/all")
+        counts = label_on_ray(labelled, "s3://lab/more/images", "s3://lab/all")
     done.set()
     server.join()
     sent = [path for method, path in served.requests if method == "PUT" and "/all.work/receipts/" in path]
@@ -188,20 +188,20 @@ def test_thirty_kills_of_workers_and_of_the_server_lose_repeat_and_tear_nothing(
     assert LabelStore.open("s3://lab/all").verify() == []
 
 
-def test_index_final_labels_and_problems_are_those_of_one_process(own: Path, four: Engine, tmp_path: Path) -> None:
+def test_index_final_labels_and_problems_are_those_of_one_process(labelled: Path, four: Engine, tmp_path: Path) -> None:
     rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate("ab")]
     classes = {"classes": rows, "dataset": "x", "ignore_id": 255}
     (tmp_path / "classes.json").write_text(json.dumps(classes))
     source = SourceSpec(
         kind="folder",
         name="x",
-        root=str(own),
+        root=str(labelled),
         images="images",
         labels="",
         splits=("",),
         classes=str(tmp_path / "classes.json"),
     )
-    raw = LabelStore.open(own / "store")
+    raw = LabelStore.open(labelled / "store")
     recipe = Recipe(from_threshold(0.5, raw.classes))
     for name, by in (("one", HERE), ("four", four)):
         prepare.build(source, RolesSpec(), tmp_path / name / "index", engine=by)
@@ -228,13 +228,13 @@ def _die(_unit: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_error_of_the_work_arrives_as_it_is_and_a_worker_that_always_dies_is_told(
+def test_an_error_of_the_work_arrives_as_it_is_and_a_worker_that_always_dies_is_reported(
     four: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert list(four.map(_refuse, [0, 1, 2], what="counts", batch=2)) == [0, 1, 2]
-    with pytest.raises(InputError, match="3 is refused") as told:
+    with pytest.raises(InputError, match="3 is refused") as error:
         list(four.map(_refuse, range(9), what="counts"))
-    assert told.value.hint == "leave it out"
+    assert error.value.hint == "leave it out"
     monkeypatch.setattr(engine, "_LOSSES", 1)
     with pytest.raises(InputError, match="a process that counts died"):
         list(four.map(_die, [0], what="counts"))
@@ -290,23 +290,23 @@ def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_a_cluster_that_is_not_there_is_one_line(own: Path) -> None:
-    done = command("verify", own / "store", "--engine", "ray", RAY_ADDRESS="127.0.0.1:1")
+def test_a_cluster_that_is_not_there_is_one_line(labelled: Path) -> None:
+    done = command("verify", labelled / "store", "--engine", "ray", RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 2
     assert done.stderr.startswith("error: Ray at 127.0.0.1:1: cannot be reached")
     assert len(done.stderr.splitlines()) == 2
 
 
-def test_the_command_works_on_a_cluster(own: Path, four: Engine, tmp_path: Path) -> None:
+def test_the_command_works_on_a_cluster(labelled: Path, four: Engine, tmp_path: Path) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
     assert address.startswith("127.0.0.1:"), "loopback alone"
     options = ("--images-per-shard", str(SHARD), "--scales", "0.5,1", "--threads", "1", "--ranks", "2")
-    start = ("label", "--images", own / "images", "--checkpoint", own / "model", "--out", tmp_path / "store")
+    start = ("label", "--images", labelled / "images", "--checkpoint", labelled / "model", "--out", tmp_path / "store")
     done = command(*start, *options, "--engine", "ray", RAY_ADDRESS=address)
     assert done.returncode == 0, done.stderr
-    assert folder_bytes(tmp_path / "store") == folder_bytes(own / "store")
+    assert folder_bytes(tmp_path / "store") == folder_bytes(labelled / "store")
 
 
 def test_a_command_that_is_killed_takes_its_own_ray_with_it(tmp_path: Path) -> None:

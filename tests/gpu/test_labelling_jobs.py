@@ -118,7 +118,7 @@ def little_memory():
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_an_image_that_does_not_fit_is_tiled_and_the_side_is_told(little_memory):
+def test_an_image_that_does_not_fit_is_tiled_and_the_side_is_reported(little_memory):
     tiler, image = Tiler(Predictor(small_model(), "cuda", "fp32")), noise_image(1, 1024, 2048)
     little_memory(0.35e9)
     label_map, _ = tiler.label(image, SCALES, True)

@@ -107,7 +107,7 @@ def test_a_compiled_model_on_two_ranks_trains_to_the_same_loss(tmp_path: Path) -
     assert float(fast) == pytest.approx(float(plain), rel=1e-6)
 
 
-def norms_beside_torchs(ranks: Ranks, folder: Path, *, dtype: str, most: float) -> None:
+def norms_like_torchs(ranks: Ranks, folder: Path, *, dtype: str, most: float) -> None:
     kind, torch_model = getattr(torch, dtype), nn.BatchNorm2d(16)
     own = synchronise(nn.Sequential(nn.BatchNorm2d(16)), ranks.norm_group).to(ranks.device).train()
     theirs = nn.SyncBatchNorm.convert_sync_batchnorm(torch_model).to(ranks.device).train()
@@ -131,7 +131,7 @@ def norms_beside_torchs(ranks: Ranks, folder: Path, *, dtype: str, most: float) 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-10), ("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_batch_norm_over_two_ranks_is_torchs(tmp_path: Path, dtype: str, most: float) -> None:
-    assert on_gpus(2, norms_beside_torchs, tmp_path, dtype=dtype, most=most) == 0
+    assert on_gpus(2, norms_like_torchs, tmp_path, dtype=dtype, most=most) == 0
 
 
 def says_its_group(ranks: Ranks, folder: Path, *, expected: int) -> None:

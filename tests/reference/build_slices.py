@@ -1,6 +1,6 @@
 """Make this folder's model and loss files from the full set: `python -m tests.reference.build_slices`.
 
-Needs the full set beside the checkout (README.md). JSON files are kept whole (without white space), arrays thinned.
+Needs the full set next to the checkout (README.md). JSON files are kept whole (without white space), arrays thinned.
 """
 
 from __future__ import annotations

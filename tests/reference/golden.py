@@ -1,7 +1,7 @@
 """Inputs and weights by formula, and the recorded numbers of model and losses.
 
-The formulas are those of README.md beside this file. Two sets of numbers have one form: the thinned
-slices in this folder, which every clone has, and the full set in ../shared/reference beside the checkout.
+The formulas are those of README.md next to this file. Two sets of numbers have one form: the thinned
+slices in this folder, which every clone has, and the full set in ../shared/reference next to the checkout.
 """
 
 from __future__ import annotations

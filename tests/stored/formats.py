@@ -33,7 +33,7 @@ from hmsa_core.taxonomy import IGNORE, cityscapes
 from hmsa_core.training.state import StateStore
 from pipeline.review.audit import Audit
 from pipeline.review.spot_check import SpotFile
-from pipeline.review.stats import parse_cuts
+from pipeline.review.stats import parse_thresholds
 from pipeline.review.view import StoreView
 from tests.support.label_maps import coarse_of, maps, toy_classes
 from tests.support.label_worlds import world
@@ -76,7 +76,7 @@ def _write_stores(folder: Path, policy: ThresholdPolicy, rules: MergeRules) -> N
     with LabelStoreWriter(folder / "webp", {}, codec="webp") as writer:
         writer.add("bonn_0", *maps(7))
     view = StoreView(folder / "raw")
-    audit = Audit.draw(view, parse_cuts(view.classes, "0.70"), per_class=3, seed=1)
+    audit = Audit.draw(view, parse_thresholds(view.classes, "0.70"), per_class=3, seed=1)
     file = SpotFile(Audit, view, folder / "audit.json")
     file.start(audit)
     file.answer(audit.id, 0, "right")

@@ -151,3 +151,12 @@ def serving(*args: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[s
             if server.poll() is None:
                 server.send_signal(signal.SIGTERM)
                 server.wait(10)
+
+
+@contextlib.contextmanager
+def page_of(browser: Any, *args: object, port: int = 0, wait: bool = True, **state: Any) -> Iterator[Page]:
+    """The page of a running `autolabel serve`, open at `state`."""
+    with serving(*map(str, args), port=port) as (address, _):
+        page = Page(browser, address)
+        page.open(wait, **state)
+        yield page

@@ -26,12 +26,10 @@ class HookedOps(atomic.FileOps):
 
 
 def _hooked(operation: str) -> Callable[..., Any]:
-    real = getattr(atomic.FileOps, operation)
-
     def hooked(self: HookedOps, *arguments: Any) -> Any:
         of_open_file = operation in ("write", "fsync")
         due = self.before(operation, arguments[0].name if of_open_file else arguments[-1])
-        result = real(self, *arguments)
+        result = getattr(atomic.FileOps, operation)(self, *arguments)  # what a test has put there counts too
         self.after(due)
         return result
 

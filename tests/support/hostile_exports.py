@@ -95,10 +95,6 @@ def _picture(damage: Maker, below: str, returned: str = "") -> Maker:
     return make
 
 
-def _renamed(path: Path, rng: random.Random) -> Path:
-    return path.rename(path.with_name(f"x..%2f{rng.randrange(10**6)}.png"))
-
-
 def _floats(path: Path, _rng: random.Random) -> Path:
     with Image.open(path) as image:
         shape = image.size[::-1]
@@ -201,7 +197,7 @@ def _in_a_zip(made: Maker) -> Maker:
     return lambda out, rng: _zip()(made(out, rng).parent, rng)
 
 
-_TEXT_MAKERS = {f"a text -> {told}": _xml(lambda _text, _rng, new=text: new) for told, text in _TEXTS.items()}
+_TEXT_MAKERS = {f"a text -> {message}": _xml(lambda _text, _rng, new=text: new) for message, text in _TEXTS.items()}
 _ZIP_MAKERS = {kind.replace("text", "zip"): _in_a_zip(make) for kind, make in _TEXT_MAKERS.items()}
 
 # -- JSON of Label Studio and COCO -------------------------------------------------------------------
@@ -310,7 +306,9 @@ _FIFTYONE: dict[str, Maker] = {
     "truncated": _picture(_truncated, "labels"),
     "bit flip": _picture(_flipped_png, "labels"),
     "huge counts": _picture(_giant_png, "labels"),
-    "path escape -> no image of the export": _picture(_renamed, "labels"),
+    "path escape -> no image of the export": _picture(
+        lambda path, rng: path.rename(path.with_name(f"x..%2f{rng.randrange(10**6)}.png")), "labels"
+    ),
     "a link out of the folder": _picture(_secret, "labels"),
     "wrong size -> pixels": _picture(_other_size, "labels"),
     "nan": _picture(_floats, "labels"),

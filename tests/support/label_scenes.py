@@ -7,7 +7,8 @@ trained network gives them, without training one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -19,9 +20,12 @@ from examples.streets.coarse import coarse_polygons
 from examples.streets.rng import Rng
 from examples.streets.scene import city_picture
 from hmsa_core.labels import ConfidenceCode, LabelStoreWriter, ThresholdPolicy
+from hmsa_core.labels.review import reviewed
 from hmsa_core.labels.store.format import binding, full_lineage
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy
 from hmsa_core.taxonomy import ClassTable, cityscapes
+from pipeline.review.questions import review_of
+from pipeline.review.view import StoreView
 
 LINEAGE = {"teacher": "9f3c" * 16, "scales": [0.5, 1.0, 2.0], "flip": True, "precision": "fp32"}
 _MIXED = {"rider": "person", "wall": "building", "fence": "vegetation", "truck": "bus", "motorcycle": "bicycle"}
@@ -39,6 +43,15 @@ class Scenes:
     policy: Path
     names: tuple[str, ...]
     truth: dict[str, UInt8]
+
+    @property
+    def maps(self) -> Path:
+        """Folder of the true label maps NAME.png, trainIds."""
+        return self.images.parent / "truth"
+
+    def copied_to(self, folder: Path) -> Scenes:
+        """The same with a copy of the store, FOLDER/raw, that a test may change."""
+        return replace(self, store=Path(shutil.copytree(self.store, folder / "raw")))
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> NDArray[np.float32]:
@@ -101,20 +114,25 @@ def _policy(table: ClassTable, right: NDArray[np.int64], all_: NDArray[np.int64]
     ThresholdPolicy(table, tuple(entries), **made, settings={"target": 0.97, "floor": 0.8}).save(path)
 
 
+def corrected(view: StoreView, name: str) -> UInt8:
+    """What people said of an image's pixels: trainIds, UNTOUCHED where they said nothing."""
+    row = view.info(name)
+    return reviewed(review_of(view).of(name), row["height"], row["width"], view.classes)[1]
+
+
 def make_scenes(
     folder: Path,
     *,
     cities: tuple[str, ...] = ("aachen", "bremen"),
     frames: int = 3,
-    size: tuple[int, int] = (512, 256),
-    coarse: bool = True,
-    seed: int = 11,
+    size: tuple[int, int] = (256, 128),
     teacher_seed: int = 0,
     images_per_shard: int = 4,
 ) -> Scenes:
-    """Write pictures, coarse labels, a raw store and a policy below `folder`; `size` is (width, height)."""
-    table, code = cityscapes(), ConfidenceCode()
+    """Write pictures, true and coarse labels, a raw store and a policy below `folder`; `size` is (width, height)."""
+    table, code, seed = cityscapes(), ConfidenceCode(), 11
     images = folder / "data"
+    (folder / "truth").mkdir(parents=True)
     right, all_ = np.zeros((table.num_classes, 256), np.int64), np.zeros((table.num_classes, 256), np.int64)
     truths: dict[str, UInt8] = {}
     with LabelStoreWriter(folder / "raw", LINEAGE, images_per_shard) as writer:
@@ -128,14 +146,13 @@ def make_scenes(
             (images / image_path).parent.mkdir(parents=True, exist_ok=True)
             bgr = np.ascontiguousarray(picture.rgb[..., ::-1].astype(np.uint8))
             cv2.imwrite(str(images / image_path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
-            human, coarse_path = None, ""
-            if coarse:
-                polygons = coarse_polygons(ids, instances, Rng(seed, "coarse", city, frame))
-                coarse_ids, _ = draw_cityscapes(picture.size, polygons)
-                human = np.asarray(table.id_to_train[coarse_ids], np.uint8)
-                coarse_path = f"gtCoarse/{name}_labelIds.png"
-                (images / coarse_path).parent.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(images / coarse_path), coarse_ids)
+            polygons = coarse_polygons(ids, instances, Rng(seed, "coarse", city, frame))
+            coarse_ids, _ = draw_cityscapes(picture.size, polygons)
+            human = np.asarray(table.id_to_train[coarse_ids], np.uint8)
+            coarse_path = f"gtCoarse/{name}_labelIds.png"
+            (images / coarse_path).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(images / coarse_path), coarse_ids)
+            cv2.imwrite(str(folder / "truth" / f"{name}.png"), truth)
             writer.add(name, label, confidence, city=city, image_path=image_path, coarse_path=coarse_path, coarse=human)
             truths[name] = truth
             joined = label.astype(np.int64) * 256 + code.encode(confidence)

@@ -60,7 +60,7 @@ class Nodes:
         """From now on nothing that node `i` sends arrives, nor anything sent to it; its own link stays up."""
         _ip("-n", self._hub, "link", "set", f"port{i}", "nomaster")
 
-    def mend(self, i: int) -> None:
+    def reconnect(self, i: int) -> None:
         _ip("-n", self._hub, "link", "set", f"port{i}", "master", "bridge")
 
     def processes(self, i: int) -> list[int]:

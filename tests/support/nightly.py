@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -42,13 +41,6 @@ def command(*args: str, cwd: Path, check: bool = True, timeout: float = 600) -> 
 
 
 # -- the services ---------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _services(folder: Path, *arguments: str, check: bool = True) -> str:
@@ -138,13 +130,13 @@ def processes_of(folder: Path) -> dict[int, str]:
     """Living processes that work in, on or (a flow, whose folder is that of the code) for a folder: pid -> command line."""
     found = {}
     for process in psutil.process_iter(["pid", "cmdline", "cwd", "environ", "status"]):
-        told = process.info
-        line = " ".join(told["cmdline"] or [])
-        serves = (told["environ"] or {}).get("AUTO_LABEL_ROOT") == str(folder)
-        if told["pid"] == os.getpid() or told["status"] == psutil.STATUS_ZOMBIE:
+        reported = process.info
+        line = " ".join(reported["cmdline"] or [])
+        serves = (reported["environ"] or {}).get("AUTO_LABEL_ROOT") == str(folder)
+        if reported["pid"] == os.getpid() or reported["status"] == psutil.STATUS_ZOMBIE:
             continue
-        if serves or str(folder) in line or Path(told["cwd"] or "/").is_relative_to(folder):
-            found[told["pid"]] = line
+        if serves or str(folder) in line or Path(reported["cwd"] or "/").is_relative_to(folder):
+            found[reported["pid"]] = line
     return found
 
 
@@ -174,14 +166,14 @@ def held(pids: list[int]) -> Iterator[Callable[[int], bool]]:
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
-        yield lambda number: all(_is_told(pid, number) for pid in pids)
+        yield lambda number: all(_has_signal(pid, number) for pid in pids)
     finally:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
 
-def _is_told(pid: int, number: int) -> bool:
+def _has_signal(pid: int, number: int) -> bool:
     try:
         lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
     except OSError:

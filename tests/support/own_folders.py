@@ -31,7 +31,7 @@ def scene(number: int, classes: int = 4) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 @dataclass(frozen=True)
-class Own:
+class UserFolders:
     """Folders made by a layout, as a user would name them, and what a plan should find."""
 
     images: Path
@@ -69,8 +69,8 @@ def in_colours(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.array(list(COLOURS.values()), np.uint8)[ids]
 
 
-def cityscapes_like(top: Path) -> Own:
-    """Splits and cities as folders, long endings, other kinds of maps beside, ids with void."""
+def cityscapes_like(top: Path) -> UserFolders:
+    """Splits and cities as folders, long endings, other kinds of maps next to them, ids with void."""
     for n in range(24):
         split, city = ("train", "val")[n % 4 == 3], f"city{n % 8}"
         image, ids = scene(n)
@@ -79,11 +79,11 @@ def cityscapes_like(top: Path) -> Own:
         save(top / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", image)
         save(top / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png", ids)
         save(top / "gtFine" / split / city / f"{stem}_gtFine_color.png", in_colours(np.minimum(ids, 3)))
-    return Own(top / "leftImg8bit", top / "gtFine", _ANONYMOUS, 24, roles={"val": "report"})
+    return UserFolders(top / "leftImg8bit", top / "gtFine", _ANONYMOUS, 24, roles={"val": "report"})
 
 
-def voc(top: Path) -> Own:
-    """VOC: JPEGImages, SegmentationClass as palette images, lists of splits, names of its own."""
+def voc(top: Path) -> UserFolders:
+    """VOC: JPEGImages, SegmentationClass as palette images, lists of splits, names of its folders."""
     lists: dict[str, list[str]] = {"train": [], "val": []}
     for n in range(20):
         image, ids = scene(n)
@@ -97,11 +97,11 @@ def voc(top: Path) -> Own:
     for split, stems in lists.items():
         (top / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(stems))
     (top / "labelmap.txt").write_text("".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in COLOURS.items()))
-    return Own(top / "JPEGImages", top / "SegmentationClass", NAMES, 20, 1, roles={"val": "report"})
+    return UserFolders(top / "JPEGImages", top / "SegmentationClass", NAMES, 20, 1, roles={"val": "report"})
 
 
-def cvat(top: Path) -> Own:
-    """CVAT's export of segmentation masks: RGB colours, labelmap.txt, maps of instances beside."""
+def cvat(top: Path) -> UserFolders:
+    """CVAT's export of segmentation masks: RGB colours, labelmap.txt, maps of instances next to it."""
     for n in range(18):
         image, ids = scene(n)
         save(top / "JPEGImages" / f"frame_{n:06d}.png", image)
@@ -109,11 +109,11 @@ def cvat(top: Path) -> Own:
         save(top / "SegmentationObject" / f"frame_{n:06d}.png", in_colours(ids % 2))
     rows = "".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in COLOURS.items())
     (top / "labelmap.txt").write_text(f"# label:color_rgb:parts:actions\nbackground:0,0,0::\n{rows}")
-    return Own(top, top, ("background", *NAMES), 18)
+    return UserFolders(top, top, ("background", *NAMES), 18)
 
 
-def roboflow(top: Path) -> Own:
-    """Roboflow: train, valid, test; maps beside the images; _classes.csv in each split."""
+def roboflow(top: Path) -> UserFolders:
+    """Roboflow: train, valid, test; maps next to the images; _classes.csv in each split."""
     for n in range(24):
         split = ("train", "train", "valid", "test")[n % 4]
         image, ids = scene(n)
@@ -122,10 +122,10 @@ def roboflow(top: Path) -> Own:
         save(top / split / f"{stem}_mask.png", ids)
         rows = "".join(f"{i}, {name}\n" for i, name in enumerate(NAMES))
         (top / split / "_classes.csv").write_text(f"Pixel Value, Class\n{rows}")
-    return Own(top, top, NAMES, 24, roles={"val": "calibrate", "test": "report", "train": "learn"})
+    return UserFolders(top, top, NAMES, 24, roles={"val": "calibrate", "test": "report", "train": "learn"})
 
 
-def hugging_face(top: Path) -> Own:
+def hugging_face(top: Path) -> UserFolders:
     """A folder of the Hugging Face kind: images and labels by split, id2label.json."""
     for n in range(20):
         split = "validation" if n % 5 == 0 else "train"
@@ -133,10 +133,10 @@ def hugging_face(top: Path) -> Own:
         save(top / "images" / split / f"{n}_photo.jpg", image)
         save(top / "labels" / split / f"{n}_photo.png", ids)
     (top / "id2label.json").write_text(json.dumps({str(i): name for i, name in enumerate(NAMES)}))
-    return Own(top / "images", top / "labels", NAMES, 20, roles={"val": "report"})
+    return UserFolders(top / "images", top / "labels", NAMES, 20, roles={"val": "report"})
 
 
-def ultralytics(top: Path) -> Own:
+def ultralytics(top: Path) -> UserFolders:
     """data.yaml with names; images/train, masks/train; three equal channels."""
     for n in range(20):
         split = "val" if n % 5 == 0 else "train"
@@ -146,10 +146,10 @@ def ultralytics(top: Path) -> Own:
     (top / "data.yaml").write_text(
         "train: train/images\nnames:\n" + "".join(f"  {i}: {n}\n" for i, n in enumerate(NAMES))
     )
-    return Own(top, top, NAMES, 20, roles={"val": "report"})
+    return UserFolders(top, top, NAMES, 20, roles={"val": "report"})
 
 
-def colours_with_file(top: Path) -> Own:
+def colours_with_file(top: Path) -> UserFolders:
     """RGB colours with an alpha channel and a class file of ours; images wait for labels in another folder."""
     for n in range(20):
         image, ids = scene(n)
@@ -160,59 +160,59 @@ def colours_with_file(top: Path) -> Own:
     rows = [{"id": i, "name": name, "colour": list(c)} for i, (name, c) in enumerate(COLOURS.items())]
     (top / "mine.json").write_text(json.dumps({"classes": rows}))
     flags = ("--classes", str(top / "mine.json"))
-    return Own(top / "photos", top / "painted", NAMES, 20, 6, top / "todo", flags)
+    return UserFolders(top / "photos", top / "painted", NAMES, 20, 6, top / "todo", flags)
 
 
-def palette_without_names(top: Path) -> Own:
+def palette_without_names(top: Path) -> UserFolders:
     """Palette images and nothing that names the classes; drives as folders, names that repeat."""
     for n in range(27):
         image, ids = scene(n)
         save(top / "images" / f"drive{n // 3}" / f"{n % 3:06d}.jpg", image)
         if n < 24:
             save(top / "labels" / f"drive{n // 3}" / f"{n % 3:06d}.png", ids, _PALETTE)
-    return Own(top / "images", top / "labels", _ANONYMOUS, 24, 3)
+    return UserFolders(top / "images", top / "labels", _ANONYMOUS, 24, 3)
 
 
-def ids_with_gaps(top: Path) -> Own:
+def ids_with_gaps(top: Path) -> UserFolders:
     """16-bit ids 3, 7, 11, 40 and names for them."""
     for n in range(18):
         image, ids = scene(n)
         save(top / "img" / f"x_{n}.tif", image)
         save(top / "gt" / f"x_{n}.png", np.array([3, 7, 11, 40], np.uint16)[ids])
     (top / "classes.txt").write_text("".join(f"{i} {name}\n" for i, name in zip((3, 7, 11, 40), NAMES, strict=True)))
-    return Own(top / "img", top / "gt", NAMES, 18)
+    return UserFolders(top / "img", top / "gt", NAMES, 18)
 
 
-def one_drive(top: Path) -> Own:
+def one_drive(top: Path) -> UserFolders:
     """A flat folder of one drive, every second image labelled, 0 and 255 as values."""
     for n in range(60):
         image, ids = scene(n, 2)
         save(top / "images" / f"frame_{n:05d}.jpg", image)
         if n % 2 == 0:
             save(top / "labels" / f"frame_{n:05d}.png", ids * 255)
-    return Own(top / "images", top / "labels", ("class_0", "class_1"), 30, 30)
+    return UserFolders(top / "images", top / "labels", ("class_0", "class_1"), 30, 30)
 
 
-def six_images(top: Path) -> Own:
+def six_images(top: Path) -> UserFolders:
     """Six images in all."""
     for n in range(6):
         image, ids = scene(n)
         save(top / "images" / f"p{n}.png", image)
         save(top / "labels" / f"p{n}.png", ids)
-    return Own(top / "images", top / "labels", _ANONYMOUS, 6)
+    return UserFolders(top / "images", top / "labels", _ANONYMOUS, 6)
 
 
-def many_small(top: Path, count: int = 3000) -> Own:
+def many_small(top: Path, count: int = 3000) -> UserFolders:
     """Thousands of small images, one of thirty labelled."""
     for n in range(count):
         image, ids = scene(n)
         save(top / "images" / f"s{n // 100}" / f"{n:05d}.jpg", image[:32, :32])
         if n % 30 == 0:
             save(top / "labels" / f"s{n // 100}" / f"{n:05d}.png", ids[:32, :32])
-    return Own(top / "images", top / "labels", _ANONYMOUS, count // 30, count - count // 30)
+    return UserFolders(top / "images", top / "labels", _ANONYMOUS, count // 30, count - count // 30)
 
 
-_LAYOUTS: tuple[Callable[[Path], Own], ...] = (
+_LAYOUTS: tuple[Callable[[Path], UserFolders], ...] = (
     cityscapes_like,
     voc,
     cvat,

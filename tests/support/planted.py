@@ -37,7 +37,7 @@ class Plan:
         match: regular expression that the operation's path must contain.
         action: "hold" after the operation until a signal arrives or `release` appears, "exit" instead of it,
             or the name of an errno that it and from then on all operations of all processes fail with, whatever
-            their path (but for `unlink`, which makes room), until `mend`.
+            their path (but for `unlink`, which makes room), until `end`.
         operation: name of a method of `FileOps`; "" = any.
         at: the first matching operation of a process that it happens to, from 1.
     """
@@ -60,7 +60,7 @@ class Plan:
             assert time.monotonic() < deadline, f"{len(self.held())} processes are held, not {count}"
             time.sleep(0.01)
 
-    def mend(self) -> None:
+    def end(self) -> None:
         """Let operations succeed again."""
         (self.marks / "broken").unlink()
 

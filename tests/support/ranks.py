@@ -14,6 +14,7 @@ from tests.support.faults import forked
 
 
 def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

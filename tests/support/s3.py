@@ -73,12 +73,12 @@ class Server:
             return [] if method == "HEAD" else [fault[1]]
         if fault == "cut":
             _cut(environ)
-        told: list[Any] = []
-        body = b"".join(self._inner(environ, lambda *args: told.append(args)))
+        messages: list[Any] = []
+        body = b"".join(self._inner(environ, lambda *args: messages.append(args)))
         if fault == "cut after":
-            start(*told[-1][:2])
+            start(*messages[-1][:2])
             return _half(body, environ)
-        start(*told[-1][:2])
+        start(*messages[-1][:2])
         return [body]
 
     def put(self, bucket: str, key: str, data: bytes) -> None:

@@ -76,7 +76,7 @@ def _pool(given: str, made: str) -> Any:
 
 
 def table(path: Path, text: str) -> Path:
-    """The table beside a teacher."""
+    """The table next to a teacher."""
     place = path / "teacher.yaml" if path.is_dir() else path.with_name(f"{path.name}.teacher.yaml")
     place.write_text(text)
     return path

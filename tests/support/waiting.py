@@ -44,8 +44,8 @@ def leave(folder: Path, *command: str) -> Left:
     """Run a Python command that is expected to leave soon; what it waited is its main thread's."""
     with tempfile.TemporaryFile() as said:
         begin = time.monotonic()
-        asked = environment() | {"PYTHONPROFILEIMPORTTIME": "1"}
-        process = subprocess.Popen(command, cwd=folder, env=asked, stdout=said, stderr=said)
+        variables = environment() | {"PYTHONPROFILEIMPORTTIME": "1"}
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=said, stderr=said)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and the kernel still knows its times
         seconds = time.monotonic() - begin
         schedule = Path(f"/proc/{process.pid}/schedstat")

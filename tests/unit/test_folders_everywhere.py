@@ -86,14 +86,14 @@ DOORS: dict[str, Callable[[Path], tuple[list[str], str]]] = {
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("tree", TREES)
 def test_the_same_pairs_are_found_everywhere(tmp_path: Path, tree: str, door: str) -> None:
-    lines, pairs, told = TREES[tree]
+    lines, pairs, message = TREES[tree]
     made(tmp_path, lines)
     found, notes = DOORS[door](tmp_path)
     assert sorted(found) == pairs
-    assert all(words in notes for words in told if door != "certify")
+    assert all(words in notes for words in message if door != "certify")
 
 
-def test_sub_folders_and_links_are_walked_once_and_files_beside_them_count(tmp_path: Path) -> None:
+def test_sub_folders_and_links_are_walked_once_and_files_next_to_them_count(tmp_path: Path) -> None:
     drives = [f"{drive}/{i}.png" for drive in ("a", "b", "b/night") for i in range(2)]
     made(tmp_path, [f"{part}/{file}" for part in ("images", "labels") for file in [*drives, "top.png"]])
     (tmp_path / "images/b/up").symlink_to(tmp_path / "images")

@@ -235,7 +235,7 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
     tries = [v for v in views.scores if not v.mirrored]
     counts = [choice.overlap(views.scores[view].astype(np.float32), pixels, classes.num_classes) for view in tries]
     for one in counts if len(source.names) == 1 else ():
-        one[1] = 0  # the rest beside a sigmoid's class is no class
+        one[1] = 0  # what is not a sigmoid's class is no class
     maps = [choice.map_classes(names, one, classes) for one in counts]
 
     def score(i: int) -> float:
@@ -248,7 +248,7 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
     if all(one.target is None for one in maps[best]):
         raise ConfigError(
             f"{source}: none of its {channels} classes is one of {classes.name} by its name",
-            hint="give --labels, so that classes are found by overlap, or `names:` in the table beside it",
+            hint="give --labels, so that classes are found by overlap, or `names:` in the table next to it",
         )
     return _Candidate(source, names, views, maps[best])
 

@@ -99,7 +99,8 @@ def choose_views(
     """Scales and mirroring by labels: the best scale, then more as long as each brings `_GAIN`."""
 
     def score(scales: Sequence[float], flip: bool) -> float:
-        return mean_iou(apply(views.probabilities(_views(scales, flip)), targets, num_classes), pixels)
+        tried = [View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        return mean_iou(apply(views.probabilities(tried), targets, num_classes), pixels)
 
     known = sorted({view.scale for view in views.scores})
     chosen, best = _grow(known, lambda scales: score(scales, flip=False))
@@ -119,10 +120,6 @@ def _grow(known: list[float], score: Callable[[tuple[float, ...]], float]) -> tu
     return chosen, best
 
 
-def _views(scales: Sequence[float], flip: bool) -> list[View]:
-    return [View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
-
-
 def agreeing_scales(views: Views) -> tuple[tuple[float, ...], bool]:
     """Scales and mirroring without labels: the scale that agrees most with its mirror image and its neighbours."""
     found = {scale: agreement(views, scale) for scale in {view.scale for view in views.scores}}
@@ -136,9 +133,9 @@ def agreement(views: Views, scale: float) -> float:
     """
     known = sorted({view.scale for view in views.scores})
     place = known.index(scale)
-    beside = [View(one) for one in known[max(0, place - 1) : place + 2] if one != scale]
+    neighbours = [View(one) for one in known[max(0, place - 1) : place + 2] if one != scale]
     here = views.scores[View(scale)].argmax(1)
-    others = [views.scores[v].argmax(1) for v in (View(scale, mirrored=True), *beside) if v in views.scores]
+    others = [views.scores[v].argmax(1) for v in (View(scale, mirrored=True), *neighbours) if v in views.scores]
     return float(np.mean([kappa(here, other) for other in others])) if others else 0.0
 
 

@@ -25,7 +25,7 @@ _ROUNDS = 12  # of ensemble selection
 _GAIN = 0.001  # mean IoU that a further round must bring
 _FOLDS = 5
 _FIT_PIXELS = 40_000
-_SHRINKAGE = 0.02  # of squared distances from the plain mean, beside the mean log loss
+_SHRINKAGE = 0.02  # of squared distances from the plain mean, added to the mean log loss
 _SURE = 0.9  # certainty that stacking gains on held-out blocks, below which it is left out
 _EPSILON = 1e-7
 
@@ -49,7 +49,8 @@ def combine(members: Sequence[Float32], pixels: Pixels) -> Combination:
         members: at the drawn pixels.
         pixels: their truth and blocks.
     """
-    folds = _folds(pixels)
+    count = min(_FOLDS, len(pixels.blocks))
+    folds = [pixels.block % count == fold for fold in range(count)] if count > 1 else []  # blocks stay whole
     temperatures = tuple(_temperature(one, pixels) for one in members)
     cooled = [cool(one.T, t).T for one, t in zip(members, temperatures, strict=True)]
     weights = _select(cooled, pixels, np.ones(len(pixels.truth), bool))
@@ -59,7 +60,8 @@ def combine(members: Sequence[Float32], pixels: Pixels) -> Combination:
         return Combination(weights, temperatures, None, plain, None)
     chosen = [cooled[i] for i in used]
     stacked = _held_out(folds, lambda fit: stack([one.T for one in chosen], fit_stacking(chosen, pixels, fit)).T)
-    certainty = _certainty(stacked, plain, pixels)
+    first, second = (confusions(predicted, pixels) for predicted in (stacked, plain))
+    certainty = float(bootstrap_difference(first, second, list(pixels.blocks)).above_zero)
     if certainty < _SURE or mean_iou(stacked, pixels) <= mean_iou(plain, pixels):
         return Combination(weights, temperatures, None, plain, certainty)
     everything = np.ones(len(pixels.truth), bool)
@@ -74,12 +76,6 @@ def agreeing_weights(members: Sequence[Float32]) -> tuple[float, ...]:
     total = np.sum(members, axis=0)
     shares = np.array([(label == (total - one).argmax(1)).mean() for label, one in zip(labels, members, strict=True)])
     return tuple(float(weight) for weight in np.where(shares >= shares.max() - 0.02, 1.0, 0.0))
-
-
-def _folds(pixels: Pixels) -> list[NDArray[np.bool_]]:
-    """For each fold which pixels it holds out; blocks stay whole."""
-    count = min(_FOLDS, len(pixels.blocks))
-    return [pixels.block % count == fold for fold in range(count)] if count > 1 else []
 
 
 def _held_out(folds: list[NDArray[np.bool_]], predict: Callable[[NDArray[np.bool_]], Float32]) -> Float32:
@@ -111,7 +107,7 @@ def _temperature(member: Float32, pixels: Pixels) -> float:
 
 def _select(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.bool_]) -> tuple[float, ...]:
     """How often ensemble selection takes each member."""
-    part = pixels if fit.all() else _part(pixels, fit)
+    part = pixels if fit.all() else Pixels(pixels.truth[fit], pixels.image[fit], pixels.block[fit], pixels.blocks)
     given = [one if fit.all() else one[fit] for one in members]
     taken, total, best = [0.0] * len(given), np.zeros_like(given[0]), -1.0
     for _ in range(_ROUNDS):
@@ -122,10 +118,6 @@ def _select(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.bool_]) 
         best, total = tries[i], total + given[i]
         taken[i] += 1.0
     return tuple(taken)
-
-
-def _part(pixels: Pixels, which: NDArray[np.bool_]) -> Pixels:
-    return Pixels(pixels.truth[which], pixels.image[which], pixels.block[which], pixels.blocks)
 
 
 def fit_stacking(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.bool_]) -> Stacking:
@@ -162,9 +154,3 @@ def fit_stacking(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.boo
         weights=tuple(tuple(round(float(v), 4) for v in row) for row in rows),
         bias=tuple(round(float(v), 4) for v in bias),
     )
-
-
-def _certainty(one: Float32, other: Float32, pixels: Pixels) -> float:
-    """Certainty by a bootstrap over blocks that the first is better in mean IoU."""
-    first, second = (confusions(predicted, pixels) for predicted in (one, other))
-    return float(bootstrap_difference(first, second, list(pixels.blocks)).above_zero)

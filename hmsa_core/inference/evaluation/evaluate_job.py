@@ -53,7 +53,7 @@ def run(spec: EvaluateSpec, context: JobContext) -> dict[str, Any]:
         return Labelled(sample, image, read_label(root / sample.label, index.classes, sha256=sample.label_sha256))
 
     scores = score(predictor, spec.settings, samples, read, context, details=spec.details)
-    if not context.is_main:
+    if not context.ranks.is_main:
         return {}
     for name, one in scores.items():
         write_bytes(spec.work / f"{name}.npz", _npz_bytes(one, classes))

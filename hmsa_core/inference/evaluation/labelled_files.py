@@ -26,7 +26,7 @@ from hmsa_core.taxonomy import IGNORE, ClassTable
 Ids = Literal["auto", "file", "train", "colours"]  # what labels hold
 LabelReader = Callable[[str | Path], NDArray[np.uint8]]
 
-_SHAPE_ERROR = 0.01  # share by which a label's proportions may differ from its image's, beside rounding to pixels
+_SHAPE_ERROR = 0.01  # share by which a label's proportions may differ from its image's, besides rounding to pixels
 _LABEL_ENDINGS = {"ids": "_labelIds", "train": "_labelTrainIds"}
 _SIZE = re.compile(r"[_-]?\d+x\d+$")
 _LAST_NUMBER = re.compile(r"\d+(?=\D*$)")

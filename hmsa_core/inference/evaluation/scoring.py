@@ -84,11 +84,11 @@ def score(
     # without attention last: then no scale is run a second time to get it.
     order = sorted(settings, key=lambda s: (s.long_edge or 0, s.mode != "model", -max(s.scales)))
     scores = {setting.name: Scores() for setting in settings}
-    tiler, mine = Tiler(predictor), samples[context.rank :: context.world]
-    what = "evaluate" if context.world == 1 else f"evaluate (rank 0 of {context.world})"
+    tiler, mine = Tiler(predictor), samples[context.ranks.rank :: context.ranks.world]
+    what = "evaluate" if context.ranks.world == 1 else f"evaluate (rank 0 of {context.ranks.world})"
     with context.progress(len(mine), what=what) as progress:
         for item in read_ahead(mine, read):
-            context.check_stop()
+            context.stop.check()
             resized: dict[int, UInt8] = {}
             for setting in order:
                 edge = setting.long_edge or max(item.image.shape[:2])

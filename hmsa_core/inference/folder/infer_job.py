@@ -90,26 +90,26 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     """
     start = time.monotonic()
     pipeline = _open(spec, context)
-    store, target = pipeline.store, pipeline.target
-    lineage = _lineage(spec, pipeline.teacher, context) if context.is_main else {}
-    if context.is_main:
+    store, target, ranks = pipeline.store, pipeline.target, context.ranks
+    lineage = _lineage(spec, pipeline.teacher, context) if ranks.is_main else {}
+    if ranks.is_main:
         sweep(store)  # before any rank opens a shard: live processes of other nodes look like dead ones
     teacher = pipeline.teacher
     made_by = {"kind": teacher.kind, "precision": teacher.precision}
     key = digest(infer_material(spec.config, lineage["teacher"], teacher.classes, **made_by)) if lineage else ""
-    key = context.ranks.broadcast(key)
+    key = ranks.broadcast(key)
     whole = _whole(spec, key, context) if target is None else set()
-    plans, pending = context.ranks.broadcast(_plan(spec, key, pipeline, whole) if context.is_main else None) or ([], [])
+    plans, pending = ranks.broadcast(_plan(spec, key, pipeline, whole) if ranks.is_main else None) or ([], [])
     leave(store)
     _work(spec, pipeline, pending)
-    done = context.ranks.gather((pipeline.images, pipeline.timing))
+    done = ranks.gather((pipeline.images, pipeline.timing))
     timing = {name: sum(seconds[name] for _, seconds in done) for name in pipeline.timing}
     summary = {
         "images": sum(count for count, _ in done),  # labelled by this run
         "timing": {name: round(seconds, 3) for name, seconds in timing.items()},
         "model_share": round(timing["model"] / (sum(timing.values()) or 1.0), 4),
     }
-    if context.is_main:
+    if ranks.is_main:
         if target is not None:
             target.collect(plans)
         if spec.engine == "ray":
@@ -120,7 +120,8 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
         _check_skipped(expected, pipeline, f" of {len(pipeline.samples)}")
         earlier = {n for p in plans for n in p.names} - {n for p in pending for n in p.names}
         resumed = len(earlier - {row["name"] for row in skipped})  # labelled by an earlier run
-        summary |= {"resumed": resumed, "skipped": skipped, TILED: _tiled(store, plans)}
+        tiled = {k: v for plan in plans for k, v in read_receipt(store, plan)["notes"].get(TILED, {}).items()}
+        summary |= {"resumed": resumed, "skipped": skipped, TILED: tiled}
         sha256 = write_manifest(store, plans, lineage, classes=pipeline.classes)
         if target is not None:
             target.publish()
@@ -200,14 +201,14 @@ def _on_ray(
     spec: InferSpec, precision: str, pending: list[ShardPlan], context: JobContext
 ) -> Generator[dict[str, float]]:
     """The time that each shard took, once it is done."""
-    threads, device = context.runtime.thread_count, context.device.type
+    threads, device = context.runtime.thread_count, context.ranks.device.type
     runtime = spec.config.runtime.model_copy(update={"threads": threads, "device": device})
     worker = _Worker(spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": runtime})}), precision)
     on_gpu = device == "cuda"
     engine = Engine("ray", runtime.ranks, 1 if on_gpu else threads, int(on_gpu))
     # Ray ends a process that had a GPU after each batch. With some shards in it, the teacher is opened less often.
     batch = max(1, min(8, len(pending) // (4 * runtime.ranks))) if on_gpu else 1
-    return engine.map(worker, pending, what="labels images", batch=batch, check_stop=context.check_stop)
+    return engine.map(worker, pending, what="labels images", batch=batch, check_stop=context.stop.check)
 
 
 def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str, Any]:
@@ -224,7 +225,7 @@ def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str
             "method": METHOD,
             "codec": config.codec,
             "images_per_shard": config.images_per_shard,
-            "device": context.device.type,
+            "device": context.ranks.device.type,
             "threads": context.runtime.thread_count,
             **({"teachers": facts} if (facts := teacher.facts()) else {}),
         },
@@ -241,8 +242,8 @@ def _whole(spec: InferSpec, key: str, context: JobContext) -> set[int]:
 
     Times of files prove nothing (restored files carry any time), so all bytes are read: by all ranks, in threads.
     """
-    planned = context.ranks.broadcast(_planned(spec) if context.is_main else [])
-    mine = [plan for plan in planned if plan.key == key][context.rank :: context.world]
+    planned = context.ranks.broadcast(_planned(spec) if context.ranks.is_main else [])
+    mine = [plan for plan in planned if plan.key == key][context.ranks.rank :: context.ranks.world]
     with ThreadPoolExecutor(_READERS, "checker") as pool:
         good = list(pool.map(lambda plan: shard_done(spec.work / "store", plan), mine))
     found = [plan.index for plan, is_good in zip(mine, good, strict=True) if is_good]
@@ -315,10 +316,6 @@ def _skipped(pipeline: Pipeline, plans: list[ShardPlan]) -> list[dict[str, str]]
     ]
 
 
-def _tiled(store: Path, plans: list[ShardPlan]) -> dict[str, int]:
-    return {k: v for plan in plans for k, v in read_receipt(store, plan)["notes"].get(TILED, {}).items()}
-
-
 def _check_skipped(skipped: list[dict[str, str]], pipeline: Pipeline, of: str = "") -> None:
     limit = max(1, int(MAX_SKIPPED * len(pipeline.samples)))
     if len(skipped) > limit:
@@ -383,7 +380,7 @@ class Pipeline:
                 for shard in opened:  # not finished
                     shard.abort()
             if held_by_others:
-                self.context.check_stop()
+                self.context.stop.check()
                 time.sleep(_POLL_S)
 
     def _claims(
@@ -444,7 +441,7 @@ class Pipeline:
         waiting: deque[Future[None]] = deque()
         try:
             for _ in shard.plan.names:
-                self.context.check_stop()
+                self.context.stop.check()
                 with self._timed("read_wait"):
                     item = next(items)
                 begun.append(self._begin(item, writer))

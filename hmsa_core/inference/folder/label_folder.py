@@ -2,7 +2,7 @@
 
 Any folder, sub-folders too: JPEG, PNG, WebP, TIFF of any size, EXIF rotation applied, no labels needed. A bad image
 is listed and left out. The same call goes on where a stopped one was; images that were added later are appended.
-Progress lies in OUT.work, beside the store: `plan.json`, the index, and what later calls must not change.
+Progress lies in OUT.work, next to the store: `plan.json`, the index, and what later calls must not change.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def label(
     Args:
         images: a folder (sub-folders too; also s3://, gs://, az://) or image files with a folder in common.
         teacher: a checkpoint folder or a file in it, onnx:FILE, hf:FOLDER, scores:FOLDER, or a list of these.
-        out: folder (or address) of the store; progress lies in OUT.work beside it.
+        out: folder (or address) of the store; progress lies in OUT.work next to it.
         classes: of the labels, for teachers of other tools: a class file, or cityscapes, mapillary_v1.2 or
             mapillary_v2.0; None = the teacher's own names.
         scales: different numbers, one of them 1.0; None = the checkpoint's, usually (0.5, 1, 2); of others 1.
@@ -229,13 +229,13 @@ def _of_one_root(folder: Path, first: str, *, some: bool) -> Path:
     For `some` images the folder may lie further up. Where the first folder is gone, any other is taken.
     """
     above = [p for p in folder.parents if p.parent.name]  # a folder at the top of the disk is there by chance
-    beside = [p for p in (folder, *above) if (p.parent / first).is_dir()]
-    if beside and (some or beside[0] == folder):
-        return beside[0]
-    if beside or first in folder.parts or (folder / first).is_dir():
+    homes = [p for p in (folder, *above) if (p.parent / first).is_dir()]
+    if homes and (some or homes[0] == folder):
+        return homes[0]
+    if homes or first in folder.parts or (folder / first).is_dir():
         raise ConfigError(
-            f"{folder}: paths in this store begin with {first}/, and no folder {first} lies beside it",
-            hint=f"give images of {first} or of a folder beside it, one folder at a time, or another --out",
+            f"{folder}: paths in this store begin with {first}/, and no folder {first} lies next to it",
+            hint=f"give images of {first} or of a folder next to it, one folder at a time, or another --out",
         )
     return folder
 
@@ -411,7 +411,7 @@ def _changes(
     """Names of the store's images that have other bytes now, with a label and without one, and of those that are gone.
 
     `images` are those that are there now, {name: SHA-256}. An image that was left out is not listed where its shard is
-    made again with it: on a local disk, and if all labels beside it can be made again.
+    made again with it: on a local disk, and if all labels next to it can be made again.
 
     Raises:
         InputError: too many changed for a mistake: names that are used again, of other pictures.

@@ -75,7 +75,8 @@ class FusedExchange(nn.Module):
         self.branches, self.paths = module.branches, cast("Sequence[nn.ModuleList]", module.fuse_layers)
         self.closing = nn.ModuleList([nn.Identity()])
         for target, row in enumerate(self.paths):
-            last = [_last_convolution(path) for i, path in enumerate(row) if i != target]
+            paths = [path for i, path in enumerate(row) if i != target]
+            last = [[module for module in path.modules() if isinstance(module, nn.Conv2d)][-1] for path in paths]
             into = last[target - 1]
             _move_biases(last, into)
             if target:
@@ -96,10 +97,6 @@ class FusedExchange(nn.Module):
             term = resize(self.paths[target][source](x), size)
             total = total + term if total is inputs[target] else total.add_(term)
         return self.closing[target](inputs[target - 1], total) if target else total.relu_()
-
-
-def _last_convolution(path: nn.Module) -> nn.Conv2d:
-    return [module for module in path.modules() if isinstance(module, nn.Conv2d)][-1]
 
 
 def _move_biases(terms: list[nn.Conv2d], to: nn.Conv2d) -> None:
@@ -154,7 +151,7 @@ def fresh_inputs(
 
     def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
         runs[module] += 1
-        # The tensor is kept alive beside its id, so that the id cannot be given to another one.
+        # The tensor is kept alive with its id, so that the id cannot be given to another one.
         fresh[id(output)] = (module, output, output._version)  # type: ignore[assignment]  # hooked on Conv2d only
 
     def match(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

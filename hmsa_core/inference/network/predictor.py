@@ -60,7 +60,7 @@ def prepare_process(threads: int) -> None:
 def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     """Load a checkpoint for this rank's device in the precision that the job asks for."""
     prepare_process(context.runtime.thread_count)
-    return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
+    return Predictor(models.load(checkpoint), context.ranks.device, context.runtime.precision, in_place=True)
 
 
 def open_tiler(checkpoint: Path, runtime: RuntimeConfig) -> Tiler:
@@ -232,7 +232,7 @@ class ImagePass(ScalePass):
         return wait
 
     def _empty(self, size: Size, dtype: str) -> Any:
-        """A map beside the outputs: numpy on a CPU."""
+        """A map that goes with the outputs: numpy on a CPU."""
         device = self._images.device
         return (
             np.empty(size, dtype)

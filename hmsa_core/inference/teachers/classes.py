@@ -35,16 +35,16 @@ class ClassMap:
         known = set(self.targets.values())
         return tuple(name for i, name in enumerate(self.classes.classes) if i not in known)
 
-    def apply(self, theirs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply(self, found: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of our classes, C x H x W, from those of the teacher's, T x H x W: sums of what maps to each.
 
         Raises:
             ConfigError: the teacher gives another number of classes than is known of it.
         """
-        self.check(len(theirs))
+        self.check(len(found))
         if self.is_identity:
-            return theirs
-        return summed(theirs, self.targets, self.classes.num_classes)
+            return found
+        return summed(found, self.targets, self.classes.num_classes)
 
     def check(self, found: int) -> None:
         """ConfigError: the teacher gives `found` channels, which does not fit the names or the table."""
@@ -64,15 +64,15 @@ class ClassMap:
             )
 
 
-def summed(theirs: NDArray[np.float32], targets: Mapping[int, int], num_classes: int) -> NDArray[np.float32]:
+def summed(found: NDArray[np.float32], targets: Mapping[int, int], num_classes: int) -> NDArray[np.float32]:
     """Probabilities C x ... of our classes from T x ...: sums of the channels that `targets` maps to each.
 
     Where one of two channels is ours, as a sigmoid's is, it counts only where it is the likelier one.
     """
-    ours = np.zeros((num_classes, *theirs.shape[1:]), np.float32)
+    ours = np.zeros((num_classes, *found.shape[1:]), np.float32)
     for channel, target in targets.items():
-        ours[target] += theirs[channel]
-    if len(theirs) == 2 and len(targets) == 1:
+        ours[target] += found[channel]
+    if len(found) == 2 and len(targets) == 1:
         ours[ours < 0.5] = 0
     return ours
 
@@ -110,28 +110,28 @@ def _by_names(source: Source, classes: ClassTable) -> dict[int, int]:
 def _by_table(source: Source, table: dict[int | str, int | str | None], classes: ClassTable) -> dict[int, int]:
     targets = {
         channel: _target(source, ours, classes)
-        for theirs, ours in table.items()
+        for key, ours in table.items()
         if ours is not None and ours != IGNORE
-        for channel in _channels(source, theirs)
+        for channel in _channels(source, key)
     }
     # Names are checked where they are ignored, too.
-    for theirs in table:
-        _channels(source, theirs)
+    for key in table:
+        _channels(source, key)
     if not targets:
         raise ConfigError(f"{source.table_path}: no class is mapped to one of {classes.name}")
     return targets
 
 
-def _channels(source: Source, theirs: int | str) -> list[int]:
+def _channels(source: Source, key: int | str) -> list[int]:
     names = [name.lower() for name in source.names]
-    if isinstance(theirs, str) and theirs.lower() in names:
-        return [i for i, name in enumerate(names) if name == theirs.lower()]
-    number = theirs if isinstance(theirs, int) else int(theirs) if theirs.isdecimal() else None
+    if isinstance(key, str) and key.lower() in names:
+        return [i for i, name in enumerate(names) if name == key.lower()]
+    number = key if isinstance(key, int) else int(key) if key.isdecimal() else None
     if number is not None and number >= 0 and (not names or number < max(2, len(names))):
         return [number]
     known = f"it has {len(names)} classes: {', '.join(source.names[:8])}" if names else "it has numbers only"
     raise ConfigError(
-        f"{source.table_path}: the teacher has no class {theirs!r}: {did_you_mean(str(theirs), source.names, known)}"
+        f"{source.table_path}: the teacher has no class {key!r}: {did_you_mean(str(key), source.names, known)}"
     )
 
 
@@ -156,7 +156,7 @@ def own_classes(teacher: Spec) -> ClassTable:
     for source in parse(teacher):
         if source.table.classes is None and source.names:
             meta = read_meta(source.path) if source.family == "checkpoint" else {}
-            return ClassTable.from_json(meta["class_table"]) if meta.get("class_table") else plain(source.names)
+            return ClassTable.of_meta(meta) or plain(source.names)
     raise ConfigError(
         f"{parse(teacher)[0]}: which classes the labels shall have is not known",
         hint="give --classes: a class file (docs/own-data.md), or cityscapes, mapillary_v1.2, mapillary_v2.0",

@@ -40,7 +40,7 @@ class Network(Engine):
     """A network of another tool, ready for inference.
 
     Args:
-        source: where it comes from, and the table beside it.
+        source: where it comes from, and the table next to it.
         size: height, width that images are brought to first; None = their own.
         mean, std: of RGB values in [0, 1]; None = ImageNet's.
         output: logits or probabilities.

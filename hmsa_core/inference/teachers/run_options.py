@@ -32,8 +32,7 @@ class RunOptions:
     @property
     def classes(self) -> ClassTable:
         """The checkpoint's classes; numbers are the names where it has none."""
-        table = self.meta.get("class_table")
-        return ClassTable.from_json(table) if table else plain([str(i) for i in range(self.meta["num_classes"])])
+        return ClassTable.of_meta(self.meta) or plain([str(i) for i in range(self.meta["num_classes"])])
 
 
 @dataclass(frozen=True)

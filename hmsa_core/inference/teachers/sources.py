@@ -7,7 +7,7 @@
     scores:FOLDER  probabilities of each image, made elsewhere (`teachers.scores`)
 
 Several of them are an ensemble. What the files do not say, a table (`Table`) does: `FILE.teacher.yaml` or
-`FOLDER/teacher.yaml` beside them, or another file, `onnx:FILE?map=TABLE`.
+`FOLDER/teacher.yaml` next to them, or another file, `onnx:FILE?map=TABLE`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _METHOD = 1  # raised when teachers of other tools are run in another way: label
 
 @dataclass(frozen=True)
 class Source:
-    """One teacher: its family, its path, and the table that is not beside it."""
+    """One teacher: its family, its path, and the table that is not next to it."""
 
     family: str  # checkpoint | onnx | hf | scores | adopted
     path: Path
@@ -58,13 +58,13 @@ class Source:
         """Where the table lies, there or not."""
         if self.map or self.path.is_dir():
             return self.map or self.path / "teacher.yaml"
-        # Of a link: beside it, else beside the file that it leads to.
-        beside, behind = (one.with_name(f"{one.name}.teacher.yaml") for one in (self.path, self.path.resolve()))
-        return behind if behind.is_file() and not beside.is_file() else beside
+        # Of a link: next to it, else next to the file that it leads to.
+        here, behind = (one.with_name(f"{one.name}.teacher.yaml") for one in (self.path, self.path.resolve()))
+        return behind if behind.is_file() and not here.is_file() else here
 
     @cached_property
     def table(self) -> Table:
-        """The table beside the files; the defaults where there is none. ConfigError: a mistake in it."""
+        """The table next to the files; the defaults where there is none. ConfigError: a mistake in it."""
         if self.given is not None:
             return self.given
         path = self.table_path
@@ -138,10 +138,10 @@ def parse(teacher: Spec) -> tuple[Source, ...]:
 
 def _one(text: str) -> Source:
     text, _, table = text.partition(_MAP)
-    beside = Path(table) if table else None
+    table_path = Path(table) if table else None
     family, colon, rest = text.partition(":")
     if colon and family in FAMILIES and rest:
-        return Source(family, Path(rest), beside)
+        return Source(family, Path(rest), table_path)
     path = local_folder(text)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return Source("adopted", path)
@@ -157,7 +157,7 @@ def _one(text: str) -> Source:
             f"teacher {text}: is a folder of transformers, not a checkpoint folder of autolabel",
             hint=f"write hf:{text}",
         )
-    return Source("checkpoint", path.parent if path.is_file() else path, beside)
+    return Source("checkpoint", path.parent if path.is_file() else path, table_path)
 
 
 def resolved(teacher: Spec, resolve: Callable[[Path], Path]) -> tuple[str, ...]:
@@ -213,11 +213,11 @@ def _checkpoint_files(path: Path) -> tuple[Path, ...]:
 
 
 def _onnx_files(path: Path) -> tuple[Path, ...]:
-    beside = [onnx_home(path).parent / name for name in _external_data(_onnx_model(path))]
-    missing = next((file for file in beside if not file.is_file()), None)
+    data = [onnx_home(path).parent / name for name in _external_data(_onnx_model(path))]
+    missing = next((file for file in data if not file.is_file()), None)
     if missing is not None:
         raise InputError(f"onnx:{path}: its weights are in {missing}, which is not there", hint="copy both files")
-    return (path, *beside)
+    return (path, *data)
 
 
 def onnx_home(path: Path) -> Path:
@@ -288,10 +288,6 @@ def _in_order(text: str, path: Path) -> list[str]:
     return given
 
 
-def _onnx_names(path: Path) -> tuple[str, ...]:
-    return tuple(onnx_metadata(path).get("classes", ()))
-
-
 def _hf_files(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         raise InputError(f"hf:{path}: no such folder", hint="give a folder with config.json and *.safetensors")
@@ -332,8 +328,8 @@ def _score_files(path: Path) -> tuple[Path, ...]:
 
 
 def _checkpoint_names(path: Path) -> tuple[str, ...]:
-    table = read_meta(path).get("class_table")
-    return ClassTable.from_json(table).classes if table else ()
+    table = ClassTable.of_meta(read_meta(path))
+    return table.classes if table else ()
 
 
 _FILES: dict[str, Callable[[Path], tuple[Path, ...]]] = {
@@ -344,7 +340,7 @@ _FILES: dict[str, Callable[[Path], tuple[Path, ...]]] = {
 }
 _NAMES: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "checkpoint": _checkpoint_names,
-    "onnx": _onnx_names,
+    "onnx": lambda path: tuple(onnx_metadata(path).get("classes", ())),
     "hf": _hf_names,
     "scores": lambda _path: (),
 }

@@ -1,4 +1,4 @@
-"""YAML files about teachers: `Table`, beside the files of one network, and `Adopted`, which `autolabel adopt` writes.
+"""YAML files about teachers: `Table`, next to the files of one network, and `Adopted`, which `autolabel adopt` writes.
 
 An adopted teacher is several networks, how each takes its images, and how they are combined:
 
@@ -65,7 +65,7 @@ class Member(Table):
     temperature: Annotated[float, Field(gt=0.0)] = Field(1.0, description="its logits are divided by it")
 
     def table(self) -> Table:
-        """What `teacher.yaml` beside the files would say."""
+        """What `teacher.yaml` next to the files would say."""
         return Table(**{name: getattr(self, name) for name in Table.model_fields})
 
 

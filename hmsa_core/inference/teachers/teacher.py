@@ -266,8 +266,7 @@ def open_teacher(teacher: Sequence[str], config: InferConfig, classes: ClassTabl
 
 def classes_of(predictor: Predictor, classes: ClassTable, where: str) -> ClassTable:
     """Classes of the checkpoint; one without class names (imported weights) takes the index's if the count fits."""
-    table = predictor.meta.get("class_table")
-    stored = ClassTable.from_json(table) if table else classes
+    stored = ClassTable.of_meta(predictor.meta) or classes
     if stored.num_classes != predictor.num_classes:
         raise ConfigError(
             f"{where}: {predictor.num_classes} classes, but the index has {stored.num_classes} ({stored.name})",
@@ -298,5 +297,5 @@ def open_network(source: Source, context: JobContext, *, is_single: bool) -> Eng
         return load_predictor(source.path, context)
     prepare_process(context.runtime.thread_count)
     if source.family == "hf":
-        return HuggingFaceNetwork(source, context.device, context.runtime.precision)
+        return HuggingFaceNetwork(source, context.ranks.device, context.runtime.precision)
     return OnnxNetwork(source, context.runtime.thread_count, is_single=is_single)

@@ -54,7 +54,7 @@ def _segment(ids: Labels, value: int) -> dict[str, Any]:
 
 
 def read(path: Path, exported: Exported) -> Iterator[Returned]:
-    """A `panoptic.json` (or its folder), with its PNG files in the folder of the same name beside it; or plain COCO."""
+    """A `panoptic.json` (or its folder), PNG files in the folder of the same name next to it; or plain COCO."""
     where = path / "panoptic.json" if path.is_dir() else path
     value = load_json(where)
     names = {row["id"]: exported.name_of(row["file_name"], where) for row in value["images"]}

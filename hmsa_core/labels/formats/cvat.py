@@ -174,7 +174,8 @@ class _Reader:
             if tag == "mask":
                 canvas.paint(class_id, *_mask(given, shape, where))
             else:
-                canvas.paint(class_id, polygon(_corners(given["points"]), shape, where))
+                corners = np.array([[float(v) for v in point.split(",")] for point in given["points"].split(";")])
+                canvas.paint(class_id, polygon(corners, shape, where))
         return canvas.label
 
 
@@ -185,7 +186,3 @@ def _mask(given: dict[str, str], shape: tuple[int, ...], where: str) -> tuple[Ma
     if min(x, y) < 0 or min(width, height) < 1 or x + width > shape[1] or y + height > shape[0]:
         raise InputError(f"{where}: a mask of {width}x{height} at ({x}, {y}) lies outside")
     return of_runs(runs, (height, width), where), x, y
-
-
-def _corners(points: str) -> NDArray[np.float64]:
-    return np.array([[float(v) for v in point.split(",")] for point in points.split(";")])

@@ -1,4 +1,4 @@
-"""FiftyOne: the layout of its type ImageSegmentationDirectory, with confidences beside it.
+"""FiftyOne: the layout of its type ImageSegmentationDirectory, with confidences next to it.
 
 Masks hold trainId + 1: FiftyOne shows 0 as background, here what is ignored. `confidence/` holds floor(255 p) as for
 the released layout; `open_in_fiftyone.py` adds it as a Heatmap field.

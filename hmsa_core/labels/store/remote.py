@@ -37,7 +37,7 @@ class RemoteStore:
     @classmethod
     def at(cls, url: str) -> tuple[RemoteStore, Path]:
         """The store of an address, and the local path that stands for it while it is made."""
-        out = remote.beside(url)
+        out = remote.local_place(url)
         return cls(url, out.with_name(f"{out.name}.work")), out
 
     def pull(self) -> None:

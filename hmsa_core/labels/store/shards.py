@@ -117,7 +117,7 @@ def read_receipt(store: Path, plan: ShardPlan) -> dict[str, Any]:
 
 
 class ImageFacts(TypedDict, total=False):
-    """What a store keeps of an image beside its maps; absent entries are "".
+    """What a store keeps of an image besides its maps; absent entries are "".
 
     `city` is the unit in which shift is measured: a city, a camera or a drive. `image_path` and `coarse_path` are
     paths of the image and of its human label, relative to their root. `image_sha256` is the content hash of the image

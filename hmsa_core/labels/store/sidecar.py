@@ -33,7 +33,7 @@ _BLOCK = 4096  # images that are looked at together: bounds memory to a few tens
 _GROUP_ROWS = 2048  # rows of (image, class) that close a row group of `kept`
 _HASHED_BYTES = 16 << 20
 _IMAGE_ROWS = 1 << 16  # rows of a row group of `images`
-_MEND = "run `autolabel verify` on the store; make it again"
+_HINT = "run `autolabel verify` on the store; make it again"
 
 
 Kept = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint32]]  # numbers of images, class, pixels by code
@@ -108,7 +108,7 @@ def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int
     """Write the three tables of a whole store; return their records by name."""
     sources = digest([r["sidecar"]["sha256"] for r in receipts])[:16]
     where = {name: root / SIDECAR / f"{name}-{sources}.parquet" for name in files.STATISTICS}
-    totals = files.TOTALS_SCHEMA.empty_table()
+    totals, cells = files.TOTALS_SCHEMA.empty_table(), files.TOTALS_SCHEMA.names[:-1]
     # A compressor is set up for each of 258 column chunks a row group: that only pays where chunks are large.
     compression = "zstd" if sum(len(r["rows"]) for r in receipts) > _SMALL else "none"
     with ParquetSink(
@@ -118,10 +118,13 @@ def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int
             records = [FileRecord(**receipt["sidecar"]) for receipt in members]
             tables = [read_table(root / r.file, r, ["row", "class", "human", "code", "pixels"]) for r in records]
             named = [_with_cities(table, receipt["rows"]) for table, receipt in zip(tables, members, strict=True)]
-            totals = _sum_by_city([totals, *named])
+            # Sparse sums over (city, class, human class, code): many cities or classes cost no memory.
+            sums = pa.concat_tables([totals, *named]).group_by(cells).aggregate([("pixels", "sum")])
+            sums = sums.select([*cells, "pixels_sum"]).rename_columns(files.TOTALS_SCHEMA.names)
+            totals = sums.cast(files.TOTALS_SCHEMA)
             _write_kept(kept, tables, [len(receipt["rows"]) for receipt in members], first, num_classes)
         written = {"kept": kept.commit(root)}
-    order = [(name, "ascending") for name in files.TOTALS_SCHEMA.names[:-1]]
+    order = [(name, "ascending") for name in cells]
     with ParquetSink(where["totals"], files.TOTALS_SCHEMA, dictionary=["city"]) as out:
         out.append(totals.sort_by(order).combine_chunks())
         written["totals"] = out.commit(root)
@@ -172,13 +175,6 @@ def _append_kept(out: ParquetSink, parts: list[Kept]) -> None:
     out.append(pa.Table.from_arrays(arrays, schema=files.KEPT_SCHEMA))
 
 
-def _sum_by_city(tables: Sequence[pa.Table]) -> pa.Table:
-    """Sparse sums over (city, class, human class, code): many cities or classes cost no memory."""
-    cells = files.TOTALS_SCHEMA.names[:-1]
-    sums = pa.concat_tables(tables).group_by(cells).aggregate([("pixels", "sum")])
-    return sums.select([*cells, "pixels_sum"]).rename_columns(files.TOTALS_SCHEMA.names).cast(files.TOTALS_SCHEMA)
-
-
 def _with_cities(table: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
     cities = pa.array([row["city"] for row in rows], pa.string()).take(table["row"])
     return table.append_column("city", cities).select(files.TOTALS_SCHEMA.names).cast(files.TOTALS_SCHEMA)
@@ -207,7 +203,7 @@ def _checked(path: Path, manifest: Mapping[str, Any], name: str) -> tuple[Path, 
     # The table `kept` may be large: it is checked by its sums.
     hashed = name != "kept" or record.size_bytes <= _HASHED_BYTES
     if hashed and file.is_file() and (found := sha256_file(file)) != record.sha256:
-        raise StoreError(f"{file}: changed or torn (its sha256 is {found}, recorded is {record.sha256})", hint=_MEND)
+        raise StoreError(f"{file}: changed or torn (its sha256 is {found}, recorded is {record.sha256})", hint=_HINT)
     return file, record
 
 
@@ -238,7 +234,7 @@ class StoreStatistics:
         file = files.open_parquet(path, record)
         groups = [file.metadata.row_group(i).column(1).statistics for i in range(file.metadata.num_row_groups)]
         if any(s is None or not s.has_min_max for s in groups):
-            raise StoreError(f"{path}: row groups without statistics of their classes", hint=_MEND)
+            raise StoreError(f"{path}: row groups without statistics of their classes", hint=_HINT)
         return file, [(int(s.min), int(s.max)) for s in groups]
 
     def kept(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
@@ -266,7 +262,7 @@ class StoreStatistics:
         if (counts.sum(axis=0) != expected[np.arange(len(codes)), codes]).any():
             raise StoreError(
                 f"{_checked(self.path, self.manifest, 'kept')[0]}: damaged (its sums are not those of totals)",
-                hint=_MEND,
+                hint=_HINT,
             )
 
     def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:

@@ -13,8 +13,8 @@ from hmsa_core.io import sealed
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.store.format import binding
+from hmsa_core.labels.thresholds.choice import ClassThreshold, figures
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
-from hmsa_core.labels.thresholds.cuts import Cut, figures
 from hmsa_core.labels.thresholds.policy import PROMISES, WITHHELD, ClassPolicy, ThresholdPolicy
 from hmsa_core.labels.thresholds.rules import find_rule
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
@@ -73,14 +73,14 @@ def choose_policy(curves: Curves, config: CalibrateConfig, table: NDArray[np.flo
     overrides = _overrides(curves.classes, config)
     choice = find_rule(config.rule)(curves, config)
     entries = []
-    for c, (name, chosen) in enumerate(zip(curves.classes.classes, choice.cuts, strict=True)):
-        cut = overrides.get(c, chosen)
-        found = figures(curves, c, cut.code, config.confidence, config.marginal_share)
-        found |= {"reason": cut.reason, **cut.evidence}
+    for c, (name, chosen) in enumerate(zip(curves.classes.classes, choice.thresholds, strict=True)):
+        threshold = overrides.get(c, chosen)
+        found = figures(curves, c, threshold.code, config.confidence, config.marginal_share)
+        found |= {"reason": threshold.reason, **threshold.evidence}
         if found["coverage"] < config.min_coverage:
             share, least = found["coverage"], config.min_coverage
             found["warning"] = f"keeps {share:.1%} of its pixels, less than min_coverage {least:.0%}"
-        entries.append(ClassPolicy(name, cut.code, cut.status, found))
+        entries.append(ClassPolicy(name, threshold.code, threshold.status, found))
     return ThresholdPolicy(
         curves.classes,
         tuple(entries),
@@ -98,14 +98,14 @@ def choose_policy(curves: Curves, config: CalibrateConfig, table: NDArray[np.flo
     )
 
 
-def _overrides(classes: ClassTable, config: CalibrateConfig) -> dict[int, Cut]:
+def _overrides(classes: ClassTable, config: CalibrateConfig) -> dict[int, ClassThreshold]:
     names = {name.lower(): i for i, name in enumerate(classes.classes)}
-    result: dict[int, Cut] = {}
+    result: dict[int, ClassThreshold] = {}
     for name, threshold in config.overrides.items():
         if name.lower() not in names:
             raise ConfigError(f"overrides: no class {name!r}", hint=f"classes: {', '.join(classes.classes)}")
         code = WITHHELD if threshold == "withheld" else ConfidenceCode().code_for(threshold)
-        result[names[name.lower()]] = Cut(code, "given", f"set by hand to {threshold}", {"cross_fit": None})
+        result[names[name.lower()]] = ClassThreshold(code, "given", f"set by hand to {threshold}", {"cross_fit": None})
     return result
 
 

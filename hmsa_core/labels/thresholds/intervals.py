@@ -83,7 +83,7 @@ class Stratum(NamedTuple):
     weight: float
 
 
-def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[float, float, float] | None:
+def stratified(strata: Sequence[Stratum]) -> tuple[float, float, float] | None:
     """Weighted share over strata and the ends of its design-based interval; None when nothing was answered.
 
     The effective sample size of Korn and Graubard 1998 goes into the formula of Clopper and Pearson, as the US
@@ -100,7 +100,7 @@ def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[flo
     variance = sum((s.weight / total) ** 2 * p * (1 - p) / s.n for s, p in careful)
     middle = sum(s.weight * p for s, p in careful) / total
     effective = min(float(sum(s.n for s in judged_strata)), middle * (1 - middle) / variance)
-    return value, *clopper_pearson(value * effective, effective, confidence)
+    return value, *clopper_pearson(value * effective, effective, 0.95)
 
 
 def spread_of_errors(total: NDArray[np.integer], correct: NDArray[np.integer]) -> tuple[float, float]:
@@ -121,24 +121,24 @@ def spread_of_errors(total: NDArray[np.integer], correct: NDArray[np.integer]) -
 def simulated_search(
     blocks: int, error_cv: float, size_cv: float, confidence: float, shares: Array, errors: Array, chosen: int
 ) -> float:
-    """Share of simulated calibrations in which the search for the cut ends at one that reaches the target, or at none.
+    """Share of simulated calibrations whose search ends at a threshold that reaches the target, or at none.
 
-    The simulated class is like the measured one, but its chosen cut is just too wrong, and so is every lower one. The
-    search takes the lowest cut whose bound reaches the target, so a flat curve gives it many chances to be wrong.
+    The simulated class is like the measured one, but its chosen threshold is just too wrong, and so is every lower one.
+    The search takes the lowest one whose bound reaches the target, so a flat curve gives it many chances to be wrong.
     Errors and sizes of blocks are log-normal. Between bands of codes a block's errors agree wholly (then the search is
-    as good as one fixed cut), or half of their variance is the band's own. The worse of both counts.
+    as good as one fixed threshold), or half of their variance is the band's own. The worse of both counts.
 
     Args:
-        blocks: blocks at the chosen cut.
+        blocks: blocks at the chosen threshold.
         error_cv, size_cv: spreads by `spread_of_errors`. They are rounded up to quarters and never taken as less than
             1 (errors) and 0.5 (sizes), because few blocks show less spread than there is.
         confidence: of `lower_bound`.
-        shares: of the class's pixels that each cut keeps, (J,), rising.
-        errors: error rate of what each cut keeps, (J,). Only ratios count, and a fall counts as flat.
-        chosen: index of the cut.
+        shares: of the class's pixels that each threshold keeps, (J,), rising.
+        errors: error rate of what each threshold keeps, (J,). Only ratios count, and a fall counts as flat.
+        chosen: index of the threshold.
     """
     spreads = [min(math.ceil(max(v, low) * 4) / 4, 6.0) for v, low in ((error_cv, 1.0), (size_cv, 0.5))]
-    fixed = _one_cut(int(blocks), spreads[0], spreads[1], round(confidence, 4))
+    fixed = _one_threshold(int(blocks), spreads[0], spreads[1], round(confidence, 4))
     rising = np.maximum.accumulate(errors)
     ratio = rising / rising[chosen] if rising[chosen] > 0 else np.ones(len(rising))
     widths = np.diff(shares, prepend=0.0)
@@ -150,7 +150,7 @@ def simulated_search(
 
 
 @lru_cache(maxsize=4096)
-def _one_cut(blocks: int, error_cv: float, size_cv: float, confidence: float) -> float:
+def _one_threshold(blocks: int, error_cv: float, size_cv: float, confidence: float) -> float:
     total, correct = _worlds(blocks, error_cv, size_cv, np.ones(1), np.ones(1), draws=20_000)
     return float(np.mean(lower_bound(total, correct, confidence) < 1 - _ALLOWED))
 
@@ -158,7 +158,7 @@ def _one_cut(blocks: int, error_cv: float, size_cv: float, confidence: float) ->
 def _worlds(
     blocks: int, error_cv: float, size_cv: float, widths: Array, bands: Array, draws: int
 ) -> tuple[Array, Array]:
-    """Pixels and right ones of (blocks, draws, cuts): errors of the bands, relative to the allowed one, per block."""
+    """Pixels and right ones of (blocks, draws, thresholds): errors of the bands over the allowed one, per block."""
     rng = np.random.Generator(np.random.PCG64(20200521))
     error_s, size_s = (math.sqrt(math.log1p(cv * cv)) for cv in (error_cv, size_cv))
     sizes = 1e4 * np.exp(size_s * rng.standard_normal((blocks, draws, 1))) * widths

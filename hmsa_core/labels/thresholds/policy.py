@@ -24,8 +24,8 @@ WITHHELD = NUM_CODES  # 256: no code reaches it
 Status = Literal["given", "certified", "measured", "estimate", "pooled", "withheld"]
 PROMISES: dict[Status, str] = {  # what each status promises about the kept pixels of its class
     "certified": "distribution-free: answers about drawn pixels prove it for these very labels",
-    "measured": "under the block model: in 9 of 10 simulated searches for the cut the target is reached",
-    "estimate": "none: a figure of few blocks, or its search for the cut fails too often in simulation",
+    "measured": "under the block model: in 9 of 10 simulated searches for the threshold the target is reached",
+    "estimate": "none: a figure of few blocks, or its search for the threshold fails too often in simulation",
     "pooled": "none for the class alone: it is shrunk to its group",
     "withheld": "nothing is kept",
     "given": "none: set by hand",
@@ -102,9 +102,9 @@ class ThresholdPolicy:
             )
         if self.binding is None:
             return
-        ours, theirs = self.binding, binding(lineage)
-        keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-        differing = [f"{key}: {ours.get(key, 'another')} here, {theirs.get(key, 'another')} there" for key in keys]
+        ours, other = self.binding, binding(lineage)
+        keys = [key for key in {**ours, **other} if ours.get(key) != other.get(key)]
+        differing = [f"{key}: {ours.get(key, 'another')} here, {other.get(key, 'another')} there" for key in keys]
         if differing:
             raise ConfigError(
                 f"the policy was measured with another teacher or inference than {where} ({'; '.join(differing)})",

@@ -28,7 +28,7 @@ class CalibrateConfig(Section):
         0.8,
         ge=0.0,
         lt=1.0,
-        description="precision in the marginal bin at the cut: easy pixels must not pay for coin flips",
+        description="precision in the marginal bin at the threshold: easy pixels must not pay for coin flips",
     )
     confidence: float = Field(0.95, ge=0.8, lt=1.0, description="one-sided, of the lower bound on precision")
     min_blocks: int = Field(20, ge=3, description="blocks with the class; fewer: pooled with its group or withheld")

@@ -1,7 +1,7 @@
 """Do the unlabelled images look like the calibration images? Confidence histograms compared, per class and city.
 
 Two things may shift. The confidences of a class: their distributions are compared by the Kolmogorov-Smirnov
-distance, beside what calibration blocks differ among themselves. And the share of the classes: the prior of the
+distance, against what calibration blocks differ among themselves. And the share of the classes: the prior of the
 unlabelled images is estimated by expectation maximisation (Saerens et al. 2002) with (label, code) as the
 observation, and every precision is re-weighted with it. Neither needs a pixel: sidecar tables are enough.
 """

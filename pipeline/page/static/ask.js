@@ -13,7 +13,7 @@ const ZOOM = 3; // canvas pixels of the close view for a pixel of the label map
 const SECONDS = 3; // of an answer, for the estimate
 const FREE = [..."abcdefghijklnopqrstvwyz0123456789"]; // m, x and u are taken
 let store = null;
-let asked = null; // what the server says: {id, who, total, upcoming: [number, ...], price, last, words}
+let questions = null; // what the server says: {id, who, total, upcoming: [number, ...], price, last, words}
 let at = null; // the question on the screen
 let failed = false; // its image cannot be shown
 let queue = []; // questions that come next, the one on the screen first
@@ -38,7 +38,7 @@ function keysOf(classes) {
 /** A question with its region, asked of the server once. */
 function detail(number) {
   if (!known.has(number)) {
-    const found = api.json("questions/item", { audit: asked.id, item: number });
+    const found = api.json("questions/item", { audit: questions.id, item: number });
     known.set(number, found);
     found.catch(() => known.delete(number));
   }
@@ -48,16 +48,16 @@ function detail(number) {
 const lookAhead = () => queue.slice(1).forEach((number) => detail(number).then(({ name }) => pictureOf(name)).catch(() => {}));
 
 function progress() {
-  const { answers } = asked.price.at(-1);
-  [byId("ask-progress").max, byId("ask-progress").value] = [asked.total, answers];
-  setText(byId("ask-count"), `${answers} of ${asked.total}`);
-  setText(byId("ask-who"), asked.who ? `Answers carry the name ${asked.who}.` : "Answers carry no name.");
+  const { answers } = questions.price.at(-1);
+  [byId("ask-progress").max, byId("ask-progress").value] = [questions.total, answers];
+  setText(byId("ask-count"), `${answers} of ${questions.total}`);
+  setText(byId("ask-who"), questions.who ? `Answers carry the name ${questions.who}.` : "Answers carry no name.");
   const row = (one, head) => h("tr", {}, h("th", { scope: "row" }, head), h("td", {}, one.minutes.toFixed(1)),
     ...["labelled", "corrected", "ignored"].map((key) => h("td", {}, compact(one[key]))));
-  const { last } = asked;
-  fill(byId("ask-price"), asked.price.map((one) => row(one, one.answers)), last.answers < answers && row(last, `last ${last.answers}`));
-  setText(byId("ask-words"), asked.words);
-  const { before, after } = asked.price.at(-1);
+  const { last } = questions;
+  fill(byId("ask-price"), questions.price.map((one) => row(one, one.answers)), last.answers < answers && row(last, `last ${last.answers}`));
+  setText(byId("ask-words"), questions.words);
+  const { before, after } = questions.price.at(-1);
   const range = ([value, low, high]) => `${percent(value, 1, 1)} (${percent(low, 1, 1)} – ${percent(high, 1, 1)})`;
   setText(byId("ask-share"), answers ? `Right labels: ${range(before)} before, ${range(after)} after corrections.` : "");
 }
@@ -117,17 +117,17 @@ async function showNext() {
 }
 
 function finish() {
-  const { answers, minutes, labelled, corrected } = asked.price.at(-1);
-  const left = asked.total - answers;
+  const { answers, minutes, labelled, corrected } = questions.price.at(-1);
+  const left = questions.total - answers;
   setText(byId("ask-summary"), `${answers} questions answered in ${minutes.toFixed(1)} minutes: ${compact(labelled)} pixels labelled, ${compact(corrected)} of them corrected.`
     + (left ? ` ${left} regions were labelled already.` : "") + " pseudo-label sets them above its labels.");
-  setText(byId("ask-file"), asked.file);
+  setText(byId("ask-file"), questions.file);
   finished();
 }
 
 /** Take a reply: figures, and the questions that come next, without those answered here meanwhile. */
 function take(reply) {
-  asked = reply;
+  questions = reply;
   queue = reply.upcoming.filter((number) => !sent.has(number));
   progress();
 }
@@ -148,7 +148,7 @@ function answer(verdict) {
   sent.add(number);
   queue = queue.filter((one) => one !== number);
   showNext();
-  send("questions/answer", { audit: asked.id, item: number, verdict }, {
+  send("questions/answer", { audit: questions.id, item: number, verdict }, {
     done: (reply) => {
       sent.delete(number);
       const shown = at;
@@ -170,7 +170,7 @@ function answer(verdict) {
 function undo() {
   const shown = at;
   [at, run.dataset.item] = [null, ""]; // no answer meanwhile
-  send("questions/undo", { audit: asked.id }, {
+  send("questions/undo", { audit: questions.id }, {
     done: (reply) => { take(reply); showNext(); },
     back: () => { at = shown; showNext(); },
   });
@@ -198,7 +198,7 @@ async function begin(event) {
   byId("ask-start").disabled = true;
   try {
     const classes = byId("ask-aim").value.split(",").map((name) => name.trim()).filter(Boolean);
-    open(await api.post("questions", { budget: Number(byId("ask-budget").value), classes, after: asked?.id ?? "" }));
+    open(await api.post("questions", { budget: Number(byId("ask-budget").value), classes, after: questions?.id ?? "" }));
   } catch (error) {
     report(error);
   } finally {
@@ -230,7 +230,7 @@ export async function openAsk() {
     const { current, void: reason } = await api.json("questions");
     byId("ask-void").hidden = !reason;
     setText(byId("ask-void"), reason && `${reason}. Answers given before stay labels.`);
-    asked = current;
+    questions = current;
     if (current?.upcoming.length) open(current);
     else setup();
   } catch (error) {
@@ -259,5 +259,5 @@ export function startAsk(data, onFinished) {
   estimate();
   judgingKeys(dialog, run, key);
   window.addEventListener("resize", () => { if (dialog.open && run.dataset.item) draw(); });
-  dialog.addEventListener("close", () => { at = null; if (asked) finished(); });
+  dialog.addEventListener("close", () => { at = null; if (questions) finished(); });
 }

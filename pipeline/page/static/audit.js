@@ -70,8 +70,8 @@ function locate(number) {
   const item = audit.items[number];
   if (!item) return Promise.resolve(null);
   if (item.x !== undefined) return Promise.resolve(item);
-  item.asked ??= api.json("audit/item", { audit: audit.id, item: number }).then((found) => Object.assign(item, found, { verdict: item.verdict })).finally(() => { item.asked = null; });
-  return item.asked;
+  item.request ??= api.json("audit/item", { audit: audit.id, item: number }).then((found) => Object.assign(item, found, { verdict: item.verdict })).finally(() => { item.request = null; });
+  return item.request;
 }
 
 async function lookAhead(from) {

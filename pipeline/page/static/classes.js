@@ -12,8 +12,8 @@ import { state, update, watch } from "./state.js";
 const CHIPS = {
   given: ["own", "given by hand"],
   certified: ["good", "distribution-free: answers about drawn pixels prove it for these very labels"],
-  measured: ["good", "under the block model: in 9 of 10 simulated searches for the cut the target is reached"],
-  estimate: ["warn", "no promise: a figure of few blocks, or its search for the cut fails too often in simulation"],
+  measured: ["good", "under the block model: in 9 of 10 simulated searches for the threshold the target is reached"],
+  estimate: ["warn", "no promise: a figure of few blocks, or its search for the threshold fails too often in simulation"],
   pooled: ["warn", "too little evidence of its own: shared with its class group"],
   withheld: ["bad", "no threshold could be justified: nothing of this class is kept"],
   "not covered by evidence": ["bad", "these images differ too much from those the threshold was measured on"],
@@ -23,7 +23,7 @@ const CHIPS = {
 
 let store = null;
 let rows = [];
-let measured = new Map(); // class id -> row of /api/stats for the cuts it was asked with
+let measured = new Map(); // class id -> row of /api/stats for the thresholds it was computed with
 
 /** Status of a class under the present state. */
 function statusOf(c) {
@@ -32,7 +32,7 @@ function statusOf(c) {
   return "one for all";
 }
 
-/** Lines of the tooltip: what was measured for this very cut, beside what the table expects of this store. */
+/** Lines of the tooltip: what was measured for this very threshold, next to what the table expects of this store. */
 function evidence(known) {
   if (!known || known.precision === null) return "";
   if (known.precision_source === "coarse-corrected") return `by coarse human labels, corrected: ${percent(known.precision, 1, 1)}`;
@@ -53,7 +53,7 @@ function precisionOf(c) {
   if (right && kept) {
     const marginal = at(count, c, cut) - at(count, c, cut + 1);
     lines.push(`expected of what is kept here: ${percent(at(right, c, cut), kept, 1)}`);
-    if (marginal) lines.push(`at the cut itself: ${percent(at(right, c, cut) - at(right, c, cut + 1), marginal, 0)}`);
+    if (marginal) lines.push(`at the threshold itself: ${percent(at(right, c, cut) - at(right, c, cut + 1), marginal, 0)}`);
   }
   const title = lines.filter(Boolean).join("\n");
   if (["audit", "certificate"].includes(known?.precision_source)) return { text: percent(known.precision, 1, 1), title, source: "audit" };

@@ -29,7 +29,7 @@ const minis = new Map(); // name -> {width, height, index}
 const table = new Uint32Array(65536);
 
 /** Query parameters of what is selected (thresholds, sort, filters), for any endpoint that lists or counts. */
-export function selection() {
+function selection() {
   const params = { sort: state.sort === "drop" ? `drop:${state.dropFrom}:${state.dropTo}` : state.sort };
   if (state.focus >= 0) params.class = store.classes[state.focus].name;
   if (state.query) params.q = state.query;

@@ -32,7 +32,7 @@ function swatch(label) {
 }
 
 /** Fill the line at the foot of the picture for the pixel under the cursor. */
-export function readOut() {
+function readOut() {
   const out = byId("readout");
   const planes = scene.planes;
   const inside = pointer && planes && pointer.x >= 0 && pointer.y >= 0 && pointer.x < planes.width && pointer.y < planes.height;
@@ -83,7 +83,7 @@ function dragSwipe(down) {
 }
 
 /** Count pixels that only A or only B keeps, and those where both keep different classes. */
-export function difference() {
+function difference() {
   const [a, b] = [scene.planes, scene.other];
   if (!a || !b || a.index.length !== b.index.length) return null;
   const C = store.classes.length;

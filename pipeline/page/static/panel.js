@@ -2,7 +2,7 @@
 
 import { binsOf, makeCurve, makeHistogram } from "./charts.js";
 import { at, CODES, edgeText, nearestCode, parseThreshold } from "./cuts.js";
-import { byId, clamp, compact, debounce, fill, h, percent, plain, setText, sharp } from "./dom.js";
+import { byId, clamp, compact, debounce, fill, h, percent, setText, sharp } from "./dom.js";
 import { imageSums, measure, storeSums } from "./numbers.js";
 import { coloursOf, css } from "./palette.js";
 import { onScene, scene } from "./scene.js";
@@ -15,12 +15,12 @@ const slider = byId("threshold");
 const field = byId("threshold-value");
 
 /** Code that the global slider stands for: the base, or (under a policy) 0, which keeps every pixel. */
-export function globalCode() {
+function globalCode() {
   return typeof state.base === "number" ? state.base : 0;
 }
 
 /** Use one threshold for every class that has no pin. A thresholded store has none to move. */
-export function setGlobal(code) {
+function setGlobal(code) {
   if (store.kind === "raw") update({ base: clamp(code, 0, CODES - 1) });
 }
 

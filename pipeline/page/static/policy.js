@@ -17,12 +17,12 @@ function show() {
   setText(byId("save-label"), fresh ? "Policy saved" : "Save policy");
 }
 
-/** Write the thresholds of the screen beside the store. */
+/** Write the thresholds of the screen next to the store. */
 export async function savePolicy() {
-  const asked = now();
+  const sent = now();
   try {
-    const answer = await api.post("policy", JSON.parse(asked));
-    saved = asked;
+    const answer = await api.post("policy", JSON.parse(sent));
+    saved = sent;
     show();
     toast(`Saved ${answer.file}`, { kind: "good", hint: answer.hint });
   } catch (error) {

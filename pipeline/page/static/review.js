@@ -1,4 +1,4 @@
-// Accept or flag an image or a region, with a note. Marks go into the review file beside the store;
+// Accept or flag an image or a region, with a note. Marks go into the review file next to the store;
 // `pseudo-label` sets flagged pixels to ignore.
 
 import { api } from "./api.js";

@@ -26,7 +26,7 @@ export const onScene = (listener) => listeners.push(listener);
 const tell = (what, error = null) => listeners.forEach((listener) => listener(scene, what, error));
 
 /** Cuts of a base ("policy", "policy-b" or a code). Pins belong to the user's own side. */
-export function cutsOf(base, pins) {
+function cutsOf(base, pins) {
   const policies = { policy: store.policy?.codes, "policy-b": store.policyB?.codes };
   return resolveCuts(typeof base === "number" ? base : policies[base], pins, store.classes.length);
 }
@@ -83,7 +83,7 @@ function frame() {
 }
 
 /** Ask for layers to be painted with the next frame. */
-export function schedule(...names) {
+function schedule(...names) {
   names.forEach((name) => pending.add(name));
   if (!scheduled) requestAnimationFrame(frame);
   scheduled = true;

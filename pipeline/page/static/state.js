@@ -6,7 +6,7 @@ import { debounce } from "./dom.js";
 const LAYERS = ["image", "labels", "heat", "human", "dropped", "weights"];
 
 /** The fields; `base` is a code, "policy", or (in a thresholded store) 0. */
-export const defaults = () => ({
+const defaults = () => ({
   image: null,
   base: 0,
   pins: {}, // class id -> code; wins over the base
@@ -60,7 +60,7 @@ export function cutParams(s, store) {
 }
 
 /** The query string of a state (without a leading "?"). Thresholds are written as edges of the grid. */
-export function toQuery(s, store) {
+function toQuery(s, store) {
   const q = new URLSearchParams();
   const first = defaults();
   const put = (key, value, usual) => value !== usual && q.set(key, value);

@@ -64,9 +64,9 @@ export const fit = () => update({ zoom: null });
 export const actualSize = () => update({ zoom: { ...current, scale: 1 / (window.devicePixelRatio || 1) } });
 
 /** Centre on an image point at a scale. */
-export const lookAt = (x, y, scale) => update({ zoom: { scale, x, y } });
+const lookAt = (x, y, scale) => update({ zoom: { scale, x, y } });
 
-export function panBy(dx, dy) {
+function panBy(dx, dy) {
   const x = clamp(current.x - dx / current.scale, 0, size.width);
   const y = clamp(current.y - dy / current.scale, 0, size.height);
   update({ zoom: { scale: current.scale, x, y } });

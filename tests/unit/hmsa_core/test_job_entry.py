@@ -61,7 +61,7 @@ def test_a_training_spec_runs_with_its_own_threads_and_leaves_a_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "usage: python -m hmsa_core.job SPEC.json"),
         (["a.json", "b.json"], "usage: python -m hmsa_core.job SPEC.json"),
@@ -70,10 +70,10 @@ def test_a_training_spec_runs_with_its_own_threads_and_leaves_a_checkpoint(
     ],
 )
 def test_a_wrong_command_line_is_explained_in_one_line(
-    arguments: list[str], told: str, quiet_process: None, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, quiet_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job.main(arguments) == 2
-    assert capsys.readouterr().err.splitlines() == [told]
+    assert capsys.readouterr().err.splitlines() == [message]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_a_wrong_command_line_is_explained_in_one_line(
         (OSError(28, "No space left on device", "/work/x"), NoSpaceError.exit_code, "No space left", None),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero", None),
     ],
-    ids=["ours", "full disk", "surprise"],
+    ids=["ours", "full disk", "unexpected"],
 )
-def test_an_error_is_told_and_recorded_with_its_status_and_a_surprise_keeps_its_traceback(
+def test_an_error_is_reported_and_recorded_with_its_status_and_an_unexpected_error_keeps_its_traceback(
     spec_file: Path,
     quiet_process: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,12 +100,12 @@ def test_an_error_is_told_and_recorded_with_its_status_and_a_surprise_keeps_its_
 
     monkeypatch.setattr(job, "run_spec", fails)
     assert job.main([str(spec_file)]) == status
-    record, told = read_json(spec_file.parent / "work" / "error.json"), capsys.readouterr().err
+    record, printed = read_json(spec_file.parent / "work" / "error.json"), capsys.readouterr().err
     assert message.lower() in record["message"].lower()
-    assert ("Traceback" in told) == (hint is None)
+    assert ("Traceback" in printed) == (hint is None)
     if hint:
         assert record == {"exit_code": status, "message": message, "hint": hint, "rank": 0}
-        assert told.splitlines() == [f"error: {message}", f"hint: {hint}"]
+        assert printed.splitlines() == [f"error: {message}", f"hint: {hint}"]
 
 
 def test_the_first_rank_that_fails_wins_and_alone_tells_and_a_job_that_holds_no_folder_records_nothing(
@@ -140,7 +140,7 @@ def test_a_caller_who_reads_the_record_says_the_error_alone(
     assert "gone.json" in capsys.readouterr().err, "there is no record of a spec that cannot be read"
 
 
-def test_without_room_for_a_record_the_error_is_still_told(
+def test_without_room_for_a_record_the_error_is_still_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -157,7 +157,7 @@ def test_each_kind_of_job_reaches_its_own_module(
 
     called = []
     for module in (infer, evaluate):
-        monkeypatch.setattr(module, "run", lambda spec, context: called.append((spec.job, context.is_main)))
+        monkeypatch.setattr(module, "run", lambda spec, context: called.append((spec.job, context.ranks.is_main)))
     common = {"work": tmp_path, "roots": {}, "selection": Selection(index=tmp_path)}
     cpu = RuntimeConfig(device="cpu")
     job.run_spec(InferSpec(config=InferConfig(runtime=cpu), teacher=tmp_path, **common))

@@ -69,26 +69,26 @@ def test_a_teacher_that_its_control_leaves_behind_is_to_be_trained_longer_first(
     atomic.write_json(ws.path("models/current.json"), {"teacher": "stage:teacher-train"})
     sha = weights_of(checkpoint(ws.path("models/teacher")))
 
-    def told(low: float | None = 0.009, teacher: str = sha, says: str = "Train it longer") -> bool:
+    def reported(low: float | None = 0.009, teacher: str = sha, says: str = "Train it longer") -> bool:
         gain = {"control - teacher": {"value": 0.019, "low": low, "high": 0.028}}
         models = {"teacher": {"weights_sha256": teacher}}
         atomic.write_json(ws.path("evaluation/metrics.json"), {"differences": gain, "models": models})
         return says in said("advise", "--workspace", ws.root).out
 
-    assert told(says="is +1.9 points [+0.9 … +2.8] over the teacher: the teacher is still learning")
-    assert not told(low=-0.001), "no difference is shown"
-    assert told(low=-0.001, says="[-0.1 … +2.8] over the teacher: more training is not shown to help")
-    assert not told(low=None), "one block of report images gives no interval"
-    assert not told(teacher="0" * 64), "another teacher was judged"
+    assert reported(says="is +1.9 points [+0.9 … +2.8] over the teacher: the teacher is still learning")
+    assert not reported(low=-0.001), "no difference is shown"
+    assert reported(low=-0.001, says="[-0.1 … +2.8] over the teacher: more training is not shown to help")
+    assert not reported(low=None), "one block of report images gives no interval"
+    assert not reported(teacher="0" * 64), "another teacher was judged"
     set_params(ws.root, {"auto_infer.teacher": "models/other"})
-    assert not told(), "another teacher labels"
+    assert not reported(), "another teacher labels"
     set_params(ws.root, {"auto_infer.teacher": None, "student_train.init": "pretrained"})
-    assert not told(), "the control did not start from the teacher"
+    assert not reported(), "the control did not start from the teacher"
 
 
 def test_without_calibration_images_one_line_says_what_to_do(ws: Workspace, said: Any) -> None:
-    told = said("advise", "--workspace", ws.root, status=3).err
-    assert "curves.json: not there\nhint: `dvc repro calibrate` makes it" in told
+    printed = said("advise", "--workspace", ws.root, status=3).err
+    assert "curves.json: not there\nhint: `dvc repro calibrate` makes it" in printed
     atomic.write_json(ws.path("calibration/skipped.json"), {"reason": "no image"})
     wrote = said("advise", "--workspace", ws.root, status=3)
     assert wrote.out == ""
@@ -142,9 +142,9 @@ def test_the_report_says_what_to_expect_and_what_the_student_learns_from(ws: Wor
             for of, code in zip(index.classes.classes, chosen, strict=True)
         )
         ThresholdPolicy(index.classes, entries).save(ws.path(f"calibration/{name}.json"))
-    cuts = [row[1:3] for row in diet(ws).rows[:3]]
-    assert cuts[2] == ["withheld", "withheld"]
-    assert cuts[1][0] == "withheld"
-    assert float(str(cuts[0][0])) > float(str(cuts[0][1])), "teach asks for less"
+    thresholds = [row[1:3] for row in diet(ws).rows[:3]]
+    assert thresholds[2] == ["withheld", "withheld"]
+    assert thresholds[1][0] == "withheld"
+    assert float(str(thresholds[0][0])) > float(str(thresholds[0][1])), "teach asks for less"
     _statistics(ws, road=(1, 0, 0), car=(0, 0, 0), sky=(0, 0, 0))
     assert [str(row[4]) for row in diet(ws).rows] == ["–", "–", "–", "0"], "no pixel of people has no shares"

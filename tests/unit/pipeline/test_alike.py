@@ -69,90 +69,90 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Town:
 
 
 @pytest.fixture
-def own(made: Town, tmp_path: Path) -> Town:
+def copied(made: Town, tmp_path: Path) -> Town:
     shutil.copytree(made.store, tmp_path / "raw")
     return made._replace(store=tmp_path / "raw")
 
 
-def spread(own: Town, answers: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
-    folder = own.images.parent / answers
-    assert main(["ask", str(own.store), "--images", str(own.images), "--answers", str(folder), *ASK]) == 0
+def spread(copied: Town, answers: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    folder = copied.images.parent / answers
+    assert main(["ask", str(copied.store), "--images", str(copied.images), "--answers", str(folder), *ASK]) == 0
     found = json.loads(capsys.readouterr().out)["alike"]
     assert isinstance(found, dict)
     return found
 
 
-def final_of(own: Town) -> LabelStore:
-    raw, review = LabelStore.open(own.store), review_of(StoreView(own.store))
+def final_of(copied: Town) -> LabelStore:
+    raw, review = LabelStore.open(copied.store), review_of(StoreView(copied.store))
     people = partial(review_of_image, review.by_name(), raw.classes)
     concluded = partial(alike_of, review.alike(), raw.classes)
-    out = own.store.parent / "final"
+    out = copied.store.parent / "final"
     shutil.rmtree(out, ignore_errors=True)
     finalise(raw, Recipe(from_threshold("0.5", raw.classes), reviewed=people, alike=concluded), out)
     return LabelStore.open(out)
 
 
-def alike_marks(own: Town) -> dict[str, object]:
-    return {name: mark.pixels for name, mark in review_of(StoreView(own.store)).alike().items()}
+def alike_marks(copied: Town) -> dict[str, object]:
+    return {name: mark.pixels for name, mark in review_of(StoreView(copied.store)).alike().items()}
 
 
 def test_regions_that_are_like_the_answered_ones_are_corrected_and_say_so(
-    own: Town, capsys: pytest.CaptureFixture[str]
+    copied: Town, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = spread(own, "truth", capsys)
+    found = spread(copied, "truth", capsys)
     assert "are right" in str(found["words"])
-    final, wrong, changed, pixels = final_of(own), 0, 0, 0
-    for name, truth in own.truth.items():
+    final, wrong, changed, pixels = final_of(copied), 0, 0, 0
+    for name, truth in copied.truth.items():
         label, source = final.read_label(name), final.read_source(name)
         wall = truth == WALL
         changed += int(((label == WALL) & wall).sum())
         wrong += int(((label != truth) & ~wall).sum())
         pixels += int((source == SOURCES["alike"]).sum())
-    walls = sum(int((truth == WALL).sum()) for truth in own.truth.values())
+    walls = sum(int((truth == WALL).sum()) for truth in copied.truth.values())
     assert changed > 0.8 * walls, "250 answers name at most a tenth of these regions"
     assert wrong < 0.05 * walls
     assert pixels == found["pixels"]
 
 
 def test_an_answer_of_a_person_wins_and_each_fit_replaces_the_last(
-    own: Town, capsys: pytest.CaptureFixture[str]
+    copied: Town, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spread(own, "truth", capsys)
-    first, lines = alike_marks(own), review_of(StoreView(own.store)).path.read_bytes()
-    spread(own, "truth", capsys)
-    assert alike_marks(own) == first, "the same answers teach the same"
-    assert review_of(StoreView(own.store)).path.read_bytes().startswith(lines)
-    view = StoreView(own.store)
+    spread(copied, "truth", capsys)
+    first, lines = alike_marks(copied), review_of(StoreView(copied.store)).path.read_bytes()
+    spread(copied, "truth", capsys)
+    assert alike_marks(copied) == first, "the same answers teach the same"
+    assert review_of(StoreView(copied.store)).path.read_bytes().startswith(lines)
+    view = StoreView(copied.store)
     review = review_of(view)
-    items = Questions.load(Questions.path_of(own.store)).items
+    items = Questions.load(Questions.path_of(copied.store)).items
     for item in items:  # a person takes every wall back
         if item.get("answer") == "wall":
             review.withdraw(item["name"], item["mark"])
     name, patch = next(iter(first.items()))
-    final = final_of(own)
+    final = final_of(copied)
     for mark in review.of(name):
         said = reviewed([mark], 96, 160, TABLE)[1]
         assert (final.read_label(name)[said != UNTOUCHED] == said[said != UNTOUCHED]).all()
         assert (final.read_source(name)[said != UNTOUCHED] == SOURCES["human"]).all()
     assert patch is not None
-    assert alike.spread(StoreView(own.store, images=own.images))["regions"] == 0
-    assert not alike_marks(own), "what was withdrawn teaches nothing"
+    assert alike.spread(StoreView(copied.store, images=copied.images))["regions"] == 0
+    assert not alike_marks(copied), "what was withdrawn teaches nothing"
 
 
-def test_answers_at_random_change_nothing(own: Town, capsys: pytest.CaptureFixture[str]) -> None:
-    found = spread(own, "noise", capsys)
+def test_answers_at_random_change_nothing(copied: Town, capsys: pytest.CaptureFixture[str]) -> None:
+    found = spread(copied, "noise", capsys)
     assert found["regions"] == 0
     assert "do not show" in str(found["words"])
-    assert not alike_marks(own)
+    assert not alike_marks(copied)
 
 
 def test_corrections_of_alike_regions_are_of_these_labels_alone_and_no_word_of_people(
-    own: Town, capsys: pytest.CaptureFixture[str]
+    copied: Town, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spread(own, "truth", capsys)
-    view = StoreView(own.store)
+    spread(copied, "truth", capsys)
+    view = StoreView(copied.store)
     review = review_of(view)
-    answered = {item["name"] for item in Questions.load(Questions.path_of(own.store)).items if item["verdict"]}
+    answered = {item["name"] for item in Questions.load(Questions.path_of(copied.store)).items if item["verdict"]}
     assert set(review.by_name()) <= answered
     other = review_of(view)
     other._labels = "0" * 16  # of another teacher

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.finalise import Recipe, finalise
-from hmsa_core.labels.review import UNTOUCHED, reviewed
+from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
@@ -24,45 +23,33 @@ from pipeline.review.questions import MIXED, UNSURE, Questions, review_of
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
 from pipeline.stages.pseudo_label import review_of as review_of_image
-from tests.support.label_scenes import Scenes, make_scenes
+from tests.support.label_scenes import Scenes, corrected, make_scenes
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    folder = tmp_path_factory.mktemp("ask")
-    scenes = make_scenes(folder, size=(256, 128))
-    (folder / "truth").mkdir()
-    for name, truth in scenes.truth.items():
-        cv2.imwrite(str(folder / "truth" / f"{name}.png"), truth)
-    return scenes
+    return make_scenes(tmp_path_factory.mktemp("ask"))
 
 
 @pytest.fixture
-def own(made: Scenes, tmp_path: Path) -> Scenes:
-    shutil.copytree(made.store, tmp_path / "raw")
-    return replace(made, store=tmp_path / "raw")
+def copied(made: Scenes, tmp_path: Path) -> Scenes:
+    return made.copied_to(tmp_path)
 
 
-def corrected(view: StoreView, name: str) -> np.ndarray:
-    row = view.info(name)
-    return reviewed(review_of(view).of(name), row["height"], row["width"], view.classes)[1]
-
-
-def ask(own: Scenes, *options: object) -> int:
-    return main(["ask", str(own.store), *map(str, options)])
+def ask(copied: Scenes, *options: object) -> int:
+    return main(["ask", str(copied.store), *map(str, options)])
 
 
 def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(
-    own: Scenes, made: Scenes, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth = made.store.parent / "truth"
-    assert ask(own, "--answers", truth, "--budget", 60, "--ids", "train", "--json") == 0
+    assert ask(copied, "--answers", copied.maps, "--budget", 60, "--ids", "train", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["price"]
     assert [row["labelled"] for row in rows] == sorted(row["labelled"] for row in rows)
     assert rows[-1]["corrected"] > 0
-    raw, view = LabelStore.open(own.store), StoreView(own.store)
+    raw, view = LabelStore.open(copied.store), StoreView(copied.store)
     marks = partial(review_of_image, review_of(view).by_name(), raw.classes)
-    out = own.store.parent / "final"
+    out = copied.store.parent / "final"
     finalise(raw, Recipe(from_threshold("0.9", raw.classes), reviewed=marks), out)
     final, agree, pixels = LabelStore.open(out), 0, 0
     for name in raw.names():
@@ -70,14 +57,14 @@ def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(
         by_hand = said < raw.classes.num_classes
         assert (final.read(name)[0][by_hand] == said[by_hand]).all()
         assert (final.read_source(name)[by_hand] == SOURCES["human"]).all()
-        agree += int((said == made.truth[name])[by_hand].sum())
+        agree += int((said == copied.truth[name])[by_hand].sum())
         pixels += int(by_hand.sum())
     assert pixels == rows[-1]["labelled"]
     assert agree / pixels > 0.85
 
 
-def test_the_mixture_favours_rare_classes_and_the_aim_gets_half(own: Scenes) -> None:
-    view = StoreView(own.store)
+def test_the_mixture_favours_rare_classes_and_the_aim_gets_half(copied: Scenes) -> None:
+    view = StoreView(copied.store)
     aimed = Questions.draw(view, budget=600, aim=["pole"])
     pole = view.classes.index("pole")
     assert np.mean([item["class"] == pole for item in aimed.items]) > 0.45
@@ -88,8 +75,8 @@ def test_the_mixture_favours_rare_classes_and_the_aim_gets_half(own: Scenes) -> 
     assert Questions.draw(view, budget=600).id == plain.id != aimed.id
 
 
-def test_a_changed_answer_replaces_the_first_and_no_region_is_asked_twice(own: Scenes) -> None:
-    view = StoreView(own.store)
+def test_a_changed_answer_replaces_the_first_and_no_region_is_asked_twice(copied: Scenes) -> None:
+    view = StoreView(copied.store)
     file = SpotFile(Questions, view)
     found = file.start(Questions.draw(view, budget=40))
     number = next(found.open(view))
@@ -111,46 +98,46 @@ def test_a_changed_answer_replaces_the_first_and_no_region_is_asked_twice(own: S
         assert corrected(view, place["name"])[place["y"], place["x"]] == UNTOUCHED
 
 
-def test_answers_survive_a_new_teacher_and_its_questions_are_new(own: Scenes, tmp_path: Path) -> None:
-    view = StoreView(own.store)
+def test_answers_survive_a_new_teacher_and_its_questions_are_new(copied: Scenes, tmp_path: Path) -> None:
+    view = StoreView(copied.store)
     file = SpotFile(Questions, view)
     found = file.start(Questions.draw(view, budget=5))
     name = found.items[0]["name"]
     file.answer(found.id, 0, "wall", "kim")
     before = corrected(view, name)
-    shutil.rmtree(own.store)
-    made = make_scenes(tmp_path / "new", size=(256, 128), teacher_seed=1)
-    shutil.copytree(made.store, own.store)
-    now = StoreView(own.store)
+    shutil.rmtree(copied.store)
+    made = make_scenes(tmp_path / "new", teacher_seed=1)
+    shutil.copytree(made.store, copied.store)
+    now = StoreView(copied.store)
     assert np.array_equal(corrected(now, name), before)
     assert SpotFile(Questions, now).current is None
 
 
 def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(
-    own: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    copied: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--images", own.images, "--budget", 8, "--who", "kim")
+    options = ("--images", copied.images, "--budget", 8, "--who", "kim")
     monkeypatch.setattr("sys.stdin", io.StringIO("\nnonsense\nwall\nu\nm\nq\n"))
-    assert ask(own, *options) == 0
+    assert ask(copied, *options) == 0
     assert "'nonsense' is no answer" in capsys.readouterr().err
-    view = StoreView(own.store)
-    items = Questions.load(Questions.path_of(own.store)).items
+    view = StoreView(copied.store)
+    items = Questions.load(Questions.path_of(copied.store)).items
     assert [item["answer"] for item in items if item["verdict"]][-1] == MIXED
     assert sum(item["verdict"] is not None for item in items) == 2
-    picture = cv2.imread(str(own.store.with_name("raw.question.png")))
+    picture = cv2.imread(str(copied.store.with_name("raw.question.png")))
     assert picture is not None
     assert picture.shape[1] > 256
     assert ((picture == (255, 0, 255)).all(axis=2)).sum() > 8
     monkeypatch.setattr("sys.stdin", io.StringIO("x\n"))
-    assert ask(own, *options) == 0
-    items = Questions.load(Questions.path_of(own.store)).items
+    assert ask(copied, *options) == 0
+    items = Questions.load(Questions.path_of(copied.store)).items
     assert sum(item["verdict"] is not None for item in items) == 3
     assert all(mark.reviewer == "kim" and mark.when for mark in review_of(view).marks())
     assert review_of(view).statuses() == {}, "an answer about a region is no look at the whole image"
 
 
-def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong(own: Scenes) -> None:
-    view = StoreView(own.store)
+def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong(copied: Scenes) -> None:
+    view = StoreView(copied.store)
     assert price(Questions({"items": []}), view)["words"].startswith("too few answers")
     at = ["2026-11-01T10:00:00+00:00", "2026-11-01T10:00:30+00:00", "2026-11-01T18:00:00+00:00"]
     said = [("road", "right"), ("sky", "wrong"), (MIXED, "wrong")]
@@ -163,7 +150,7 @@ def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong(own: Sc
     assert row["before"][0] < row["after"][0] < row["before"][0] + 1e-3
 
 
-def test_minutes_are_those_of_each_person_and_the_last_answers_have_a_row(own: Scenes) -> None:
+def test_minutes_are_those_of_each_person_and_the_last_answers_have_a_row(copied: Scenes) -> None:
     said = [("kim", 0), ("ada", 10), ("kim", 20), ("ada", 40)]  # 20 s of kim, 30 s of ada
     items = [
         {
@@ -176,10 +163,10 @@ def test_minutes_are_those_of_each_person_and_the_last_answers_have_a_row(own: S
         }
         for who, s in said
     ]
-    found = price(Questions({"items": items}), StoreView(own.store))
+    found = price(Questions({"items": items}), StoreView(copied.store))
     assert found["price"][-1]["minutes"] == found["last"]["minutes"] == 0.8
     many = [items[0] | {"when": f"2026-11-01T10:{i:02}:00+00:00", "verdict": "wrong"} for i in range(30)]
-    assert price(Questions({"items": many}), StoreView(own.store))["last"] == {
+    assert price(Questions({"items": many}), StoreView(copied.store))["last"] == {
         "answers": 25,
         "minutes": 24.0,
         "labelled": 250,
@@ -188,10 +175,10 @@ def test_minutes_are_those_of_each_person_and_the_last_answers_have_a_row(own: S
     }
 
 
-def test_the_price_holds_the_true_share_of_right_labels_whatever_was_aimed_at(own: Scenes) -> None:
-    view, file = StoreView(own.store), {name: LabelStore.open(own.store).read(name)[0] for name in own.names}
-    right = {name: file[name] == own.truth[name] for name in own.names}
-    true = np.mean([right[name].mean() for name in own.names])
+def test_the_price_holds_the_true_share_of_right_labels_whatever_was_aimed_at(copied: Scenes) -> None:
+    view, file = StoreView(copied.store), {name: LabelStore.open(copied.store).read(name)[0] for name in copied.names}
+    right = {name: file[name] == copied.truth[name] for name in copied.names}
+    true = np.mean([right[name].mean() for name in copied.names])
     held, values = 0, []
     for seed in range(40):
         questions = Questions.draw(view, budget=120, seed=seed, aim=["pole"] if seed % 2 else [])
@@ -212,8 +199,8 @@ def test_the_price_holds_the_true_share_of_right_labels_whatever_was_aimed_at(ow
     [(0, 40, "stop: 9"), (100, 1, "stop: a map"), (50, 100, "go on: a map")],
     ids=["right", "tiny", "large"],
 )
-def test_the_price_says_when_to_stop(own: Scenes, wrong: int, size: int, said: str) -> None:
-    view = StoreView(own.store)
+def test_the_price_says_when_to_stop(copied: Scenes, wrong: int, size: int, said: str) -> None:
+    view = StoreView(copied.store)
     questions = Questions.draw(view, budget=600)
     for number, item in enumerate(questions.items):
         item |= {"verdict": "wrong" if number % 100 < wrong else "right", "answer": "road", "pixels": size}
@@ -226,14 +213,14 @@ def test_the_price_says_when_to_stop(own: Scenes, wrong: int, size: int, said: s
     assert value == pytest.approx(wrong * size / view.predicted.sum() * 100, abs=1e-3)
 
 
-def test_a_region_that_was_answered_before_counts_as_a_draw(own: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
-    truth = ("--answers", own.images.parent / "truth", "--ids", "train", "--json")
-    assert ask(own, *truth, "--budget", 300) == 0
+def test_a_region_that_was_answered_before_counts_as_a_draw(copied: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = ("--answers", copied.maps, "--ids", "train", "--json")
+    assert ask(copied, *truth, "--budget", 300) == 0
     first = json.loads(capsys.readouterr().out)["price"][-1]
     assert first["answers"] < 300, "in so few images some regions are drawn twice"
-    questions = Questions.load(Questions.path_of(own.store))
+    questions = Questions.load(Questions.path_of(copied.store))
     alone = [item for item in questions.items if item["verdict"]]
-    without = price(Questions({"items": alone}), StoreView(own.store))["price"][-1]
+    without = price(Questions({"items": alone}), StoreView(copied.store))["price"][-1]
     assert first["before"] != without["before"]
     assert first["before"][2] - first["before"][1] < without["before"][2] - without["before"][1]
     assert first["after"][0] > first["before"][0]
@@ -248,9 +235,9 @@ def test_a_region_that_was_answered_before_counts_as_a_draw(own: Scenes, capsys:
         (["--answers", "/nowhere"], "no such folder"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(
-    own: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_option_is_reported_in_one_line(
+    copied: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ask(own, *options) in (2, 3)
+    assert ask(copied, *options) in (2, 3)
     assert said in capsys.readouterr().err
-    assert not Questions.path_of(own.store).exists()
+    assert not Questions.path_of(copied.store).exists()

@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from pipeline.review.certificate import Certificate
 from pipeline.review.certify import begin
 from pipeline.review.session import Session
 from pipeline.review.spot_check import SpotFile
-from pipeline.review.stats import Cuts
+from pipeline.review.stats import Thresholds
 from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes, make_scenes
 
@@ -35,49 +34,42 @@ CLASSES = ("road", "sky", "vegetation", "wall")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scenes, Path]:
-    """Scenes, and their true labels as trainIds."""
-    folder = tmp_path_factory.mktemp("certify")
-    scenes = make_scenes(folder, size=(256, 128))
-    (folder / "truth").mkdir()
-    for name, truth in scenes.truth.items():
-        cv2.imwrite(str(folder / "truth" / f"{name}.png"), truth)
-    return scenes, folder / "truth"
+def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    return make_scenes(tmp_path_factory.mktemp("certify"))
 
 
 @pytest.fixture(scope="module")
-def certified(made: tuple[Scenes, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def certified(made: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The certificate of the scenes that true labels give; read only."""
     file = tmp_path_factory.mktemp("certified") / "raw.certificate.json"
-    assert by_labels(made[0], made, "--out", file) == 0
+    assert by_labels(made, "--out", file) == 0
     return file
 
 
 @pytest.fixture
-def own(made: tuple[Scenes, Path], tmp_path: Path) -> Scenes:
-    shutil.copytree(made[0].store, tmp_path / "raw")
-    return replace(made[0], store=tmp_path / "raw")
+def copied(made: Scenes, tmp_path: Path) -> Scenes:
+    return made.copied_to(tmp_path)
 
 
 def certify(store: Path, *options: object) -> int:
     return main(["certify", str(store), *map(str, options)])
 
 
-def by_labels(own: Scenes, made: tuple[Scenes, Path], *options: object) -> int:
-    base = ("--answers", made[1], "--target", 0.9, "--budget", 500, "--classes", *CLASSES)
-    return certify(own.store, *base, *options)
+def by_labels(scenes: Scenes, *options: object) -> int:
+    base = ("--answers", scenes.maps, "--target", 0.9, "--budget", 500, "--classes", *CLASSES)
+    return certify(scenes.store, *base, *options)
 
 
 def test_true_labels_certify_classes_that_are_as_right_as_promised(
-    own: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str]
+    copied: Scenes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert by_labels(own, made, "--json") == 0
+    assert by_labels(copied, "--json") == 0
     classes = json.loads(capsys.readouterr().out)["classes"]
     assert set(classes) == set(CLASSES)
     assert sum(row["draws"] for row in classes.values()) <= 500
     passed = {name: row for name, row in classes.items() if row["certified"]}
     assert passed
-    store = LabelStore.open(own.store)
+    store = LabelStore.open(copied.store)
     for name, row in passed.items():
         right = kept = every = 0
         for image in store.names():
@@ -85,23 +77,23 @@ def test_true_labels_certify_classes_that_are_as_right_as_promised(
             mine = label == store.classes.index(name)
             every += int(mine.sum())
             kept += int((mine & (code >= row["code"])).sum())
-            right += int((mine & (code >= row["code"]) & (own.truth[image] == label)).sum())
+            right += int((mine & (code >= row["code"]) & (copied.truth[image] == label)).sum())
         assert right / kept >= 0.9
         assert row["lower"] >= 0.9
         assert row["coverage"] == pytest.approx(kept / every, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_certificate(own: Scenes, made: tuple[Scenes, Path], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_certificate(copied: Scenes, tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.json" for number in range(3)]
     for file, seed in zip(files, (1, 1, 2), strict=True):
-        assert by_labels(own, made, "--seed", seed, "--budget", 40, "--out", file) == 0
+        assert by_labels(copied, "--seed", seed, "--budget", 40, "--out", file) == 0
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
 def test_a_certificate_is_recomputed_from_its_draws_and_a_changed_byte_refused(
-    made: tuple[Scenes, Path], certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Scenes, certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", str(made[0].store), "--certificate", str(certified)]) == 0
+    assert main(["verify", str(made.store), "--certificate", str(certified)]) == 0
     assert "draws recomputed" in capsys.readouterr().out
     file = tmp_path / "raw.certificate.json"
     file.write_text(certified.read_text().replace('"right"', '"wrong"', 1))
@@ -133,12 +125,12 @@ ALTERED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("change", ALTERED)
 def test_a_certificate_that_was_altered_and_sealed_again_is_refused(
-    made: tuple[Scenes, Path], certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+    made: Scenes, certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     file, value = tmp_path / "raw.certificate.json", sealed.read(certified)
     ALTERED[change](value)
     sealed.write(file, value)
-    assert main(["verify", str(made[0].store), "--certificate", str(file)]) == 4
+    assert main(["verify", str(made.store), "--certificate", str(file)]) == 4
     said = capsys.readouterr().err
     assert "refused" in said
     assert said.count("error:") == 1
@@ -147,7 +139,7 @@ def test_a_certificate_that_was_altered_and_sealed_again_is_refused(
 def test_a_certificate_is_void_once_the_store_is_made_anew(
     certified: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    make_scenes(tmp_path, size=(256, 128), frames=1, teacher_seed=1)
+    make_scenes(tmp_path, frames=1, teacher_seed=1)
     shutil.copy(certified, tmp_path)
     assert main(["verify", "--certificate", str(tmp_path / "raw.certificate.json")]) == 4
     assert "void: the store has changed" in capsys.readouterr().err
@@ -158,16 +150,16 @@ def test_a_certificate_is_void_once_the_store_is_made_anew(
 
 
 def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate(
-    own: Scenes, made: tuple[Scenes, Path], tmp_path: Path
+    copied: Scenes, tmp_path: Path
 ) -> None:
     policy = tmp_path / "certified.json"
-    assert by_labels(own, made, "--save-policy", policy) == 0
-    saved, raw = ThresholdPolicy.load(policy), LabelStore.open(own.store)
+    assert by_labels(copied, "--save-policy", policy) == 0
+    saved, raw = ThresholdPolicy.load(policy), LabelStore.open(copied.store)
     passed = [entry.name for entry in saved.entries if entry.status == "certified"]
     assert passed
     assert {entry.status for entry in saved.entries} <= {"certified", "withheld"}
-    session = Session(own.store, policy=policy)
-    known = session.sources().of_classes(session.cuts().codes)
+    session = Session(copied.store, policy=policy)
+    known = session.sources().of_classes(session.thresholds().codes)
     for name in passed:
         found = known[saved.classes.index(name)]
         assert found is not None
@@ -176,7 +168,7 @@ def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate
     assert saved.on(raw.digest) is saved
     finalise(raw, Recipe(saved), tmp_path / "final")
     proof = read_manifest(tmp_path / "final")["policy"]["certificate"]
-    assert proof["digest"] == sealed.read(Certificate.path_of(own.store))["digest"]
+    assert proof["digest"] == sealed.read(Certificate.path_of(copied.store))["digest"]
     assert proof["classes"] == passed
     elsewhere = saved.on("0" * 64)
     assert [entry.code for entry in elsewhere.entries] == [entry.code for entry in saved.entries]
@@ -186,11 +178,11 @@ def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate
 
 
 def test_only_classes_of_this_certificate_are_certified_and_the_others_keep_their_own_target(
-    own: Scenes, made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     low, high = tmp_path / "low.json", tmp_path / "high.json"
-    assert by_labels(own, made, "--target", 0.6, "--save-policy", low) == 0
-    assert by_labels(own, made, "--target", 0.97, "--policy", low, "--save-policy", high) == 0
+    assert by_labels(copied, "--target", 0.6, "--save-policy", low) == 0
+    assert by_labels(copied, "--target", 0.97, "--policy", low, "--save-policy", high) == 0
     first, second = ThresholdPolicy.load(low), ThresholdPolicy.load(high)
     passed = {entry.name for entry in second.entries if entry.status == "certified"}
     others = [entry for entry, was in zip(second.entries, first.entries, strict=True) if was.status == "certified"]
@@ -201,58 +193,58 @@ def test_only_classes_of_this_certificate_are_certified_and_the_others_keep_thei
     assert {entry.evidence["target"] for entry in second.entries if entry.name in passed} <= {0.97}
     assert second.evidence["target"] == 0.97, "what the page and the table of shift compare with"
     capsys.readouterr()
-    assert by_labels(own, made, "--policy", low, "--save-policy", low) == 2
+    assert by_labels(copied, "--policy", low, "--save-policy", low) == 2
     assert "the certificate starts from this policy" in capsys.readouterr().err
     assert ThresholdPolicy.load(low).evidence == first.evidence
 
 
 def test_answers_of_people_are_put_aside_and_go_on_when_their_plan_comes_back(
-    own: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str]
+    copied: Scenes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = ("--target", 0.9, "--budget", 500, "--classes", *CLASSES)
-    file = Certificate.path_of(own.store)
-    assert certify(own.store, *plan) == 0
-    kept = SpotFile(Certificate, StoreView(own.store))
+    file = Certificate.path_of(copied.store)
+    assert certify(copied.store, *plan) == 0
+    kept = SpotFile(Certificate, StoreView(copied.store))
     for number in range(6):
         kept.answer(Certificate.load(file).id, number, "right")
     capsys.readouterr()
     file.with_name(f"{file.stem}-{'0' * 16}.json").write_text("damaged")
-    assert certify(own.store, "--target", 0.8) == 0
+    assert certify(copied.store, "--target", 0.8) == 0
     assert "note: the answers of another certificate are kept in " in capsys.readouterr().err
-    assert certify(own.store, *plan) == 0
+    assert certify(copied.store, *plan) == 0
     assert [draw["verdict"] for draw in Certificate.load(file).items[:6]] == ["right"] * 6
-    assert by_labels(own, made) == 0, "the same plan, answered by label maps"
+    assert by_labels(copied) == 0, "the same plan, answered by label maps"
     aside = Path(capsys.readouterr().err.split("are kept in ")[1].strip())
     assert main(["verify", "--certificate", str(aside)]) == 0, "its store is found by its name"
     assert [draw["verdict"] for draw in Certificate.load(aside).items[:7]] == ["right"] * 6 + [None]
 
 
 def test_label_maps_of_other_proportions_answer_nothing(
-    own: Scenes, made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "turned").mkdir()
-    for name, truth in made[0].truth.items():
+    for name, truth in copied.truth.items():
         cv2.imwrite(str(tmp_path / "turned" / f"{name}.png"), np.rot90(truth))
-    assert certify(own.store, "--answers", tmp_path / "turned", "--ids", "train", "--target", 0.9) == 3
+    assert certify(copied.store, "--answers", tmp_path / "turned", "--ids", "train", "--target", 0.9) == 3
     said = capsys.readouterr().err
     assert "is 128x256, the labels of " in said
     assert "are 256x128: they do not show the same" in said
-    assert not Certificate.path_of(own.store).exists()
+    assert not Certificate.path_of(copied.store).exists()
 
 
 def test_a_finished_store_is_certified_as_it_is(
-    made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raw = LabelStore.open(made[0].store)
+    raw = LabelStore.open(made.store)
     finalise(raw, Recipe(from_threshold("0.9", raw.classes)), tmp_path / "final")
-    done = certify(tmp_path / "final", "--answers", made[1], "--target", 0.9, "--classes", "sky", "road", "--json")
+    done = certify(tmp_path / "final", "--answers", made.maps, "--target", 0.9, "--classes", "sky", "road", "--json")
     assert done == 0
     classes = json.loads(capsys.readouterr().out)["classes"]
     assert classes["sky"]["certified"]
 
 
-def test_two_people_answer_one_certificate_and_no_answer_is_lost(own: Scenes) -> None:
-    views = [StoreView(own.store) for _ in range(2)]
+def test_two_people_answer_one_certificate_and_no_answer_is_lost(copied: Scenes) -> None:
+    views = [StoreView(copied.store) for _ in range(2)]
     files = [SpotFile(Certificate, view) for view in views]
     plan = {"target": 0.9, "delta": 0.05, "budget": 60, "seed": 0, "classes": CLASSES}
     certificate = files[0].start(begin(views[0], **plan))
@@ -267,13 +259,13 @@ def test_two_people_answer_one_certificate_and_no_answer_is_lost(own: Scenes) ->
         person.start()
     for person in people:
         person.join()
-    kept = Certificate.load(Certificate.path_of(own.store))
+    kept = Certificate.load(Certificate.path_of(copied.store))
     assert [draw["verdict"] for draw in kept.items[:10]] == ["unsure", "right"] * 5
     kept.check(views[0], "it")
 
 
-def test_an_answer_that_is_left_out_stops_the_count_and_no_draw_is_wasted(own: Scenes) -> None:
-    view = StoreView(own.store)
+def test_an_answer_that_is_left_out_stops_the_count_and_no_draw_is_wasted(copied: Scenes) -> None:
+    view = StoreView(copied.store)
     certificate = begin(view, target=0.9, delta=0.05, budget=300, seed=0, classes=["sky"])
     while certificate.plan_draws(view):
         for number, draw in enumerate(certificate.items):
@@ -289,11 +281,11 @@ def test_an_answer_that_is_left_out_stops_the_count_and_no_draw_is_wasted(own: S
     assert certificate.results()["sky"]["certified"]
 
 
-def test_an_audit_of_the_same_seed_draws_other_pixels(own: Scenes) -> None:
-    view = StoreView(own.store)
+def test_an_audit_of_the_same_seed_draws_other_pixels(copied: Scenes) -> None:
+    view = StoreView(copied.store)
     sky = view.classes.index("sky")
-    cuts = Cuts(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
-    audit = Audit.draw(view, cuts, per_class=1, seed=0, classes=[sky])
+    thresholds = Thresholds(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
+    audit = Audit.draw(view, thresholds, per_class=1, seed=0, classes=[sky])
     certificate = begin(view, target=0.9, delta=0.05, budget=300, seed=0, classes=["sky"])
     (first, *_) = certificate.plan_draws(view)
     drawn = [(item["name"], item["rank"]) for item in (audit.items[0], first)]
@@ -301,8 +293,8 @@ def test_an_audit_of_the_same_seed_draws_other_pixels(own: Scenes) -> None:
     assert drawn[0] != drawn[1]
 
 
-def test_a_changed_answer_counts_as_if_it_had_been_given_at_once(own: Scenes) -> None:
-    view = StoreView(own.store)
+def test_a_changed_answer_counts_as_if_it_had_been_given_at_once(copied: Scenes) -> None:
+    view = StoreView(copied.store)
     plan = {"target": 0.9, "delta": 0.05, "budget": 120, "seed": 0, "classes": ["sky"]}
     mistaken = begin(view, **plan)
     while len(mistaken.items) < 60 and mistaken.plan_draws(view):
@@ -317,8 +309,8 @@ def test_a_changed_answer_counts_as_if_it_had_been_given_at_once(own: Scenes) ->
     assert mistaken.results() == other.results() != {"sky": before}
 
 
-def test_other_answers_than_of_its_plan_are_refused(own: Scenes) -> None:
-    view = StoreView(own.store)
+def test_other_answers_than_of_its_plan_are_refused(copied: Scenes) -> None:
+    view = StoreView(copied.store)
     file = SpotFile(Certificate, view)
     plan = {"target": 0.9, "delta": 0.05, "budget": 60, "classes": CLASSES}
     old = file.start(begin(view, seed=0, **plan))
@@ -326,7 +318,7 @@ def test_other_answers_than_of_its_plan_are_refused(own: Scenes) -> None:
     file.start(begin(view, seed=1, **plan))
     with pytest.raises(InputError, match="drawn since"):
         file.answer(old.id, 1, "right")
-    assert len(list(own.store.parent.glob("raw.certificate-*.json"))) == 1
+    assert len(list(copied.store.parent.glob("raw.certificate-*.json"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -338,17 +330,17 @@ def test_other_answers_than_of_its_plan_are_refused(own: Scenes) -> None:
         (["--answers", "/nowhere"], "no such folder"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(
-    own: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_option_is_reported_in_one_line(
+    copied: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert certify(own.store, *options) in (2, 3)
+    assert certify(copied.store, *options) in (2, 3)
     assert said in capsys.readouterr().err
-    assert not Certificate.path_of(own.store).exists()
+    assert not Certificate.path_of(copied.store).exists()
 
 
-def test_without_answers_it_says_how_many_are_wanted_where(own: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
-    assert certify(own.store, "--target", 0.9, "--classes", "sky") == 0
-    told = capsys.readouterr().out
-    assert "sky: about" in told
-    assert "more answers until it is certified" in told
-    assert np.all([d["verdict"] is None for d in Certificate.load(Certificate.path_of(own.store)).items])
+def test_without_answers_it_says_how_many_are_wanted_where(copied: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert certify(copied.store, "--target", 0.9, "--classes", "sky") == 0
+    printed = capsys.readouterr().out
+    assert "sky: about" in printed
+    assert "more answers until it is certified" in printed
+    assert np.all([d["verdict"] is None for d in Certificate.load(Certificate.path_of(copied.store)).items])

@@ -30,7 +30,7 @@ def ws(tmp_path: Path) -> Workspace:
     return work_over(tmp_path / "ws", root, "extra", calibrate="cd", report="e")
 
 
-def _own(ws: Workspace) -> dict[str, int]:
+def _by_stage(ws: Workspace) -> dict[str, int]:
     """What the stages ask for when they are run."""
     return {stage: int(module_of(stage).disk_estimate(ws)) for stage in STAGES}
 
@@ -40,7 +40,7 @@ def test_before_the_first_run_every_stage_is_counted_with_what_it_will_ask_for(w
     assert need.unknown == ""
     assert not ws.path("data/index").exists(), "looking changes nothing"
     prepare.run(ws)
-    own = _own(ws)
+    own = _by_stage(ws)
     assert own["pseudo-label"] == 0, "it goes by labels that are not there yet"
     assert need.parts == own | {"pseudo-label": own["auto-infer"]}
     assert own["auto-infer"] >= 2 * 300 * 400 * 2
@@ -50,13 +50,13 @@ def test_before_the_first_run_every_stage_is_counted_with_what_it_will_ask_for(w
 
 def test_images_of_tonight_count_before_prepare_has_seen_them(ws: Workspace) -> None:
     prepare.run(ws)
-    assert disk_need(ws).parts["auto-infer"] == _own(ws)["auto-infer"]
+    assert disk_need(ws).parts["auto-infer"] == _by_stage(ws)["auto-infer"]
     photograph(ws.roots["target"], "i", "extra", np.random.default_rng(0), (800, 600))
     ws = Workspace(ws.root)
     tonight = disk_need(ws)
-    assert tonight.parts["auto-infer"] > _own(ws)["auto-infer"]
+    assert tonight.parts["auto-infer"] > _by_stage(ws)["auto-infer"]
     prepare.run(ws)
-    assert tonight.parts["auto-infer"] == _own(ws)["auto-infer"]
+    assert tonight.parts["auto-infer"] == _by_stage(ws)["auto-infer"]
     assert tonight.parts["pseudo-label"] == tonight.parts["auto-infer"]
 
 
@@ -72,7 +72,7 @@ def test_a_stage_that_the_night_allowed_has_its_room_however_much_the_others_too
     raw = ws.path("labels/raw/shard-0.parquet")
     raw.parent.mkdir(parents=True)
     raw.write_bytes(bytes(need.parts["auto-infer"] // 3))  # one of the three copies that are counted
-    for stage, size in _own(ws).items():
+    for stage, size in _by_stage(ws).items():
         check_space(ws, stage, size)
         free -= size
     free = disk_need(ws).least + RESERVE - 1
@@ -84,7 +84,7 @@ def test_a_stage_that_the_night_allowed_has_its_room_however_much_the_others_too
     disk.check_machine(ws, [s for s in STAGES if s != "student-train"])
 
 
-def test_after_a_first_run_the_largest_stage_must_have_room_and_the_sum_is_told(
+def test_after_a_first_run_the_largest_stage_must_have_room_and_the_sum_is_reported(
     ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for stage in STAGES:  # most is there already, and how much is new cannot be foreseen

@@ -23,7 +23,7 @@ def test_a_damaged_line_is_named_with_its_file_and_a_way_out(tmp_path: Path, tor
     path.write_text(path.read_text() + torn + ("" if is_last else '\n{"key": 2}\n'))
     with pytest.raises(IntegrityError, match=rf"{path}: line 2 is not a thing") as error:
         records.read(path, "a thing", ("key",))
-    assert error.value.hint == "mend or remove that line"
+    assert error.value.hint == "correct or remove that line"
 
 
 def test_a_last_line_that_lost_its_line_break_is_not_glued_to_the_next(tmp_path: Path) -> None:

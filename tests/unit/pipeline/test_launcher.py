@@ -74,25 +74,25 @@ def test_what_a_rank_reports_is_raised_with_its_class_message_and_hint(tmp_path:
     assert caught.value.hint == "lower lr"
 
 
-def test_a_full_disk_is_told_even_if_another_rank_wrote_the_record(tmp_path: Path, run_script) -> None:
+def test_a_full_disk_is_reported_even_if_another_rank_wrote_the_record(tmp_path: Path, run_script) -> None:
     record = json.dumps({"exit_code": 1, "message": "connection closed by peer", "hint": ""})
     with pytest.raises(errors.NoSpaceError, match="status 28; its output is above"):
         run_script(RECORD.format(work=str(tmp_path), record=record, status=28))
 
 
 @pytest.mark.parametrize(
-    ("is_killed", "error", "told"),
+    ("is_killed", "error", "message"),
     [(True, errors.HmsaError, "died 3 times"), (False, errors.DeviceError, "CUDA error: ECC")],
 )
 def test_a_lost_rank_and_the_fault_of_a_gpu_are_started_again_a_bounded_number_of_times(
-    tmp_path: Path, run_script, caplog, is_killed: bool, error: type[errors.HmsaError], told: str
+    tmp_path: Path, run_script, caplog, is_killed: bool, error: type[errors.HmsaError], message: str
 ) -> None:
     run_script(LOSE_SOME.format(work=str(tmp_path), losses=2, is_killed=is_killed))
     assert (tmp_path / "starts").read_text() == "3"
     assert "start 3 of 3 from the last checkpoint" in caplog.text
-    assert is_killed or told in caplog.text
+    assert is_killed or message in caplog.text
     (tmp_path / "starts").unlink()
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         run_script(LOSE_SOME.format(work=str(tmp_path), losses=99, is_killed=is_killed))
     assert (tmp_path / "starts").read_text() == "3"
 
@@ -133,8 +133,8 @@ def test_a_job_has_a_process_group_of_its_own_which_ctrl_c_reaches_through_us_al
     tmp_path: Path, run_script, monkeypatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    told = "f\"{os.getpgrp() - os.getpid()} {os.environ['OMP_NUM_THREADS']} {os.environ['MKL_NUM_THREADS']}\""
-    run_script(f"import os, pathlib; pathlib.Path({str(tmp_path / 'said')!r}).write_text({told})", threads=3)
+    reported = "f\"{os.getpgrp() - os.getpid()} {os.environ['OMP_NUM_THREADS']} {os.environ['MKL_NUM_THREADS']}\""
+    run_script(f"import os, pathlib; pathlib.Path({str(tmp_path / 'said')!r}).write_text({reported})", threads=3)
     assert (tmp_path / "said").read_text() == "0 3 3"
 
 

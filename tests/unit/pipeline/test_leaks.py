@@ -65,14 +65,14 @@ def test_learned_images_are_left_out_and_listed_for_every_judged_model() -> None
     }
     judged = judge_only_unseen(samples, models, max_leaked=0.05, max_gap=0, max_distance=0)
     assert set(judged.names) == {s.name for s in samples} - {"s3", "s7"}
-    told = judged.to_json()
-    assert (told["judged"], told["left_out"]) == (38, 2)
-    assert [(leak["name"], leak["model"]) for leak in told["leaks"]] == [
+    message = judged.to_json()
+    assert (message["judged"], message["left_out"]) == (38, 2)
+    assert [(leak["name"], leak["model"]) for leak in message["leaks"]] == [
         ("s3", "teacher"),
         ("s3", "student"),
         ("s7", "student"),
     ]
-    assert told["unknown_lineage"] == ["student: weights abc: unlisted"]
+    assert message["unknown_lineage"] == ["student: weights abc: unlisted"]
     assert judged.unknown == {"student": ("weights abc: unlisted",), "teacher": ()}
 
 

@@ -53,14 +53,14 @@ def test_a_copy_without_hidden_folders_is_named_and_init_completes_it(
 ) -> None:
     root = shutil.copytree(workspace, tmp_path / "ws", ignore=lambda _, names: set(names) & set(gone))
     assert _dvc(root) != 0
-    told = broken(root)["dvc repository"]
-    assert told.mend == INIT
+    finding = broken(root)["dvc repository"]
+    assert finding.fix == INIT
     monkeypatch.chdir(root)
-    assert main(told.mend.split()[1:]) == 0
+    assert main(finding.fix.split()[1:]) == 0
     assert "workspace of profile tiny" in capsys.readouterr().err
     assert _dvc(root) == 0
     assert found(root, "dvc repository", deep=False).state == "ok"
-    assert main(told.mend.split()[1:]) == 0
+    assert main(finding.fix.split()[1:]) == 0
     assert "nothing changed" in capsys.readouterr().err
 
 
@@ -75,7 +75,7 @@ def test_where_git_is_not_installed_init_lets_dvc_do_without(
 
 
 @pytest.mark.parametrize("lacking", ["name", "home"])
-def test_a_user_id_without_a_name_or_a_home_is_told_with_the_way_out(
+def test_a_user_id_without_a_name_or_a_home_is_reported_with_the_way_out(
     workspace: Path, tmp_path: Path, lacking: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME", *(["HOME"] if lacking == "home" else [])):
@@ -88,13 +88,15 @@ def test_a_user_id_without_a_name_or_a_home_is_told_with_the_way_out(
     assert "error: " in said
     assert "user id 54321 has no name or no home here" in said
     assert "hint: export USER=me LOGNAME=me HOME=" in said
-    assert broken(workspace)["user"].mend == init.GIVE_NAME
+    assert broken(workspace)["user"].fix == init.GIVE_NAME
     monkeypatch.setenv("USER", "me")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["init", str(tmp_path / "ws"), "--profile", "tiny", "--no-data"]) == 0
 
 
-def test_a_cache_of_dvc_that_cannot_be_written_is_told_before_a_stage_works(workspace: Path, tmp_path: Path) -> None:
+def test_a_cache_of_dvc_that_cannot_be_written_is_reported_before_a_stage_works(
+    workspace: Path, tmp_path: Path
+) -> None:
     root = shutil.copytree(workspace, tmp_path / "ws")
     (root / ".dvc/config.local").write_text("[cache]\n    dir = /proc/dvc\n")
     with pytest.raises(ConfigError, match="DVC's cache cannot be written: /proc"):
@@ -181,7 +183,7 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path, capsys: pytest.C
     script = tmp_path / "autolabel.bash"
     script.write_text(capsys.readouterr().out)
     ask = f"source {script}; COMP_WORDS=(autolabel export --fo) COMP_CWORD=2 COMP_LINE='autolabel export --fo'; "
-    asked = subprocess.run(
+    help_text = subprocess.run(
         ["bash", "-c", ask + "_shtab_autolabel; echo ${COMPREPLY[@]}"], capture_output=True, text=True, check=True
     )
-    assert "--format" in asked.stdout
+    assert "--format" in help_text.stdout

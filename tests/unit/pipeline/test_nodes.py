@@ -37,14 +37,14 @@ def test_a_rendezvous_is_told_by_the_environment_or_by_slurm_and_never_guessed()
 
 
 @pytest.mark.parametrize(
-    ("host", "told"),
+    ("host", "message"),
     [
         *((host, "loopback") for host in ("127.0.1.1", "::1", "localhost")),
         ("no-such-host.invalid", r"no way to the rendezvous no-such-host\.invalid:29500"),
     ],
 )
-def test_a_host_that_other_nodes_cannot_reach_is_no_rendezvous(host, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_host_that_other_nodes_cannot_reach_is_no_rendezvous(host, message):
+    with pytest.raises(ConfigError, match=message):
         Meeting(host, 29500, "x").own_address()
 
 
@@ -67,9 +67,9 @@ def test_srun_gets_a_task_a_node_with_all_cores_and_ends_all_when_one_fails(tmp_
     (tmp_path / "srun").chmod(0o755)
     by_slurm = RuntimeConfig(nodes=3, ranks=4, threads=2, workers=1, launcher="srun")
     words = nodes.launch_prefix(by_slurm, {"PATH": str(tmp_path), "SLURM_CPUS_ON_NODE": "96"})
-    asked = {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=96", "--kill-on-bad-exit=1"}
+    expected = {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=96", "--kill-on-bad-exit=1"}
     assert words[0] == "srun"
-    assert asked <= set(words)
+    assert expected <= set(words)
     assert "--cpus-per-task=12" in nodes.launch_prefix(by_slurm, {"PATH": str(tmp_path)})
 
 
@@ -132,21 +132,21 @@ def test_a_store_listens_at_its_address_alone_and_a_node_that_counts_no_more_is_
         listen("127.0.0.1", store.port)
     with socket.socket() as other, pytest.raises(ConnectionRefusedError):
         other.connect(("127.0.0.2", store.port))  # also of this machine
-    told: list[str] = []
+    messages: list[str] = []
     other_node = PrefixStore("alive", store)
 
     def open_store() -> Any:
         return PrefixStore("alive", connect("127.0.0.1", store.port, timedelta(seconds=5)))
 
-    watch_nodes(open_store, 0, 2, 2.0, told.append)
+    watch_nodes(open_store, 0, 2, 2.0, messages.append)
     begin = time.monotonic()
     while time.monotonic() - begin < 3.0:
         other_node.add("1", 1)
         time.sleep(0.2)
-        assert told == []
-    while not told and time.monotonic() - begin < 60.0:
+        assert messages == []
+    while not messages and time.monotonic() - begin < 60.0:
         time.sleep(0.1)
-    assert told == ["node 0: nothing was heard of node 1 of 0 to 1 for 2 s"]
+    assert messages == ["node 0: nothing was heard of node 1 of 0 to 1 for 2 s"]
 
 
 TEXT = (REPO / "examples/kubernetes/training.yaml").read_text()

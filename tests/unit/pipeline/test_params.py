@@ -90,7 +90,7 @@ def test_a_mistake_is_one_line_that_names_key_expectation_and_value(load, old: s
         ("a: 1\n---\nb: 2\n", "2: expected a single document in the stream, but found another document"),
     ],
 )
-def test_what_is_no_yaml_of_ours_is_told_with_its_line_and_what_to_write(load, text: str, said: str) -> None:
+def test_what_is_no_yaml_of_ours_is_reported_with_its_line_and_what_to_write(load, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"params\.yaml:{said}"):
         load(text)
 

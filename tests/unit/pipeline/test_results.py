@@ -13,7 +13,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
 from pipeline.jobs.provenance import commit_of
 from pipeline.report.render import Name, Share, Status, Table
-from pipeline.report.results import beside, class_rows, class_table, differences, iou_by_class, summary_text
+from pipeline.report.results import against_global, class_rows, class_table, differences, iou_by_class, summary_text
 from pipeline.workspace.workspace import Workspace
 
 MARKUP = "<script>alert(1)</script>"
@@ -112,11 +112,11 @@ next      autolabel serve labels/raw  the photographs, what is kept of them and 
 
 
 def test_the_report_compares_the_policy_with_one_threshold_for_all(metrics: dict[str, Any]) -> None:
-    table = beside(metrics["kept"])
+    table = against_global(metrics["kept"])
     assert table is not None
     assert _cells(table) == [["one threshold", "50.00", "road", "25.0"]]
     metrics["kept"]["beside"]["classes"] = []
-    assert beside(metrics["kept"]) is None, "no class's threshold was measured"
+    assert against_global(metrics["kept"]) is None, "no class's threshold was measured"
 
 
 def test_what_data_holds_never_becomes_markup() -> None:

@@ -75,8 +75,8 @@ def test_show_holds_every_setting_with_its_explanation(profile: str, tmp_path: P
 
     assert set(wanted(Params.of_profile(profile), ())) <= written
     for line in text.split("\ndata:")[1].splitlines():
-        is_knob = re.match(r"^ +[a-z_]+: \S", line)
-        assert not is_knob or re.search(r"\S  +# \S", line), line
+        is_setting = re.match(r"^ +[a-z_]+: \S", line)
+        assert not is_setting or re.search(r"\S  +# \S", line), line
 
 
 @pytest.mark.parametrize(
@@ -122,19 +122,19 @@ def test_show_prints_the_settings_in_effect_with_where_they_come_from(ws: Path, 
 
 def test_diff_names_what_differs_from_the_profile_from_another_one_and_from_a_file(ws: Path, said) -> None:
     assert said("config", "diff", "--workspace", ws).out == "teacher_train.epochs: 8 -> 9\n"
-    told = said("config", "diff", "demo", "--workspace", ws).out.splitlines()
-    assert f"teacher_train.epochs: {Params.of_profile('demo').teacher_train.epochs} -> 9" in told
-    assert "profile: demo -> tiny" in told
-    assert said("config", "diff", REPO, "--workspace", ws).out.splitlines() == told
+    printed = said("config", "diff", "demo", "--workspace", ws).out.splitlines()
+    assert f"teacher_train.epochs: {Params.of_profile('demo').teacher_train.epochs} -> 9" in printed
+    assert "profile: demo -> tiny" in printed
+    assert said("config", "diff", REPO, "--workspace", ws).out.splitlines() == printed
     wrote = said("config", "diff", "--profile", "tiny")
     assert (wrote.out, wrote.err) == ("", "no setting differs from profile tiny\n")
 
 
 def test_diff_with_the_defaults_is_the_overlay_of_the_profile() -> None:
     params = Params.of_profile("demo")
-    told = list(differences(params, other_settings("defaults", params)))
-    assert "teacher_train.optimiser.lr: 0.02 -> 0.004" in told
-    assert not [line for line in told if "momentum" in line]
+    message = list(differences(params, other_settings("defaults", params)))
+    assert "teacher_train.optimiser.lr: 0.02 -> 0.004" in message
+    assert not [line for line in message if "momentum" in line]
     assert set(origins(params).values()) == {"(default)", "(profile)"}
 
 

@@ -121,18 +121,18 @@ def test_labels_of_other_classes_are_refused_with_the_way_out(ws, data):
     _edit(data, '"car"', '"auto"')
     _prepare(ws)
     words = r"labels/final: its classes are not those .* \(class 1 is car .* there, auto .* here\)"
-    with pytest.raises(ConfigError, match=words) as told:
+    with pytest.raises(ConfigError, match=words) as error:
         student_train.run(ws)
-    assert "dvc repro --force --single-item calibrate auto-infer" in told.value.hint
+    assert "dvc repro --force --single-item calibrate auto-infer" in error.value.hint
     shutil.rmtree(ws.path("models/teacher"))
     shutil.copytree(stuck, ws.path("models/teacher"))
-    with pytest.raises(ConfigError, match=words) as told:
+    with pytest.raises(ConfigError, match=words) as error:
         student_train.run(ws)
-    assert "the teacher is older than the last edit" in told.value.hint
+    assert "the teacher is older than the last edit" in error.value.hint
     _promote(ws)
-    with pytest.raises(ConfigError, match=words) as told:
+    with pytest.raises(ConfigError, match=words) as error:
         student_train.run(ws)
-    assert "autolabel models rollback" in told.value.hint
+    assert "autolabel models rollback" in error.value.hint
 
 
 def _promote(ws: Workspace) -> None:
@@ -152,7 +152,7 @@ def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws, tmp_path):
     pseudo_label.run(Workspace(ws.root))
 
 
-def test_a_target_that_no_confidence_reaches_is_told(ws, data, caplog):
+def test_a_target_that_no_confidence_reaches_is_reported(ws, data, caplog):
     for path in (data / "labels" / "train").iterdir():  # large regions: what is wrong is no outline
         Image.fromarray((np.arange(32 * 48).reshape(32, 48) % 48 // 16).astype(np.uint8)).save(path)
     prepare.run(ws)
@@ -165,9 +165,9 @@ def test_a_target_that_no_confidence_reaches_is_told(ws, data, caplog):
     caplog.clear()
     calibrate.run(edited(ws, {"calibrate.rule": "teach", "calibrate.tau": 0.3}))
     assert "calibrate.target is" not in caplog.text, "tau is no target that was missed"
-    told = sections._chosen(ThresholdPolicy.load(ws.path("calibration/policy.json")), 0.3)
-    assert "the rule teach" in told
-    assert "lower bound" not in told
+    message = sections._chosen(ThresholdPolicy.load(ws.path("calibration/policy.json")), 0.3)
+    assert "the rule teach" in message
+    assert "lower bound" not in message
 
 
 @pytest.mark.parametrize("edit", ["added", "removed"])
@@ -186,13 +186,13 @@ def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws, data, e
     prepare.run(ws)
     knows = "knows the classes road, car, sky; the fine labels have road, "
     for stage, what in ((calibrate, "registry/v1"), (auto_infer, "registry/v1"), (pseudo_label, "labels/raw")):
-        with pytest.raises(ConfigError, match=f"{what}: {knows}") as told:
+        with pytest.raises(ConfigError, match=f"{what}: {knows}") as error:
             stage.run(ws)
-        assert "autolabel models rollback" in told.value.hint
+        assert "autolabel models rollback" in error.value.hint
     write_json(ws.path("models/current.json"), {"teacher": "stage:teacher-train"})
-    with pytest.raises(ConfigError, match=knows) as told:
+    with pytest.raises(ConfigError, match=knows) as error:
         calibrate.run(ws)
-    assert "`dvc repro` trains it anew" in told.value.hint
+    assert "`dvc repro` trains it anew" in error.value.hint
 
 
 @pytest.mark.parametrize(("threshold", "warned"), [(0.5, False), (0.99, True)])
@@ -202,9 +202,11 @@ def test_the_student_is_told_that_its_labels_are_all_but_empty(ws, caplog, monke
     monkeypatch.setattr(student_train, "train_model", lambda *_args, **_options: pytest.fail("training begins"))
     with pytest.raises(pytest.fail.Exception, match="training begins"):
         student_train.run(ws)
-    told = [line for line in caplog.messages if line.startswith("labels/final: 0.0 % of the pixels are labelled")]
-    assert len(told) == warned
-    assert all("at threshold 0.99: 50 % of each epoch teaches (almost) nothing; lower pseudo" in line for line in told)
+    message = [line for line in caplog.messages if line.startswith("labels/final: 0.0 % of the pixels are labelled")]
+    assert len(message) == warned
+    assert all(
+        "at threshold 0.99: 50 % of each epoch teaches (almost) nothing; lower pseudo" in line for line in message
+    )
 
 
 @pytest.mark.parametrize(("init", "start"), [("teacher", "teacher"), ("pretrained", None), ("models/other", "other")])

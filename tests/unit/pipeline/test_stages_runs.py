@@ -33,7 +33,7 @@ from pipeline.report.build import render
 from pipeline.report.facts import collect
 from pipeline.report.results import over, summary_text
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, teacher_pretrain
-from pipeline.stages.time_left import seconds_left, work_of
+from pipeline.stages.time_left import images_of, seconds_left, work_of
 from pipeline.workspace import settings
 from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.workspace import Workspace
@@ -60,7 +60,7 @@ def ws(tmp_path: Path, data: Path, no_tools: None) -> Workspace:
 
 
 @pytest.fixture
-def own(ws: Workspace, data: Path, tmp_path: Path) -> tuple[Workspace, Path]:
+def copied(ws: Workspace, data: Path, tmp_path: Path) -> tuple[Workspace, Path]:
     """The workspace with a copy of the images that the test may change, and that copy."""
     copy = shutil.copytree(data, tmp_path / "more")
     return edited(ws, {"data.target.root": str(copy)}), copy
@@ -89,14 +89,14 @@ def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws):
     assert {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()} == first
 
 
-def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
-    ws, data = own
+def test_prepare_says_who_does_what_and_what_was_left_out(copied, caplog):
+    ws, data = copied
     next((data / "images").rglob("*.png")).write_bytes(b"this is text")
     with caplog.at_level("INFO"):
         prepare.run(ws)
-    told = "\n".join(caplog.messages)
-    assert re.search(r"prepare target: \d+ images: .*\d+ learn", told)
-    assert f"left out: 1 not-an-image; each is named in {ws.path('data/index/quarantine.parquet')}" in told
+    message = "\n".join(caplog.messages)
+    assert re.search(r"prepare target: \d+ images: .*\d+ learn", message)
+    assert f"left out: 1 not-an-image; each is named in {ws.path('data/index/quarantine.parquet')}" in message
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
     ],
 )
 def test_prepare_names_what_is_not_there(ws, key, value, words):
-    with pytest.raises((ConfigError, InputError), match=words) as told:
+    with pytest.raises((ConfigError, InputError), match=words) as error:
         prepare.run(edited(ws, {key: value}))
     if value == "/gone":
-        assert told.value.hint == "correct data.target.root in params.yaml"
-    assert "role learn" not in words or "data.roles.learn_splits" in told.value.hint
+        assert error.value.hint == "correct data.target.root in params.yaml"
+    assert "role learn" not in words or "data.roles.learn_splits" in error.value.hint
 
 
 def test_a_misspelt_class_is_answered_with_the_class_as_it_is_spelt(ws):
@@ -155,8 +155,8 @@ def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(ws, caplog
     assert words in caplog.text
 
 
-def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(own, tmp_path, caplog):
-    ws, data = own
+def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(copied, tmp_path, caplog):
+    ws, data = copied
     shutil.move(data, tmp_path / "real")
     data.symlink_to(tmp_path / "real")  # a root that is a link is looked behind
     prepare.run(ws)
@@ -167,8 +167,8 @@ def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(own, tmp_path, c
     assert "real holds linked folders (labels): DVC does not see changes behind them" in caplog.text
 
 
-def test_prepare_tells_of_labels_and_images_that_nothing_uses(own, tmp_path, caplog):
-    ws, data = own
+def test_prepare_tells_of_labels_and_images_that_nothing_uses(copied, tmp_path, caplog):
+    ws, data = copied
     prepare.run(ws)
     assert "used" not in caplog.text
     assert "outside" not in caplog.text
@@ -186,8 +186,8 @@ def test_prepare_tells_of_labels_and_images_that_nothing_uses(own, tmp_path, cap
     assert f"data: labels {tmp_path / 'labels'} lies outside of {data}" in caplog.text
 
 
-def test_prepare_tells_of_a_class_that_no_label_shows(own, caplog):
-    ws, data = own
+def test_prepare_tells_of_a_class_that_no_label_shows(copied, caplog):
+    ws, data = copied
     prepare.run(ws)
     assert "shows" not in caplog.text
     for file in (data / "labels").rglob("*.png"):
@@ -198,18 +198,18 @@ def test_prepare_tells_of_a_class_that_no_label_shows(own, caplog):
     assert "no label of role learn shows road: no network can learn that" in caplog.text
 
 
-def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog):
-    ws, data = own
+def test_prepare_tells_of_near_copies_before_anything_is_trained(copied, caplog):
+    ws, data = copied
     prepare.run(ws)
     assert "near copies" not in caplog.text
     judged, learned = (data / f"images/train/{city}_0001.png" for city in "ga")
     brighter = np.clip(np.asarray(Image.open(judged)).astype(int) + 4, 0, 255).astype(np.uint8)
     Image.fromarray(brighter).save(learned)
     prepare.run(Workspace(ws.root))
-    told = next(line for line in caplog.messages if "near copies" in line)
-    assert re.match(r"prepare: 1 of \d+ images of role report are near copies or neighbours", told)
-    assert "evaluate will " in told
-    assert f"{judged.stem} of {learned.stem} (perceptual hash" in told
+    message = next(line for line in caplog.messages if "near copies" in line)
+    assert re.match(r"prepare: 1 of \d+ images of role report are near copies or neighbours", message)
+    assert "evaluate will " in message
+    assert f"{judged.stem} of {learned.stem} (perceptual hash" in message
 
 
 def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
@@ -221,7 +221,7 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
     assert "calibrate.min_blocks" not in caplog.text
 
 
-def test_two_trunks_that_must_be_one_are_told_before_anything_is_trained(ws):
+def test_two_trunks_that_must_be_one_are_reported_before_anything_is_trained(ws):
     ws = edited(ws, {"student_train.model.trunk": "hrnet_tiny"})
     for stage in ("prepare", "calibrate", "student-train"):
         with pytest.raises(ConfigError, match=r"student_train\.model\.trunk is hrnet_tiny, but it starts from the"):
@@ -270,8 +270,8 @@ def test_a_stage_runs_in_the_folder_of_its_workspace_as_under_dvc(ws, monkeypatc
     assert seen == [ws.root]
 
 
-def test_new_unlabelled_images_change_no_other_index(own):
-    ws, data = own
+def test_new_unlabelled_images_change_no_other_index(copied):
+    ws, data = copied
     prepare.run(ws)
     before = {role: ws.path(f"data/index/{role}.parquet").read_bytes() for role in CITIES}
     photograph(data, "k", "extra", np.random.Generator(np.random.PCG64(99)))
@@ -335,7 +335,8 @@ def test_time_left_grows_with_what_is_still_to_train(ws):
     prepare.run(ws)
     assert seconds_left(ws, "prepare") is None  # nothing was timed yet
     atomic.write_json(ws.path("work/times/teacher-train.json"), {"seconds": 100.0})
-    left, work = seconds_left(ws, "teacher-train"), work_of(ws)
+    images = images_of(ws)
+    left, work = seconds_left(ws, "teacher-train"), work_of(ws.params, images)
     longer = edited(ws, {"student_train.epochs": 4})
     twice = seconds_left(longer, "teacher-train")
     assert left is not None
@@ -346,7 +347,7 @@ def test_time_left_grows_with_what_is_still_to_train(ws):
     speed = {"teacher": {"images_per_s": crops / 400}}  # 300 s before a stop, 100 s after it
     atomic.write_json(ws.path("work/times/teacher-train-training.json"), speed)
     assert seconds_left(ws, "teacher-train") == pytest.approx(4 * left)
-    explicit = work_of(edited(ws, {"teacher_train.model.kind": "explicit"}))["teacher-train"]
+    explicit = work_of(edited(ws, {"teacher_train.model.kind": "explicit"}).params, images)["teacher-train"]
     assert explicit / work["teacher-train"] == pytest.approx((0.25 + 1 + 4) / (0.25 + 1)), "a third scale"
 
 
@@ -374,14 +375,14 @@ def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own
     assert ws.path("settings.yaml").read_text() == before, "an edit counts from the next run on: dvc records these"
     edited(ws, {"data.target.max_bad": 0.3})
     monkeypatch.setattr(prepare, "run", lambda of: whole_run(of) or settings.write_resolved(edited(of, change)))
-    told = pytest.raises(ConfigError, match=r"settings\.yaml: data\S* was changed while prepare ran")
-    with told if refused else nullcontext():  # another stage was started after an edit
+    error = pytest.raises(ConfigError, match=r"settings\.yaml: data\S* was changed while prepare ran")
+    with error if refused else nullcontext():  # another stage was started after an edit
         runner.run_stage(Workspace(ws.root), "prepare")  # dvc records nothing of a stage that failed
 
 
 @pytest.mark.parametrize("times", [1, 99])
-def test_images_that_arrive_while_prepare_runs_are_indexed_or_named(own, monkeypatch, caplog, times):
-    ws, folder = own
+def test_images_that_arrive_while_prepare_runs_are_indexed_or_named(copied, monkeypatch, caplog, times):
+    ws, folder = copied
     whole_run, runs = prepare.run, []
 
     def run(of: Workspace) -> None:
@@ -485,13 +486,13 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(ws, monkeypa
     assert stores[1] == stores[3]
 
 
-def test_a_mistake_in_params_is_told_before_anything_is_touched(ws):
+def test_a_mistake_in_params_is_reported_before_anything_is_touched(ws):
     with pytest.raises(ConfigError, match=r"epochs: expected an integer, found 'none'"):
         runner.run_stage(edited(ws, {"teacher_pretrain.epochs": "none"}), "prepare")
     assert not ws.path("data/index").exists()
 
 
-def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws, tmp_path):
+def test_a_policy_that_is_not_there_is_reported_with_the_key_that_names_it(ws, tmp_path):
     write_store(tmp_path / "raw", 1)
     raw = LabelStore.open(tmp_path / "raw")
     with pytest.raises(

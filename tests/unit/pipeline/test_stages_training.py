@@ -1,4 +1,4 @@
-"""A training's log becomes DVC metrics that repeat to the byte, and figures of speed beside them."""
+"""A training's log becomes DVC metrics that repeat to the byte, and figures of speed next to them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def finished_run(folder: Path, speed: float) -> Path:
     return folder
 
 
-def test_metrics_hold_loss_parts_rate_and_classes_and_speed_lies_beside_them(tmp_path: Path) -> None:
+def test_metrics_hold_loss_parts_rate_and_classes_and_speed_lies_next_to_them(tmp_path: Path) -> None:
     ws = bare_workspace(tmp_path / "ws")
     training.report(ws, "teacher-train", {"teacher": finished_run(tmp_path / "one", 10.0)})
     metrics = ws.path("metrics/teacher-train.json").read_bytes()

@@ -92,8 +92,8 @@ def test_another_profile_a_full_folder_and_an_unknown_profile_are_refused(made, 
 def test_the_next_commands_can_be_pasted_for_any_folder(tmp_path, no_tools, said):
     folder = tmp_path / "a work's space"
     lines = said("init", folder, "--profile", "tiny", "--no-data").err.splitlines()
-    told = [shlex.split(line)[1:4] for line in lines if line.startswith("next: ")]
-    assert told == [["autolabel", "demo-data", str(folder)], ["cd", str(folder), "&&"]]
+    reported = [shlex.split(line)[1:4] for line in lines if line.startswith("next: ")]
+    assert reported == [["autolabel", "demo-data", str(folder)], ["cd", str(folder), "&&"]]
 
 
 @pytest.fixture
@@ -183,8 +183,8 @@ def test_demo_data_for_a_folder_that_is_not_there_are_not_put_into_the_workspace
 
     generated: list[Path] = []
     monkeypatch.setattr(demodata, "generate", lambda _spec, out, _workers: generated.append(out))
-    told = said("demo-data", made.root / "nope" / "x", status=2).err
-    assert told.startswith(f"error: {made.root}/nope/x: no such folder\nhint: ")
+    printed = said("demo-data", made.root / "nope" / "x", status=2).err
+    assert printed.startswith(f"error: {made.root}/nope/x: no such folder\nhint: ")
     assert generated == []
     said("demo-data", made.root / "models")
     assert generated == [made.root / "data" / "demo"]
@@ -211,7 +211,7 @@ def test_an_inherited_git_dir_does_not_lead_our_commits_astray(tmp_path, monkeyp
     assert _git(ws.root, "log", "--format=%s").strip() == "Workspace"
 
 
-def test_camvid_is_found_by_option_by_environment_and_its_absence_is_told(tmp_path, no_tools, monkeypatch):
+def test_camvid_is_found_by_option_by_environment_and_its_absence_is_reported(tmp_path, no_tools, monkeypatch):
     data = tmp_path / "my data" / "camvid"
     data.mkdir(parents=True)
     (data / FAKE_CAMVID).write_text("{}")
@@ -263,8 +263,8 @@ def test_a_workspace_is_found_from_a_folder_inside_it_and_missing_ones_are_expla
     assert "autolabel init" in caught.value.hint
     mistyped = made.root / "nosuch"  # never the workspace around it
     for command in (["config", "show"], ["models", "register", tmp_path]):
-        told = said(*command, "--workspace", mistyped, status=2).err
-        assert told.startswith(f"error: {mistyped}: no such folder\nhint: ")
+        printed = said(*command, "--workspace", mistyped, status=2).err
+        assert printed.startswith(f"error: {mistyped}: no such folder\nhint: ")
 
 
 def test_the_current_teacher_is_the_trained_one_until_a_version_is_promoted(made, tmp_path):
@@ -308,8 +308,8 @@ def test_a_second_run_of_a_stage_leaves_at_once_and_names_the_first(made):
 def test_a_stage_refuses_a_file_system_whose_locks_keep_nobody_out(made, said, monkeypatch):
     monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
     monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)  # as on network file systems that only pretend
-    told = said("stage", "prepare", "--workspace", made.root, status=2).err
-    assert "file locks do not work on this file system" in told
+    printed = said("stage", "prepare", "--workspace", made.root, status=2).err
+    assert "file locks do not work on this file system" in printed
 
 
 @pytest.fixture

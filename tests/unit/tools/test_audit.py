@@ -25,11 +25,11 @@ def _exempt(package: str = "pillow", expires: datetime.date = TODAY, name: str =
     return Exemption(name, package, "we decode none of that format", expires)
 
 
-def test_a_finding_is_named_with_the_release_that_mends_it_and_packages_without_one_pass() -> None:
+def test_a_finding_is_named_with_the_release_that_fixes_it_and_packages_without_one_pass() -> None:
     assert judge({"dependencies": [CLEAN]}, [], TODAY) == ([f"1 {NONE}"], 0)
     lines, status = judge({"dependencies": [CLEAN, HIT]}, [], TODAY)
     assert status == 1
-    assert lines == ["error: pillow 11.0.0: PYSEC-1; mended in 11.1"]
+    assert lines == ["error: pillow 11.0.0: PYSEC-1; fixed in 11.1"]
 
 
 def test_an_exception_holds_until_its_day_for_its_package_and_by_any_of_the_names() -> None:
@@ -77,7 +77,7 @@ def _weakness(name: str, *aliases: str, withdrawn: str | None = None) -> dict[st
         (_page(), ([f"2 {NONE}"], 0)),
         (
             _page("4.70.1", _weakness("GHSA-1", "PYSEC-9"), _weakness("PYSEC-9", "GHSA-1")),
-            (["error: tqdm 4.70.1: GHSA-1; mended in 4.71"], 1),
+            (["error: tqdm 4.70.1: GHSA-1; fixed in 4.71"], 1),
         ),
         (_page("4.70.1", _weakness("GHSA-1", withdrawn="2026-01-01")), ([f"2 {NONE}"], 0)),
     ],

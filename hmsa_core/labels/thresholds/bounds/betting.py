@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc, betaln
 
-__all__ = ["log_evidence"]
-
 _SHAPE, _WORTH = 0.7, 2.0  # of the Beta: its first parameter, and the second one times `allowed`
 
 

@@ -1,6 +1,6 @@
 """Rules that choose thresholds, one file each: `calibrate.rule` names the file.
 
-A rule is a module of this folder with a function `choose(curves, config) -> Choice` (thresholds/cuts.py). A new file
+A rule is a module of this folder with a function `choose(curves, config) -> Choice` (thresholds/choice.py). A new file
 is found by its name; nothing else is edited. Overrides, figures and warnings of a policy are the same for every rule.
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hmsa_core.labels.thresholds.choice import Choice
     from hmsa_core.labels.thresholds.curves import Curves
-    from hmsa_core.labels.thresholds.cuts import Choice
     from hmsa_core.labels.thresholds.settings import CalibrateConfig
 
 __all__ = ["find_rule", "rule_names"]

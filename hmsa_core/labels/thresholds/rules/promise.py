@@ -1,7 +1,7 @@
 """The rule `promise`: the lowest code whose kept pixels are right often enough, for each class.
 
 A class keeps a code under two conditions. (a) The lower bound on the precision of all its pixels with at least this
-code reaches the target. (b) The marginal bin, which are the pixels just above the cut, is right at least `floor` of
+code reaches the target. (b) The marginal bin, the pixels just above the threshold, is right at least `floor` of
 the time: many easy pixels must not make up for uncertain ones. Both must hold through the whole marginal bin.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.thresholds.choice import Choice, ClassThreshold, marginal_ends, marginal_precision, number, share
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.labels.thresholds.cuts import Choice, Cut, marginal_ends, marginal_precision, number, share
 from hmsa_core.labels.thresholds.intervals import lower_bound, simulated_search, spread_of_errors
 from hmsa_core.labels.thresholds.policy import WITHHELD, Status
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
@@ -24,9 +24,9 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 RELIABLE_BLOCKS = 20  # with fewer a spread cannot be estimated well enough for a promise
-RELIABLE_SEARCHES = 0.9  # share of simulated searches whose cut has to reach the target: what `measured` promises
-_SIMULATED_CUTS = 16
-_CEILING_SHARE = 0.2  # of all pixels: the ceiling is looked for among cuts that keep at least so many
+RELIABLE_SEARCHES = 0.9  # share of simulated searches whose threshold has to reach the target: what `measured` promises
+_SIMULATED_THRESHOLDS = 16
+_CEILING_SHARE = 0.2  # of all pixels: the ceiling is looked for among thresholds that keep at least so many
 _CODE = ConfidenceCode()
 
 
@@ -45,12 +45,12 @@ class _Evidence:
 def choose(curves: Curves, config: CalibrateConfig) -> Choice:
     """Each class's lowest code whose kept pixels are right often enough, and how far that can be trusted."""
     honest = _cross_fit(curves, config) if config.cross_fit else {}
-    cuts = []
+    thresholds = []
     for class_id in range(curves.classes.num_classes):
         code, status, reason = _pick(curves, class_id, config, config.min_blocks)
-        cut = Cut(code, status, reason, {"cross_fit": honest.get(class_id)})
-        cuts.append(_promise(curves, class_id, cut, config) if status == "measured" else cut)
-    return Choice(cuts, {"ceiling": ceiling(curves)})
+        threshold = ClassThreshold(code, status, reason, {"cross_fit": honest.get(class_id)})
+        thresholds.append(_promise(curves, class_id, threshold, config) if status == "measured" else threshold)
+    return Choice(thresholds, {"ceiling": ceiling(curves)})
 
 
 def ceiling(curves: Curves) -> float:
@@ -66,7 +66,7 @@ def _of_class(curves: Curves, class_id: int) -> _Evidence:
 
 
 def _pick(curves: Curves, class_id: int, config: CalibrateConfig, min_blocks: float) -> tuple[int, Status, str]:
-    """Cut, status (measured still without its promise) and the reason in words."""
+    """Code, status (measured still without its promise) and the reason in words."""
     evidence = _of_class(curves, class_id)
     if not evidence.total.any():
         return WITHHELD, "withheld", "the teacher never gave this class on calibration images"
@@ -104,7 +104,7 @@ def _best_bound(evidence: _Evidence, config: CalibrateConfig, min_blocks: float)
     best = int(np.argmax(bound))
     return (
         f"target {config.target:.3f} not reached through a whole marginal bin: best lower bound {bound[best]:.3f} "
-        f"at {_CODE.threshold(best)} (of cuts with {min_blocks:g} blocks)"
+        f"at {_CODE.threshold(best)} (of thresholds with {min_blocks:g} blocks)"
     )
 
 
@@ -142,41 +142,41 @@ def _lowest_code(evidence: _Evidence, config: CalibrateConfig) -> int:
     return WITHHELD
 
 
-def _promise(curves: Curves, class_id: int, cut: Cut, config: CalibrateConfig) -> Cut:
-    """Keep "measured" only where the search for the cut can be trusted and held-out blocks agree."""
+def _promise(curves: Curves, class_id: int, threshold: ClassThreshold, config: CalibrateConfig) -> ClassThreshold:
+    """Keep "measured" only where the search for the threshold can be trusted and held-out blocks agree."""
     found = _of_class(curves, class_id)
-    blocks = found.blocks(cut.code)
-    spread = spread_of_errors(found.total[:, cut.code], found.correct[:, cut.code])
-    shares, errors, chosen = _curve(found, cut.code)
+    blocks = found.blocks(threshold.code)
+    spread = spread_of_errors(found.total[:, threshold.code], found.correct[:, threshold.code])
+    shares, errors, chosen = _curve(found, threshold.code)
     holds = simulated_search(blocks, *spread, config.confidence, shares, errors, chosen)
-    evidence = {**cut.evidence, "search_holds": round(holds, 3), "error_spread": [round(s, 3) for s in spread]}
+    evidence = {**threshold.evidence, "search_holds": round(holds, 3), "error_spread": [round(s, 3) for s in spread]}
     held_out = (evidence["cross_fit"] or {}).get("precision")
     doubts = []
     if blocks < RELIABLE_BLOCKS:
         doubts.append(f"only {blocks} blocks")
     if holds < RELIABLE_SEARCHES:
-        doubts.append(f"the search for the cut ends well in {holds:.0%} of simulations")
+        doubts.append(f"the search for the threshold ends well in {holds:.0%} of simulations")
     if evidence["cross_fit"] and held_out is None:
         doubts.append("the other blocks alone keep it in no fold")
     if held_out is not None and held_out < config.target:
         doubts.append(f"held-out blocks reach {held_out:.3f}")
     if doubts:
-        return Cut(cut.code, "estimate", "reaches the target, but " + " and ".join(doubts), evidence)
-    return cut._replace(evidence=evidence)
+        return ClassThreshold(threshold.code, "estimate", "reaches the target, but " + " and ".join(doubts), evidence)
+    return threshold._replace(evidence=evidence)
 
 
 def _curve(evidence: _Evidence, code: int) -> tuple[Floats, Floats, int]:
-    """Shares kept and error rates of cuts, the surest first, and which of them is `code`: what a search tries."""
+    """Shares kept and error rates of thresholds, the surest first, and which of them is `code`: what a search tries."""
     total, correct = evidence.total.sum(axis=0), evidence.correct.sum(axis=0)
     real = np.flatnonzero(total > np.append(total[1:], 0))[::-1]  # codes that hold pixels, the surest first
-    wanted = np.linspace(0, 1, _SIMULATED_CUTS) * total[0]
+    wanted = np.linspace(0, 1, _SIMULATED_THRESHOLDS) * total[0]
     picked = {int(real[i]) for i in np.minimum(np.searchsorted(total[real], wanted), len(real) - 1)}
     codes = np.array(sorted(picked | {code}, reverse=True))
     return total[codes] / total[0], 1 - correct[codes] / total[codes], int(np.flatnonzero(codes == code)[0])
 
 
 def _cross_fit(curves: Curves, config: CalibrateConfig) -> dict[int, dict[str, Any]]:
-    """Precision and coverage on blocks that did not choose the cut, summed over folds of neighbouring blocks."""
+    """Precision and coverage on blocks that did not choose the threshold, summed over folds of neighbouring blocks."""
     n, c = len(curves.blocks), curves.classes.num_classes
     folds = min(config.folds, n)
     if folds < 2:

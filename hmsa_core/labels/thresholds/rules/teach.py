@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.calibration import isotonic
+from hmsa_core.labels.thresholds.choice import Choice, ClassThreshold, number
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.labels.thresholds.cuts import Choice, Cut, number
 from hmsa_core.labels.thresholds.intervals import effective_blocks
 from hmsa_core.labels.thresholds.policy import WITHHELD
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
@@ -25,20 +25,22 @@ _PRIOR_BLOCKS = 3.0  # blocks' worth of evidence that the group has in a class's
 def choose(curves: Curves, config: CalibrateConfig) -> Choice:
     """Each class's lowest code at which a label is right with probability `config.tau` or more."""
     table = shrunken_table(curves)
-    cuts = []
+    thresholds = []
     for class_id, row in enumerate(table):
         code = int(np.searchsorted(row, config.tau - 1e-9))
         blocks = float(effective_blocks(curves.kept("total")[:, class_id, 0]))
         evidence = {"cross_fit": None, "probability": number(row[code]) if code < NUM_CODES else None}
         if code == NUM_CODES:
             reason = f"right with probability {row[-1]:.3f} at most, {config.tau:g} is asked for"
-            cuts.append(Cut(WITHHELD, "withheld", reason, evidence))
+            thresholds.append(ClassThreshold(WITHHELD, "withheld", reason, evidence))
         elif blocks < _PRIOR_BLOCKS:
             reason = f"{blocks:.1f} effective blocks: the curve is mostly that of its group"
-            cuts.append(Cut(code, "pooled", reason, evidence))
+            thresholds.append(ClassThreshold(code, "pooled", reason, evidence))
         else:
-            cuts.append(Cut(code, "estimate", "right often enough at the margin; nothing is promised", evidence))
-    return Choice(cuts, {"target": config.tau})
+            thresholds.append(
+                ClassThreshold(code, "estimate", "right often enough at the margin; nothing is promised", evidence)
+            )
+    return Choice(thresholds, {"target": config.tau})
 
 
 def shrunken_table(curves: Curves) -> Floats:

@@ -126,11 +126,11 @@ def test_too_many_bad_images_stop_the_run_with_the_reasons(cities, tmp_path):
     tree = cities().standard()
     for path in (tree.images["train"] / "ulm").iterdir():
         path.write_bytes(b"GIF89a" + bytes(50))
-    told = (
+    reported = (
         r"4 of 15 images cannot be used \(4 not-an-image\), leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png: "
         r"not-an-image \(not a PNG, .*\); .* \.\.\.; allowed are 5%"
     )
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=reported) as caught:
         build(source(tree, max_bad=0.05, max_bad_images=3), ROLES, tmp_path / "out")
     assert "quarantine.parquet" in caught.value.hint
     assert [row.reason for row in read_quarantine(tmp_path / "out/quarantine.parquet")] == ["not-an-image"] * 4
@@ -326,7 +326,7 @@ TOWNS += [found(c, 0, 0, "val") for c in ("frankfurt", "lindau")]
 FOUR = [found("aachen", 0, 0), found("aachen", 1, 0), found("ulm", 0, 0), found("lindau", 0, 0, "val")]
 BARE = [found("bonn", 0, 0, "test", ""), found("augsburg", 0, 0, "train_extra", "")]
 ONE_DRIVE = [found("aachen", 0, f, "val" if f == 50 else "train") for f in range(30, 80, 10)] + [found("aachen", 1, 50)]
-BESIDE = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (40, 60, 70))]
+NEIGHBOURS = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (40, 60, 70))]
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ BESIDE = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (
         (BARE, {"unlabelled_splits": ("test",)}, "ug"),
         # Nobody learns from a judged drive, with labels of a teacher either.
         (DRIVES, {"report": ("aachen_000001",), "learn_splits": ()}, "gugrgr"),
-        (BESIDE, {"guard_frames": 15, "report_splits": ("val",)}, "rggu"),
+        (NEIGHBOURS, {"guard_frames": 15, "report_splits": ("val",)}, "rggu"),
         (ONE_DRIVE, {"guard_frames": 15, "report_splits": ("val",)}, "lgrgll"),
         (TOWNS, {"cv": 1}, "rrllllll"),  # a window of 2 at 1 * 8 // 3 of the released order: val first
         (TOWNS, {"cv": 3}, "llllllll"),
@@ -367,7 +367,7 @@ def own_folder(root: Path, labelled: int, unlabelled: int) -> Path:
     return root
 
 
-def test_few_labelled_images_that_are_all_refused_stop_the_run_beside_many_without_labels(tmp_path):
+def test_few_labelled_images_that_are_all_refused_stop_the_run_next_to_many_without_labels(tmp_path):
     root = own_folder(tmp_path / "own", 3, 90)
     roles = RolesSpec(learn_splits=("train",), unlabelled_splits=("new",))
     given = {"splits": ("train", "new")}
@@ -489,7 +489,7 @@ def ids_of(root, numbers, images: int = 4) -> SourceSpec:
 
 # Nearly all trainIds are valid ids of other classes: road ... car; 8 and 11 are ids of sidewalk and building.
 @pytest.mark.parametrize(
-    ("numbers", "told", "place"),
+    ("numbers", "message", "place"),
     [
         (
             (0, 1, 2, 8, 10, 11, 13),
@@ -499,8 +499,8 @@ def ids_of(root, numbers, images: int = 4) -> SourceSpec:
         ((0, 1, 8, 255), "4 of 4 images.*ids-out-of-range", "quarantine.parquet"),
     ],
 )
-def test_maps_of_train_ids_are_not_read_as_ids(tmp_path, numbers, told, place):
-    with pytest.raises(InputError, match=told) as caught:
+def test_maps_of_train_ids_are_not_read_as_ids(tmp_path, numbers, message, place):
+    with pytest.raises(InputError, match=message) as caught:
         build(ids_of(tmp_path, numbers), LEARN, tmp_path / "out")
     assert "class file of your own" in caught.value.hint
     assert place in caught.value.hint
@@ -525,6 +525,6 @@ def test_files_named_as_maps_of_train_ids_are_read_as_such(tmp_path):
     assert build(spec, RolesSpec(), tmp_path / "out").by_role == {"learn": 3}
     for path in list(tmp_path.rglob("*_labelTrainIds.png")):
         path.rename(path.with_name(path.name.replace("TrainIds", "Ids")))
-    with pytest.raises(InputError, match="do they hold trainIds") as told:
+    with pytest.raises(InputError, match="do they hold trainIds") as error:
         build(spec, RolesSpec(), tmp_path / "other")
-    assert "_labelTrainIds.png" in told.value.hint
+    assert "_labelTrainIds.png" in error.value.hint

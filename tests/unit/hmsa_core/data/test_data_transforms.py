@@ -252,7 +252,7 @@ def test_labels_are_resized_by_the_nearest_centre():
     assert resize_label(label, (4, 4)) is label
 
 
-def test_dice_are_uniform_and_reach_both_ends():
+def test_random_numbers_are_uniform_and_reach_both_ends():
     draws = [CropRandom(s).randint(3, 6) for s in range(400)]
     assert set(draws) == {3, 4, 5, 6}
     units = np.array([CropRandom(s).unit() for s in range(2000)])

@@ -91,8 +91,8 @@ ASKED = {
 
 @pytest.mark.parametrize("form", ASKED)
 def test_what_can_be_understood_in_two_ways_is_one_line_that_says_what_to_write(tmp_path: Path, form: str) -> None:
-    make, told, hint = ASKED[form]
-    with pytest.raises(HmsaError, match=told) as caught:
+    make, printed, hint = ASKED[form]
+    with pytest.raises(HmsaError, match=printed) as caught:
         opened(make(tmp_path / "net.onnx")).label("a", IMAGE)
     assert "\n" not in caught.value.message
     assert len(caught.value.message) + len(caught.value.hint) < 500
@@ -181,14 +181,14 @@ def test_weights_in_other_files_belong_to_the_digest(tmp_path: Path, of: str) ->
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "message"),
     [
         (np.array([900, 0, 0, 0], np.float32), "all pixels are road and each pixel is as good as certain"),
         (np.array([0.5, 0.4, 0, 0], np.float32), "2 of 4 classes never occur"),
     ],
 )
 def test_a_network_that_seems_to_be_run_wrongly_is_warned_of_after_three_images(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, weights: np.ndarray, told: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, weights: np.ndarray, message: str
 ) -> None:
     kernel = np.zeros((4, 3, 1, 1), np.float32)
     kernel[0, 0, 0, 0] = 0 if weights[0] > 1 else 1  # road where the picture is red
@@ -199,4 +199,4 @@ def test_a_network_that_seems_to_be_run_wrongly_is_warned_of_after_three_images(
         for number in range(5):
             assert len(caplog.records) == (number >= 3)
             teacher.label(str(number), IMAGE)
-    assert told in caplog.text
+    assert message in caplog.text

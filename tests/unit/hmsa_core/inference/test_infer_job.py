@@ -30,6 +30,7 @@ from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.runtime.ranks import Ranks, start_ranks
+from tests.support.damage import flip
 from tests.support.inference import StopAfter, infer_spec, job_context, save_model, small_model
 from tests.support.ranks import on_ranks, run_ranks
 from tests.support.training import folder_bytes, write_data
@@ -50,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def own_data(data: Path, tmp_path: Path) -> Path:
+def data_copy(data: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(data, tmp_path / "data"))
 
@@ -64,7 +65,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def own_work(finished: Path, tmp_path: Path) -> Path:
+def work_copy(finished: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may go on with."""
     return Path(shutil.copytree(finished, tmp_path / "work"))
 
@@ -169,7 +170,7 @@ def test_the_shards_of_a_rank_that_is_killed_are_labelled_by_the_other(more_data
     assert store_bytes(tmp_path / "work") == store_bytes(more_finished)
 
 
-def test_tiles_that_lack_of_memory_forced_are_told_in_receipt_and_summary(tmp_path, monkeypatch):
+def test_tiles_that_lack_of_memory_forced_are_reported_in_receipt_and_summary(tmp_path, monkeypatch):
     write_data(tmp_path, images=3, size=(64, 600))
     save_model(tmp_path / "model")
 
@@ -193,18 +194,18 @@ def test_tiles_that_lack_of_memory_forced_are_told_in_receipt_and_summary(tmp_pa
     assert run(tmp_path, tmp_path / "work", scales=(1.0,), flip=False)["tiled"] == summary["tiled"], "by an earlier run"
 
 
-def test_each_rank_reads_its_share_of_the_finished_shards_and_a_changed_one_is_found(data, finished, own_work):
-    flip_a_bit(own_work / "store" / "shard-00001.parquet")  # of the same size
+def test_each_rank_reads_its_share_of_the_finished_shards_and_a_changed_one_is_found(data, finished, work_copy):
+    flip(work_copy / "store" / "shard-00001.parquet")  # of the same size
 
     def job(ranks: Ranks) -> None:
         read, inner = [], infer_job.shard_done
         infer_job.shard_done = lambda store, plan: (read.append(plan.index), inner(store, plan))[1]  # in this fork
-        run(data, own_work, ranks=ranks)
+        run(data, work_copy, ranks=ranks)
         assert sorted(read) == [ranks.rank, ranks.rank + 2]
 
     on_ranks(2, job)
-    assert store_bytes(own_work) == store_bytes(finished)
-    summary = read_json(own_work / "summary.json")
+    assert store_bytes(work_copy) == store_bytes(finished)
+    summary = read_json(work_copy / "summary.json")
     assert (summary["images"], summary["resumed"]) == (2, IMAGES - 2)
 
 
@@ -218,15 +219,15 @@ def test_how_many_images_a_shard_holds_changes_no_label(data, finished, tmp_path
 
 
 def test_the_order_of_the_index_the_place_of_the_data_and_a_clock_that_jumps_change_no_byte(
-    own_data, finished, tmp_path, monkeypatch
+    data_copy, finished, tmp_path, monkeypatch
 ):
-    rewrite_index(own_data, lambda samples: samples[::-1])
-    for image in own_data.rglob("*.png"):
+    rewrite_index(data_copy, lambda samples: samples[::-1])
+    for image in data_copy.rglob("*.png"):
         os.utime(image, (1e9, 1e9))
     day, real = itertools.cycle([0, 86_400, -86_400, 7 * 86_400]), time.time
     monkeypatch.setattr(time, "time", lambda: real() + next(day))
     monkeypatch.setattr(time, "time_ns", lambda: int((real() + next(day)) * 1e9))
-    run(own_data, tmp_path / "work")
+    run(data_copy, tmp_path / "work")
     assert store_bytes(tmp_path / "work") == store_bytes(finished)
     summaries = [read_json(work / "summary.json") for work in (tmp_path / "work", finished)]
     assert len({str([one[key] for key in ("images", "resumed", "skipped")]) for one in summaries}) == 1
@@ -254,11 +255,11 @@ def test_a_stopped_run_keeps_its_finished_shards_and_goes_on_to_the_same_bytes(d
     assert store_bytes(tmp_path) == store_bytes(finished)
 
 
-def test_new_images_are_appended_and_nothing_that_was_there_changes(own_data, tmp_path):
+def test_new_images_are_appended_and_nothing_that_was_there_changes(data_copy, tmp_path):
     few = {"names": tuple(f"toy_{i:03d}" for i in (1, 2, 5))}
-    run(own_data, tmp_path / "work", selection=few)
+    run(data_copy, tmp_path / "work", selection=few)
     before = {k: v for k, v in store_bytes(tmp_path / "work").items() if k.startswith("shard-")}
-    summary = run(own_data, tmp_path / "work")
+    summary = run(data_copy, tmp_path / "work")
     after = store_bytes(tmp_path / "work")
     assert (summary["images"], summary["resumed"]) == (IMAGES - 3, 3)
     assert before.items() <= after.items()
@@ -266,76 +267,70 @@ def test_new_images_are_appended_and_nothing_that_was_there_changes(own_data, tm
     assert names == [f"toy_{i:03d}" for i in (1, 2, 5, 0, 3, 4, 6)]
 
 
-def test_an_unfinished_shard_whose_images_left_the_index_is_given_up(own_data, tmp_path):
+def test_an_unfinished_shard_whose_images_left_the_index_is_given_up(data_copy, tmp_path):
     with pytest.raises(InterruptedRunError):
-        run(own_data, tmp_path / "work", stop=StopAfter(3))
-    rewrite_index(own_data, lambda samples: [s for s in samples if s.name != "toy_003"])
-    run(own_data, tmp_path / "work")
+        run(data_copy, tmp_path / "work", stop=StopAfter(3))
+    rewrite_index(data_copy, lambda samples: [s for s in samples if s.name != "toy_003"])
+    run(data_copy, tmp_path / "work")
     names = LabelStore.open(tmp_path / "work" / "store", strict=True).names()
     assert sorted(names) == [f"toy_{i:03d}" for i in range(IMAGES) if i != 3]
 
 
 @pytest.mark.parametrize("change", [{"scales": (1.0,)}, {"flip": False}, {"codec": "webp"}])
-def test_labels_of_other_parameters_are_never_mixed(data, own_work, change):
+def test_labels_of_other_parameters_are_never_mixed(data, work_copy, change):
     with pytest.raises(ConfigError, match="holds labels of another teacher, scales, flip, precision"):
-        run(data, own_work, **change)
+        run(data, work_copy, **change)
 
 
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(bytes(data))
-
-
-def test_an_image_damaged_after_indexing_is_left_out_named_and_taken_in_once_restored(own_data, tmp_path, finished):
-    image = own_data / "toy/toy_002.png"
+def test_an_image_damaged_after_indexing_is_left_out_named_and_taken_in_once_restored(data_copy, tmp_path, finished):
+    image = data_copy / "toy/toy_002.png"
     good = image.read_bytes()
-    flip_a_bit(image)
-    summary = run(own_data, tmp_path / "work")
+    flip(image)
+    summary = run(data_copy, tmp_path / "work")
     assert summary["images"] == IMAGES - 1
     assert [row["name"] for row in summary["skipped"]] == ["toy_002"]
     assert summary["skipped"][0]["reason"].startswith(f"changed: {image}: SHA-256 is")
     store = LabelStore.open(tmp_path / "work" / "store", strict=True)
     assert "toy_002" not in store
     assert len(store) == IMAGES - 1
-    again = run(own_data, tmp_path / "work")
+    again = run(data_copy, tmp_path / "work")
     assert again["images"] == 0, "as long as it is damaged nothing is done again"
     assert [row["name"] for row in again["skipped"]] == ["toy_002"]
     image.write_bytes(good)
-    assert run(own_data, tmp_path / "work")["skipped"] == []
+    assert run(data_copy, tmp_path / "work")["skipped"] == []
     assert store_bytes(tmp_path / "work") == store_bytes(finished)
 
 
-def test_labels_of_images_that_are_gone_stay_when_one_beside_them_is_restored(own_data, tmp_path):
-    image = own_data / "toy/toy_002.png"
+def test_labels_of_images_that_are_gone_stay_when_one_next_to_them_is_restored(data_copy, tmp_path):
+    image = data_copy / "toy/toy_002.png"
     good = image.read_bytes()
-    flip_a_bit(image)
-    run(own_data, tmp_path / "work")
+    flip(image)
+    run(data_copy, tmp_path / "work")
     shards = read_json(tmp_path / "work" / "plan.json")["shards"]
-    (beside,) = [s["names"] for s in shards if "toy_002" in s["names"]]
-    gone = next(name for name in beside if name != "toy_002")
+    (shard,) = [s["names"] for s in shards if "toy_002" in s["names"]]
+    gone = next(name for name in shard if name != "toy_002")
     before = LabelStore.open(tmp_path / "work" / "store").names()
     image.write_bytes(good)
-    rewrite_index(own_data, lambda samples: [s for s in samples if s.name != gone])
-    summary = run(own_data, tmp_path / "work")
+    rewrite_index(data_copy, lambda samples: [s for s in samples if s.name != gone])
+    summary = run(data_copy, tmp_path / "work")
     assert LabelStore.open(tmp_path / "work" / "store", strict=True).names() == before
     (row,) = summary["skipped"]
     assert row["name"] == "toy_002"
     assert row["reason"].endswith("label it into another store")
 
 
-def test_too_many_damaged_images_end_the_run(own_data, tmp_path):
+def test_too_many_damaged_images_end_the_run(data_copy, tmp_path):
     for i in (1, 4):
-        (own_data / f"toy/toy_{i:03d}.png").unlink()
+        (data_copy / f"toy/toy_{i:03d}.png").unlink()
     with pytest.raises(IntegrityError, match="2 images cannot be labelled, more than 1; the first: toy_001") as caught:
-        run(own_data, tmp_path / "work")
+        run(data_copy, tmp_path / "work")
     assert caught.value.exit_code == 4
     assert not (tmp_path / "work" / "store" / "manifest.json").exists()
 
 
-def test_damaged_images_of_all_ranks_are_counted_together(own_data, tmp_path):
+def test_damaged_images_of_all_ranks_are_counted_together(data_copy, tmp_path):
     for i in (0, 2):  # one image in a shard of each rank
-        (own_data / f"toy/toy_{i:03d}.png").unlink()
+        (data_copy / f"toy/toy_{i:03d}.png").unlink()
 
     def of_its_parity(rank: int):
         inner = infer_job.claim_shard
@@ -343,26 +338,26 @@ def test_damaged_images_of_all_ranks_are_counted_together(own_data, tmp_path):
 
     def job(ranks: Ranks) -> None:
         infer_job.claim_shard = of_its_parity(ranks.rank)  # in this fork
-        told = pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1")
-        with told if ranks.is_main else nullcontext():
-            run(own_data, tmp_path / "work", ranks=ranks)
+        error = pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1")
+        with error if ranks.is_main else nullcontext():
+            run(data_copy, tmp_path / "work", ranks=ranks)
 
     on_ranks(2, job)
 
 
-def test_conflicts_with_human_coarse_labels_are_counted(own_data, tmp_path):
+def test_conflicts_with_human_coarse_labels_are_counted(data_copy, tmp_path):
     coarse = np.full(SIZE, 255, np.uint8)
     coarse[10:20, 10:30] = 2
-    cv2.imwrite(str(own_data / "toy/coarse.png"), coarse)
-    sha256 = sha256_file(own_data / "toy/coarse.png")
+    cv2.imwrite(str(data_copy / "toy/coarse.png"), coarse)
+    sha256 = sha256_file(data_copy / "toy/coarse.png")
     rewrite_index(
-        own_data,
+        data_copy,
         lambda samples: [
             dataclasses.replace(s, coarse="toy/coarse.png", coarse_sha256=sha256) if s.name == "toy_001" else s
             for s in samples
         ],
     )
-    run(own_data, tmp_path / "work")
+    run(data_copy, tmp_path / "work")
     store = LabelStore.open(tmp_path / "work" / "store", strict=True)
     assert store.row("toy_001")["coarse_path"] == "toy/coarse.png"
     assert np.asarray(StoreStatistics.open(tmp_path / "work" / "store").pairs())[:-1].sum() > 0

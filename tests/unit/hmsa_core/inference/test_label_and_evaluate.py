@@ -25,7 +25,7 @@ SETTING = {"scales": (0.5, 1.0), "flip": False, "runtime": CPU}
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images in two folders, their labels as the model gives them, and the classes."""
     root = tmp_path_factory.mktemp("own")
     save_model(root / "model")
@@ -41,33 +41,33 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_of_a_list_only_those_images_are_labelled_and_others_can_follow(own: Path, tmp_path: Path) -> None:
-    files = [own / "images/a/two.png", own / "images/b/three.png"]
-    assert sorted(label(files, own / "model", tmp_path / "store", **SETTING).names()) == ["three", "two"]
-    assert len(label([*files, own / "images/a/one.png"], own / "model", tmp_path / "store", **SETTING).names()) == 3
+def test_of_a_list_only_those_images_are_labelled_and_others_can_follow(made: Path, tmp_path: Path) -> None:
+    files = [made / "images/a/two.png", made / "images/b/three.png"]
+    assert sorted(label(files, made / "model", tmp_path / "store", **SETTING).names()) == ["three", "two"]
+    assert len(label([*files, made / "images/a/one.png"], made / "model", tmp_path / "store", **SETTING).names()) == 3
 
 
-def test_an_image_of_a_list_is_labelled_though_its_copy_beside_it_is_not_asked_for(
-    own: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_an_image_of_a_list_is_labelled_though_its_copy_next_to_it_is_not_asked_for(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for name, source in (("a", "a/two"), ("b", "a/two"), ("c", "b/three")):
-        shutil.copy(own / f"images/{source}.png", images / f"{name}.png")
+        shutil.copy(made / f"images/{source}.png", images / f"{name}.png")
     (images / "d.png").write_bytes(b"no picture")
-    asked = [images / f"{name}.png" for name in "bcd"]
-    assert sorted(label(asked, own / "model", tmp_path / "store", **SETTING).names()) == ["b", "c"]
+    given = [images / f"{name}.png" for name in "bcd"]
+    assert sorted(label(given, made / "model", tmp_path / "store", **SETTING).names()) == ["b", "c"]
     assert "left out: images/d.png: not-an-image" in caplog.text
 
 
-def test_paths_of_later_images_have_the_root_of_the_first_ones(own: Path, tmp_path: Path) -> None:
-    images, out = own / "images", tmp_path / "store"
+def test_paths_of_later_images_have_the_root_of_the_first_ones(made: Path, tmp_path: Path) -> None:
+    images, out = made / "images", tmp_path / "store"
 
-    def paths(asked: Path | list[Path]) -> list[str]:
-        return [row["image_path"] for row in label(asked, own / "model", out, **SETTING).rows()]
+    def paths(given: Path | list[Path]) -> list[str]:
+        return [row["image_path"] for row in label(given, made / "model", out, **SETTING).rows()]
 
     assert paths([images / "a/two.png"]) == ["a/two.png"]
-    with pytest.raises(ConfigError, match="images: paths in this store begin with a/, and no folder a lies beside it"):
+    with pytest.raises(ConfigError, match="images: paths in this store begin with a/, and no folder a lies next to it"):
         paths([images / "a/two.png", images / "b/three.png"])
     moved = Path(shutil.copytree(images, tmp_path / "elsewhere"))
     assert paths(moved / "a") == ["a/two.png", "a/one.png"]
@@ -87,7 +87,7 @@ def test_paths_of_later_images_have_the_root_of_the_first_ones(own: Path, tmp_pa
     assert paths(later)[-1] == "later/four.png", "the first folder is gone: a later day of one camera"
 
 
-def replacing(own: Path, out: Path, *names: str) -> Callable[..., LabelledCounts]:
+def replacing(made: Path, out: Path, *names: str) -> Callable[..., LabelledCounts]:
     """`label_images` with other pictures put in the place of these while the job runs."""
 
     def run(spec: InferSpec, stop: StopRequest) -> None:
@@ -95,39 +95,39 @@ def replacing(own: Path, out: Path, *names: str) -> Callable[..., LabelledCounts
             cv2.imwrite(str(spec.roots["images"] / name), noise_image(9 + seed, 40, 56))
         _run_here(spec, stop)
 
-    options = teacher_options(own / "model", None, (1.0,), False, CPU)
+    options = teacher_options(made / "model", None, (1.0,), False, CPU)
     return lambda images, **more: label_images(images, out, options, run=run, **more)
 
 
 def test_a_picture_that_was_replaced_while_the_job_ran_is_labelled_once_its_shard_can_be_made_again(
-    own: Path, tmp_path: Path
+    made: Path, tmp_path: Path
 ) -> None:
-    images, out = Path(shutil.copytree(own / "images", tmp_path / "images")), tmp_path / "store"
-    assert replacing(own, out, "images/a/two.png")(images) == LabelledCounts(2, 0, 1)
+    images, out = Path(shutil.copytree(made / "images", tmp_path / "images")), tmp_path / "store"
+    assert replacing(made, out, "images/a/two.png")(images) == LabelledCounts(2, 0, 1)
     (images / "b/three.png").unlink()
-    told: list[str] = []
-    assert replacing(own, out)(images, tell=told.append) == LabelledCounts(0, 2, 1)
-    assert [line for line in told if "two" in line] == [
+    messages: list[str] = []
+    assert replacing(made, out)(images, tell=messages.append) == LabelledCounts(0, 2, 1)
+    assert [line for line in messages if "two" in line] == [
         "left out: two: has no label in this store, it was replaced while it was labelled (give it a new name, or "
         "label into a new store)"
     ]
-    shutil.copy(own / "images/b/three.png", images / "b")
-    assert replacing(own, out)(images) == LabelledCounts(3, 0, 0)
+    shutil.copy(made / "images/b/three.png", images / "b")
+    assert replacing(made, out)(images) == LabelledCounts(3, 0, 0)
     assert sorted(LabelStore.open(out).names()) == ["one", "three", "two"]
 
 
 def test_images_that_earlier_calls_left_out_do_not_end_a_call_for_others(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, out = Path(shutil.copytree(own / "images", tmp_path / "images")), tmp_path / "store"
+    images, out = Path(shutil.copytree(made / "images", tmp_path / "images")), tmp_path / "store"
     with monkeypatch.context() as patch:
         patch.setattr(infer_job, "MAX_SKIPPED", 1.0)
-        assert replacing(own, out, "images/a/one.png", "images/a/two.png")(images) == LabelledCounts(1, 0, 2)
-    assert replacing(own, out)([images / "b/three.png"]) == LabelledCounts(0, 1, 2)
+        assert replacing(made, out, "images/a/one.png", "images/a/two.png")(images) == LabelledCounts(1, 0, 2)
+    assert replacing(made, out)([images / "b/three.png"]) == LabelledCounts(0, 1, 2)
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "message"),
     [
         ("missing", "no such folder"),
         (["missing.png"], "no such file"),
@@ -136,18 +136,18 @@ def test_images_that_earlier_calls_left_out_do_not_end_a_call_for_others(
         ("/", "the images have no folder in common but /"),
     ],
 )
-def test_images_that_are_not_there_are_refused(own: Path, tmp_path: Path, images: object, told: str) -> None:
-    asked = own / images if isinstance(images, str) else [own / name for name in images]  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match=told):
-        label(asked, own / "model", tmp_path / "store", **SETTING)
+def test_images_that_are_not_there_are_refused(made: Path, tmp_path: Path, images: object, message: str) -> None:
+    given = made / images if isinstance(images, str) else [made / name for name in images]  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=message):
+        label(given, made / "model", tmp_path / "store", **SETTING)
     assert not (tmp_path / "store").exists()
 
 
 def test_scores_of_a_model_on_its_own_labels_are_perfect_and_equal_those_of_its_baseline(
-    own: Path, caplog: pytest.LogCaptureFixture
+    made: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    arguments = (own / "model", own / "images", own / "labels", own / "classes.json")
-    scores = evaluate(*arguments, baseline=own / "model", ids="file", **SETTING)
+    arguments = (made / "model", made / "images", made / "labels", made / "classes.json")
+    scores = evaluate(*arguments, baseline=made / "model", ids="file", **SETTING)
     assert scores["mean_iou"] == 1.0
     assert scores["images"] == 3
     assert set(scores["iou"]) == set(CLASSES)
@@ -155,6 +155,6 @@ def test_scores_of_a_model_on_its_own_labels_are_perfect_and_equal_those_of_its_
     assert "note: all images are neighbours" in caplog.text
 
 
-def test_scales_without_1_are_refused_before_anything_is_read(own: Path, tmp_path: Path) -> None:
+def test_scales_without_1_are_refused_before_anything_is_read(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one of them 1"):
-        label(own / "images", own / "model", tmp_path / "store", scales=(0.5, 2.0))
+        label(made / "images", made / "model", tmp_path / "store", scales=(0.5, 2.0))

@@ -216,7 +216,7 @@ def test_the_number_of_captured_shapes_is_bounded_and_lack_of_memory_ends_captur
     assert not made._captured
 
 
-def test_a_capture_that_fails_is_told_and_the_pass_is_run_all_the_same(graphs, monkeypatch, caplog):
+def test_a_capture_that_fails_is_reported_and_the_pass_is_run_all_the_same(graphs, monkeypatch, caplog):
     made, _ = graphs
 
     @contextmanager

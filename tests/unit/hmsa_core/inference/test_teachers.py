@@ -61,9 +61,9 @@ def job(data: Path, work: Path, *teacher: str, **changes) -> LabelStore:
     return LabelStore.open(work / "store")
 
 
-def refused(kind: type[HmsaError], told: str, *teacher: str | Path, **options) -> HmsaError:
+def refused(kind: type[HmsaError], printed: str, *teacher: str | Path, **options) -> HmsaError:
     """The teacher cannot be opened, or not be run, and says so in one line."""
-    with pytest.raises(kind, match=told) as caught:
+    with pytest.raises(kind, match=printed) as caught:
         opened(*teacher, **options).label("toy_000", noise_image(0, 64, 64))
     assert "\n" not in caught.value.message
     return caught.value
@@ -268,7 +268,7 @@ def test_a_folder_is_labelled_with_the_names_that_a_teacher_brings(data: Path, t
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "told"),
+    ("change", "kind", "message"),
     [
         ({"opset": 99}, CheckpointError, "onnxruntime .* cannot run it"),
         ({"operator": "Convolute"}, CheckpointError, "onnxruntime .* cannot run it: .*Convolute"),
@@ -278,12 +278,12 @@ def test_a_folder_is_labelled_with_the_names_that_a_teacher_brings(data: Path, t
         ({"softmax": True}, ConfigError, "its scores sum to 1 at each pixel"),
     ],
 )
-def test_onnx_files_that_do_not_fit_say_why(tmp_path: Path, change, kind, told: str) -> None:
+def test_onnx_files_that_do_not_fit_say_why(tmp_path: Path, change, kind, message: str) -> None:
     path = table(colour_network(tmp_path / "net.onnx", **change), MAPPED)
     if kind is None:
         opened(f"onnx:{path}").label("a", noise_image(0, 64, 64))  # a name more that is ignored
     else:
-        refused(kind, told, f"onnx:{path}")
+        refused(kind, message, f"onnx:{path}")
 
 
 def test_missing_and_damaged_files_say_so(data: Path, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_missing_and_damaged_files_say_so(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("classes: {himmel: skyy}", "has no class 'skyy': did you mean sky?"),
         ("classes: {himel: sky}", "the teacher has no class 'himel': did you mean himmel?"),
@@ -319,8 +319,8 @@ def test_missing_and_damaged_files_say_so(data: Path, tmp_path: Path) -> None:
         (f"{MAPPED}output: probabilities", "no probabilities"),
     ],
 )
-def test_a_wrong_table_is_told_with_the_nearest_name(tmp_path: Path, text: str, told: str) -> None:
-    refused(ConfigError, re.escape(told), f"onnx:{table(colour_network(tmp_path / 'net.onnx'), text)}")
+def test_a_wrong_table_is_reported_with_the_nearest_name(tmp_path: Path, text: str, message: str) -> None:
+    refused(ConfigError, re.escape(message), f"onnx:{table(colour_network(tmp_path / 'net.onnx'), text)}")
 
 
 def test_an_image_without_scores_is_named_before_the_first_is_labelled(data: Path, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_an_image_without_scores_is_named_before_the_first_is_labelled(data: Pat
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: np.where(s == s.max(), np.nan, s), "holds 1 numbers that are not finite"),
         (lambda s: 3 * s, "expected probabilities from 0 to 1"),
@@ -345,13 +345,13 @@ def test_an_image_without_scores_is_named_before_the_first_is_labelled(data: Pat
         (lambda s: s.astype(object), "cannot be read"),
     ],
 )
-def test_scores_that_are_no_probabilities_of_the_image_are_refused(tmp_path: Path, change, told: str) -> None:
+def test_scores_that_are_no_probabilities_of_the_image_are_refused(tmp_path: Path, change, message: str) -> None:
     np.save(tmp_path / "toy_000.npy", change(some_scores(2, 16, 16)), allow_pickle=True)
-    refused((InputError, ConfigError), told, f"scores:{tmp_path}")
+    refused((InputError, ConfigError), message, f"scores:{tmp_path}")
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda f: _pickled(f), "holds its weights as a pickle (pytorch_model.bin), which is refused"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
@@ -363,10 +363,10 @@ def test_scores_that_are_no_probabilities_of_the_image_are_refused(tmp_path: Pat
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "transformers cannot load it"),
     ],
 )
-def test_folders_of_transformers_that_do_not_fit_say_why(data: Path, tmp_path: Path, damage, told: str) -> None:
+def test_folders_of_transformers_that_do_not_fit_say_why(data: Path, tmp_path: Path, damage, message: str) -> None:
     copy = Path(shutil.copytree(data / "segformer", tmp_path / "hf"))
     damage(copy)
-    refused((CheckpointError, InputError, ConfigError), re.escape(told), f"hf:{copy}")
+    refused((CheckpointError, InputError, ConfigError), re.escape(message), f"hf:{copy}")
 
 
 def _pickled(folder: Path) -> None:

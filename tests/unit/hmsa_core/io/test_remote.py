@@ -33,9 +33,9 @@ def test_a_folder_is_listed_at_once_and_a_file_is_fetched_when_it_is_read(data: 
     assert sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*.*")) == ["a.png", "classes.json", "sub/b.png"]
     assert cached() == 2  # the JSON file at the top
     assert remote.fetched(tree / "sub" / "b.png").read_bytes() == b"b" * 1000
-    asked = len(data.requests)
+    requests = len(data.requests)
     assert remote.fetched(tree / "sub" / "b.png").read_bytes() == b"b" * 1000
-    assert len(data.requests) == asked
+    assert len(data.requests) == requests
 
 
 def test_an_object_that_changes_or_goes_is_named_and_a_new_listing_has_the_new_one(data: s3.Server) -> None:
@@ -90,8 +90,8 @@ def test_two_processes_share_a_cache(bucket: s3.Server) -> None:
     tree = remote.local_tree("s3://lab/images")
     command = [sys.executable, "-c", READ_ALL, str(tree)]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = {reader.communicate()[0].strip() for reader in readers}
-    assert told == {hashlib.sha256(b"".join(bytes([i]) * 5000 for i in range(40))).hexdigest()}
+    reported = {reader.communicate()[0].strip() for reader in readers}
+    assert reported == {hashlib.sha256(b"".join(bytes([i]) * 5000 for i in range(40))).hexdigest()}
     assert [p.name for p in remote.cache_folder().rglob("*.tmp")] == []
 
 
@@ -123,7 +123,7 @@ def test_what_passes_is_tried_again(data: s3.Server, fault: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "told"),
+    ("status", "code", "message"),
     [
         ("403 Forbidden", "AccessDenied", "no permission"),
         ("400 Bad Request", "ExpiredToken", "credentials have expired"),
@@ -132,11 +132,11 @@ def test_what_passes_is_tried_again(data: s3.Server, fault: object) -> None:
     ],
 )
 def test_what_does_not_pass_is_one_line(
-    data: s3.Server, monkeypatch: pytest.MonkeyPatch, status: str, code: str, told: str
+    data: s3.Server, monkeypatch: pytest.MonkeyPatch, status: str, code: str, message: str
 ) -> None:
     monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.001)
     data.fault = lambda _method, _path: s3.error(status, code)
-    with pytest.raises(InputError, match=f"s3://lab/images: .*{told}") as caught:
+    with pytest.raises(InputError, match=f"s3://lab/images: .*{message}") as caught:
         remote.local_tree("s3://lab/images")
     assert "told by the test" not in str(caught.value)
     assert caught.value.hint

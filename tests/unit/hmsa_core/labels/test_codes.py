@@ -44,7 +44,7 @@ def test_a_threshold_keeps_exactly_what_the_float_comparison_keeps_and_a_higher_
     assert np.count_nonzero(code >= high) <= np.count_nonzero(code >= low)
 
 
-def test_values_beside_each_edge_fall_on_the_right_side() -> None:
+def test_values_next_to_each_edge_fall_on_the_right_side() -> None:
     edges = CODE.values
     for p in (edges, np.nextafter(edges, np.float32(2)), np.nextafter(edges[1:], np.float32(-1))):
         assert np.array_equal(CODE.encode(p), np.searchsorted(edges, p, side="right") - 1)

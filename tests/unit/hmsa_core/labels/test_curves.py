@@ -10,6 +10,7 @@ from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode
 from hmsa_core.labels.thresholds.curves import COUNTS, CalibrationImage, Curves
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
+from tests.support.damage import flip
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 
@@ -109,9 +110,7 @@ def test_a_curves_file_gives_back_every_number(tmp_path: Path) -> None:
 def test_a_damaged_or_foreign_curves_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     Curves.measure(world(2, 1, seed=1), CLASSES).save(path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 2
-    path.write_bytes(bytes(data))
+    flip(path)
     with pytest.raises(StoreError, match=r"c\.json"):
         Curves.load(path)
     sealed.write(path, {"format": "x", "version": 1})

@@ -78,7 +78,7 @@ def test_pictures_show_a_b_and_what_changed(stores: tuple[Selection, Selection],
     assert (picture[:, 2 * width + 8 :][~changed] == 64).all()
 
 
-def test_resized_images_are_told_and_other_classes_refused(tmp_path: Path) -> None:
+def test_resized_images_are_reported_and_other_classes_refused(tmp_path: Path) -> None:
     a = _store(tmp_path / "a", {"n": maps(0)[0]})
     b = _store(tmp_path / "b", {"n": maps(0, (10, 10))[0]})
     diff = diff_stores(a, b)
@@ -87,7 +87,7 @@ def test_resized_images_are_told_and_other_classes_refused(tmp_path: Path) -> No
         diff_stores(a, Selection(stored(tmp_path / "c", {"n": np.zeros((2, 2), np.uint8)}, classes=toy_classes())))
 
 
-def test_other_pictures_of_the_same_name_are_told_and_not_compared(tmp_path: Path) -> None:
+def test_other_pictures_of_the_same_name_are_reported_and_not_compared(tmp_path: Path) -> None:
     """What both stores labelled tells pictures apart; a store that does not say what it labelled is compared by name."""
     pictures = {"a": ("1", "2", "", "", "5"), "b": ("9", "2", "3", "", "8")}
     for folder, digests in pictures.items():

@@ -546,10 +546,10 @@ def test_a_damaged_correction_in_the_review_file_stops_the_training_labels_by_na
     path = ReviewFile(store.path).path
     value = json.loads(path.read_text().splitlines()[0])
     changes = [({"png": "AAAA"}, "fits into"), ({"x": 39}, "fits into"), ({"classes": ["tram", "car"]}, "tram")]
-    for change, told in changes:
+    for change, reported in changes:
         path.write_text(json.dumps(value | {"pixels": value["pixels"] | change}) + "\n")
-        with pytest.raises(HmsaError, match=told):
-            _final(store, tmp_path / f"final-{told}")
+        with pytest.raises(HmsaError, match=reported):
+            _final(store, tmp_path / f"final-{reported}")
     path.write_text(json.dumps(value | {"pixels": None}) + "\n")
     with pytest.raises(IntegrityError, match="a correction needs pixels"):
         ReviewFile(store.path).marks()
@@ -601,9 +601,9 @@ def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=f"{module}.* is not installed") as told:
+    with pytest.raises(ConfigError, match=f"{module}.* is not installed") as error:
         export_store(store, tmp_path / "out", fmt, picture=_picture(store))
-    assert "pip install 'hmsa-autolabel[exchange]'" in told.value.hint
+    assert "pip install 'hmsa-autolabel[exchange]'" in error.value.hint
     assert not (tmp_path / "out").exists()
 
 

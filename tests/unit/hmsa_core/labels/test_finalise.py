@@ -95,7 +95,7 @@ def test_the_final_store_holds_thresholded_merged_labels_their_sources_and_what_
         assert final.row(name)["city"] == raw.row(name)["city"]
 
 
-def test_a_torn_or_lost_file_beside_the_shards_is_named_at_opening(raw: LabelStore, tmp_path: Path) -> None:
+def test_a_torn_or_lost_file_next_to_the_shards_is_named_at_opening(raw: LabelStore, tmp_path: Path) -> None:
     finalise(raw, _recipe(), tmp_path)
     (tmp_path / CENTROIDS).write_bytes(b"x")
     (tmp_path / STATISTICS).unlink()

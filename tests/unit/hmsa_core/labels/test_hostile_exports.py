@@ -43,9 +43,9 @@ def test_forty_damaged_or_hostile_files_of_a_format_are_refused_by_name(
         try:
             bring_back(returned, exported, store, by="kim")
         except InputError as error:
-            told, words = error.message, kind.partition(" -> ")[2]
-            if not told.startswith(str(tmp_path / "hostile")) or len(told) > 1000 or words not in told:
-                nameless.append(f"{case}: {told}")
+            printed, words = error.message, kind.partition(" -> ")[2]
+            if not printed.startswith(str(tmp_path / "hostile")) or len(printed) > 1000 or words not in printed:
+                nameless.append(f"{case}: {printed}")
         else:
             accepted.append(case)
     assert (accepted, nameless) == ([], [])

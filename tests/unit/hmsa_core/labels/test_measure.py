@@ -8,8 +8,8 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.thresholds.calibration import choose_policy
+from hmsa_core.labels.thresholds.choice import figures, marginal_ends, marginal_precision, smallest_global_code
 from hmsa_core.labels.thresholds.curves import COUNTS, Conflicts, Curves
-from hmsa_core.labels.thresholds.cuts import figures, marginal_ends, marginal_precision, smallest_global_code
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy
 from hmsa_core.labels.thresholds.rules.promise import ceiling
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
@@ -67,7 +67,7 @@ def _truth(cv: float, scale: float) -> np.ndarray:
 
 @pytest.mark.parametrize("blocks", [8, 20, 40])
 def test_the_promise_holds_in_nine_of_ten_simulated_calibrations(blocks: int) -> None:
-    """Cuts are chosen on simulated calibrations; the true precision at the cut is known."""
+    """Thresholds are chosen on simulated calibrations; the true precision there is known."""
     rng = np.random.default_rng(blocks)
     kept, statuses = [], []
     for _ in range(60):
@@ -204,7 +204,7 @@ def test_a_target_above_what_labels_allow_is_not_lowered() -> None:
     assert {entry.status for entry in policy.entries} == {"withheld"}
 
 
-def test_overrides_set_a_class_by_name_and_mistakes_are_told() -> None:
+def test_overrides_set_a_class_by_name_and_mistakes_are_reported() -> None:
     total, correct = _teacher(0, 40, cv=0.3)
     curves = curves_of(total, correct)
     policy = choose_policy(curves, CalibrateConfig(overrides={"Road": "withheld", "sidewalk": 0.5}))
@@ -245,7 +245,7 @@ def test_marginal_bins_hold_their_share_of_the_pixels() -> None:
     assert marginal_precision(total, correct, ends)[[10, 200]].tolist() == [0.0, 1.0]
 
 
-def test_void_under_kept_pixels_is_told_as_a_second_kind_of_error() -> None:
+def test_void_under_kept_pixels_is_reported_as_a_second_kind_of_error() -> None:
     total, correct = _teacher(0, 10, cv=0.3)
     curves = curves_of(total, correct)
     curves.counts["void"][:, 0, 200] = total[:, 0].sum(axis=1)

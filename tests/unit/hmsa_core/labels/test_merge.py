@@ -20,19 +20,14 @@ LABELS = hnp.arrays(np.uint8, (6, 7), elements=IDS)
 ACTIONS = hnp.arrays(np.uint8, (5, 5), elements=st.sampled_from([HUMAN, IGNORED, TEACHER]))
 
 
-def _rules(actions: np.ndarray) -> MergeRules:
-    actions = actions.copy()
-    np.fill_diagonal(actions, HUMAN)
-    return MergeRules(CLASSES, actions)
-
-
 @given(LABELS, LABELS, ACTIONS)
 @settings(max_examples=CASES)
 def test_each_pair_does_what_its_rule_says_and_the_source_tells_whose_label_it_is(
     pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray
 ) -> None:
     """So a human pixel changes only where a rule says so, and 255 only where a label of the teacher passed."""
-    rules = _rules(actions)
+    np.fill_diagonal(actions, HUMAN)
+    rules = MergeRules(CLASSES, actions)
     final, source = merge_labels(pseudo, human, rules)
     for h, p, f in zip(human.flat, pseudo.flat, final.flat, strict=True):
         if h == 255:
@@ -140,7 +135,7 @@ def _mixed(count: int) -> list[CalibrationImage]:
     return [CalibrationImage(f"i{i}", f"b{i}", teacher, code, truth, human) for i in range(count)]
 
 
-def test_what_a_measured_rule_stands_on_is_written_beside_it() -> None:
+def test_what_a_measured_rule_stands_on_is_written_next_to_it() -> None:
     curves = Curves.measure(_mixed(6), CLASSES)
     total = np.full((6, 1), 24)
     low = [round(float(lower_bound(total, np.full((6, 1), right), 0.95)[0]), 4) for right in (7, 16)]
@@ -158,7 +153,7 @@ def test_what_a_measured_rule_stands_on_is_written_beside_it() -> None:
     assert measure_rules(curves, np.full(5, 101), MergeConfig(min_blocks=3), 0.95).evidence == []
 
 
-def test_a_pair_of_one_pixel_is_told_and_decides_nothing() -> None:
+def test_a_pair_of_one_pixel_is_reported_and_decides_nothing() -> None:
     image = _mixed(1)[0]
     one = image._replace(**{name: getattr(image, name)[:, :1] for name in ("label", "code", "truth", "human")})
     rules = measure_rules(Curves.measure([one], CLASSES), np.full(5, 100), MergeConfig(), 0.95)
@@ -174,7 +169,7 @@ def test_exactly_enough_blocks_and_exactly_the_win_rate_suffice() -> None:
         assert measure_rules(curves, codes, enough.model_copy(update=more), 0.95).actions[0, 1] == IGNORED
 
 
-def test_rules_by_hand_are_told_once_and_the_default_holds_where_nothing_was_measured() -> None:
+def test_rules_by_hand_are_reported_once_and_the_default_holds_where_nothing_was_measured() -> None:
     config = MergeConfig(
         default="human", min_blocks=3, rules=(PairRule(human="wall", teacher="fence", action="ignore"),)
     )

@@ -231,7 +231,7 @@ CASES: dict[str, tuple[str, Callable[[Path, Path], Path], str, str]] = {
     "ellipse": ("label-studio", _studio(region({"x": 9, "y": 9, "radiusX": 4, "radiusY": 4, "ellipselabels": ["car"]}, "ellipselabels")), "ellipselabels are not supported", ""),
     "key point": ("label-studio", _studio(region({"x": 9, "y": 9, "width": 1, "keypointlabels": ["car"]}, "keypointlabels")), "keypointlabels are not supported", ""),
     "brush without a class": ("label-studio", _studio(region(_brush(painted(1, 0)), "brush")), "a region has 0 classes", ""),
-    "answers beside regions": ("label-studio", _studio(brush(), _CHOICE, {"type": "relation", "from_id": "x"}), "", "2 answers about whole pictures are not read"),
+    "answers next to regions": ("label-studio", _studio(brush(), _CHOICE, {"type": "relation", "from_id": "x"}), "", "2 answers about whole pictures are not read"),
     "picture turned in the tool": ("label-studio", _studio(brush(image_rotation=90)), "of a picture that was turned", ""),
     "lost: file": ("label-studio", _studio(brush(), lost=("file",)), "", ""),
     "lost: file, and uploaded": ("label-studio", _studio(brush(), lost=("file",), image="/data/upload/3/0a1b2c3d-a.jpg"), "", ""),

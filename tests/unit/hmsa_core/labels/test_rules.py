@@ -28,7 +28,7 @@ LIKELY = '''"""The rule `likely`: the lowest code whose calibrated P(correct) re
 import numpy as np
 
 from hmsa_core.labels.thresholds.calibration import calibration_table
-from hmsa_core.labels.thresholds.cuts import Choice, Cut
+from hmsa_core.labels.thresholds.choice import Choice, Cut
 
 
 def choose(curves, config):

@@ -45,10 +45,10 @@ class Drawer:
 
     def __init__(self, store: Store, target: float, seed: int, guess: Floats, forgets: float = 0.0) -> None:
         self._rng, self._forgets = np.random.default_rng(seed), forgets
-        self.cuts = [candidates(counts) for counts in store.counts]
+        self.edges = [candidates(counts) for counts in store.counts]
         self._bands, self._right, classes = [], [], []
-        for cuts, counts, errors, guessed in zip(self.cuts, store.counts, store.errors, guess, strict=True):
-            bands = [slice(low, high) for high, low in zip([256, *cuts], cuts, strict=False)]
+        for edges, counts, errors, guessed in zip(self.edges, store.counts, store.errors, guess, strict=True):
+            bands = [slice(low, high) for high, low in zip([256, *edges], edges, strict=False)]
             means = np.array([np.average(guessed[band], weights=counts[band]) for band in bands])
             self._bands.append(np.array([float(counts[band].sum()) for band in bands]))
             self._right.append(1 - np.array([np.average(errors[band], weights=counts[band]) for band in bands]))
@@ -65,7 +65,7 @@ class Drawer:
         step = steps[0]
         c, pilot = step.class_index, self.test.classes[step.class_index].pilot
         self._bets += not pilot and not step.goes_on
-        reach = len(self.cuts[c]) - 1 if pilot else step.candidate
+        reach = len(self.edges[c]) - 1 if pilot else step.candidate
         pixels = self._bands[c][: reach + 1]
         count = min(batch, left, math.ceil(pilot or step.needed))
         bands = self._rng.choice(reach + 1, count, p=pixels / pixels.sum())
@@ -100,7 +100,7 @@ def audit(
     if forgets:
         test = Drawer(store, target, seed, guess).test
         test.add(drawer.truth)
-    found = [cuts[at] if at >= 0 else 256 for cuts, at in zip(drawer.cuts, test.certified, strict=True)]
+    found = [edges[at] if at >= 0 else 256 for edges, at in zip(drawer.edges, test.certified, strict=True)]
     return Audit(found, used, test)
 
 

@@ -107,7 +107,7 @@ def test_images_come_in_the_order_of_the_plan_and_with_its_content(tmp_path: Pat
             shard.add("i3", *maps(3))
 
 
-def test_a_skipped_image_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_a_skipped_image_is_reported_with_its_reason(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, TWO) as shard:
         shard.skip("i1", "truncated")
         shard.add("i2", *maps(2))

@@ -84,7 +84,7 @@ def test_a_manifest_that_is_damaged_after_the_store_was_opened_is_named(tmp_path
     assert [(p.file, p.kind) for p in store.verify()] == [("manifest.json", "missing")]
 
 
-def test_names_are_unique_and_unknown_ones_are_told(tmp_path: Path) -> None:
+def test_names_are_unique_and_unknown_ones_are_reported(tmp_path: Path) -> None:
     writer = LabelStoreWriter(tmp_path, {})
     writer.add("a", *maps(0))
     with pytest.raises(InputError, match="'a' occurs twice"):

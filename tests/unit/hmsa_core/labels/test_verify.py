@@ -14,6 +14,7 @@ import pytest
 from hmsa_core.io.errors import ConfigError, HmsaError, StoreError
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.store.format import footer_sha256, listed_files
+from tests.support.damage import flip
 from tests.support.label_maps import write_store
 
 T = TypeVar("T")
@@ -67,12 +68,6 @@ def test_a_whole_store_has_no_problem_and_leftovers_of_a_killed_writer_do_not_di
     assert LabelStore.open(store, strict=True).verify() == []
 
 
-def _flip(path: Path, position: int, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1 << bit
-    path.write_bytes(bytes(data))
-
-
 def test_200_flipped_bits_and_50_in_the_footer_are_all_named_and_never_read(whole: Path, store: Path) -> None:
     path = store / SHARD
     original = path.read_bytes()
@@ -84,7 +79,7 @@ def test_200_flipped_bits_and_50_in_the_footer_are_all_named_and_never_read(whol
     names = [n for n in reference.names() if reference.shard_of(n) == SHARD]
     expected = {n: reference.read(n) for n in names}
     for position in places:
-        _flip(path, position, draw.randrange(8))
+        flip(path, position, draw.randrange(8))
         opened = LabelStore.open(store)
         problems = opened.verify()
         assert [p.file for p in problems] == [SHARD]
@@ -111,7 +106,7 @@ def test_a_flipped_bit_in_what_a_shard_says_of_an_image_is_never_served(whole: P
     ]
     draw, noticed = random.Random(4), 0
     for position in (place for places in _column_chunks(path, text) for place in places):
-        _flip(path, position, draw.randrange(8))
+        flip(path, position, draw.randrange(8))
         opened = LabelStore.open(store)
         for name, row in expected.items():
             got = _or_error(opened.row, name)
@@ -143,7 +138,7 @@ def test_flipped_bits_in_sidecar_tables_and_receipts_are_named(store: Path, file
     for path in sorted((store / file).iterdir()):
         original = path.read_bytes()
         for _ in range(6):
-            _flip(path, draw.randrange(len(original)), draw.randrange(8))
+            flip(path, draw.randrange(len(original)), draw.randrange(8))
             assert _named(store) == {path.relative_to(store).as_posix()}
             path.write_bytes(original)
 
@@ -153,7 +148,7 @@ def test_any_flipped_bit_of_the_manifest_is_refused_at_once(store: Path) -> None
     original = path.read_bytes()
     draw = random.Random(3)
     for _ in range(200):
-        _flip(path, draw.randrange(len(original)), draw.randrange(8))
+        flip(path, draw.randrange(len(original)), draw.randrange(8))
         with pytest.raises(StoreError, match=r"manifest\.json"):
             LabelStore.open(store)
         path.write_bytes(original)
@@ -232,7 +227,7 @@ def test_damaged_moved_and_foreign_files_are_named_with_what_happened_and_refuse
 def test_slices_together_check_every_file_once(store: Path, of: int) -> None:
     for relative in listed_files(LabelStore.open(store).manifest):
         if relative != "manifest.json":
-            _flip(store / relative, 10, 0)
+            flip(store / relative, 10, 0)
     opened = LabelStore.open(store)
     found = [p.file for n in range(1, of + 1) for p in opened.verify(f"{n}/{of}")]
     assert sorted(found) == sorted(set(listed_files(opened.manifest)) - {"manifest.json"})

@@ -95,7 +95,7 @@ def test_a_set_of_few_blocks_promotes_nothing_however_large_the_gain() -> None:
     assert _verdict(new, old)["promote"]
 
 
-def test_names_in_the_gate_that_are_no_class_are_told() -> None:
+def test_names_in_the_gate_that_are_no_class_are_reported() -> None:
     new, old = _models(0.9, 0.5, seed=3)
     with pytest.raises(ConfigError, match="no class is called 'buliding'"):
         _verdict(new, old, CONFIG.model_copy(update={"class_allowances": {"Buliding": 0.1}}))
@@ -166,7 +166,7 @@ def test_recall_that_noise_explains_is_no_veto(blocks: int, most: int) -> None:
     assert vetoed <= most
 
 
-def test_what_a_class_lost_that_cannot_be_judged_is_told() -> None:
+def test_what_a_class_lost_that_cannot_be_judged_is_reported() -> None:
     rng = np.random.default_rng(12)
     old = np.clip(rng.normal(800, 20, (160, 5)), 0, 1000).astype(np.int64)
     new = old + 50

@@ -178,7 +178,7 @@ def test_norms_that_share_a_message_compute_what_each_would_alone(dtype: torch.d
         for share in found[2]:  # of the parameters' gradients
             dist.all_reduce(share)
         together = [torch.cat(both) for both in zip(*given, strict=True)]
-        expected = outcome(alone, together, lambda asked: [one.module(one.x) for one in asked])
+        expected = outcome(alone, together, lambda calls: [one.module(one.x) for one in calls])
         for maps in expected[:2]:
             maps[:] = [one.chunk(2)[ranks.rank] for one in maps]
         for own, others in zip(found, expected, strict=True):

@@ -167,8 +167,8 @@ def test_a_file_that_does_not_agree_is_not_written(
     graph = export.open_graph(data, ".onnx")
     monkeypatch.setattr(export, "open_graph", lambda *_, **__: lambda images: graph(images[:, :, ::-1].copy()))
     assert main(["export-model", str(checkpoint), "bad.onnx", "--threads", "1"]) == 1
-    told = capsys.readouterr().err
-    assert "expected 99.9 %; nothing was written" in told
+    printed = capsys.readouterr().err
+    assert "expected 99.9 %; nothing was written" in printed
     assert list(outside.iterdir()) == []
 
 
@@ -202,7 +202,7 @@ def test_an_operator_that_onnx_lacks_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ("o.engine", "o.engine: expected a name that ends in .onnx or .pt2"),
         ("o.onnx --opset 17", "--opset 17: expected 18 to 23"),
@@ -214,11 +214,11 @@ def test_an_operator_that_onnx_lacks_is_one_line() -> None:
     ],
 )
 def test_wrong_arguments_are_one_line(
-    checkpoint: Path, outside: Path, capsys: pytest.CaptureFixture[str], arguments: str, told: str
+    checkpoint: Path, outside: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
 ) -> None:
     assert main(["export-model", str(checkpoint), *arguments.split()]) in (2, 3)
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.startswith("error: ")
     assert list(outside.iterdir()) == []
 
@@ -251,9 +251,9 @@ def test_int8_says_how_many_labels_stay(checkpoint: Path, outside: Path, capsys:
         cv2.imwrite(str(outside / f"images/{i}.png"), picture(i, 120, 160))
     command = ["export-model", str(checkpoint), "o.onnx", "--scales", "1", "--int8", "images", "--threads", "1"]
     assert main(command) == 0
-    told = capsys.readouterr().err.splitlines()
-    assert told[-1].endswith("(int8, 4 images of images)")
-    assert 0.8 < float(told[-1].split()[0]) / 100 < 1.0
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[-1].endswith("(int8, 4 images of images)")
+    assert 0.8 < float(printed[-1].split()[0]) / 100 < 1.0
     import onnx
 
     proto = onnx.load(outside / "o.onnx")

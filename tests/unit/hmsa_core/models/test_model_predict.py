@@ -192,7 +192,7 @@ def test_images_of_another_form_and_those_that_the_weights_cannot_meet_are_refus
     models: dict[str, MultiScaleModel],
 ) -> None:
     images = torch.zeros(1, 3, 16, 16)
-    for bad, told in (
+    for bad, reported in (
         (images[0], r"\(N, 3, H, W\)"),
         (images[:, :1], r"\(N, 3, H, W\)"),
         (images.byte(), r"\(N, 3, H, W\)"),
@@ -202,7 +202,7 @@ def test_images_of_another_form_and_those_that_the_weights_cannot_meet_are_refus
         (images.to("meta"), r"on meta, the model on cpu"),
     ):
         for run in (models["single"].predict, models["single"]):
-            with pytest.raises(InputError, match=told):
+            with pytest.raises(InputError, match=reported):
                 run(bad)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # it brings both to one precision
         assert models["single"].predict(images.bfloat16()).logits.isfinite().all()

@@ -185,7 +185,7 @@ def test_unusable_sources_of_weights_are_refused(trunk: str, source: str, says: 
         weights_file(source, trunk)
 
 
-def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hmsa_core.models.pretrained.find_spec", lambda name: None)
     with pytest.raises(CheckpointError) as caught:
         weights_file("package:efficientnet-lite0", LITE)

@@ -56,6 +56,6 @@ def test_an_agent_whose_other_node_does_not_come_ends_with_one_line(
     ]
     command = ["-m", "hmsa_core.runtime.agent", "--nnodes", "2", "--rdzv-backend", BACKEND, "--rdzv-id", "x", *where]
     done = subprocess.run([sys.executable, *command, "-m", "this"], capture_output=True, text=True, timeout=120)
-    told = [line for line in done.stderr.splitlines() if "[c10d]" not in line]
-    assert (done.returncode, told) == (1, ["the other nodes did not come in time"])
+    reported = [line for line in done.stderr.splitlines() if "[c10d]" not in line]
+    assert (done.returncode, reported) == (1, ["the other nodes did not come in time"])
     assert not list(tmp_path.iterdir())

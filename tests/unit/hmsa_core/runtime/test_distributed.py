@@ -106,10 +106,6 @@ def train_three_steps(replicas: Replicas, model: nn.Module, batches: Iterator[li
         optimiser.step()
 
 
-def batches_of(rank: int) -> Iterator[list[torch.Tensor]]:
-    return ([crops(rank, step, i) for i in range(2)] for step in range(3))
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_both_ways_of_averaging_give_the_weights_that_one_rank_computes(
     tmp_path: Path, layout: torch.memory_format
@@ -122,7 +118,8 @@ def test_both_ways_of_averaging_give_the_weights_that_one_rank_computes(
                 next(model.parameters()).add_(rank)  # rank 0's weights are what counts
             replicas = DdpReplicas(model, ranks) if name == "ddp" else replicate(model, ranks, compiled=False)
             assert isinstance(replicas, DdpReplicas if name == "ddp" else FlatReplicas)
-            train_three_steps(replicas, model, batches_of(rank))
+            batches = ([crops(rank, step, i) for i in range(2)] for step in range(3))
+            train_three_steps(replicas, model, batches)
             state = {key: t.contiguous() for key, t in model.state_dict().items()}
             save_file(state, tmp_path / f"{name}-{rank}.safetensors")
 

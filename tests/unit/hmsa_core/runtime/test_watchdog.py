@@ -14,13 +14,13 @@ from hmsa_core.runtime.watchdog import Watchdog
 from tests.support.ranks import run_ranks
 
 
-def ended(record: Path, *, minutes: float, beats: int, told: list[HmsaError], wait_s: float = 0.6) -> list[int]:
+def ended(record: Path, *, minutes: float, beats: int, messages: list[HmsaError], wait_s: float = 0.6) -> list[int]:
     """Statuses with which a watchdog ended the process after so many beats (every 20 ms) and then silence."""
     statuses: list[int] = []
     over = threading.Event()
 
     def fail(error: HmsaError) -> int:
-        told.append(error)
+        messages.append(error)
         return error.exit_code
 
     def end(status: int) -> None:
@@ -36,22 +36,22 @@ def ended(record: Path, *, minutes: float, beats: int, told: list[HmsaError], wa
 
 
 def test_a_rank_without_progress_ends_with_an_error_that_says_so(tmp_path: Path) -> None:
-    told: list[HmsaError] = []
-    assert ended(tmp_path / "none", minutes=0.2 / 60, beats=1, told=told, wait_s=30.0) == [7]
-    assert isinstance(told[0], DeviceError)
-    assert "no progress for 0.00333333 minutes" in told[0].message
+    messages: list[HmsaError] = []
+    assert ended(tmp_path / "none", minutes=0.2 / 60, beats=1, messages=messages, wait_s=30.0) == [7]
+    assert isinstance(messages[0], DeviceError)
+    assert "no progress for 0.00333333 minutes" in messages[0].message
 
 
 def test_a_rank_that_prepares_or_gets_on_is_left_alone(tmp_path: Path) -> None:
-    assert ended(tmp_path / "none", minutes=0.2 / 60, beats=0, told=[]) == [], "preparing may take its time"
-    assert ended(tmp_path / "none", minutes=30.0, beats=5, told=[]) == []
+    assert ended(tmp_path / "none", minutes=0.2 / 60, beats=0, messages=[]) == [], "preparing may take its time"
+    assert ended(tmp_path / "none", minutes=30.0, beats=5, messages=[]) == []
 
 
 def test_a_rank_that_waits_for_one_that_has_failed_ends_soon_and_tells_nothing(tmp_path: Path) -> None:
-    told: list[HmsaError] = []
+    messages: list[HmsaError] = []
     (tmp_path / "error.json").write_text("{}")
-    assert ended(tmp_path / "error.json", minutes=30.0, beats=1, told=told, wait_s=30.0) == [7]
-    assert not told
+    assert ended(tmp_path / "error.json", minutes=30.0, beats=1, messages=messages, wait_s=30.0) == [7]
+    assert not messages
 
 
 @pytest.mark.chain

@@ -49,7 +49,7 @@ def test_rates_are_those_of_the_released_scheduler_and_constant_within_an_epoch(
 
 def test_the_full_set_of_reference_rates_is_covered(shared_reference: Path | None) -> None:
     if shared_reference is None:
-        pytest.skip("the full reference set is not beside the checkout")
+        pytest.skip("the full reference set is not next to the checkout")
     full = json.loads((shared_reference / "lr_schedule.json").read_text())
     assert {k: v for k, v in full.items() if not k.startswith("_")} == GOLDEN
 

@@ -122,8 +122,8 @@ def test_auto_is_measured_once_and_is_part_of_lineage(data: Path, tmp_path: Path
 
 
 def test_what_is_asked_for_is_not_measured(data: Path, tmp_path: Path) -> None:
-    asked = {"runtime__precision": "bf16", "runtime__channels_last": True, "runtime__threads": "auto"}
-    run_spec(train_spec(data, tmp_path, epochs=1, **asked))
+    runtime = {"runtime__precision": "bf16", "runtime__channels_last": True, "runtime__threads": "auto"}
+    run_spec(train_spec(data, tmp_path, epochs=1, **runtime))
     assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32, torch.int64}
     assert read_json(tmp_path / "runtime.json")["timed"] == []
     assert read_json(tmp_path / "model/model.json")["lineage"]["machine"]["precision"] == "bf16"

@@ -134,7 +134,7 @@ def test_a_resumed_run_leaves_the_same_bytes_as_an_uninterrupted_one(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_a_resumed_run_does_the_same_steps_and_ends_beside_the_uninterrupted_one(
+def test_on_a_gpu_a_resumed_run_does_the_same_steps_and_ends_next_to_the_uninterrupted_one(
     data: Path, tmp_path: Path
 ) -> None:
     gpu = Ranks(0, 1, 0, torch.device("cuda", 0))

@@ -1,4 +1,4 @@
-"""Training runs from outside: stages that build on each other, lineage, errors that say how to mend them."""
+"""Training runs from outside: stages that build on each other, lineage, errors that say how to fix them."""
 
 from __future__ import annotations
 
@@ -486,8 +486,8 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_reason(
         try:
             run(spec)
         except TrainingError as error:
-            told = "a loader process died" in error.message and "runtime.workers" in error.hint
-            os._exit(error.exit_code if told else 3)
+            reported = "a loader process died" in error.message and "runtime.workers" in error.hint
+            os._exit(error.exit_code if reported else 3)
 
     assert run_ranks(1, target) == [6]
 

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from hmsa_core.labels import LabelStore
-from pipeline.cli.main import main
 from tests.support.teachers import colour_network
 from tests.support.training import CLASSES, class_file, picture
 
@@ -43,24 +42,20 @@ ADOPT = [
 ]
 
 
-def test_the_written_file_labels_a_folder(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_written_file_labels_a_folder(given: Path, said) -> None:
     colour_network(given / "net.onnx", names=NAMES, ours=OURS)
-    assert main(ADOPT) == 0
-    said = capsys.readouterr().out
-    assert "automobile -> car (by name" in said
-    assert "ignored: dog" in said
-    assert main(["label", "--teacher", "teacher.yaml", "--images", "images", "--out", "store", "--threads", "1"]) == 0
+    printed = said(*ADOPT).out
+    assert "automobile -> car (by name" in printed
+    assert "ignored: dog" in printed
+    said("label", "--teacher", "teacher.yaml", "--images", "images", "--out", "store", "--threads", "1")
     assert LabelStore.open("store").classes.classes == CLASSES
-    assert main(["label", "--teacher", "teacher.yaml", "--scales", "1", "--images", "images", "--out", "other"]) == 2
-    assert "says itself at which scales" in capsys.readouterr().err
+    again = ("label", "--teacher", "teacher.yaml", "--scales", "1", "--images", "images", "--out", "other")
+    assert "says itself at which scales" in said(*again, status=2).err
 
 
-def test_classes_that_labels_alone_name_are_written_after_a_look(
-    given: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classes_that_labels_alone_name_are_written_after_a_look(given: Path, said) -> None:
     colour_network(given / "net.onnx", names=NAMES, ours=OURS, metadata={})
-    assert main(ADOPT) == 2
-    assert "repeat the command with --yes" in capsys.readouterr().err
+    assert "repeat the command with --yes" in said(*ADOPT, status=2).err
     assert not (given / "teacher.yaml").exists()
-    assert main([*ADOPT, "--yes"]) == 0
+    said(*ADOPT, "--yes")
     assert (given / "teacher.yaml").exists()

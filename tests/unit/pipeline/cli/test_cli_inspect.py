@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -46,8 +47,8 @@ def test_one_class_alone(store: Path, inspect, said) -> None:
     assert [row["name"] for row in found["classes"]] == ["rider"]
     assert found["kept"] == 10
     assert [row["name"] for row in found["most_affected"]] == ["unsure"]
-    told = said("inspect", store, "--threshold", "0.9", "--sort", "coverage", "--class", "rider", "--limit", "1").out
-    assert any(line.endswith("with rider, by coverage") for line in told.splitlines()), "on one line"
+    printed = said("inspect", store, "--threshold", "0.9", "--sort", "coverage", "--class", "rider", "--limit", "1").out
+    assert any(line.endswith("with rider, by coverage") for line in printed.splitlines()), "on one line"
 
 
 def test_two_thresholds_side_by_side_show_what_the_step_costs(store: Path, inspect) -> None:
@@ -90,13 +91,13 @@ def test_a_policy_saved_on_the_page_can_be_looked_at_and_exported(store: Path, t
     mine = tmp_path / "raw"
     shutil.copytree(store, mine)
     session = Session(mine)
-    saved, _ = session.save_policy(session.cuts("0.9"))
+    saved, _ = session.save_policy(session.thresholds("0.9"))
     assert saved == tmp_path / "raw.policy.json"
     assert inspect(mine, "--policy", saved)["kept"] == 110
     said("export", mine, tmp_path / "masks", "--policy", saved)
     assert {path.stem for path in (tmp_path / "masks").glob("*.png")} == set(session.view.names)
-    told = said("serve", mine, "--policy", saved, "--save-policy", saved, "--port", "0", status=2).err
-    assert "hint: leave --save-policy out" in told
+    printed = said("serve", mine, "--policy", saved, "--save-policy", saved, "--port", "0", status=2).err
+    assert "hint: leave --save-policy out" in printed
 
 
 def test_what_is_no_store_is_said(tmp_path: Path, said) -> None:
@@ -104,7 +105,7 @@ def test_what_is_no_store_is_said(tmp_path: Path, said) -> None:
 
 
 def _calibrated(folder: Path) -> Path:
-    """A store with human labels, and beside it what `calibrate` counts: a policy, curves and pairs."""
+    """A store with human labels, and next to it what `calibrate` counts: a policy, curves and pairs."""
     label, sure = np.zeros((10, 10), np.uint8), np.full((10, 10), 0.95, np.float32)
     with LabelStoreWriter(folder / "raw", {"teacher": "t" * 64}) as writer:
         writer.add("a", label, sure, coarse=label)
@@ -126,13 +127,14 @@ def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, inspect, capsys, s
     whole, counts = pairs.read_bytes(), np.zeros((20, 19, 256), np.int64)
     damages = [whole[: len(whole) // 2], b"", b"no archive"]
     # A flip in every field of the archive's headers, and in the name, the shape and the numbers behind them.
-    damages += [_flipped(whole, at, bit) for at in range(0, len(whole), 3) for bit in (0, 6)]
+    for at, bit in itertools.product(range(0, len(whole), 3), (0, 6)):
+        damages.append(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
     wrong = (counts[:19], counts[..., :255], counts[0], counts * 0.5, np.array(["text"]))
     for value in ({"other": counts}, *({"pairs": pairs_} for pairs_ in wrong)):
         np.savez_compressed(made := io.BytesIO(), **value)
         damages.append(made.getvalue())
     np.save(made := io.BytesIO(), counts)
-    told = 0
+    reported = 0
     for damaged in [*damages, made.getvalue()]:
         pairs.write_bytes(damaged)
         status = main(["inspect", *arguments, "--json"])
@@ -143,14 +145,10 @@ def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, inspect, capsys, s
         assert (status, out, err.count("\n")) == (4, "", 2)
         assert f"error: {pairs}: " in err
         assert "--single-item calibrate" in err
-        told += 1
-    assert told > len(damages) // 2
+        reported += 1
+    assert reported > len(damages) // 2
     pairs.write_bytes(b"")
     assert f"error: {pairs}: " in said("serve", *arguments, "--port", "0", status=4).err
-
-
-def _flipped(data: bytes, at: int, bit: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
 def test_a_review_line_that_is_no_object_is_named(store: Path, tmp_path: Path, said) -> None:

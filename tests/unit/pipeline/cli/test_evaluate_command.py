@@ -50,7 +50,7 @@ def write_classes(path: Path, names: tuple[str, ...] = CLASSES, colours=None, ig
 
 
 @pytest.fixture
-def own(folder, tmp_path) -> Path:
+def copied(folder, tmp_path) -> Path:
     """A copy that the test may change."""
     return Path(shutil.copytree(folder, tmp_path / "own"))
 
@@ -77,10 +77,10 @@ def refused(evaluate):
     """The one line of error of a command that writes nothing else."""
 
     def run(folder: Path, *more: object, status: int = 3, **given: object) -> str:
-        told = evaluate(folder, *more, status=status, **given)
-        assert told.out == ""
-        errors = [line for line in told.err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, told.err
+        printed = evaluate(folder, *more, status=status, **given)
+        assert printed.out == ""
+        errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, printed.err
         return errors[0]
 
     return run
@@ -93,9 +93,9 @@ def nothing_scored(monkeypatch) -> None:
     )
 
 
-def redraw(own: Path, change) -> None:
+def redraw(copied: Path, change) -> None:
     """Put `change(label)` in the place of each label."""
-    for path in (own / "labels").iterdir():
+    for path in (copied / "labels").iterdir():
         cv2.imwrite(str(path), change(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
 
 
@@ -123,9 +123,9 @@ def test_json_holds_the_scores_of_the_checkpoints_own_scales_or_of_chosen_ones(f
 
 
 def test_without_json_a_table_names_every_class(folder, evaluate):
-    told = evaluate(folder)
-    assert "one block: no interval" in told.err, "three pictures in a row"
-    assert told.out.splitlines()[-1].endswith("   (3 images)")
+    printed = evaluate(folder)
+    assert "one block: no interval" in printed.err, "three pictures in a row"
+    assert printed.out.splitlines()[-1].endswith("   (3 images)")
     lines = evaluate(folder, "--block-length", "1").out.splitlines()
     assert [line.split()[0] for line in lines] == [*CLASSES, "mean"]
     assert re.search(r"mean IoU +\d+\.\d \[\d+\.\d, \d+\.\d\]   \(3 images\)$", lines[-1])
@@ -148,13 +148,13 @@ def test_details_hold_boundaries_reliability_cities_and_the_confusions(folder, s
 
 
 def test_an_answer_says_what_made_it_and_how_each_city_was_scored(folder, scores, tmp_path):
-    own = tmp_path / "cities"
+    copied = tmp_path / "cities"
     for part in ("images", "labels"):
-        (own / part).mkdir(parents=True)
+        (copied / part).mkdir(parents=True)
     for i, (stem, city) in enumerate((("frame0.png", "ulm"), ("frame2.png", "aachen"))):
-        shutil.copy(folder / "images" / stem, own / f"images/{city}_00000{i}_000019_leftImg8bit.png")
-        shutil.copy(folder / "labels" / stem, own / f"labels/{city}_00000{i}_000019_gtFine_labelIds.png")
-    cities = {"images": own / "images", "labels": own / "labels"}
+        shutil.copy(folder / "images" / stem, copied / f"images/{city}_00000{i}_000019_leftImg8bit.png")
+        shutil.copy(folder / "labels" / stem, copied / f"labels/{city}_00000{i}_000019_gtFine_labelIds.png")
+    cities = {"images": copied / "images", "labels": copied / "labels"}
     found = scores(folder, "--details", "--no-flip", **cities)
     assert {name: row["images"] for name, row in found["cities"].items()} == {"aachen": 1, "ulm": 1}
     again = scores(folder, "--no-flip", **cities)
@@ -163,15 +163,15 @@ def test_an_answer_says_what_made_it_and_how_each_city_was_scored(folder, scores
     assert again["made"]["command"].endswith(" --json --no-flip")
     assert {"machine", "versions", "commit", "uncommitted"} < set(again["made"])
     assert again["judged"] == found["judged"]
-    shutil.copy(folder / "labels/frame0.png", own / "labels/aachen_000001_000019_gtFine_labelIds.png")
-    shutil.copy(folder / "images/frame0.png", own / "images/aachen_000001_000019_leftImg8bit.png")
+    shutil.copy(folder / "labels/frame0.png", copied / "labels/aachen_000001_000019_gtFine_labelIds.png")
+    shutil.copy(folder / "images/frame0.png", copied / "images/aachen_000001_000019_leftImg8bit.png")
     assert scores(folder, "--no-flip", **cities)["judged"] != found["judged"], "another picture"
 
 
 def test_pictures_of_confusions_and_reliability_are_drawn_for_both_checkpoints(folder, evaluate, tmp_path):
     plots = tmp_path / "new/plots"
-    told = evaluate(folder, "--plots", plots, "--baseline", folder / "model", "--block-length", "1")
-    assert "ECE" in told.out, "pictures need the details"
+    printed = evaluate(folder, "--plots", plots, "--baseline", folder / "model", "--block-length", "1")
+    assert "ECE" in printed.out, "pictures need the details"
     names = ["confusion-baseline.png", "confusion-model.png", "iou.png", "reliability.png"]
     assert sorted(path.name for path in plots.iterdir()) == names
     drawn = {name: cv2.imread(str(plots / name)) for name in names}
@@ -180,8 +180,8 @@ def test_pictures_of_confusions_and_reliability_are_drawn_for_both_checkpoints(f
     assert differs.any(), "their titles"
     assert differs.mean() < 0.05, "the same weights have the same confusions"
     (tmp_path / "file").touch()
-    told = evaluate(folder, "--plots", tmp_path / "file", status=3).err
-    assert "evaluate" not in told.partition("error: ")[0], "told before the first picture is scored"
+    printed = evaluate(folder, "--plots", tmp_path / "file", status=3).err
+    assert "evaluate" not in printed.partition("error: ")[0], "told before the first picture is scored"
 
 
 def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_released(tmp_path, scores):
@@ -195,8 +195,8 @@ def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_rele
         cv2.imwrite(str(tmp_path / part / "a.png"), pixels)
 
     def counted(*more: str) -> int:
-        asked = ("--classes", "mapillary_v1.2", "--details", "--scales", "1", "--no-flip", "--long-edge", "2177")
-        found = scores(tmp_path, *asked, *more)
+        options = ("--classes", "mapillary_v1.2", "--details", "--scales", "1", "--no-flip", "--long-edge", "2177")
+        found = scores(tmp_path, *options, *more)
         assert len(found["iou"]) == 65
         assert found["long_edge"] == 2177
         return int(np.sum(found["confusion"]))
@@ -207,18 +207,18 @@ def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_rele
     )
 
 
-def test_files_without_a_partner_are_counted_and_images_left_out_where_that_was_said(own, evaluate, refused):
-    (own / "labels/frame1.png").unlink()
-    assert "--skip-unlabelled" in evaluate(own, status=3).err
-    told = evaluate(own, "--skip-unlabelled", "--json")
-    assert json.loads(told.out)["images"] == 2
-    assert "1 of 3 images have no label of the same stem" in told.err
-    line = refused(own)
+def test_files_without_a_partner_are_counted_and_images_left_out_where_that_was_said(copied, evaluate, refused):
+    (copied / "labels/frame1.png").unlink()
+    assert "--skip-unlabelled" in evaluate(copied, status=3).err
+    printed = evaluate(copied, "--skip-unlabelled", "--json")
+    assert json.loads(printed.out)["images"] == 2
+    assert "1 of 3 images have no label of the same stem" in printed.err
+    line = refused(copied)
     assert "1 of 3 images have no label of the same stem" in line
     assert "frame1.jpg" in line
-    (own / "images/frame1.jpg").unlink()
-    (own / "images/frame2.png").unlink()
-    assert "1 of 2 labels have no image of the same stem" in refused(own)
+    (copied / "images/frame1.jpg").unlink()
+    (copied / "images/frame2.png").unlink()
+    assert "1 of 2 labels have no image of the same stem" in refused(copied)
 
 
 def test_another_number_or_order_of_classes_is_refused_of_a_baseline_too(folder, refused, tmp_path):
@@ -236,16 +236,16 @@ def test_another_number_or_order_of_classes_is_refused_of_a_baseline_too(folder,
     assert "they cannot be compared by number" in line
 
 
-def test_classes_in_another_order_are_taken_by_name(folder, own, evaluate, scores, refused):
+def test_classes_in_another_order_are_taken_by_name(folder, copied, evaluate, scores, refused):
     order = (2, 0, 3, 1)  # of the checkpoint's class at each id of these labels
-    write_classes(own / "classes.json", tuple(CLASSES[i] for i in order))
+    write_classes(copied / "classes.json", tuple(CLASSES[i] for i in order))
     ids = np.full(256, 255, np.uint8)
     ids[list(order)] = range(4)
-    redraw(own, lambda label: ids[label])
-    told = evaluate(own, "--json")
-    assert "taken by name" in told.err
-    assert json.loads(told.out)["iou"] == scores(folder)["iou"]
-    line = refused(own, "--ids", "train", status=2)
+    redraw(copied, lambda label: ids[label])
+    printed = evaluate(copied, "--json")
+    assert "taken by name" in printed.err
+    assert json.loads(printed.out)["iou"] == scores(folder)["iou"]
+    line = refused(copied, "--ids", "train", status=2)
     assert "'car' has another number" in line, "whose order are trainIds in?"
 
 
@@ -271,36 +271,36 @@ def test_which_files_belong_together(tmp_path, images, labels, pairs, alone):
     assert [path.stem for path in unlabelled] == alone
 
 
-def test_the_maps_that_are_there_are_told_where_the_others_are_wanted(own, evaluate):
+def test_the_maps_that_are_there_are_reported_where_the_others_are_wanted(copied, evaluate):
     for i in range(3):
-        (own / f"labels/frame{i}.png").rename(own / f"labels/frame{i}_labelTrainIds.png")
-    told = evaluate(own, status=3).err
-    assert "no label is called *_labelIds" in told
-    assert "--ids train" in told
+        (copied / f"labels/frame{i}.png").rename(copied / f"labels/frame{i}_labelTrainIds.png")
+    printed = evaluate(copied, status=3).err
+    assert "no label is called *_labelIds" in printed
+    assert "--ids train" in printed
 
 
-def test_a_class_that_only_a_prediction_has_and_a_single_sequence_are_told(folder, own, evaluate):
-    redraw(own, lambda label: np.where(label == 1, 255, label))
-    told = evaluate(own).err
-    assert re.search(rf"note: {CLASSES[1]} is in no label and predicted at \d+ pixels", told)
-    assert "by their names all of one sequence" not in told, "one block has no interval at all"
+def test_a_class_that_only_a_prediction_has_and_a_single_sequence_are_reported(folder, copied, evaluate):
+    redraw(copied, lambda label: np.where(label == 1, 255, label))
+    printed = evaluate(copied).err
+    assert re.search(rf"note: {CLASSES[1]} is in no label and predicted at \d+ pixels", printed)
+    assert "by their names all of one sequence" not in printed, "one block has no interval at all"
     for part in ("images", "labels"):
         for i, path in enumerate(sorted((folder / part).iterdir())):
-            shutil.copy(path, own / part / f"frame{i + 3}{path.suffix}")
-    assert "2 blocks of 3 neighbours, by their names all of one sequence" in evaluate(own).err
+            shutil.copy(path, copied / part / f"frame{i + 3}{path.suffix}")
+    assert "2 blocks of 3 neighbours, by their names all of one sequence" in evaluate(copied).err
 
 
-def test_labels_of_colours_are_read_by_the_class_files_colours(folder, own, evaluate, scores, refused):
+def test_labels_of_colours_are_read_by_the_class_files_colours(folder, copied, evaluate, scores, refused):
     colours = np.zeros((256, 3), np.uint8)
     colours[:4] = [[128, 64, 128], [70, 70, 70], [220, 20, 60], [0, 0, 142]]
-    write_classes(own / "classes.json", colours=colours.tolist())
-    redraw(own, lambda label: colours[label][..., ::-1])
+    write_classes(copied / "classes.json", colours=colours.tolist())
+    redraw(copied, lambda label: colours[label][..., ::-1])
     for given in ((), ("--ids", "colours")):
-        assert scores(own, *given)["iou"] == scores(folder)["iou"]
-    strange = cv2.imread(str(own / "labels/frame2.png"))
+        assert scores(copied, *given)["iou"] == scores(folder)["iou"]
+    strange = cv2.imread(str(copied / "labels/frame2.png"))
     strange[:2, :3] = (3, 2, 1)
-    cv2.imwrite(str(own / "labels/frame2.png"), strange)
-    line = refused(own, "--ids", "colours")
+    cv2.imwrite(str(copied / "labels/frame2.png"), strange)
+    line = refused(copied, "--ids", "colours")
     assert all(words in line for words in ("frame2.png", "6 pixels have colours of no class", "(1, 2, 3)")), line
 
 
@@ -329,29 +329,29 @@ def test_names_of_cityscapes_and_of_camvids_own_release_are_paired(folder, score
 
 
 def test_an_image_that_cannot_be_read_or_a_label_without_a_class_is_named_before_any_is_scored(
-    own, refused, nothing_scored, monkeypatch
+    copied, refused, nothing_scored, monkeypatch
 ):
-    pixels = cv2.imread(str(own / "images/frame2.png"))
-    cv2.imwrite(str(own / "images/frame2.png"), np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))
+    pixels = cv2.imread(str(copied / "images/frame2.png"))
+    cv2.imwrite(str(copied / "images/frame2.png"), np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))
     with monkeypatch.context() as patch:
         patch.setattr(
             "hmsa_core.inference.evaluation.evaluate_folder.load_predictor",
             lambda *_: pytest.fail("the network was loaded"),
         )
-        assert "frame2.png: has transparent pixels" in refused(own)
-    cv2.imwrite(str(own / "images/frame2.png"), pixels)
-    cv2.imwrite(str(own / "labels/frame2.png"), np.full(SIZES[2], 77, np.uint8))
-    line = refused(own)
+        assert "frame2.png: has transparent pixels" in refused(copied)
+    cv2.imwrite(str(copied / "images/frame2.png"), pixels)
+    cv2.imwrite(str(copied / "labels/frame2.png"), np.full(SIZES[2], 77, np.uint8))
+    line = refused(copied)
     assert ("frame2.png" in line, "77" in line) == (True, True)
 
 
-def test_void_of_another_value_is_mended_by_the_class_file_as_the_error_says(folder, own, evaluate, scores):
-    redraw(own, lambda label: np.where(label == 255, 4, label))
-    error = evaluate(own, status=3).err
+def test_void_of_another_value_is_fixed_by_the_class_file_as_the_error_says(folder, copied, evaluate, scores):
+    redraw(copied, lambda label: np.where(label == 255, 4, label))
+    error = evaluate(copied, status=3).err
     assert "values 4 are not ids of" in error
     assert '"ignore_id"' in error
-    write_classes(own / "classes.json", ignore=4)
-    assert scores(own)["iou"] == scores(folder)["iou"]
+    write_classes(copied / "classes.json", ignore=4)
+    assert scores(copied)["iou"] == scores(folder)["iou"]
 
 
 def test_labels_that_hold_train_ids_are_scored_as_such_and_never_taken_for_ids(folder, evaluate, scores, tmp_path):
@@ -373,29 +373,29 @@ def test_labels_that_hold_train_ids_are_scored_as_such_and_never_taken_for_ids(f
         return scores(*given(*what))["iou"]
 
     expected = score("ids", lambda train: ids[train])
-    asked = evaluate(*given("train", lambda train: train), status=3).err
-    assert "holds a number above 19: trainIds, or ids of cityscapes?\nhint: say --ids train or --ids file" in asked
+    printed = evaluate(*given("train", lambda train: train), status=3).err
+    assert "holds a number above 19: trainIds, or ids of cityscapes?\nhint: say --ids train or --ids file" in printed
     assert score("train", lambda train: train, "--ids", "train") == expected
     assert score("train", lambda train: train, "--ids", "file") != expected
 
     def partly(void: int):
         return lambda train: np.where(train == 12, void, train).astype(np.uint8)
 
-    told = evaluate(*given("void", partly(255)), status=3).err
-    assert "labels that hold trainIds (0..18, 255 = ignored) are read with --ids train" in told
+    printed = evaluate(*given("void", partly(255)), status=3).err
+    assert "labels that hold trainIds (0..18, 255 = ignored) are read with --ids train" in printed
     assert score("void", partly(255), "--ids", "train") == score("void-ids", lambda train: ids[partly(255)(train)])
 
 
-def test_a_label_of_other_proportions_is_refused_and_one_of_another_size_is_said(own, evaluate, refused):
-    path = own / "labels/frame0.png"
+def test_a_label_of_other_proportions_is_refused_and_one_of_another_size_is_said(copied, evaluate, refused):
+    path = copied / "labels/frame0.png"
     label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     cv2.imwrite(str(path), cv2.resize(label, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_NEAREST))
-    assert "note: 1 of 3 labels have another size than their image" in evaluate(own).err
+    assert "note: 1 of 3 labels have another size than their image" in evaluate(copied).err
     cv2.imwrite(str(path), label[:20])
-    assert "frame0.png is 56x20" in refused(own)
+    assert "frame0.png is 56x20" in refused(copied)
 
 
-def test_two_checkpoints_are_compared_on_the_same_pictures_with_an_interval(folder, own, evaluate, scores, tmp_path):
+def test_two_checkpoints_are_compared_on_the_same_pictures_with_an_interval(folder, copied, evaluate, scores, tmp_path):
     other = save_model(tmp_path / "other", small_model(seed=5), scales=[1.0], flip=False)
     alone = scores(folder, "--block-length", "1")
     both = scores(folder, "--block-length", "1", "--baseline", other)
@@ -414,40 +414,40 @@ def test_two_checkpoints_are_compared_on_the_same_pictures_with_an_interval(fold
     assert lines[0] == "model at {0.5, 1}, baseline at {1}"
     assert re.search(r"mean IoU .*  [+-]\d+\.\d   \(3 images\)$", lines[-2]), "the value of one block is known"
     assert "no interval: all images are one block" in lines[-1]
-    redraw(own, lambda label: np.full_like(label, 255))
-    told = evaluate(own, "--block-length", "1", "--baseline", folder / "model")
-    assert "too few labelled pixels" in told.out
+    redraw(copied, lambda label: np.full_like(label, 255))
+    printed = evaluate(copied, "--block-length", "1", "--baseline", folder / "model")
+    assert "too few labelled pixels" in printed.out
 
 
 def test_a_damaged_baseline_is_found_before_anything_is_scored(folder, evaluate, tmp_path, nothing_scored):
     shutil.copytree(folder / "model", tmp_path / "other")
     weights = next((tmp_path / "other").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    told = evaluate(folder, "--baseline", tmp_path / "other", status=IntegrityError.exit_code)
-    assert weights.name in told.err
+    printed = evaluate(folder, "--baseline", tmp_path / "other", status=IntegrityError.exit_code)
+    assert weights.name in printed.err
 
 
-def teach(own: Path, seen: LearnedImage) -> None:
+def teach(copied: Path, seen: LearnedImage) -> None:
     """Let the model of a folder have learned from one picture."""
-    shutil.rmtree(own / "model")
-    digest = (lineage := Lineage({seen.sha256: seen})).save(own / "lineage.json")
-    models.save(small_model(), own / "model", class_table=class_table().to_json(), lineage=lineage.summary(digest))
-    shutil.move(own / "lineage.json", own / "model/lineage.json")
+    shutil.rmtree(copied / "model")
+    digest = (lineage := Lineage({seen.sha256: seen})).save(copied / "lineage.json")
+    models.save(small_model(), copied / "model", class_table=class_table().to_json(), lineage=lineage.summary(digest))
+    shutil.move(copied / "lineage.json", copied / "model/lineage.json")
 
 
-def test_pictures_that_a_model_has_learned_from_are_counted_near_copies_too(own, evaluate):
-    sha = atomic.sha256_file(own / "images/frame0.png")
-    teach(own, LearnedImage(sha, "old_name", "target", "", "", -1, "fine"))
-    told = evaluate(own, "--json")
-    assert "has learned from 1 of these 3 images (frame0 is old_name: same file)" in told.err
-    assert json.loads(told.out)["learned"]["images"] == 1
-    (own / "model/lineage.json").unlink()
-    told = evaluate(own, "--json")  # a checkpoint that was copied without its list can be scored
-    assert "what it learned from is not known in full" in told.err
-    assert "lineage.json" in json.loads(told.out)["learned"]["unknown"][0]
-    copy = perceptual_hash(cv2.imread(str(own / "images/frame0.png"))[..., ::-1] // 2 * 2)
-    teach(own, LearnedImage("0" * 64, "brighter", "target", copy, "", -1, "pseudo"))
-    assert "(frame0 is brighter: perceptual hash, " in evaluate(own).err
+def test_pictures_that_a_model_has_learned_from_are_counted_near_copies_too(copied, evaluate):
+    sha = atomic.sha256_file(copied / "images/frame0.png")
+    teach(copied, LearnedImage(sha, "old_name", "target", "", "", -1, "fine"))
+    printed = evaluate(copied, "--json")
+    assert "has learned from 1 of these 3 images (frame0 is old_name: same file)" in printed.err
+    assert json.loads(printed.out)["learned"]["images"] == 1
+    (copied / "model/lineage.json").unlink()
+    printed = evaluate(copied, "--json")  # a checkpoint that was copied without its list can be scored
+    assert "what it learned from is not known in full" in printed.err
+    assert "lineage.json" in json.loads(printed.out)["learned"]["unknown"][0]
+    copy = perceptual_hash(cv2.imread(str(copied / "images/frame0.png"))[..., ::-1] // 2 * 2)
+    teach(copied, LearnedImage("0" * 64, "brighter", "target", copy, "", -1, "pseudo"))
+    assert "(frame0 is brighter: perceptual hash, " in evaluate(copied).err
 
 
 def test_blocks_are_runs_of_neighbours_of_one_drive():

@@ -19,7 +19,6 @@ from hmsa_core.io.locks import FileLock
 from hmsa_core.labels import LabelStore
 from hmsa_core.models import read_meta
 from hmsa_core.taxonomy import cityscapes
-from pipeline.cli.main import main
 from pipeline.jobs import launcher
 from pipeline.review.session import image_root
 from pipeline.review.view import StoreView
@@ -59,19 +58,15 @@ def in_this_process(monkeypatch):
         signal.signal(number, handler)
 
 
-def command(folder: Path, out: Path, *more: str, images: Path | None = None) -> list[str]:
+def label(folder: Path, out: Path, *more: str, images: Path | None = None) -> list[str]:
+    """The arguments of the command."""
     given = {"images": images or folder / "frames", "checkpoint": folder / "model", "out": out, "device": "cpu"}
     given |= {"threads": 1, "images-per-shard": 2}
     return ["label", *(part for name, value in given.items() for part in (f"--{name}", str(value))), *more]
 
 
-def label(folder: Path, out: Path, *more: str, images: Path | None = None) -> int:
-    return main(command(folder, out, *more, images=images))
-
-
-def test_every_readable_image_is_labelled_upright_and_bad_ones_are_listed(folder, tmp_path, capsys):
-    assert label(folder, tmp_path / "store") == 0
-    captured = capsys.readouterr()
+def test_every_readable_image_is_labelled_upright_and_bad_ones_are_listed(folder, tmp_path, said):
+    captured = said(*label(folder, tmp_path / "store"))
     assert captured.out == f"{tmp_path / 'store'}: 4 images labelled, 0 were labelled before, 3 left out\n"
     left_out = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 3
@@ -85,24 +80,22 @@ def test_every_readable_image_is_labelled_upright_and_bad_ones_are_listed(folder
     assert store.lineage["scales"] == [0.5, 1.0]
 
 
-def test_a_network_of_another_tool_labels_with_the_classes_that_are_asked_for(folder, tmp_path, capsys):
+def test_a_network_of_another_tool_labels_with_the_classes_that_are_asked_for(folder, tmp_path, said):
     net = table(colour_network(tmp_path / "net.onnx"), "classes: {himmel: sky, fahrbahn: road}\n")
     given = ["label", "--images", str(folder / "frames"), "--device", "cpu", "--threads", "1"]
     given += ["--teacher", f"onnx:{net}", "--out", str(tmp_path / "store")]
-    assert main(given) == 2
-    assert "which classes the labels shall have is not known" in capsys.readouterr().err
-    assert main([*given, "--classes", "cityscapes", "--scales", "0.5,1"]) == 0
-    assert "4 images labelled, 0 were labelled before, 3 left out" in capsys.readouterr().out
+    assert "which classes the labels shall have is not known" in said(*given, status=2).err
+    printed = said(*given, "--classes", "cityscapes", "--scales", "0.5,1").out
+    assert "4 images labelled, 0 were labelled before, 3 left out" in printed
     store = LabelStore.open(tmp_path / "store", strict=True)
     assert store.classes == cityscapes()
     assert set(np.unique(store.read("a")[0])) <= {cityscapes().index("road"), cityscapes().index("sky")}
-    assert main([*given, "--classes", "cityscapes", "--scales", "0.5,1"]) == 0
-    assert "0 images labelled, 4 were labelled before" in capsys.readouterr().out
-    assert main([*given, "--classes", "cityscapes"]) == 2
-    assert "holds labels of another teacher, scales" in capsys.readouterr().err
+    printed = said(*given, "--classes", "cityscapes", "--scales", "0.5,1").out
+    assert "0 images labelled, 4 were labelled before" in printed
+    assert "holds labels of another teacher, scales" in said(*given, "--classes", "cityscapes", status=2).err
 
 
-def test_a_class_table_may_lie_anywhere_and_counts_as_the_one_beside_the_teacher(folder, tmp_path, capsys):
+def test_a_class_table_may_lie_anywhere_and_counts_as_the_one_next_to_the_teacher(folder, tmp_path, said):
     net, text = colour_network(tmp_path / "net.onnx"), "classes: {himmel: sky, fahrbahn: road}\n"
     (tmp_path / "map.yaml").write_text(text)
     given = [
@@ -112,56 +105,50 @@ def test_a_class_table_may_lie_anywhere_and_counts_as_the_one_beside_the_teacher
         *["--device", "cpu", "--threads", "1", "--classes", "cityscapes"],
     ]
     given += ["--out", str(tmp_path / "store"), "--teacher", f"onnx:{net}"]
-    assert main([*given, "--map", str(tmp_path / "map.yaml")]) == 0
-    assert "4 images labelled" in capsys.readouterr().out
+    assert "4 images labelled" in said(*given, "--map", tmp_path / "map.yaml").out
     table(net, text)
-    assert main(given) == 0
-    assert "0 images labelled, 4 were labelled before" in capsys.readouterr().out
+    assert "0 images labelled, 4 were labelled before" in said(*given).out
     (tmp_path / "empty.yaml").write_text("multiple: 32\n")
-    for more, told in (
+    for more, reported in (
         (["--map", str(tmp_path / "none.yaml")], "none.yaml: no such file, but it shall be the class table of onnx:"),
         (["--map", str(tmp_path / "empty.yaml")], "says nothing of classes"),
         ([f"onnx:{net}", "--map", str(tmp_path / "map.yaml")], "--map is of one teacher"),
     ):
-        assert main([*given, *more]) == 2
-        assert told in capsys.readouterr().err
+        assert reported in said(*given, *more, status=2).err
 
 
-def test_the_same_command_goes_on_and_takes_in_new_images(folder, tmp_path, capsys):
+def test_the_same_command_goes_on_and_takes_in_new_images(folder, tmp_path, said):
     images = Path(shutil.copytree(folder / "frames", tmp_path / "frames"))
     (images / "c.webp").rename(tmp_path / "c.webp")
-    assert label(folder, tmp_path / "store", images=images) == 0
+    said(*label(folder, tmp_path / "store", images=images))
     first = {p.name: p.stat().st_ino for p in (tmp_path / "store").glob("shard-*.parquet")}
     (tmp_path / "c.webp").rename(images / "c.webp")
-    capsys.readouterr()
-    assert label(folder, tmp_path / "store", images=images) == 0
-    assert "1 images labelled, 3 were labelled before" in capsys.readouterr().out
+    assert "1 images labelled, 3 were labelled before" in said(*label(folder, tmp_path / "store", images=images)).out
     assert sorted(LabelStore.open(tmp_path / "store", strict=True).names()) == ["a", "b", "c", "d"]
     for name, inode in first.items():
         assert (tmp_path / "store" / name).stat().st_ino == inode
 
 
-def test_drives_that_count_from_one_are_told_apart_by_their_folders(folder, tmp_path, capsys):
+def test_drives_that_count_from_one_are_told_apart_by_their_folders(folder, tmp_path, said):
     drives = tmp_path / "drives"
     for i, drive in enumerate(("one", "two/left")):
         (drives / drive).mkdir(parents=True)
         Image.fromarray(noise_image(i, 32, 48)).save(drives / drive / "000001.png")
-    assert label(folder, tmp_path / "store", images=drives) == 0
-    captured = capsys.readouterr()
+    captured = said(*label(folder, tmp_path / "store", images=drives))
     assert "two/left/000001.png: duplicate-name (drives/one/000001.png has the same name)" in captured.err
     assert "1 images were left out because another one has the same name: --names path" in captured.err
-    assert label(folder, tmp_path / "store", "--names", "path", images=drives) == 2
-    assert "the images of this store are called by their stem" in capsys.readouterr().err
-    assert label(folder, tmp_path / "both", "--names", "path", images=drives) == 0
-    assert "2 images labelled, 0 were labelled before, 0 left out" in capsys.readouterr().out
+    error = said(*label(folder, tmp_path / "store", "--names", "path", images=drives), status=2).err
+    assert "the images of this store are called by their stem" in error
+    printed = said(*label(folder, tmp_path / "both", "--names", "path", images=drives)).out
+    assert "2 images labelled, 0 were labelled before, 0 left out" in printed
     store = LabelStore.open(tmp_path / "both", strict=True)
     assert sorted(store.names()) == ["one__000001", "two__left__000001"]
     assert store.row("two__left__000001")["image_path"] == "drives/two/left/000001.png"
-    assert label(folder, tmp_path / "both", "--names", "path", images=drives) == 0
-    assert "0 images labelled, 2 were labelled before" in capsys.readouterr().out
+    printed = said(*label(folder, tmp_path / "both", "--names", "path", images=drives)).out
+    assert "0 images labelled, 2 were labelled before" in printed
 
 
-def test_linked_folders_are_labelled_once_and_a_link_upwards_ends(folder, tmp_path, capsys):
+def test_linked_folders_are_labelled_once_and_a_link_upwards_ends(folder, tmp_path, said):
     (tmp_path / "disk" / "night").mkdir(parents=True)
     Image.fromarray(noise_image(0, 32, 48)).save(tmp_path / "disk" / "night" / "x.png")
     frames = tmp_path / "frames"
@@ -172,85 +159,79 @@ def test_linked_folders_are_labelled_once_and_a_link_upwards_ends(folder, tmp_pa
     Image.fromarray(noise_image(1, 32, 48)).save(frames / "day" / "y.png")
     (frames / "also").symlink_to("day")
     (tmp_path / "disk" / "up").symlink_to(frames)
-    assert label(folder, tmp_path / "store", "--names", "path", images=frames) == 0
-    assert capsys.readouterr().out.endswith("2 images labelled, 0 were labelled before, 0 left out\n")
+    printed = said(*label(folder, tmp_path / "store", "--names", "path", images=frames)).out
+    assert printed.endswith("2 images labelled, 0 were labelled before, 0 left out\n")
     assert sorted(LabelStore.open(tmp_path / "store", strict=True).names()) == ["again__x", "day__y"]
 
 
-def test_a_second_run_into_the_same_store_leaves_at_once_and_names_the_first(folder, tmp_path):
+def test_a_second_run_into_the_same_store_leaves_at_once_and_names_the_first(folder, tmp_path, said):
     with FileLock(tmp_path / "store.work" / "label.lock"):
-        tries = [leave(tmp_path, "autolabel", *command(folder, tmp_path / "store")) for _ in range(3)]
+        tries = [leave(tmp_path, "autolabel", *label(folder, tmp_path / "store")) for _ in range(3)]
     assert_left_at_once(tries)
     assert all(f"labelling into {tmp_path}/store is in use by process {os.getpid()} " in done.text for done in tries)
     assert [path.name for path in tmp_path.rglob("*")] == ["store.work", "label.lock"], (
         "the first one's work is left alone"
     )
-    assert label(folder, tmp_path / "store") == 0
+    said(*label(folder, tmp_path / "store"))
 
 
-def test_a_file_system_whose_locks_keep_nobody_out_is_refused(folder, tmp_path, capsys, monkeypatch):
+def test_a_file_system_whose_locks_keep_nobody_out_is_refused(folder, tmp_path, said, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)
-    assert label(folder, tmp_path / "store") == 2
-    assert "file locks do not work on this file system" in capsys.readouterr().err
+    assert "file locks do not work on this file system" in said(*label(folder, tmp_path / "store"), status=2).err
     assert not (tmp_path / "store").exists()
 
 
-def test_other_scales_or_progress_that_is_gone_need_another_store(folder, tmp_path, capsys):
+def test_other_scales_or_progress_that_is_gone_need_another_store(folder, tmp_path, said):
     store = tmp_path / "store"
-    assert label(folder, store) == 0
+    said(*label(folder, store))
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
-    assert label(folder, store, "--scales", "1") == 2
-    assert "labels of another teacher, scales" in capsys.readouterr().err
+    assert "labels of another teacher, scales" in said(*label(folder, store, "--scales", "1"), status=2).err
     shutil.rmtree(tmp_path / "store.work")
-    assert label(folder, store) == 2
-    assert "was not made here" in capsys.readouterr().err
+    assert "was not made here" in said(*label(folder, store), status=2).err
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")} == before
 
 
-def test_a_folder_without_usable_images_or_too_few_ranks_are_one_line(folder, tmp_path, capsys):
+def test_a_folder_without_usable_images_or_too_few_ranks_are_one_line(folder, tmp_path, said):
     (tmp_path / "none").mkdir()
-    assert label(folder, tmp_path / "store", images=tmp_path / "none") == 3
-    assert "no JPEG, PNG, WebP or TIFF file in this folder or below it" in capsys.readouterr().err
+    error = said(*label(folder, tmp_path / "store", images=tmp_path / "none"), status=3).err
+    assert "no JPEG, PNG, WebP or TIFF file in this folder or below it" in error
     (tmp_path / "none" / "x.png").write_bytes(b"text")
-    assert label(folder, tmp_path / "store", images=tmp_path / "none") == 3
-    assert "none of the 1 image files can be used" in capsys.readouterr().err
+    error = said(*label(folder, tmp_path / "store", images=tmp_path / "none"), status=3).err
+    assert "none of the 1 image files can be used" in error
     assert not list(tmp_path.glob("*.work")), "nothing was begun"
-    assert label(folder, tmp_path / "store", images=tmp_path / "nowhere") == 3
-    assert "no such folder" in capsys.readouterr().err
-    assert label(folder, tmp_path / "store", "--ranks", "0") == 2
-    assert "must be at least 1" in capsys.readouterr().err
+    assert "no such folder" in said(*label(folder, tmp_path / "store", images=tmp_path / "nowhere"), status=3).err
+    assert "must be at least 1" in said(*label(folder, tmp_path / "store", "--ranks", "0"), status=2).err
 
 
-def test_a_checkpoint_that_cannot_label_is_refused_as_itself(folder, tmp_path, capsys):
+def test_a_checkpoint_that_cannot_label_is_refused_as_itself(folder, tmp_path, said):
     meta = read_meta(folder / "model")
-    for name, change, told in (
-        ("trunk", {"kind": "trunk", "num_classes": 0}, "holds only the weights of a trunk"),
-        ("many", {"num_classes": 255}, "at most 254 classes, the model has 255"),
+    for name, change, status, reported in (
+        ("trunk", {"kind": "trunk", "num_classes": 0}, 3, "holds only the weights of a trunk"),
+        ("many", {"num_classes": 255}, 2, "at most 254 classes, the model has 255"),
     ):
         shutil.copytree(folder / "model", tmp_path / name)
         sealed.write(tmp_path / name / "model.json", {**meta, **change})
-        assert label(folder, tmp_path / "store", "--checkpoint", str(tmp_path / name)) != 0
-        assert told in capsys.readouterr().err
+        again = label(folder, tmp_path / "store", "--checkpoint", str(tmp_path / name))
+        assert reported in said(*again, status=status).err
         assert not list(tmp_path.glob("store*"))
 
 
-def test_a_folder_that_no_table_can_name_is_left_out_and_told(folder, tmp_path, capsys):
+def test_a_folder_that_no_table_can_name_is_left_out_and_reported(folder, tmp_path, said):
     images = Path(shutil.copytree(folder / "frames", tmp_path / "frames"))
     (images / "more").rename(images / os.fsdecode(b"m\xfcnchen"))
-    assert label(folder, tmp_path / "store", images=images) == 0
-    told = capsys.readouterr()
-    assert "bad-name" in told.err
-    assert "3 images labelled" in told.out
+    printed = said(*label(folder, tmp_path / "store", images=images))
+    assert "bad-name" in printed.err
+    assert "3 images labelled" in printed.out
 
 
-def test_the_photographs_of_a_store_are_found_again_also_where_both_were_moved(folder, tmp_path):
+def test_the_photographs_of_a_store_are_found_again_also_where_both_were_moved(folder, tmp_path, said):
     shutil.copytree(folder / "frames", tmp_path / "a" / "frames")
     (tmp_path / "a" / "later").mkdir()
     shutil.copy(folder / "frames" / "a.png", tmp_path / "a" / "later" / "e.png")
     store = tmp_path / "a" / "store"
-    assert label(folder, store, images=tmp_path / "a" / "frames") == 0
+    said(*label(folder, store, images=tmp_path / "a" / "frames"))
     assert image_root(store) == tmp_path / "a" / "frames"
-    assert label(folder, store, images=tmp_path / "a" / "later") == 0
+    said(*label(folder, store, images=tmp_path / "a" / "later"))
     (tmp_path / "a").rename(tmp_path / "b")
     moved = tmp_path / "b" / "store"
     pictures = StoreView(moved, images=image_root(moved)).pictures

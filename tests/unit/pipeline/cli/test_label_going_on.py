@@ -20,7 +20,6 @@ from hmsa_core.io.process import StopRequest
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.spec import InferSpec, save_spec
 from pipeline.cli.inference_options import _THREADS
-from pipeline.cli.main import main
 from pipeline.jobs import launcher
 from tests.support.inference import job_context, noise_image, save_model
 from tests.support.training import folder_bytes
@@ -58,81 +57,77 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RuntimeConfig]]:
         signal.signal(number, handler)
 
 
-def label(folder: Path, out: Path, *more: str) -> int:
+def label(folder: Path, out: Path, *more: str) -> list[str]:
+    """The arguments of the command."""
     given = {"images": folder / "frames", "checkpoint": folder / "model", "out": out, "device": "cpu"}
-    return main(["label", *(part for name, value in given.items() for part in (f"--{name}", str(value))), *more])
+    return ["label", *(part for name, value in given.items() for part in (f"--{name}", str(value))), *more]
 
 
-def test_threads_are_all_cores_whatever_the_number_of_processes(folder, tmp_path, started):
+def test_threads_are_all_cores_whatever_the_number_of_processes(folder, tmp_path, started, said):
     for ranks in (1, 2, 4):
-        assert label(folder, tmp_path / f"on-{ranks}", "--ranks", str(ranks)) == 0
+        said(*label(folder, tmp_path / f"on-{ranks}", "--ranks", str(ranks)))
     assert [(one.ranks, one.threads) for one in started] == [(1, CORES), (2, CORES), (4, CORES)]
 
 
-def test_a_store_is_gone_on_with_by_the_threads_that_it_was_begun_with(folder, tmp_path, started, capsys):
+def test_a_store_is_gone_on_with_by_the_threads_that_it_was_begun_with(folder, tmp_path, started, said):
     begun = CORES + 1
-    assert label(folder, tmp_path / "store", "--threads", str(begun)) == 0
+    said(*label(folder, tmp_path / "store", "--threads", str(begun)))
     before = folder_bytes(tmp_path / "store")
-    capsys.readouterr()
-    assert label(folder, tmp_path / "store") == 0
-    assert f"--threads {begun}, as this store was begun (there are {CORES} cores)" in capsys.readouterr().err
+    error = said(*label(folder, tmp_path / "store")).err
+    assert f"--threads {begun}, as this store was begun (there are {CORES} cores)" in error
     assert [one.threads for one in started] == [begun, begun]
-    assert label(folder, tmp_path / "store", "--threads", str(CORES)) == 2
-    assert f"--threads {CORES}: this store was begun with --threads {begun}\nhint: leave" in capsys.readouterr().err
+    error = said(*label(folder, tmp_path / "store", "--threads", str(CORES)), status=2).err
+    assert f"--threads {CORES}: this store was begun with --threads {begun}\nhint: leave" in error
     assert len(started) == 2
     assert folder_bytes(tmp_path / "store") == before
     options = tmp_path / "store.work" / "options.json"
     options.write_text("{")
-    assert label(folder, tmp_path / "store") == 4
-    assert f"error: {options}: not valid JSON" in capsys.readouterr().err
+    assert f"error: {options}: not valid JSON" in said(*label(folder, tmp_path / "store"), status=4).err
 
 
-def test_before_the_first_label_another_number_of_threads_is_taken(folder, tmp_path, started, monkeypatch):
+def test_before_the_first_label_another_number_of_threads_is_taken(folder, tmp_path, started, monkeypatch, said):
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "run_job", lambda _spec, *, stop: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            label(folder, tmp_path / "store", "--threads", "1")
-    assert label(folder, tmp_path / "store", "--threads", "2") == 0
+            said(*label(folder, tmp_path / "store", "--threads", "1"))
+    said(*label(folder, tmp_path / "store", "--threads", "2"))
     assert started[0].threads == 2
 
 
-def test_a_store_is_gone_on_with_by_shards_of_the_size_that_it_was_begun_with(folder, tmp_path, capsys):
+def test_a_store_is_gone_on_with_by_shards_of_the_size_that_it_was_begun_with(folder, tmp_path, said):
     out = tmp_path / "store"
-    assert label(folder, out, "--images-per-shard", "2") == 0
+    said(*label(folder, out, "--images-per-shard", "2"))
     whole = folder_bytes(out)
-    assert label(folder, out) == 0
+    said(*label(folder, out))
     assert folder_bytes(out) == whole, "an audit is bound to the manifest's digest"
-    assert label(folder, out, "--images-per-shard", "3") == 2
-    assert (
-        "--images-per-shard 3: this store was begun with --images-per-shard 2\nhint: leave" in capsys.readouterr().err
-    )
+    error = said(*label(folder, out, "--images-per-shard", "3"), status=2).err
+    assert "--images-per-shard 3: this store was begun with --images-per-shard 2\nhint: leave" in error
 
 
 @pytest.mark.parametrize(("wanted", "used"), [(None, "passive"), ("active", "active")])
-def test_threads_wait_asleep_unless_the_user_wants_otherwise(folder, tmp_path, monkeypatch, wanted, used):
+def test_threads_wait_asleep_unless_the_user_wants_otherwise(folder, tmp_path, monkeypatch, wanted, used, said):
     if wanted:
         monkeypatch.setenv("OMP_WAIT_POLICY", wanted)
-    assert label(folder, tmp_path / "store") == 0
+    said(*label(folder, tmp_path / "store"))
     assert os.environ["OMP_WAIT_POLICY"] == used
 
 
 @pytest.mark.parametrize(
     "file", ["holiday.png", "lost+found/#12", "sidecar/letter.txt", "receipts/tax.json", ".hidden", "shard-1/a.parquet"]
 )
-def test_what_took_the_place_of_a_deleted_store_is_never_touched(folder, tmp_path, capsys, file):
+def test_what_took_the_place_of_a_deleted_store_is_never_touched(folder, tmp_path, said, file):
     out = tmp_path / "store"
-    assert label(folder, out) == 0
+    said(*label(folder, out))
     shutil.rmtree(out)
     (out / file).parent.mkdir(parents=True)
     (out / file).write_bytes(b"dear")
-    assert label(folder, out) == 2
-    assert "exists and is no label store" in capsys.readouterr().err
+    assert "exists and is no label store" in said(*label(folder, out), status=2).err
     shutil.rmtree(tmp_path / "store.work")
-    assert label(folder, out) == 2
+    said(*label(folder, out), status=2)
     assert folder_bytes(out) == {file: b"dear"}
 
 
-def test_a_file_system_that_was_just_made_is_an_empty_folder(folder, tmp_path):
+def test_a_file_system_that_was_just_made_is_an_empty_folder(folder, tmp_path, said):
     out = tmp_path / "store"
     out.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)]
@@ -140,63 +135,61 @@ def test_a_file_system_that_was_just_made_is_an_empty_folder(folder, tmp_path):
         pytest.skip("no file system can be mounted here")
     try:
         (out / "lost+found").mkdir(mode=0o700)
-        assert label(folder, out) == 0
+        said(*label(folder, out))
         assert (out / "manifest.json").is_file()
-        assert label(folder, out) == 0
+        said(*label(folder, out))
         assert (out / "lost+found").is_dir()
     finally:
         subprocess.run(["umount", "--lazy", str(out)], check=True)
 
 
-def test_what_changed_or_went_since_it_was_labelled_is_said_and_stops_nothing_else(folder, tmp_path, capsys):
+def test_what_changed_or_went_since_it_was_labelled_is_said_and_stops_nothing_else(folder, tmp_path, said):
     mine, out = tmp_path / "mine", tmp_path / "store"
     shutil.copytree(folder / "model", mine / "model")
     (mine / "frames").mkdir()
     for i in range(3):
         Image.fromarray(noise_image(i, 32, 48)).save(mine / "frames" / f"f{i}.png")
-    assert label(mine, out) == 0
+    said(*label(mine, out))
     before = LabelStore.open(out).read("f0")[0]
     Image.fromarray(noise_image(7, 32, 48)).save(mine / "frames" / "f0.png")
     (mine / "frames" / "f1.png").unlink()
     Image.fromarray(noise_image(8, 32, 48)).save(mine / "frames" / "new.jfif", "JPEG")
     (mine / "frames" / "notes.heic").write_bytes(b"no picture that is read here")
-    capsys.readouterr()
-    assert label(mine, out) == 0
-    said = capsys.readouterr()
-    assert "left out: f0: has changed since it was labelled; the store keeps the old label" in said.err
-    assert "of the store's images 1 are gone from the folder or cannot be used any more, f1 first" in said.err
-    assert "not looked at: files of other kinds (.heic 1)" in said.err
-    assert "1 images labelled, 3 were labelled before, 1 left out" in said.out
+    printed = said(*label(mine, out))
+    assert "left out: f0: has changed since it was labelled; the store keeps the old label" in printed.err
+    assert "of the store's images 1 are gone from the folder or cannot be used any more, f1 first" in printed.err
+    assert "not looked at: files of other kinds (.heic 1)" in printed.err
+    assert "1 images labelled, 3 were labelled before, 1 left out" in printed.out
     store = LabelStore.open(out)
     assert sorted(store.names()) == ["f0", "f1", "f2", "new"]
     np.testing.assert_array_equal(store.read("f0")[0], before)
     for i in (2, 9):
         Image.fromarray(noise_image(20 + i, 32, 48)).save(mine / "frames" / f"f{i}.png")
-    assert label(mine, out) == 3, "two of four: the names of a drive are used again for the next one"
-    assert "2 of 4 images have changed since they were labelled, 'f0' first" in capsys.readouterr().err
+    error = said(*label(mine, out), status=3).err  # two of four: the names of a drive are used again for the next one
+    assert "2 of 4 images have changed since they were labelled, 'f0' first" in error
 
 
-def test_a_publication_that_was_cut_short_is_gone_on_with_and_without_its_work_refused(folder, tmp_path, capsys):
+def test_a_publication_that_was_cut_short_is_gone_on_with_and_without_its_work_refused(folder, tmp_path, said):
     out = tmp_path / "store"
-    assert label(folder, out) == 0
+    said(*label(folder, out))
     whole = folder_bytes(out)
     (out / "manifest.json").unlink()
     (out / "receipts" / f".shard-00000.json.{2**22 + 1}-01234567.tmp").write_bytes(b"{")  # its writer is dead
     (out / "sidecar" / "kept-00112233.parquet").write_bytes(b"of the store that was there before")
-    assert label(folder, out) == 0
+    said(*label(folder, out))
     assert folder_bytes(out) == whole
     (out / "manifest.json").unlink()
     (tmp_path / "store.work" / "store" / "manifest.json").unlink()
-    assert label(folder, out) == 2, "nothing was published from there"
+    error = said(*label(folder, out), status=2).err
+    assert "exists and is no label store" in error, "nothing was published from there"
     shutil.rmtree(tmp_path / "store.work")
-    assert label(folder, out) == 2
-    assert capsys.readouterr().err.count("exists and is no label store") == 2
+    assert "exists and is no label store" in said(*label(folder, out), status=2).err
 
 
-def test_a_stop_while_images_are_checked_is_heard_there(folder, tmp_path, started, monkeypatch, capsys):
-    with monkeypatch.context() as asked:
-        asked.setattr(StopRequest, "install", lambda self: (self.set(), self)[1])
-        assert label(folder, tmp_path / "out") == InterruptedRunError.exit_code
+def test_a_stop_while_images_are_checked_is_heard_there(folder, tmp_path, started, monkeypatch, said):
+    with monkeypatch.context() as at_start:
+        at_start.setattr(StopRequest, "install", lambda self: (self.set(), self)[1])
+        error = said(*label(folder, tmp_path / "out"), status=InterruptedRunError.exit_code).err
     assert not started, "no job was started"
-    assert "stopped while images were checked" in capsys.readouterr().err
-    assert label(folder, tmp_path / "out") == 0
+    assert "stopped while images were checked" in error
+    said(*label(folder, tmp_path / "out"))

@@ -101,11 +101,11 @@ def test_a_command_needs_no_more_packages_than_it_uses(store: Path, tmp_path: Pa
     )
     assert done.returncode == (2 if lacks else 0), done.stderr
     package, _, extra = lacks.partition(" ")
-    told = [
+    reported = [
         f"error: {package} is not installed; this command needs the optional packages {extra}",
         f"hint: pip install 'hmsa-autolabel{extra}'",
     ]
-    assert not lacks or [line for line in done.stderr.splitlines() if not line.startswith("export: 0/")] == told
+    assert not lacks or [line for line in done.stderr.splitlines() if not line.startswith("export: 0/")] == reported
 
 
 def test_without_any_extra_only_modules_that_are_for_one_do_not_import() -> None:

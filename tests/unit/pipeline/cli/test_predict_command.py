@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.cli.main import main
 from tests.support.inference import noise_image, save_model
 
 
@@ -17,42 +16,43 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"), scales=[0.5, 1.0], flip=True)
 
 
-def predict(checkpoint: Path, out: Path, *arguments: str) -> int:
-    return main(
-        ["predict", *arguments, "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", "--threads", "1"]
+@pytest.fixture
+def predict(checkpoint: Path, said):
+    """Run the command and return what it wrote."""
+    return lambda out, *images, **status: said(
+        "predict", *images, "--checkpoint", checkpoint, "--out", out, "--device", "cpu", "--threads", "1", **status
     )
 
 
-def test_each_image_gets_its_pictures_and_the_sheets_are_printed(checkpoint, tmp_path, capsys):
+def test_each_image_gets_its_pictures_and_the_sheets_are_printed(predict, tmp_path):
     for i in range(2):
         cv2.imwrite(str(tmp_path / f"street{i}.png"), noise_image(i, 40, 60))
-    out = tmp_path / "pictures"
-    assert predict(checkpoint, out, str(tmp_path / "street0.png"), str(tmp_path / "street1.png")) == 0
-    assert capsys.readouterr().out.splitlines() == [str(out / f"street{i}_sheet.png") for i in range(2)]
+    out = tmp_path / "out"
+    printed = predict(out, tmp_path / "street0.png", tmp_path / "street1.png").out
+    assert printed.splitlines() == [str(out / f"street{i}_sheet.png") for i in range(2)]
     maps = ("label", "confidence", "weight_0.5x", "weight_1x", "sheet")
     assert sorted(p.name for p in out.iterdir()) == sorted(f"street{i}_{m}.png" for i in range(2) for m in maps)
     weights = [cv2.imread(str(out / f"street0_weight_{s}x.png"), 0).astype(int) for s in ("0.5", "1")]
     assert np.abs(sum(weights) - 255).max() <= 1
-    assert predict(checkpoint, out, str(tmp_path / "street0.png"), "--scales", "0.25 0.5 1", "--no-flip") == 0
+    predict(out, tmp_path / "street0.png", "--scales", "0.25 0.5 1", "--no-flip")
     assert (out / "street0_weight_0.25x.png").exists()
 
 
-def test_two_images_of_one_name_and_unreadable_ones_are_refused(checkpoint, tmp_path, capsys):
+def test_two_images_of_one_name_and_unreadable_ones_are_refused(predict, tmp_path):
+    out = tmp_path / "out"
     (tmp_path / "b").mkdir()
     for name in ("a.png", "b/a.png"):
         cv2.imwrite(str(tmp_path / name), noise_image(3, 30, 30))
-    assert predict(checkpoint, tmp_path / "out", str(tmp_path / "a.png"), str(tmp_path / "b/a.png")) == 3
-    assert "two of the images are named 'a'" in capsys.readouterr().err
+    assert "two of the images are named 'a'" in predict(out, tmp_path / "a.png", tmp_path / "b/a.png", status=3).err
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert predict(checkpoint, tmp_path / "out", str(tmp_path / "broken.png")) == 3
-    assert "not a PNG, JPEG, WebP or TIFF image" in capsys.readouterr().err
+    assert "not a PNG, JPEG, WebP or TIFF image" in predict(out, tmp_path / "broken.png", status=3).err
 
 
-def test_a_missing_image_or_a_folder_in_place_of_images_is_told_before_any_is_predicted(checkpoint, tmp_path, capsys):
-    assert predict(checkpoint, tmp_path / "out", str(tmp_path)) == 3
-    error, hint = capsys.readouterr().err.splitlines()
+def test_a_missing_image_or_a_folder_in_place_of_images_is_reported_before_any_is_predicted(predict, tmp_path):
+    out = tmp_path / "out"
+    error, hint = predict(out, tmp_path, status=3).err.splitlines()
     assert (error, f"{tmp_path}/*" in hint) == (f"error: {tmp_path}: is a folder", True)
     cv2.imwrite(str(tmp_path / "there.png"), noise_image(0, 40, 60))
-    assert predict(checkpoint, tmp_path / "out", str(tmp_path / "there.png"), str(tmp_path / "gone.png")) == 3
-    assert capsys.readouterr().err == f"error: {tmp_path / 'gone.png'}: no such file\n"
-    assert not (tmp_path / "out").exists()
+    error = predict(out, tmp_path / "there.png", tmp_path / "gone.png", status=3).err
+    assert error == f"error: {tmp_path / 'gone.png'}: no such file\n"
+    assert not out.exists()

@@ -9,7 +9,6 @@ import pytest
 from hmsa_core import taxonomy
 from hmsa_core.io import atomic
 from hmsa_core.labels.thresholds.policy import from_threshold
-from pipeline.cli.main import main
 
 
 def workspace(root: Path, **files: object) -> Path:
@@ -27,7 +26,7 @@ def _model(value: float) -> dict[str, object]:
     return {"settings": {"multi": {"value": value, "low": value - 0.01, "high": value + 0.01}}}
 
 
-def test_figures_gates_and_thresholds_of_workspaces_stand_beside_each_other(tmp_path: Path, capsys) -> None:
+def test_figures_gates_and_thresholds_of_workspaces_stand_next_to_each_other(tmp_path: Path, said) -> None:
     gain = {"value": 0.012, "low": 0.002, "high": 0.022}
     metrics = {"main_setting": "multi", "models": {"teacher": _model(0.61), "student": _model(0.625)}}
     done = workspace(
@@ -40,8 +39,8 @@ def test_figures_gates_and_thresholds_of_workspaces_stand_beside_each_other(tmp_
     (done / "calibration").mkdir()
     from_threshold(0.9, taxonomy.cityscapes()).save(done / "calibration/policy.json")
     begun = workspace(tmp_path / "ulm")
-    assert main(["report", "--over", str(done), str(begun), "--html", str(tmp_path / "all.html")]) == 0
-    figures, thresholds = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    printed = said("report", "--over", done, begun, "--html", tmp_path / "all.html").out
+    figures, thresholds = (part.splitlines() for part in printed.split("\n\n"))
     cells = "berlin 1200 900 73.1 99.10 61.0 62.5 – +1.2 +0.2 … +2.2 Promote the student."
     assert " ".join(figures[1].split()) == cells
     assert figures[2].split() == ["ulm", *["–"] * 10]
@@ -53,7 +52,6 @@ def test_figures_gates_and_thresholds_of_workspaces_stand_beside_each_other(tmp_
 
 
 @pytest.mark.parametrize(("given", "words"), [("ulm", "ulm is given twice"), ("none", "none: no such folder")])
-def test_a_workspace_that_is_given_twice_or_is_none_is_one_line(given: str, words: str, tmp_path: Path, capsys) -> None:
+def test_a_workspace_that_is_given_twice_or_is_none_is_one_line(given: str, words: str, tmp_path: Path, said) -> None:
     ulm = workspace(tmp_path / "ulm")
-    assert main(["report", "--over", str(ulm), str(tmp_path / given)]) == 2
-    assert words in capsys.readouterr().err
+    assert words in said("report", "--over", ulm, tmp_path / given, status=2).err

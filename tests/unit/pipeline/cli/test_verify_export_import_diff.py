@@ -26,10 +26,10 @@ def store(tmp_path: Path) -> Path:
 def test_verify_says_that_all_is_well_or_names_what_is_not(store: Path, said) -> None:
     assert "4 images in 2 shards: whole" in said("verify", store).out
     (store / "shard-00001.parquet").unlink()
-    told = said("verify", store, status=4)
-    assert "autolabel doctor" in told.err
-    assert "missing" in told.out
-    assert "shard-00001.parquet" in told.out
+    printed = said("verify", store, status=4)
+    assert "autolabel doctor" in printed.err
+    assert "missing" in printed.out
+    assert "shard-00001.parquet" in printed.out
     answer = json.loads(said("verify", store, "--json", status=4).out)
     assert [p["file"] for p in answer["problems"]] == ["shard-00001.parquet"]
     assert not answer["whole"]
@@ -118,9 +118,9 @@ def test_diff_writes_pictures_of_what_changed_but_never_into_a_label_store(store
     from_threshold(0.9, cityscapes()).save(tmp_path / "p.json")
     said(*arguments, "--threshold", "0.9", status=2)
     said(*arguments, "--limit", "0", status=2)
-    told = said(*arguments, "--limit", "2")
+    printed = said(*arguments, "--limit", "2")
     assert len(list((tmp_path / "pics").glob("*.png"))) == 2
-    assert "ignore" in told.out
+    assert "ignore" in printed.out
     assert "pics: not empty" in said(*arguments, "--limit", "1", status=2).err
     for place in (store, store / "deep" / "changed"):
         out, err = said("diff", store, store, "--pictures", place, status=2)

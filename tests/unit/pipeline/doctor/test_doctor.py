@@ -1,4 +1,4 @@
-"""The doctor on machine, parameters and data: each fault is named with the command that mends it."""
+"""The doctor on machine, parameters and data: each fault is named with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ pytestmark = pytest.mark.long
 
 
 def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
-    told = {f.name: f for f in doctor.examine(workspace.root)}
-    assert "broken" not in {f.state for f in told.values()}
-    assert re.fullmatch(r"\d+ processors, \d+ GiB memory, (no|\d+) GPUs?", told["machine"].text)
-    assert told["python"].text == platform.python_version()
-    assert f"torch {metadata.version('torch')}, torchvision {metadata.version('torchvision')}" in told["packages"].text
+    message = {f.name: f for f in doctor.examine(workspace.root)}
+    assert "broken" not in {f.state for f in message.values()}
+    assert re.fullmatch(r"\d+ processors, \d+ GiB memory, (no|\d+) GPUs?", message["machine"].text)
+    assert message["python"].text == platform.python_version()
+    assert (
+        f"torch {metadata.version('torch')}, torchvision {metadata.version('torchvision')}" in message["packages"].text
+    )
 
 
 def test_data_that_are_not_there_or_lie_in_another_layout_are_named_with_what_to_correct(
@@ -41,20 +43,20 @@ def test_data_that_are_not_there_or_lie_in_another_layout_are_named_with_what_to
     demo = found(tmp_path, "data target")
     assert (demo.state, demo.text) == ("ok", f"{tmp_path}/data/demo/cityscapes")
     shutil.rmtree(tmp_path / "data/demo/mapillary")
-    told = found(tmp_path, "data pretrain")
-    assert (told.state, told.mend) == ("broken", "autolabel demo-data")
+    finding = found(tmp_path, "data pretrain")
+    assert (finding.state, finding.fix) == ("broken", "autolabel demo-data")
     set_params(tmp_path, {"data.target.root": "gone"})
-    told = found(tmp_path, "data target")
-    assert told.text == f"{tmp_path}/gone: data set folder not found"
-    assert told.mend == "correct data.target.root in params.yaml"
+    finding = found(tmp_path, "data target")
+    assert finding.text == f"{tmp_path}/gone: data set folder not found"
+    assert finding.fix == "correct data.target.root in params.yaml"
     (tmp_path / "gone/images").mkdir(parents=True)
-    told = found(tmp_path, "data target")
-    assert told.state == "broken", "a folder, but not of the kind that params.yaml states"
-    assert told.text.startswith(f"{tmp_path}/gone: no Cityscapes images found (expected leftImg8bit/")
-    assert told.mend == "correct data.target.root or data.target.kind in params.yaml"
+    finding = found(tmp_path, "data target")
+    assert finding.state == "broken", "a folder, but not of the kind that params.yaml states"
+    assert finding.text.startswith(f"{tmp_path}/gone: no Cityscapes images found (expected leftImg8bit/")
+    assert finding.fix == "correct data.target.root or data.target.kind in params.yaml"
 
 
-def test_a_shared_memory_that_the_loaders_would_overrun_is_told_with_the_size_that_they_need(
+def test_a_shared_memory_that_the_loaders_would_overrun_is_reported_with_the_size_that_they_need(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_SHM", tmp_path)
@@ -62,17 +64,17 @@ def test_a_shared_memory_that_the_loaders_would_overrun_is_told_with_the_size_th
     assert "shared memory" not in states(workspace.root), "no loader processes, no need"
     set_params(workspace.root, {"runtime.workers": 50})
     findings = [f for f in doctor.examine(workspace.root) if f.name == "shared memory"]
-    (told,) = [f for f in findings if "of teacher_train fill" in f.text]
-    assert told.state == "broken"
-    assert told.text.startswith(f"{tmp_path} has 64 MB free, the loader processes of teacher_train fill ")
-    assert re.search(r"--shm-size=\d+g .*, or lower teacher_train.runtime.workers", told.mend)
+    (message,) = [f for f in findings if "of teacher_train fill" in f.text]
+    assert message.state == "broken"
+    assert message.text.startswith(f"{tmp_path} has 64 MB free, the loader processes of teacher_train fill ")
+    assert re.search(r"--shm-size=\d+g .*, or lower teacher_train.runtime.workers", message.fix)
     config = workspace.params.teacher_train
     need = 50 * 4 * 4 * config.batch_per_rank * config.crop[0] * config.crop[1] / 1e6
-    assert told.text.endswith(f"{need * config.runtime.ranks:.0f} MB")
+    assert message.text.endswith(f"{need * config.runtime.ranks:.0f} MB")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"auto_infer.scales": [0.25, 1.0, 2.0]}, None),  # half of 0.5: a training's pair
         ({"auto_infer.scales": [0.125, 1.0, 2.5]}, "0.125, 2.5 not among what teacher_train shows (0.25 to 2)"),
@@ -90,19 +92,19 @@ def test_a_shared_memory_that_the_loaders_would_overrun_is_told_with_the_size_th
         ),
     ],
 )
-def test_scales_that_the_training_does_not_show_are_told(
-    workspace: Workspace, changes: dict[str, object], told: str | None
+def test_scales_that_the_training_does_not_show_are_reported(
+    workspace: Workspace, changes: dict[str, object], message: str | None
 ) -> None:
     set_params(workspace.root, changes)
     texts = [f.text for f in doctor.examine(workspace.root) if f.name == "scales"]
-    assert texts == ([f"auto_infer.scales: {told}"] if told else [])
+    assert texts == ([f"auto_infer.scales: {message}"] if message else [])
 
 
 def test_a_pretraining_set_that_only_dvc_knows_is_named_with_the_line_to_delete(workspace: Workspace) -> None:
     set_params(workspace.root, {"data.pretrain": None})
-    told = found(workspace.root, "dvc.yaml")
-    assert told.state == "broken"
-    subprocess.run(told.mend, shell=True, check=True, cwd=workspace.root)
+    finding = found(workspace.root, "dvc.yaml")
+    assert finding.state == "broken"
+    subprocess.run(finding.fix, shell=True, check=True, cwd=workspace.root)
     assert "dvc.yaml" not in states(workspace.root)
 
 
@@ -113,8 +115,8 @@ def test_outside_of_a_workspace_only_the_machine_is_looked_at_unless_one_was_ask
     shown = said("doctor", "--quick").out
     assert "not a workspace" in shown
     assert "autolabel init" in shown
-    for folder, told in ((".", "not a workspace"), ("nowhere", "no such folder")):
-        assert told in said("doctor", "--quick", "--workspace", tmp_path / folder, status=2).err
+    for folder, reported in ((".", "not a workspace"), ("nowhere", "no such folder")):
+        assert reported in said("doctor", "--quick", "--workspace", tmp_path / folder, status=2).err
 
 
 def test_a_folder_inside_of_a_workspace_means_that_workspace_and_commands_say_where_to_go(
@@ -135,22 +137,22 @@ def test_a_workspace_that_lost_its_params_is_not_taken_for_the_one_around_it(wor
     assert f"{inner}/params.yaml" in said("doctor", "--quick", "--workspace", inner, status=1).out
 
 
-def test_a_mistake_in_params_is_told_once(workspace: Workspace) -> None:
+def test_a_mistake_in_params_is_reported_once(workspace: Workspace) -> None:
     set_params(workspace.root, {"pseudo_label.merge.use_corse": True})
-    (told,) = [f for f in doctor.examine(workspace.root) if "use_corse" in f.text]
-    assert (told.name, told.state) == ("params.yaml", "broken")
-    assert told.mend
+    (message,) = [f for f in doctor.examine(workspace.root) if "use_corse" in f.text]
+    assert (message.name, message.state) == ("params.yaml", "broken")
+    assert message.fix
 
 
-def test_more_gpus_than_there_are_and_files_that_are_not_there_are_told_before_a_stage_refuses(
+def test_more_gpus_than_there_are_and_files_that_are_not_there_are_reported_before_a_stage_refuses(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"pseudo_label.merge.mask": "policies/gone.png", "teacher_train.runtime.device": "cuda"}
     set_params(workspace.root, given)
     monkeypatch.setattr(doctor, "visible_devices", list)
-    told = broken(workspace.root)
-    assert told["params.yaml"].text == "pseudo_label.merge.mask: policies/gone.png is not there"
-    assert "no GPU is visible" in told["teacher_train.runtime"].text
+    findings = broken(workspace.root)
+    assert findings["params.yaml"].text == "pseudo_label.merge.mask: policies/gone.png is not there"
+    assert "no GPU is visible" in findings["teacher_train.runtime"].text
     monkeypatch.setattr(doctor, "visible_devices", lambda: ["GPU-0"])
     assert found(workspace.root, "teacher_train.runtime").text == "ranks is 2, but 1 GPU(s) are visible"
     monkeypatch.setattr(doctor, "visible_devices", lambda: ["GPU-0", "GPU-1"])
@@ -166,15 +168,15 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch
     assert "2.11 or newer" in str(machine.torch_pair())
 
 
-def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_with_their_mend(
+def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_with_their_fix(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "torch_pair", lambda: "torchvision needs torch ==2.15.0, installed is 2.12.0")
     monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30, Path("/big")))
-    told = broken(workspace.root)
-    assert (told["packages"].text, told["packages"].mend) == (doctor.torch_pair(), machine.reinstall())
-    assert told["disk"].text == "1.0 GiB free in /big, at most 10.0 GiB needed by a full run"
-    assert "dvc gc --workspace" in told["disk"].mend
+    findings = broken(workspace.root)
+    assert (findings["packages"].text, findings["packages"].fix) == (doctor.torch_pair(), machine.reinstall())
+    assert findings["disk"].text == "1.0 GiB free in /big, at most 10.0 GiB needed by a full run"
+    assert "dvc gc --workspace" in findings["disk"].fix
 
 
 def test_the_command_for_wrong_packages_makes_setup_install_again(
@@ -203,30 +205,30 @@ def test_damaged_packages_of_the_right_version_are_removed_first(
     (tmp_path / "env" / ".ready-0123456789abcdef").touch()
     monkeypatch.setattr(machine.sys, "prefix", str(tmp_path / "env"))
     monkeypatch.setattr(doctor, "torch_works", lambda: "operator torchvision::nms does not exist")
-    assert found(workspace.root, "packages").mend == f"rm -r {tmp_path}/env && make setup VENV={tmp_path}/env"
+    assert found(workspace.root, "packages").fix == f"rm -r {tmp_path}/env && make setup VENV={tmp_path}/env"
 
 
 @pytest.mark.parametrize(
-    ("number", "mend"),
+    ("number", "fix"),
     [(errno.ENOSPC, "free space"), (errno.EROFS, "mount"), (errno.EACCES, "let this user"), (errno.EFBIG, "ulimit -f")],
 )
-def test_what_the_disk_refuses_to_the_doctor_has_the_mend_of_that_refusal(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, number: int, mend: str
+def test_what_the_disk_refuses_to_the_doctor_has_the_fix_of_that_refusal(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
 ) -> None:
     def refuses(_: Path) -> None:
         raise OSError(number, os.strerror(number), str(workspace.root / "work"))
 
     monkeypatch.setattr(doctor, "probe_locks", refuses)
-    told = broken(workspace.root)["check"]
-    assert "work" in told.text
-    assert mend in told.mend
+    findings = broken(workspace.root)["check"]
+    assert "work" in findings.text
+    assert fix in findings.fix
 
 
 def test_torch_and_torchvision_of_this_environment_work_together() -> None:
     assert machine.torch_works() is None
 
 
-def test_what_killed_writers_left_is_told_once_wherever_results_are_put_and_is_no_broken_checkpoint(
+def test_what_killed_writers_left_is_reported_once_wherever_results_are_put_and_is_no_broken_checkpoint(
     workspace: Workspace,
 ) -> None:
     dead = "999999999-00000000.tmp"  # no process can have this number
@@ -238,8 +240,8 @@ def test_what_killed_writers_left_is_told_once_wherever_results_are_put_and_is_n
         "work/.living.1-00000000.tmp",
     ):
         atomic.write_bytes(workspace.path(name), b"four")
-    told = "4 temporary files of killed writers, 16 bytes, swept when their place is written next"
-    assert found(workspace.root, "leftovers").text == told
+    reported = "4 temporary files of killed writers, 16 bytes, swept when their place is written next"
+    assert found(workspace.root, "leftovers").text == reported
     assert not [name for name in states(workspace.root) if ".tmp" in name]
 
 
@@ -252,9 +254,9 @@ def test_a_check_that_fails_in_a_way_nobody_thought_of_is_named_and_the_others_s
     whole = states(workspace.root).keys()
     monkeypatch.setattr(doctor, "disk_need", need)
     assert states(workspace.root).keys() == whole
-    told = broken(workspace.root)["disk"]
-    assert told.text == "the check of disk ended early: ZeroDivisionError: division by zero"
+    finding = broken(workspace.root)["disk"]
+    assert finding.text == "the check of disk ended early: ZeroDivisionError: division by zero"
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("AUTOLABEL_TRACEBACK", "1")
     doctor.examine(workspace.root)
-    assert "in need" in capsys.readouterr().err, "the command that mends it says where"
+    assert "in need" in capsys.readouterr().err, "the command that fixes it says where"

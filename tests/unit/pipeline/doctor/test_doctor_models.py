@@ -24,31 +24,33 @@ pytestmark = pytest.mark.long
 
 
 @pytest.mark.parametrize("damage", ['{"teacher": "foo"}', '{"teacher": "models/registry/v0009-abcdef00"}', "{", '"x"'])
-def test_a_teacher_that_is_not_there_is_mended_by_the_command_that_is_named(
+def test_a_teacher_that_is_not_there_is_fixed_by_the_command_that_is_named(
     workspace: Workspace, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "teacher" not in states(workspace.root)
     workspace.path("models/current.json").write_text(damage)
-    told = found(workspace.root, "teacher")
-    assert (told.state, told.mend) == ("broken", "autolabel models rollback")
+    finding = found(workspace.root, "teacher")
+    assert (finding.state, finding.fix) == ("broken", "autolabel models rollback")
     monkeypatch.chdir(workspace.root)
-    assert main(told.mend.split()[1:]) == 0
+    assert main(finding.fix.split()[1:]) == 0
     assert "teacher" not in states(workspace.root)
 
 
 def test_a_network_that_shall_label_and_is_not_there_is_named(workspace: Workspace) -> None:
     set_params(workspace.root, {"auto_infer.teacher": ["onnx:net.onnx", "models/teacher"]})
-    told = found(workspace.root, "auto_infer.teacher")
-    assert (told.state, told.mend) == ("broken", "correct it in params.yaml")
-    assert told.text.endswith("net.onnx: no such file")
+    finding = found(workspace.root, "auto_infer.teacher")
+    assert (finding.state, finding.fix) == ("broken", "correct it in params.yaml")
+    assert finding.text.endswith("net.onnx: no such file")
 
 
 def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace: Workspace) -> None:
     checkpoint(workspace.path("models/imported"), weights_sha256="0" * 64)
-    told = found(workspace.root, "models/imported")
-    assert told.state == "broken"
-    assert told.mend.startswith("rm -f models/imported/model.safetensors models/imported/model.json  # then import it")
-    subprocess.run(told.mend, shell=True, check=True, cwd=workspace.root)
+    finding = found(workspace.root, "models/imported")
+    assert finding.state == "broken"
+    assert finding.fix.startswith(
+        "rm -f models/imported/model.safetensors models/imported/model.json  # then import it"
+    )
+    subprocess.run(finding.fix, shell=True, check=True, cwd=workspace.root)
     assert "models/imported" not in states(workspace.root)
 
 
@@ -60,11 +62,11 @@ def _two_promoted(workspace: Workspace) -> tuple[Registry, dict[str, Version]]:
     return registry, versions
 
 
-def _mend_all(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def _fix_all(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Run the command of each finding; names of what was broken. Nothing is, afterwards."""
     found = [f for f in doctor.examine(workspace.root) if f.state == "broken"]
     monkeypatch.chdir(workspace.root)
-    for command in (c for f in found for c in f.mend.split(" && ")):
+    for command in (c for f in found for c in f.fix.split(" && ")):
         if command.startswith("autolabel "):
             assert main(command.split()[1:]) == 0, command
         else:
@@ -94,7 +96,7 @@ def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
     shutil.rmtree(workspace.path("models/student"))
     for name in damaged:
         DAMAGES[kind](versions[name].path)
-    assert _mend_all(workspace, monkeypatch) >= {f"models/registry/{versions[name].name}" for name in damaged}
+    assert _fix_all(workspace, monkeypatch) >= {f"models/registry/{versions[name].name}" for name in damaged}
     left = {"a": f"models/registry/{versions['b'].name}", "b": f"models/registry/{versions['a'].name}"}
     assert registry.current() == left.get(damaged, "stage:teacher-train")
     assert registry.champion() == (versions["a"] if damaged == "b" and "champion" not in kind else None)
@@ -110,7 +112,7 @@ def test_a_torn_record_costs_no_weights_and_no_teacher(
     before = registry.current(), registry.history(), [v.name for v in registry.versions()]
     for name in damaged:
         (versions[name].path / "record.json").write_text(text)
-    assert _mend_all(workspace, monkeypatch) >= {f"models/registry/{versions[name].name}" for name in damaged}
+    assert _fix_all(workspace, monkeypatch) >= {f"models/registry/{versions[name].name}" for name in damaged}
     assert (registry.current(), registry.history(), [v.name for v in registry.versions()]) == before
     assert registry.champion() is not None
 
@@ -121,7 +123,7 @@ def test_a_damaged_registered_model_with_a_whole_twin_is_made_whole(
     registry, versions = _two_promoted(workspace)  # models/student has b's weights
     (versions["b"].path / "model.safetensors").unlink()
     before = registry.history()
-    assert _mend_all(workspace, monkeypatch) == {f"models/registry/{versions['b'].name}"}
+    assert _fix_all(workspace, monkeypatch) == {f"models/registry/{versions['b'].name}"}
     assert registry.versions() == list(versions.values())
     assert (registry.current(), registry.history()) == (f"models/registry/{versions['b'].name}", before)
 
@@ -134,11 +136,11 @@ def test_a_champion_that_nobody_can_find_is_named(
     workspace.path("models/registry/champion.json").write_text(damage)
     with pytest.raises(InputError, match=r"champion\.json"):
         registry.champion()
-    assert _mend_all(workspace, monkeypatch) == {"champion"}
+    assert _fix_all(workspace, monkeypatch) == {"champion"}
     assert registry.champion() is None
 
 
-def test_damage_of_a_checkpoint_is_named_beside_the_other_models_and_taken_from_dvcs_cache(
+def test_damage_of_a_checkpoint_is_named_next_to_the_other_models_and_taken_from_dvcs_cache(
     workspace: Workspace,
 ) -> None:
     checkpoint(workspace.path("models/student"))
@@ -155,10 +157,10 @@ def test_damage_of_a_checkpoint_is_named_beside_the_other_models_and_taken_from_
     for text, damage in damages.items():
         checkpoint(folder)
         damage()
-        told = broken(workspace.root)
-        assert set(told) == {"models/teacher"}
-        assert text in told["models/teacher"].text
-        assert told["models/teacher"].mend == "rm -r models/teacher && dvc checkout models/teacher"
+        findings = broken(workspace.root)
+        assert set(findings) == {"models/teacher"}
+        assert text in findings["models/teacher"].text
+        assert findings["models/teacher"].fix == "rm -r models/teacher && dvc checkout models/teacher"
     checkpoint(folder)
     assert states(workspace.root)["models/teacher"] == "ok"
 
@@ -166,8 +168,8 @@ def test_damage_of_a_checkpoint_is_named_beside_the_other_models_and_taken_from_
 @pytest.mark.parametrize("deep", [True, False])
 def test_a_torn_manifest_is_named_with_its_store(workspace: Workspace, deep: bool) -> None:
     atomic.write_text(workspace.path("labels/raw/manifest.json"), '{"digest"')
-    told = found(workspace.root, "labels/raw", deep=deep)
-    assert (told.state, told.mend) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
+    finding = found(workspace.root, "labels/raw", deep=deep)
+    assert (finding.state, finding.fix) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
 
 
 # -- files that no stage makes again ---------------------------------------------------------------------
@@ -182,16 +184,16 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_damaged_line_is_mended_by_the_command_that_is_named(workspace: Workspace, name: str) -> None:
+def test_a_damaged_line_is_fixed_by_the_command_that_is_named(workspace: Workspace, name: str) -> None:
     path = workspace.path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(WHOLE[name])
     assert name not in states(workspace.root)
     path.write_text(WHOLE[name] + '{"id": "q1", "name": "new__drive17_')
-    told = broken(workspace.root)
-    assert set(told) == {name}
-    assert f"{path}: line 2 is not" in told[name].text
-    subprocess.run(told[name].mend, shell=True, check=True, cwd=workspace.root)
+    findings = broken(workspace.root)
+    assert set(findings) == {name}
+    assert f"{path}: line 2 is not" in findings[name].text
+    subprocess.run(findings[name].fix, shell=True, check=True, cwd=workspace.root)
     assert path.read_text() == WHOLE[name]
     assert name not in states(workspace.root)
 
@@ -200,8 +202,8 @@ def test_a_damaged_line_is_mended_by_the_command_that_is_named(workspace: Worksp
 def test_what_dvc_asks_for_and_no_stage_makes_is_named_when_it_is_gone(workspace: Workspace, name: str) -> None:
     path = workspace.path(name)
     path.rmdir() if path.is_dir() else path.unlink()
-    told = broken(workspace.root)
-    assert set(told) == {name}
-    subprocess.run(told[name].mend, shell=True, check=True, cwd=workspace.root)
+    findings = broken(workspace.root)
+    assert set(findings) == {name}
+    subprocess.run(findings[name].fix, shell=True, check=True, cwd=workspace.root)
     assert name not in states(workspace.root)
     assert ReviewFile(workspace.path("labels/raw")).marks() == []

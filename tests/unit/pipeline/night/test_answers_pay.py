@@ -12,14 +12,14 @@ from pipeline.night.figures import precision_alarms, wrong_regions
 from pipeline.review.audit import Audit
 from pipeline.review.certify import begin
 from pipeline.review.spot_check import SpotFile
-from pipeline.review.stats import Cuts
+from pipeline.review.stats import Thresholds
 from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes, make_scenes
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    return make_scenes(tmp_path_factory.mktemp("pays"), size=(256, 128))
+    return make_scenes(tmp_path_factory.mktemp("pays"))
 
 
 def test_regions_hold_the_kept_pixels_that_are_least_sure(scenes: Scenes) -> None:
@@ -63,20 +63,20 @@ def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expect
 
 
 def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(tmp_path: Path) -> None:
-    scenes = make_scenes(tmp_path, size=(256, 128))  # audits are evidence for a certificate of the same store
+    scenes = make_scenes(tmp_path)  # audits are evidence for a certificate of the same store
     view = StoreView(scenes.store)
-    cuts = Cuts(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
+    thresholds = Thresholds(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
     files = SpotFile(Audit, view, Audit.path_of(scenes.store.parent / "raw"))
     sky = view.classes.index("sky")
-    told = []
+    messages = []
     for night in range(5):
-        audit = files.start(Audit.draw(view, cuts, per_class=40, seed=night, classes=[sky]))
+        audit = files.start(Audit.draw(view, thresholds, per_class=40, seed=night, classes=[sky]))
         for item in range(40):
             audit.answer(view, item, "wrong" if item < (1 if night < 3 else 12) else "right")
         audit.save(files.path)
-        told.append(precision_alarms(files.every(), {"sky": 0.95, "road": 0.9}, dict.fromkeys(["sky", "road"], 0)))
+        messages.append(precision_alarms(files.every(), {"sky": 0.95, "road": 0.9}, dict.fromkeys(["sky", "road"], 0)))
     assert len(files.every()) == 5
-    assert told[:3] == [[], [], []]
-    assert "sky: " in told[4][0]
-    assert "at least 95.0% right" in told[4][0]
+    assert messages[:3] == [[], [], []]
+    assert "sky: " in messages[4][0]
+    assert "at least 95.0% right" in messages[4][0]
     assert precision_alarms(files.every(), {"sky": 0.95}, {"sky": 256}) == []  # of what is not kept nothing was said

@@ -51,7 +51,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def _night(
     ws: Workspace, accuracy: float, weights: bytes, *unknown: str, lineage: Lineage | None = None, aa: bool = True
 ) -> None:
-    """A student of this accuracy beside a teacher of 0.8, as `evaluate` leaves them."""
+    """A student of this accuracy next to a teacher of 0.8, as `evaluate` leaves them."""
     if aa:
         atomic.write_json(ws.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
     student = checkpoint(ws.path("models/student"), weights, lineage)
@@ -83,10 +83,10 @@ def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
 def test_a_student_of_a_teacher_whose_images_are_unknown_is_kept_out(workspace: Workspace) -> None:
     gap = "onnx 0123: what it learned from is not listed"
     _night(workspace, 0.9, b"good", gap)
-    told = apply_verdict(workspace)
-    assert told["promoted"] is None
-    assert told["reasons"] == [f"that the candidate never saw the report images is not proven: {gap}"]
-    assert told["unknown_lineage"] == [gap]
+    reported = apply_verdict(workspace)
+    assert reported["promoted"] is None
+    assert reported["reasons"] == [f"that the candidate never saw the report images is not proven: {gap}"]
+    assert reported["unknown_lineage"] == [gap]
 
 
 def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_back(workspace: Workspace) -> None:
@@ -160,9 +160,9 @@ def test_a_student_is_not_promoted_over_a_teacher_that_it_was_not_judged_against
     _pinned_teacher(workspace)
     path = workspace.path("evaluation/verdict.json")
     atomic.write_json(path, atomic.read_json(path) | {"incumbent_weights_sha256": "0" * 64})
-    with pytest.raises(IntegrityError, match="judged against another teacher") as told:
+    with pytest.raises(IntegrityError, match="judged against another teacher") as error:
         apply_verdict(workspace)
-    assert "dvc repro evaluate" in told.value.hint
+    assert "dvc repro evaluate" in error.value.hint
     teacher = atomic.read_json(workspace.path("models/teacher/model.json"))["weights_sha256"]
     atomic.write_json(path, atomic.read_json(path) | {"incumbent_weights_sha256": teacher})
     apply_verdict(workspace)
@@ -183,14 +183,14 @@ def test_a_worse_student_and_a_switched_off_promotion_change_nothing(workspace: 
     assert not workspace.is_promoted()
 
 
-def test_without_aa_trainings_nothing_is_promoted_and_the_reason_is_told(workspace: Workspace) -> None:
+def test_without_aa_trainings_nothing_is_promoted_and_the_reason_is_reported(workspace: Workspace) -> None:
     _night(workspace, 0.9, b"good", aa=False)
     decision = apply_verdict(workspace)["decision"]
     assert "0 of 3 A/A trainings" in decision
-    assert "autolabel models aa" in decision, "the message names what mends it"
+    assert "autolabel models aa" in decision, "the message names what fixes it"
 
 
-def test_a_spread_that_was_measured_on_another_recipe_is_told(workspace: Workspace) -> None:
+def test_a_spread_that_was_measured_on_another_recipe_is_reported(workspace: Workspace) -> None:
     _night(workspace, 0.9, b"good", aa=False)
     record = {"mean_iou": [0.6, 0.601, 0.602], "recipe": recipe_digest(workspace)}
     atomic.write_json(workspace.path("models/registry/aa.json"), record)

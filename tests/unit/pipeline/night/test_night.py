@@ -61,13 +61,13 @@ def _fails(ws: Workspace, error: type[HmsaError], **given: Any) -> tuple[str, li
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [({"threshold": 1.5}, "parameters of this run: pseudo_label.threshold"), ({"stages": ["auto-infr"]}, "auto-infr")],
 )
-def test_bad_parameters_of_a_run_are_on_the_page(ws: Workspace, given: dict[str, Any], told: str) -> None:
+def test_bad_parameters_of_a_run_are_on_the_page(ws: Workspace, given: dict[str, Any], message: str) -> None:
     page, nights = _fails(ws, ConfigError, **given)
     assert "The night ended early" in page
-    assert told in page
+    assert message in page
     assert "What differs from last night" in page, "the whole page"
     assert [night["kind"] for night in nights] == ["failed"]
 
@@ -148,7 +148,7 @@ def test_a_damaged_history_ends_the_night_before_its_first_stage_and_is_on_the_p
 
 
 @pytest.mark.parametrize(
-    ("chosen", "unchanged", "asked"),
+    ("chosen", "unchanged", "checked"),
     [
         (list(STAGES), False, list(STAGES)),
         (["prepare", "auto-infer"], False, ["prepare", "auto-infer"]),
@@ -156,12 +156,12 @@ def test_a_damaged_history_ends_the_night_before_its_first_stage_and_is_on_the_p
     ],
 )
 def test_the_disk_is_asked_for_the_stages_that_will_run(
-    chosen: list[str], unchanged: bool, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chosen: list[str], unchanged: bool, checked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Any] = []
+    messages: list[Any] = []
 
     def no_space(_ws: Workspace, stages: list[str]) -> None:
-        told.append(stages)
+        messages.append(stages)
         raise NoSpaceError("about 10.0 GiB are needed, 1.0 GiB are free")
 
     shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
@@ -170,7 +170,7 @@ def test_the_disk_is_asked_for_the_stages_that_will_run(
     monkeypatch.setattr(nightly, "_publish_failure", lambda *_: None)
     with pytest.raises(NoSpaceError):
         nightly._night(Workspace(tmp_path), chosen, {}, {"promote": False})
-    assert told == [asked]
+    assert messages == [checked]
 
 
 @pytest.mark.parametrize(

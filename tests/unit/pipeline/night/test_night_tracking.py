@@ -58,9 +58,9 @@ def test_a_server_that_is_not_there_is_a_warning_of_one_line(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    told = track_night(ws, LINE, tmp_path / "morning.html")
-    assert told.startswith("the night is not in MLflow: MLflow at http://127.0.0.1:9: ")
-    assert "\n" not in told
+    printed = track_night(ws, LINE, tmp_path / "morning.html")
+    assert printed.startswith("the night is not in MLflow: MLflow at http://127.0.0.1:9: ")
+    assert "\n" not in printed
 
 
 def test_nobody_who_did_not_ask_gets_a_run(ws: Workspace, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_example_is_valid_for_what_make_orchestrate_registers_and_for_states
 
 async def _hours_of_alarms(example: dict[str, object], completed: list[float], hours: float) -> list[float]:
     """When Prefect's own evaluation fires, in hours from the start, for nights that were completed at these hours."""
-    db, automation, told = provide_database_interface(), Automation.model_validate(example), []
+    db, automation, messages = provide_database_interface(), Automation.model_validate(example), []
     tables = [db.Automation.__table__, db.AutomationBucket.__table__, db.Base.metadata.tables["configuration"]]
     engine = await db.engine()
     async with engine.begin() as connection:
@@ -48,7 +48,7 @@ async def _hours_of_alarms(example: dict[str, object], completed: list[float], h
     clock = start = look_at = now("UTC")
 
     async def act(_: object) -> None:
-        told.append((clock - start).total_seconds() / 3600)
+        messages.append((clock - start).total_seconds() / 3600)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triggers, "act", act)
@@ -70,7 +70,7 @@ async def _hours_of_alarms(example: dict[str, object], completed: list[float], h
                 look_at = await triggers.proactive_evaluation(automation.trigger, clock)
     await triggers.reset()
     await engine.dispose()
-    return told
+    return messages
 
 
 def test_somebody_is_told_of_silence_26_hours_after_the_last_night_that_was_completed(tmp_path: Path) -> None:

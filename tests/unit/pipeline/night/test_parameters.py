@@ -1,4 +1,4 @@
-"""Parameters of one night: checked first, kept beside params.yaml, seen by the stages and by DVC."""
+"""Parameters of one night: checked first, kept next to params.yaml, seen by the stages and by DVC."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_an_empty_mapping_empties_its_section() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"pseudo_label.threshold": 1.5}, r"^parameters of this run: pseudo_label\.threshold: "),
         (
@@ -122,15 +122,15 @@ def test_an_empty_mapping_empties_its_section() -> None:
     ],
 )
 def test_a_bad_parameter_is_named_and_nothing_is_written(
-    workspace: Path, changes: dict[str, object], told: str
+    workspace: Path, changes: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told), parameters_of_night(workspace, changes):
+    with pytest.raises(ConfigError, match=message), parameters_of_night(workspace, changes):
         pytest.fail("the run must not start")
     assert [p.name for p in workspace.iterdir()] == ["params.yaml"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"pseudo_label.threshold": 0.85}])
-def test_a_mistake_of_params_yaml_itself_is_told_with_its_line(workspace: Path, changes: dict[str, object]) -> None:
+def test_a_mistake_of_params_yaml_itself_is_reported_with_its_line(workspace: Path, changes: dict[str, object]) -> None:
     params = workspace / "params.yaml"
     params.write_text(params.read_text() + "report: {titel: Night}\n")
     with pytest.raises(ConfigError, match=r"params\.yaml:\d+: .*titel"), parameters_of_night(workspace, changes):

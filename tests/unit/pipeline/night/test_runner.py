@@ -39,15 +39,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("status", "told", "again"), [(4, "failed with status 4", False), (-9, "was killed by signal 9", True)]
+    ("status", "message", "again"), [(4, "failed with status 4", False), (-9, "was killed by signal 9", True)]
 )
-def test_the_stages_own_exit_status_and_error_line_are_told_and_a_killed_one_is_worth_a_retry(
-    run, status: int, told: str, again: bool
+def test_the_stages_own_exit_status_and_error_line_are_reported_and_a_killed_one_is_worth_a_retry(
+    run, status: int, message: str, again: bool
 ) -> None:
     script = "print('Running stage'); print('error: shard 3 is torn'); "
     script += f"print('ERROR: failed to run: autolabel stage x, exited with {status}'); raise SystemExit(255)"
     lines: list[str] = []
-    with pytest.raises(StageFailedError, match=f"auto-infer {told}: shard 3 is torn") as caught:
+    with pytest.raises(StageFailedError, match=f"auto-infer {message}: shard 3 is torn") as caught:
         run(script, say=lines.append)
     assert caught.value.is_worth_a_retry is again
     assert "Running stage" in lines

@@ -17,10 +17,12 @@ from hmsa_core.io.errors import ConfigError
 from pipeline.night import services
 from pipeline.night.reaper import reap
 from pipeline.night.services import Services, up
-from tests.support.nightly import free_port
+from tests.support.ranks import free_port
 
 
-def test_a_server_that_runs_on_another_port_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_runs_on_another_port_is_reported_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     used = free_port()
     atomic.write_json(tmp_path / ".orchestrate/port.json", {"port": used})
@@ -33,7 +35,7 @@ def test_a_server_that_runs_on_another_port_is_told_at_once(tmp_path: Path, monk
     Services(tmp_path, port=free_port()).check_port()
 
 
-def test_without_a_checkout_the_missing_deployment_is_told_before_anything_starts(
+def test_without_a_checkout_the_missing_deployment_is_reported_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ws").mkdir()

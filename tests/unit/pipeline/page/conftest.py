@@ -17,11 +17,11 @@ from tests.support.label_scenes import Scenes, make_scenes
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     """Six scenes of two cities in two shards; read only."""
-    return make_scenes(tmp_path_factory.mktemp("scenes"), size=(256, 128), images_per_shard=3)
+    return make_scenes(tmp_path_factory.mktemp("scenes"), images_per_shard=3)
 
 
 @pytest.fixture
-def own_scenes(scenes: Scenes, tmp_path: Path) -> Scenes:
+def copied(scenes: Scenes, tmp_path: Path) -> Scenes:
     """A copy that the test may change."""
     source, target = scenes.store.parent, tmp_path / "set"
     shutil.copytree(source, target)
@@ -29,9 +29,9 @@ def own_scenes(scenes: Scenes, tmp_path: Path) -> Scenes:
 
 
 @pytest.fixture
-def session(own_scenes: Scenes) -> Session:
+def session(copied: Scenes) -> Session:
     """A session over the copy, with policy and pictures."""
-    return Session(own_scenes.store, policy=own_scenes.policy, images=own_scenes.images, reviewer="tester")
+    return Session(copied.store, policy=copied.policy, images=copied.images, reviewer="tester")
 
 
 @pytest.fixture

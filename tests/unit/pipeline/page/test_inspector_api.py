@@ -24,24 +24,25 @@ from pipeline.review import weights as weights_module
 from pipeline.review.session import Session
 from pipeline.review.weights import WeightJobs
 from tests.support.asgi import AsgiClient, client_of
+from tests.support.damage import flip
 from tests.support.label_scenes import LINEAGE, Scenes
 
 SCRIPT = "<script>alert(1)</script>"
 
 
-def test_api_and_command_line_say_the_same(client: AsgiClient, own_scenes: Scenes, inspect) -> None:
-    said = inspect(own_scenes.store, "--threshold", "0.9", "--cut", "rider:0.6")
+def test_api_and_command_line_say_the_same(client: AsgiClient, copied: Scenes, inspect) -> None:
+    said = inspect(copied.store, "--threshold", "0.9", "--cut", "rider:0.6")
     found = client.get("/api/stats", threshold="0.9", cut="rider:0.6").json()
     assert found["kept"] == said["kept"]
     assert [row["kept"] for row in found["classes"]] == [row["kept"] for row in said["classes"]]
-    listed = inspect(own_scenes.store, "--threshold", "0.9", "--sort", "coverage", "--limit", "3")
+    listed = inspect(copied.store, "--threshold", "0.9", "--sort", "coverage", "--limit", "3")
     images = client.get("/api/images", threshold="0.9", sort="coverage", limit=3).json()["images"]
     assert [row["name"] for row in images] == [row["name"] for row in listed["most_affected"]]
 
 
-def test_without_a_threshold_the_policy_speaks(client: AsgiClient, own_scenes: Scenes) -> None:
+def test_without_a_threshold_the_policy_speaks(client: AsgiClient, copied: Scenes) -> None:
     stats = client.get("/api/stats").json()
-    codes = ThresholdPolicy.load(own_scenes.policy).codes().tolist()
+    codes = ThresholdPolicy.load(copied.policy).codes().tolist()
     assert [row["code"] for row in stats["classes"]] == codes
     assert stats["precision_source"] == "expected"
 
@@ -80,17 +81,17 @@ def test_a_bad_question_gets_one_clear_line(client: AsgiClient, question: str, s
     assert "\n" not in reply.json()["message"]
 
 
-def test_planes_are_the_stores_own_bytes(client: AsgiClient, own_scenes: Scenes) -> None:
-    store = LabelStore.open(own_scenes.store)
-    for name in own_scenes.names:
+def test_planes_are_the_stores_own_bytes(client: AsgiClient, copied: Scenes) -> None:
+    store = LabelStore.open(copied.store)
+    for name in copied.names:
         for plane, expected in zip(("label", "confidence"), store.read(name), strict=True):
             reply = client.get("/api/plane", name=name, plane=plane)
             assert np.array_equal(reply.picture(), expected)
             assert reply.body[24:26] == b"\x08\x00"  # 8 bit grey: what the page's decoder reads
 
 
-def test_a_picture_a_thumbnail_and_a_human_label_are_served(client: AsgiClient, own_scenes: Scenes) -> None:
-    name = own_scenes.names[0]
+def test_a_picture_a_thumbnail_and_a_human_label_are_served(client: AsgiClient, copied: Scenes) -> None:
+    name = copied.names[0]
     picture = client.get("/api/picture", name=name)
     assert (picture.status, picture.headers["content-type"]) == (200, "image/jpeg")
     assert client.get("/api/thumb", name=name).picture().shape[1] == 288
@@ -98,9 +99,9 @@ def test_a_picture_a_thumbnail_and_a_human_label_are_served(client: AsgiClient, 
     assert set(np.unique(human)) <= {*range(19), 255}
 
 
-def test_a_tiff_that_is_called_a_jpeg_is_refused(client: AsgiClient, own_scenes: Scenes, session: Session) -> None:
-    name = own_scenes.names[1]
-    path = own_scenes.images / session.view.info(name)["image_path"]
+def test_a_tiff_that_is_called_a_jpeg_is_refused(client: AsgiClient, copied: Scenes, session: Session) -> None:
+    name = copied.names[1]
+    path = copied.images / session.view.info(name)["image_path"]
     image = cv2.imread(str(path))
     cv2.imwrite(str(path.with_suffix(".tif")), image)
     path.with_suffix(".tif").rename(path)
@@ -109,16 +110,12 @@ def test_a_tiff_that_is_called_a_jpeg_is_refused(client: AsgiClient, own_scenes:
     assert "tif" in reply.json()["message"].lower()
 
 
-def test_one_damaged_shard_is_named_and_the_others_are_served(own_scenes: Scenes) -> None:
-    first = sorted(own_scenes.store.rglob("shard-*.parquet"))[0]
-    data = bytearray(first.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    first.write_bytes(data)
-    session = Session(own_scenes.store, images=own_scenes.images)
+def test_one_damaged_shard_is_named_and_the_others_are_served(copied: Scenes) -> None:
+    first = sorted(copied.store.rglob("shard-*.parquet"))[0]
+    flip(first)
+    session = Session(copied.store, images=copied.images)
     with client_of(session) as client:
-        replies = {
-            n: client.get("/api/plane", name=n, plane=p) for n in own_scenes.names for p in ("label", "confidence")
-        }
+        replies = {n: client.get("/api/plane", name=n, plane=p) for n in copied.names for p in ("label", "confidence")}
         bad = {name: reply for name, reply in replies.items() if reply.status != 200}
         assert 1 <= len(bad) <= 3
         for reply in bad.values():
@@ -128,22 +125,22 @@ def test_one_damaged_shard_is_named_and_the_others_are_served(own_scenes: Scenes
         assert client.get("/api/stats", threshold="0.9").status == 200
 
 
-def test_a_torn_shard_is_told_at_once(own_scenes: Scenes) -> None:
-    first = sorted(own_scenes.store.rglob("shard-00000*.parquet"))[0]
+def test_a_torn_shard_is_reported_at_once(copied: Scenes) -> None:
+    first = sorted(copied.store.rglob("shard-00000*.parquet"))[0]
     first.write_bytes(first.read_bytes()[:-100])
-    session = Session(own_scenes.store)
+    session = Session(copied.store)
     problems = session.describe()["problems"]
     assert len(problems) == 1
     assert first.name in problems[0]
-    assert not session.view.is_served(own_scenes.names[0])
+    assert not session.view.is_served(copied.names[0])
 
 
-def test_saving_a_policy_writes_what_training_reads(client: AsgiClient, own_scenes: Scenes) -> None:
-    measured = own_scenes.policy.read_bytes()
+def test_saving_a_policy_writes_what_training_reads(client: AsgiClient, copied: Scenes) -> None:
+    measured = copied.policy.read_bytes()
     reply = client.post("/api/policy", {"threshold": "0.8", "cut": ["rider:0.95", "train:withheld"]})
     assert reply.status == 200
     path = Path(reply.json()["file"])
-    assert path == own_scenes.store.with_name("raw.policy.json")
+    assert path == copied.store.with_name("raw.policy.json")
     policy = ThresholdPolicy.load(path)
     assert policy.digest == reply.json()["digest"]
     assert (policy.codes()[0], policy.codes()[12], policy.codes()[16]) == (80, 140, 256)
@@ -151,11 +148,11 @@ def test_saving_a_policy_writes_what_training_reads(client: AsgiClient, own_scen
     other = {**LINEAGE, "teacher": "0" * 64}
     with pytest.raises(ConfigError, match="teacher"):
         policy.check(other, policy.classes)
-    assert own_scenes.policy.read_bytes() == measured
+    assert copied.policy.read_bytes() == measured
 
 
-def test_marks_go_round_and_are_lifted(client: AsgiClient, own_scenes: Scenes) -> None:
-    name = own_scenes.names[2]
+def test_marks_go_round_and_are_lifted(client: AsgiClient, copied: Scenes) -> None:
+    name = copied.names[2]
     reply = client.post(
         "/api/review", {"name": name, "verdict": "flag", "region": [[1, 1], [9, 1], [9, 9]], "note": SCRIPT}
     )
@@ -165,21 +162,21 @@ def test_marks_go_round_and_are_lifted(client: AsgiClient, own_scenes: Scenes) -
     assert client.get("/api/images", review="flag").json()["total"] == 1
     assert client.get("/api/image", name=name).json()["reviews"] == [entry]
     assert client.post("/api/review", {"name": name, "withdraws": entry["id"]}).json() == {"entries": [], "status": ""}
-    assert ReviewFile(own_scenes.store).marks() == []
+    assert ReviewFile(copied.store).marks() == []
 
 
-def test_a_mark_that_means_nothing_is_refused(client: AsgiClient, own_scenes: Scenes) -> None:
-    name, off = own_scenes.names[0], [[9000, 9000], [9009, 9000], [9009, 9009]]
+def test_a_mark_that_means_nothing_is_refused(client: AsgiClient, copied: Scenes) -> None:
+    name, off = copied.names[0], [[9000, 9000], [9009, 9000], [9009, 9009]]
     regions = (off, [[-9, -9], [-2, -9], [-2, -2]], [[0, 0]], "all")
     bodies: list[object] = [{"verdict": "flag"}, *({"name": bad, "verdict": "flag"} for bad in ("nobody", 3)), {}, []]
     bodies += [{"name": name, "verdict": "burn"}, *({"name": name, "verdict": "flag", "region": r} for r in regions)]
     bodies += [{"name": name, "verdict": "flag", "note": note} for note in ("x" * 2001, "half \ud83d")]
     for body in bodies:
         assert client.post("/api/review", body).status in (400, 404), body
-    assert not ReviewFile(own_scenes.store).path.exists()
+    assert not ReviewFile(copied.store).path.exists()
 
 
-def test_an_audit_by_script_becomes_the_source_of_precision(client: AsgiClient, own_scenes: Scenes) -> None:
+def test_an_audit_by_script_becomes_the_source_of_precision(client: AsgiClient, copied: Scenes) -> None:
     audit = client.post("/api/audit", {"threshold": "0.9", "per_class": 6, "seed": 2, "classes": ["road"]}).json()
     assert len(audit["items"]) == 6
     for number in range(6):
@@ -246,22 +243,22 @@ def test_a_thresholded_store_shows_what_is_in_it_and_takes_no_threshold(
     assert "already thresholded" in said("inspect", final, "--threshold", "0.9", status=2).err
 
 
-def test_a_final_store_claims_no_calibrated_precision_and_marks_the_raw_one(own_scenes: Scenes, inspect, said) -> None:
-    final = thresholded(own_scenes.store.with_name("final"), own_scenes)
-    session = Session(final, policy=own_scenes.policy, reviewer="kim")
+def test_a_final_store_claims_no_calibrated_precision_and_marks_the_raw_one(copied: Scenes, inspect, said) -> None:
+    final = thresholded(copied.store.with_name("final"), copied)
+    session = Session(final, policy=copied.policy, reviewer="kim")
     assert session.describe()["kind"] == "thresholded"
-    session.review.add(own_scenes.names[0], "flag")
-    assert [mark.name for mark in ReviewFile(own_scenes.store).marks()] == [own_scenes.names[0]]
+    session.review.add(copied.names[0], "flag")
+    assert [mark.name for mark in ReviewFile(copied.store).marks()] == [copied.names[0]]
     assert not final.with_name("final.review.jsonl").exists()
-    for option in (["--policy", str(own_scenes.policy)], ["--cut", "road:0.9"]):
+    for option in (["--policy", str(copied.policy)], ["--cut", "road:0.9"]):
         assert "already thresholded" in said("inspect", final, *option, status=2).err
     found = inspect(final)
     assert [row["precision"] for row in (found, *found["classes"])] == [None] * (1 + len(found["classes"]))
     assert "No precision: these labels have their thresholds already" in said("inspect", final).out
 
 
-def test_what_a_browser_keeps_is_asked_for_by_the_version_of_the_labels(client: AsgiClient, own_scenes: Scenes) -> None:
-    name, version = own_scenes.names[0], client.get("/api/store").json()["version"]
+def test_what_a_browser_keeps_is_asked_for_by_the_version_of_the_labels(client: AsgiClient, copied: Scenes) -> None:
+    name, version = copied.names[0], client.get("/api/store").json()["version"]
     for path in ("plane", "mini", "thumb", "picture"):
         kept = client.get(f"/api/{path}", name=name, v=version)
         assert (kept.status, kept.headers["cache-control"]) == (200, "private, max-age=600")
@@ -270,19 +267,19 @@ def test_what_a_browser_keeps_is_asked_for_by_the_version_of_the_labels(client: 
         assert (old.status, "load the page again" in old.json()["hint"]) == (409, True)
 
 
-def test_a_store_that_was_made_anew_is_told_and_never_mixed(own_scenes: Scenes) -> None:
-    final = thresholded(own_scenes.store.with_name("final"), own_scenes)
+def test_a_store_that_was_made_anew_is_reported_and_never_mixed(copied: Scenes) -> None:
+    final = thresholded(copied.store.with_name("final"), copied)
     session = Session(final)
     with client_of(session) as client:
-        assert client.get("/api/plane", name=own_scenes.names[0]).status == 200
+        assert client.get("/api/plane", name=copied.names[0]).status == 200
         shutil.copytree(final, again := final.with_name("again"))
         shutil.rmtree(final)
-        assert client.get("/api/plane", name=own_scenes.names[0]).status == 409, "it is being made anew"
+        assert client.get("/api/plane", name=copied.names[0]).status == 409, "it is being made anew"
         again.rename(final)
-        assert client.get("/api/plane", name=own_scenes.names[0]).status == 200, "the same labels again"
+        assert client.get("/api/plane", name=copied.names[0]).status == 200, "the same labels again"
         shutil.rmtree(final)
-        thresholded(final, own_scenes, "0.5")
-        for name in own_scenes.names:
+        thresholded(final, copied, "0.5")
+        for name in copied.names:
             answer = client.get("/api/plane", name=name)
             assert (answer.status, answer.json()["error"]) == (409, "StaleError")
             assert "autolabel serve" in answer.json()["hint"]
@@ -343,15 +340,15 @@ def test_a_failed_computation_says_why(session: Session, tmp_path: Path, monkeyp
     ],
 )
 def test_a_value_of_another_kind_is_the_callers_mistake(
-    client: AsgiClient, own_scenes: Scenes, path: str, body: dict[str, object]
+    client: AsgiClient, copied: Scenes, path: str, body: dict[str, object]
 ) -> None:
-    before = sorted(own_scenes.store.parent.iterdir())
-    reply = client.post(f"/api/{path}", {"name": own_scenes.names[0], **body})
+    before = sorted(copied.store.parent.iterdir())
+    reply = client.post(f"/api/{path}", {"name": copied.names[0], **body})
     assert (reply.status, "\n" in reply.json()["message"]) == (400, False)
-    assert [p for p in sorted(own_scenes.store.parent.iterdir()) if not p.name.endswith(".lock")] == before
+    assert [p for p in sorted(copied.store.parent.iterdir()) if not p.name.endswith(".lock")] == before
 
 
-def test_pictures_that_only_share_a_name_are_told_and_not_compared(tmp_path: Path) -> None:
+def test_pictures_that_only_share_a_name_are_reported_and_not_compared(tmp_path: Path) -> None:
     """Two drives that both count from 000001."""
     for drive in "ab":
         with LabelStoreWriter(tmp_path / drive, {**LINEAGE}) as writer:

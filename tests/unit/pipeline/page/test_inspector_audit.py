@@ -12,7 +12,7 @@ from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.labels import LabelStore
 from pipeline.review.audit import Audit
 from pipeline.review.spot_check import SpotFile
-from pipeline.review.stats import Cuts, parse_cuts
+from pipeline.review.stats import Thresholds, parse_thresholds
 from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes
 
@@ -23,30 +23,30 @@ def view(scenes: Scenes) -> StoreView:
 
 
 @pytest.fixture
-def cuts(view: StoreView) -> Cuts:
-    return parse_cuts(view.classes, "0.8", ["car:0.95", "sky:withheld"])
+def thresholds(view: StoreView) -> Thresholds:
+    return parse_thresholds(view.classes, "0.8", ["car:0.95", "sky:withheld"])
 
 
 def test_every_drawn_pixel_is_a_kept_pixel_of_its_class_and_the_same_for_the_same_seed(
-    view: StoreView, cuts: Cuts
+    view: StoreView, thresholds: Thresholds
 ) -> None:
-    audit, again, other = (Audit.draw(view, cuts, per_class=4, seed=seed) for seed in (1, 1, 4))
+    audit, again, other = (Audit.draw(view, thresholds, per_class=4, seed=seed) for seed in (1, 1, 4))
     assert audit.value == again.value
     assert audit.value["items"] != other.value["items"]
     for number, item in enumerate(audit.value["items"]):
         label, code = view.read(item["name"])
         found = audit.located(view, number)
         assert label[found["y"], found["x"]] == item["class"]
-        assert code[found["y"], found["x"]] == found["code"] >= cuts.codes[item["class"]]
+        assert code[found["y"], found["x"]] == found["code"] >= thresholds.codes[item["class"]]
     drawn = {item["class"] for item in audit.value["items"]}
     assert view.classes.index("sky") not in drawn
     assert {0, view.classes.index("car")} <= drawn
 
 
-def test_draws_are_uniform_over_kept_pixels(view: StoreView, cuts: Cuts) -> None:
+def test_draws_are_uniform_over_kept_pixels(view: StoreView, thresholds: Thresholds) -> None:
     car = view.classes.index("car")
-    audit = Audit.draw(view, cuts, per_class=500, seed=0, classes=[car])
-    kept = view.kept(cuts.codes)[:, car]
+    audit = Audit.draw(view, thresholds, per_class=500, seed=0, classes=[car])
+    kept = view.kept(thresholds.codes)[:, car]
     expected = 500 * kept / kept.sum()
     some = expected > 0
     for answered in (500, 100):  # all, and where somebody stops midway
@@ -58,9 +58,9 @@ def test_draws_are_uniform_over_kept_pixels(view: StoreView, cuts: Cuts) -> None
         assert (drawn[~some] == 0).all()
 
 
-def test_only_answers_about_what_is_kept_now_are_counted(view: StoreView, cuts: Cuts) -> None:
+def test_only_answers_about_what_is_kept_now_are_counted(view: StoreView, thresholds: Thresholds) -> None:
     car = view.classes.index("car")
-    audit = Audit.draw(view, cuts, per_class=20, seed=3, classes=[car])
+    audit = Audit.draw(view, thresholds, per_class=20, seed=3, classes=[car])
     for item in range(20):
         audit.answer(view, item, "wrong" if item < 4 else "right")
     codes = [item["code"] for item in audit.value["items"]]
@@ -71,13 +71,13 @@ def test_only_answers_about_what_is_kept_now_are_counted(view: StoreView, cuts: 
     assert audit.judged("road", 0) == (0, 0)
 
 
-def test_a_perfect_judge_finds_the_true_precision(view: StoreView, cuts: Cuts, scenes: Scenes) -> None:
+def test_a_perfect_judge_finds_the_true_precision(view: StoreView, thresholds: Thresholds, scenes: Scenes) -> None:
     road = view.classes.index("road")
-    audit = Audit.draw(view, cuts, per_class=300, seed=5, classes=[road])
+    audit = Audit.draw(view, thresholds, per_class=300, seed=5, classes=[road])
     right = kept = 0
     for name in view.names:
         label, code = view.read(name)
-        mask = (label == road) & (code >= cuts.codes[road])
+        mask = (label == road) & (code >= thresholds.codes[road])
         kept += int(mask.sum())
         right += int((scenes.truth[name][mask] == road).sum())
     for number in range(300):
@@ -92,8 +92,8 @@ def test_a_perfect_judge_finds_the_true_precision(view: StoreView, cuts: Cuts, s
     assert overall["precision"] == pytest.approx(result["precision"])
 
 
-def test_unsure_counts_for_neither_side_but_is_told(view: StoreView, cuts: Cuts) -> None:
-    audit = Audit.draw(view, cuts, per_class=4, seed=0, classes=[0])
+def test_unsure_counts_for_neither_side_but_is_reported(view: StoreView, thresholds: Thresholds) -> None:
+    audit = Audit.draw(view, thresholds, per_class=4, seed=0, classes=[0])
     for number, verdict in enumerate(["right", "right", "unsure", "wrong"]):
         audit.answer(view, number, verdict)
     (row,) = audit.results()
@@ -102,11 +102,11 @@ def test_unsure_counts_for_neither_side_but_is_told(view: StoreView, cuts: Cuts)
     assert [a.right for a in audit.answers()] == [True, True, False]
 
 
-def test_answers_are_on_disk_at_once_and_come_back(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
+def test_answers_are_on_disk_at_once_and_come_back(view: StoreView, thresholds: Thresholds, tmp_path: Path) -> None:
     path = Audit.path_of(tmp_path / "raw")
     assert path.name == "raw.audit.json"
     file = SpotFile(Audit, view, path)
-    audit = file.start(Audit.draw(view, cuts, per_class=3, seed=0))
+    audit = file.start(Audit.draw(view, thresholds, per_class=3, seed=0))
     file.answer(audit.id, 2, "wrong")
     on_disk = json.loads(path.read_text())
     assert on_disk["items"][2]["verdict"] == "wrong"
@@ -118,25 +118,29 @@ def test_answers_are_on_disk_at_once_and_come_back(view: StoreView, cuts: Cuts, 
     assert SpotFile(Audit, view, path).current.results()[0]["right"] == 1
 
 
-def test_drawing_again_never_throws_answers_away(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
+def test_drawing_again_never_throws_answers_away(view: StoreView, thresholds: Thresholds, tmp_path: Path) -> None:
     file = SpotFile(Audit, view, tmp_path / "raw.audit.json")
-    first = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
+    first = file.start(Audit.draw(view, thresholds, per_class=2, seed=0))
     file.answer(first.id, 0, "right")
-    assert file.start(Audit.draw(view, cuts, per_class=2, seed=0)).answers() == file.current.answers()  # goes on
+    assert file.start(Audit.draw(view, thresholds, per_class=2, seed=0)).answers() == file.current.answers()  # goes on
     assert len(file.current.answers()) == 1
-    second = file.start(Audit.draw(view, cuts, per_class=2, seed=1))
+    second = file.start(Audit.draw(view, thresholds, per_class=2, seed=1))
     kept = json.loads((tmp_path / f"raw.audit-{first.id}.json").read_text())
     assert kept["items"][0]["verdict"] == "right"
     with pytest.raises(InputError):
         file.answer(first.id, 0, "wrong")
     assert file.current.id == second.id
-    again = file.start(Audit.draw(view, cuts, per_class=2, seed=0))  # the first draw is taken up where it was left
+    again = file.start(
+        Audit.draw(view, thresholds, per_class=2, seed=0)
+    )  # the first draw is taken up where it was left
     assert (again.id, [answer.right for answer in again.answers()]) == (first.id, [True])
 
 
-def test_an_audit_of_other_labels_is_no_evidence(view: StoreView, cuts: Cuts, tmp_path: Path, scenes: Scenes) -> None:
+def test_an_audit_of_other_labels_is_no_evidence(
+    view: StoreView, thresholds: Thresholds, tmp_path: Path, scenes: Scenes
+) -> None:
     path = tmp_path / "raw.audit.json"
-    audit = Audit.draw(view, cuts, per_class=2, seed=0)
+    audit = Audit.draw(view, thresholds, per_class=2, seed=0)
     audit.value["store"] = "f" * 64
     SpotFile(Audit, view, path).start(audit)
     assert SpotFile(Audit, view, path).current is None
@@ -145,50 +149,50 @@ def test_an_audit_of_other_labels_is_no_evidence(view: StoreView, cuts: Cuts, tm
 
 @pytest.mark.parametrize("verdict", ["right", "unsure"])
 def test_an_audit_of_last_nights_labels_is_put_aside_by_the_next(
-    view: StoreView, cuts: Cuts, tmp_path: Path, verdict: str
+    view: StoreView, thresholds: Thresholds, tmp_path: Path, verdict: str
 ) -> None:
     path = tmp_path / "raw.audit.json"
     file = SpotFile(Audit, view, path)
-    old = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
+    old = file.start(Audit.draw(view, thresholds, per_class=2, seed=0))
     file.answer(old.id, 0, verdict)
     value = json.loads(path.read_text()) | {"store": "f" * 64}  # the store has other labels since
     path.write_text(json.dumps(value))
-    SpotFile(Audit, view, path).start(Audit.draw(view, cuts, per_class=2, seed=1))
+    SpotFile(Audit, view, path).start(Audit.draw(view, thresholds, per_class=2, seed=1))
     assert json.loads((tmp_path / f"raw.audit-{old.id}.json").read_text())["items"][0]["verdict"] == verdict
 
 
-def test_two_servers_of_one_store_add_their_answers_up(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
+def test_two_servers_of_one_store_add_their_answers_up(view: StoreView, thresholds: Thresholds, tmp_path: Path) -> None:
     one, two = (SpotFile(Audit, view, tmp_path / "raw.audit.json") for _ in range(2))
-    audit = one.start(Audit.draw(view, cuts, per_class=3, seed=0))
-    assert two.start(Audit.draw(view, cuts, per_class=3, seed=0)).id == audit.id
+    audit = one.start(Audit.draw(view, thresholds, per_class=3, seed=0))
+    assert two.start(Audit.draw(view, thresholds, per_class=3, seed=0)).id == audit.id
     one.answer(audit.id, 0, "right")
     two.answer(audit.id, 1, "wrong")
     assert [answer.right for answer in one.answer(audit.id, 2, "right").answers()] == [True, False, True]
-    two.start(Audit.draw(view, cuts, per_class=3, seed=1))
+    two.start(Audit.draw(view, thresholds, per_class=3, seed=1))
     with pytest.raises(InputError, match="another audit was drawn since"):
         one.answer(audit.id, 0, "wrong")
     assert json.loads((tmp_path / f"raw.audit-{audit.id}.json").read_text())["items"][0]["verdict"] == "right"
 
 
-def test_an_audit_of_no_pixels_or_too_many_is_refused(view: StoreView, cuts: Cuts) -> None:
+def test_an_audit_of_no_pixels_or_too_many_is_refused(view: StoreView, thresholds: Thresholds) -> None:
     for per_class in (0, 501, -1):
         with pytest.raises(ConfigError, match="expected 1 to 500"):
-            Audit.draw(view, cuts, per_class=per_class, seed=0)
+            Audit.draw(view, thresholds, per_class=per_class, seed=0)
     withheld = [f"{name}:withheld" for name in view.classes.classes]
     with pytest.raises(ConfigError, match="nothing is kept"):
-        Audit.draw(view, parse_cuts(view.classes, "0.9", withheld), per_class=3, seed=0)
+        Audit.draw(view, parse_thresholds(view.classes, "0.9", withheld), per_class=3, seed=0)
 
 
 def test_what_another_server_drew_or_was_told_is_what_this_one_shows(
-    view: StoreView, cuts: Cuts, tmp_path: Path
+    view: StoreView, thresholds: Thresholds, tmp_path: Path
 ) -> None:
     one, two = (SpotFile(Audit, view, tmp_path / "raw.audit.json") for _ in range(2))
     assert two.current is None
-    audit = one.start(Audit.draw(view, cuts, per_class=3, seed=0))
+    audit = one.start(Audit.draw(view, thresholds, per_class=3, seed=0))
     one.answer(audit.id, 0, "wrong")
     assert two.current is not None
     assert (two.current.id, [answer.right for answer in two.current.answers()]) == (audit.id, [False])
-    other = one.start(Audit.draw(view, cuts, per_class=3, seed=1))
+    other = one.start(Audit.draw(view, thresholds, per_class=3, seed=1))
     assert two.current.id == other.id
     two.answer(other.id, 1, "right")
     assert [answer.right for answer in one.current.answers()] == [True]
@@ -205,9 +209,11 @@ ANSWERED = [{"name": "x", "class": 0, "rank": 0, "verdict": "right"}]  # without
         *(("id", 3), ("strata", [[]])),
     ],
 )
-def test_a_damaged_audit_file_is_named(view: StoreView, cuts: Cuts, tmp_path: Path, key: str, new: object) -> None:
+def test_a_damaged_audit_file_is_named(
+    view: StoreView, thresholds: Thresholds, tmp_path: Path, key: str, new: object
+) -> None:
     file = SpotFile(Audit, view, tmp_path / "raw.audit.json")
-    audit = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
+    audit = file.start(Audit.draw(view, thresholds, per_class=2, seed=0))
     value = json.loads(file.path.read_text())
     if new is None:
         del value[key]

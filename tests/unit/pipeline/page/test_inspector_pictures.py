@@ -52,7 +52,7 @@ def test_the_folder_that_was_labelled_and_its_parent_are_both_taken(tmp_path: Pa
     assert look(store, ".")[1] == 2
 
 
-def test_a_folder_without_any_photograph_of_the_store_is_told_with_the_one_to_give(tmp_path: Path) -> None:
+def test_a_folder_without_any_photograph_of_the_store_is_reported_with_the_one_to_give(tmp_path: Path) -> None:
     store = make_store(tmp_path, "photos/x.png", "photos/y.png")
     (tmp_path / "else").mkdir()
     said, _ = look(store, tmp_path / "else")

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hmsa_core.labels.review import UNTOUCHED, reviewed
+from hmsa_core.labels.review import UNTOUCHED
 from pipeline.cli.main import main
 from pipeline.review.questions import Questions, review_of
 from pipeline.review.session import Session
 from pipeline.review.view import StoreView
 from tests.support.asgi import AsgiClient, client_of
-from tests.support.label_scenes import Scenes, make_scenes
+from tests.support.label_scenes import Scenes, corrected, make_scenes
 
 PRICE = ("price", "last", "next", "words")
 
@@ -27,17 +27,12 @@ def drawn(client: AsgiClient, budget: int = 12, **more: Any) -> dict[str, Any]:
     return found
 
 
-def said(client: AsgiClient, asked: dict[str, Any], verdict: str, number: int | None = None) -> dict[str, Any]:
-    item = asked["upcoming"][0] if number is None else number
-    reply = client.post("/api/questions/answer", {"audit": asked["id"], "item": item, "verdict": verdict})
+def said(client: AsgiClient, drawn_set: dict[str, Any], verdict: str, number: int | None = None) -> dict[str, Any]:
+    item = drawn_set["upcoming"][0] if number is None else number
+    reply = client.post("/api/questions/answer", {"audit": drawn_set["id"], "item": item, "verdict": verdict})
     assert reply.status == 200, reply.json()
     found: dict[str, Any] = reply.json()
     return found
-
-
-def corrected(view: StoreView, name: str) -> np.ndarray:
-    row = view.info(name)
-    return reviewed(review_of(view).of(name), row["height"], row["width"], view.classes)[1]
 
 
 def items_of(scenes: Scenes) -> list[dict[str, Any]]:
@@ -45,11 +40,11 @@ def items_of(scenes: Scenes) -> list[dict[str, Any]]:
     return found
 
 
-def test_an_answer_labels_the_region_that_the_page_outlines(client: AsgiClient, own_scenes: Scenes) -> None:
-    asked = drawn(client)
-    question = client.get("/api/questions/item", audit=asked["id"], item=asked["upcoming"][0]).json()
-    said(client, asked, "wall")
-    labels = corrected(view := StoreView(own_scenes.store), question["name"])
+def test_an_answer_labels_the_region_that_the_page_outlines(client: AsgiClient, copied: Scenes) -> None:
+    drawn_set = drawn(client)
+    question = client.get("/api/questions/item", audit=drawn_set["id"], item=drawn_set["upcoming"][0]).json()
+    said(client, drawn_set, "wall")
+    labels = corrected(view := StoreView(copied.store), question["name"])
     ys, xs = np.nonzero(labels == view.classes.index("wall"))
     box = question["box"]
     assert len(ys) > 0
@@ -65,32 +60,32 @@ def test_an_answer_labels_the_region_that_the_page_outlines(client: AsgiClient, 
     assert (mark.reviewer, mark.verdict) == ("tester", "correct")
 
 
-def test_undo_withdraws_the_persons_own_corrections_one_by_one_also_after_a_restart(own_scenes: Scenes) -> None:
-    kim = Session(own_scenes.store, images=own_scenes.images, reviewer="kim")
-    ada = Session(own_scenes.store, images=own_scenes.images, reviewer="ada")
+def test_undo_withdraws_the_persons_own_corrections_one_by_one_also_after_a_restart(copied: Scenes) -> None:
+    kim = Session(copied.store, images=copied.images, reviewer="kim")
+    ada = Session(copied.store, images=copied.images, reviewer="ada")
     with client_of(kim) as first, client_of(ada) as second:
-        asked = drawn(first)
-        numbers = asked["upcoming"]
+        drawn_set = drawn(first)
+        numbers = drawn_set["upcoming"]
         for number, verdict in zip(numbers, ("wall", "mixed", "unsure"), strict=True):
-            said(first, asked, verdict, number)
+            said(first, drawn_set, verdict, number)
         other = next(n for n in range(12) if n not in numbers)
-        said(second, asked, "pole", other)
-    with client_of(Session(own_scenes.store, images=own_scenes.images, reviewer="kim")) as again:
+        said(second, drawn_set, "pole", other)
+    with client_of(Session(copied.store, images=copied.images, reviewer="kim")) as again:
         for left, number in zip((3, 2, 1), reversed(numbers), strict=True):
-            reply = again.post("/api/questions/undo", {"audit": asked["id"]}).json()
+            reply = again.post("/api/questions/undo", {"audit": drawn_set["id"]}).json()
             assert (reply["price"][-1]["answers"], reply["upcoming"][0]) == (left, number)
-        last = again.post("/api/questions/undo", {"audit": asked["id"]})
+        last = again.post("/api/questions/undo", {"audit": drawn_set["id"]})
         assert (last.status, last.json()["message"]) == (404, "no answer of kim to these questions is left to undo")
-    view = StoreView(own_scenes.store)
+    view = StoreView(copied.store)
     assert [mark.reviewer for mark in review_of(view).marks()] == ["ada"]
-    assert [n for n, item in enumerate(items_of(own_scenes)) if item["verdict"]] == [other]
+    assert [n for n, item in enumerate(items_of(copied)) if item["verdict"]] == [other]
 
 
-def test_two_servers_add_their_answers_up_and_share_a_draw(own_scenes: Scenes) -> None:
+def test_two_servers_add_their_answers_up_and_share_a_draw(copied: Scenes) -> None:
     names = ("kim", "ada")
     with (
-        client_of(Session(own_scenes.store, reviewer=names[0])) as one,
-        client_of(Session(own_scenes.store, reviewer=names[1])) as two,
+        client_of(Session(copied.store, reviewer=names[0])) as one,
+        client_of(Session(copied.store, reviewer=names[1])) as two,
     ):
         first, second = drawn(one, 20), drawn(two, 30)
         assert (first["id"], first["total"]) == (second["id"], 20)  # who came second goes on with the first's
@@ -98,67 +93,71 @@ def test_two_servers_add_their_answers_up_and_share_a_draw(own_scenes: Scenes) -
         for client, verdict in ((one, "right"), (two, "unsure")) * 4:
             second = said(client, client.get("/api/questions").json()["current"], verdict)
         assert second["price"][-1]["answers"] == 8
-        taken = next(n for n, item in enumerate(items_of(own_scenes)) if item.get("who") == "kim")
+        taken = next(n for n, item in enumerate(items_of(copied)) if item.get("who") == "kim")
         assert said(two, second, "unsure", taken)["price"] == second["price"], "who was faster stands"
         current = one.get("/api/questions").json()["current"]
         assert (current["price"], current["who"]) == (second["price"], "kim")
-    answered = [item for item in items_of(own_scenes) if item["verdict"]]
+    answered = [item for item in items_of(copied) if item["verdict"]]
     assert sorted(item["who"] for item in answered) == ["ada"] * 4 + ["kim"] * 4
     assert all(item["when"] for item in answered)
 
 
-def test_questions_go_on_where_they_were_left_until_none_is_open_and_more_are_new(own_scenes: Scenes) -> None:
-    session = Session(own_scenes.store, reviewer="kim")
+def test_questions_go_on_where_they_were_left_until_none_is_open_and_more_are_new(copied: Scenes) -> None:
+    session = Session(copied.store, reviewer="kim")
     with client_of(session) as client:
-        asked = said(client, drawn(client, 6, classes=["pole"]), "right")
-    with client_of(Session(own_scenes.store, reviewer="kim")) as client:
+        drawn_set = said(client, drawn(client, 6, classes=["pole"]), "right")
+    with client_of(Session(copied.store, reviewer="kim")) as client:
         resumed = client.get("/api/questions").json()["current"]
-        assert (resumed["id"], resumed["upcoming"][0], resumed["aim"]) == (asked["id"], asked["upcoming"][0], ["pole"])
+        assert (resumed["id"], resumed["upcoming"][0], resumed["aim"]) == (
+            drawn_set["id"],
+            drawn_set["upcoming"][0],
+            ["pole"],
+        )
         while resumed["upcoming"]:
             resumed = said(client, resumed, "mixed")
         more = drawn(client, 6, classes=["pole"], after=resumed["id"])
         assert more["id"] != resumed["id"]
         assert more["price"][-1]["answers"] == 0
         assert more["upcoming"]
-        kept = own_scenes.store.with_name(f"raw.questions-{resumed['id']}.json")
+        kept = copied.store.with_name(f"raw.questions-{resumed['id']}.json")
         assert sum(item["verdict"] is not None for item in json.loads(kept.read_text())["items"]) > 1
 
 
 def test_the_page_and_the_terminal_tell_one_price(
-    client: AsgiClient, own_scenes: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    client: AsgiClient, copied: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = drawn(client, 40)
+    drawn_set = drawn(client, 40)
     for _ in range(30):
-        asked = said(client, asked, "wall")
-    assert [row["answers"] for row in asked["price"]] == [25, 30]
-    assert asked["last"]["answers"] == 25
-    assert 0 < asked["last"]["labelled"] < asked["price"][-1]["labelled"]
+        drawn_set = said(client, drawn_set, "wall")
+    assert [row["answers"] for row in drawn_set["price"]] == [25, 30]
+    assert drawn_set["last"]["answers"] == 25
+    assert 0 < drawn_set["last"]["labelled"] < drawn_set["price"][-1]["labelled"]
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
-    options = ["--images", str(own_scenes.images), "--budget", "40", "--json"]
-    assert main(["ask", str(own_scenes.store), *options]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {key: told[key] for key in PRICE} == {key: asked[key] for key in PRICE}
+    options = ["--images", str(copied.images), "--budget", "40", "--json"]
+    assert main(["ask", str(copied.store), *options]) == 0
+    reported = json.loads(capsys.readouterr().out)
+    assert {key: reported[key] for key in PRICE} == {key: drawn_set[key] for key in PRICE}
 
 
 def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_stay(
-    own_scenes: Scenes, tmp_path: Path
+    copied: Scenes, tmp_path: Path
 ) -> None:
-    with client_of(Session(own_scenes.store, reviewer="kim")) as client:
-        asked = said(client, drawn(client), "wall")
-        shutil.rmtree(own_scenes.store)
-        made = make_scenes(tmp_path / "new", size=(256, 128), teacher_seed=1)
-        shutil.copytree(made.store, own_scenes.store)
-        for path, body in (("answer", {"item": asked["upcoming"][0], "verdict": "right"}), ("undo", {})):
-            reply = client.post(f"/api/questions/{path}", {"audit": asked["id"], **body})
+    with client_of(Session(copied.store, reviewer="kim")) as client:
+        drawn_set = said(client, drawn(client), "wall")
+        shutil.rmtree(copied.store)
+        made = make_scenes(tmp_path / "new", teacher_seed=1)
+        shutil.copytree(made.store, copied.store)
+        for path, body in (("answer", {"item": drawn_set["upcoming"][0], "verdict": "right"}), ("undo", {})):
+            reply = client.post(f"/api/questions/{path}", {"audit": drawn_set["id"], **body})
             assert reply.status == 409
             assert "made anew since this server opened it" in reply.json()["message"]
-    with client_of(Session(own_scenes.store, reviewer="kim")) as client:
+    with client_of(Session(copied.store, reviewer="kim")) as client:
         found = client.get("/api/questions").json()
         assert found == {"current": None, "void": "void: the store has changed since this set of questions was drawn"}
         assert drawn(client)["price"][-1]["answers"] == 0
-    view = StoreView(own_scenes.store)
+    view = StoreView(copied.store)
     assert sum(int((corrected(view, name) != UNTOUCHED).sum()) for name in view.names) > 0
-    assert own_scenes.store.with_name(f"raw.questions-{asked['id']}.json").is_file()
+    assert copied.store.with_name(f"raw.questions-{drawn_set['id']}.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -171,15 +170,15 @@ def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_s
         ({"classes": ["train"]}, "no label is of these classes"),
     ],
 )
-def test_a_wrong_plan_is_told_in_one_line_and_nothing_is_drawn(
-    client: AsgiClient, own_scenes: Scenes, body: dict[str, Any], said: str
+def test_a_wrong_plan_is_reported_in_one_line_and_nothing_is_drawn(
+    client: AsgiClient, copied: Scenes, body: dict[str, Any], said: str
 ) -> None:
     reply = client.post("/api/questions", body)
     assert reply.status in (400, 404)
     message = reply.json()["message"]
     assert said in message
     assert "\n" not in message
-    assert not Questions.path_of(own_scenes.store).exists()
+    assert not Questions.path_of(copied.store).exists()
 
 
 @pytest.mark.parametrize(
@@ -191,15 +190,15 @@ def test_a_wrong_plan_is_told_in_one_line_and_nothing_is_drawn(
         ({"audit": "f" * 16}, "another set of questions was drawn since"),
     ],
 )
-def test_a_wrong_answer_is_told_in_one_line_and_counts_for_nothing(
-    client: AsgiClient, own_scenes: Scenes, body: dict[str, Any], said: str
+def test_a_wrong_answer_is_reported_in_one_line_and_counts_for_nothing(
+    client: AsgiClient, copied: Scenes, body: dict[str, Any], said: str
 ) -> None:
-    asked = drawn(client)
-    reply = client.post("/api/questions/answer", {"audit": asked["id"], "item": 0, "verdict": "right", **body})
+    drawn_set = drawn(client)
+    reply = client.post("/api/questions/answer", {"audit": drawn_set["id"], "item": 0, "verdict": "right", **body})
     assert reply.status in (400, 404)
     message = reply.json()["message"]
     assert said in message
     assert "\n" not in message
-    assert not any(item["verdict"] for item in items_of(own_scenes))
-    assert review_of(StoreView(own_scenes.store)).marks() == []
+    assert not any(item["verdict"] for item in items_of(copied))
+    assert review_of(StoreView(copied.store)).marks() == []
     assert client.get("/api/questions/item", audit="0", item=0).status == 404

@@ -81,9 +81,9 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))}
 
 
-def test_no_get_writes_anything(client: AsgiClient, own_scenes: Scenes) -> None:
-    before = snapshot(own_scenes.store.parent)
-    name = own_scenes.names[0]
+def test_no_get_writes_anything(client: AsgiClient, copied: Scenes) -> None:
+    before = snapshot(copied.store.parent)
+    name = copied.names[0]
     gets = "/ /static/app.js /api/store /api/stats /api/review /api/audit /api/policy /api/audit/answer /api/questions"
     for path in _words(gets):
         client.get(path)
@@ -91,7 +91,7 @@ def test_no_get_writes_anything(client: AsgiClient, own_scenes: Scenes) -> None:
         client.get(f"/api/{path}", name=name, verdict="flag", plane="human")
     for sort in ("name", "coverage", "conflict", "uncertain", "drop:0.8:0.95"):
         assert client.get("/api/images", sort=sort).status == 200
-    assert snapshot(own_scenes.store.parent) == before
+    assert snapshot(copied.store.parent) == before
 
 
 def test_every_answer_carries_the_headers_that_keep_scripts_out(client: AsgiClient, scenes: Scenes) -> None:
@@ -145,8 +145,8 @@ def traversal_forms(root: Path) -> list[str]:
     return forms + odd.split()
 
 
-def test_two_hundred_ways_out_lead_nowhere(client: AsgiClient, own_scenes: Scenes) -> None:
-    root = own_scenes.store.parent
+def test_two_hundred_ways_out_lead_nowhere(client: AsgiClient, copied: Scenes) -> None:
+    root = copied.store.parent
     (root / "secret.txt").write_bytes(SECRET)
     (root / "raw-other").mkdir()
     (root / "raw-other" / "secret.txt").write_bytes(SECRET)

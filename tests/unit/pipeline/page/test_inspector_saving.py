@@ -47,51 +47,51 @@ def fail(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     ],
 )
 def test_what_cannot_be_saved_is_one_clear_line(
-    client: AsgiClient, own_scenes: Scenes, monkeypatch, caplog, what: str, code: int, kind: str, said: str, hint: str
+    client: AsgiClient, copied: Scenes, monkeypatch, caplog, what: str, code: int, kind: str, said: str, hint: str
 ) -> None:
-    before = sorted(p.name for p in own_scenes.store.parent.iterdir())
+    before = sorted(p.name for p in copied.store.parent.iterdir())
     with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
         fail(patch, code)
-        reply = post(client, what, own_scenes.names[0])
+        reply = post(client, what, copied.names[0])
     assert reply.status == 507
     answer = reply.json()
     assert answer["error"] == kind
-    path = own_scenes.store.with_name(FILES[what])
+    path = copied.store.with_name(FILES[what])
     assert answer["message"].startswith(f"{path}: not saved: ")
     assert said in answer["message"]
     assert ".tmp" not in answer["message"]
     assert hint in answer["hint"]
     assert [record.getMessage().count("\n") for record in caplog.records] == [0]
     assert answer["message"] in caplog.text
-    left = sorted(p.name for p in own_scenes.store.parent.iterdir())
+    left = sorted(p.name for p in copied.store.parent.iterdir())
     assert {name for name in left if name not in before} <= {f".{FILES[what]}.lock"}
-    assert post(client, what, own_scenes.names[0]).status == 200  # once the disk is mended
+    assert post(client, what, copied.names[0]).status == 200  # once the disk is fixed
 
 
-def test_a_policy_that_cannot_be_saved_may_go_elsewhere(own_scenes: Scenes) -> None:
-    (own_scenes.store.parent / "file").touch()
-    session = Session(own_scenes.store, save_to=own_scenes.store.parent / "file" / "policy.json")
+def test_a_policy_that_cannot_be_saved_may_go_elsewhere(copied: Scenes) -> None:
+    (copied.store.parent / "file").touch()
+    session = Session(copied.store, save_to=copied.store.parent / "file" / "policy.json")
     with client_of(session) as client:
         reply = post(client, "policy", "")
     assert reply.status == 507
     assert "--save-policy" in reply.json()["hint"]
 
 
-def test_a_lock_file_of_somebody_else_is_named(client: AsgiClient, own_scenes: Scenes, monkeypatch) -> None:
-    lock = own_scenes.store.with_name(".raw.review.jsonl.lock")
+def test_a_lock_file_of_somebody_else_is_named(client: AsgiClient, copied: Scenes, monkeypatch) -> None:
+    lock = copied.store.with_name(".raw.review.jsonl.lock")
     lock.touch()
 
     def refuse(path: object, *_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr("hmsa_core.io.locks.os.open", refuse)  # root, as whom tests may run, can open all of them
-    reply = post(client, "review", own_scenes.names[0])
+    reply = post(client, "review", copied.names[0])
     monkeypatch.undo()
     assert reply.status == 507
     assert str(lock) in reply.json()["message"]
 
 
-def test_an_answer_that_could_not_be_written_does_not_count(client: AsgiClient, own_scenes, monkeypatch) -> None:
+def test_an_answer_that_could_not_be_written_does_not_count(client: AsgiClient, copied, monkeypatch) -> None:
     drawn = client.post("/api/audit", {"threshold": "0.9", "per_class": 4, "classes": ["road"]}).json()
     answer = {"audit": drawn["id"], "item": 0, "verdict": "wrong"}
     with monkeypatch.context() as patch:
@@ -104,22 +104,22 @@ def test_an_answer_that_could_not_be_written_does_not_count(client: AsgiClient, 
     assert client.post("/api/audit/answer", answer).json()["results"][0]["wrong"] == 1
 
 
-def test_a_file_that_cannot_be_read_is_an_answer_too(client: AsgiClient, own_scenes: Scenes, caplog) -> None:
-    own_scenes.store.with_name("raw.review.jsonl").mkdir()
+def test_a_file_that_cannot_be_read_is_an_answer_too(client: AsgiClient, copied: Scenes, caplog) -> None:
+    copied.store.with_name("raw.review.jsonl").mkdir()
     reply = client.get("/api/review")
     assert reply.status == 500
     assert "raw.review.jsonl" in reply.json()["message"]
     assert len(caplog.records) == 1
 
 
-def test_a_page_started_from_a_saved_policy_saves_beside_it(own_scenes: Scenes) -> None:
-    saved, _ = Session(own_scenes.store).save_policy(Session(own_scenes.store).cuts("0.8"))
+def test_a_page_started_from_a_saved_policy_saves_next_to_it(copied: Scenes) -> None:
+    saved, _ = Session(copied.store).save_policy(Session(copied.store).thresholds("0.8"))
     before = saved.read_bytes()
-    again = Session(own_scenes.store, policy=saved)
-    assert again.cuts().codes.tolist() == [80] * 19
-    second, _ = again.save_policy(again.cuts("0.9"))
+    again = Session(copied.store, policy=saved)
+    assert again.thresholds().codes.tolist() == [80] * 19
+    second, _ = again.save_policy(again.thresholds("0.9"))
     assert (second.name, saved.read_bytes()) == ("raw.policy-2.json", before)
-    again.save_policy(again.cuts("0.95"))  # one page, one file
-    third, _ = Session(own_scenes.store, policy=saved).save_policy(again.cuts("0.8"))
+    again.save_policy(again.thresholds("0.95"))  # one page, one file
+    third, _ = Session(copied.store, policy=saved).save_policy(again.thresholds("0.8"))
     assert third.name == "raw.policy-3.json"
     assert ThresholdPolicy.load(second).codes().tolist() == [140] * 19

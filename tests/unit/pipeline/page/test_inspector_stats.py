@@ -23,8 +23,8 @@ from pipeline.review.stats import (
     OffGridError,
     code_of,
     image_rows,
-    parse_cuts,
     parse_sort,
+    parse_thresholds,
     store_stats,
     to_policy,
 )
@@ -39,7 +39,7 @@ def test_every_edge_is_its_own_code_however_many_zeros_are_written() -> None:
 
 
 @given(st.decimals(0, 1, places=6))
-def test_a_value_between_edges_is_refused_with_the_two_beside_it(value: object) -> None:
+def test_a_value_between_edges_is_refused_with_the_two_next_to_it(value: object) -> None:
     if str(float(str(value))) in {str(float(edge)) for edge in EDGES}:
         assert float(EDGES[code_of(str(value))]) == float(str(value))
         return
@@ -54,12 +54,16 @@ def test_a_value_between_edges_is_refused_with_the_two_beside_it(value: object) 
 
 
 def test_pins_win_over_the_common_threshold() -> None:
-    cuts = parse_cuts(cityscapes(), "0.9", ["rider:0.5", "traffic light:withheld"])
-    assert cuts.codes[cityscapes().index("rider")] == 50
-    assert cuts.codes[cityscapes().index("traffic light")] == 256
-    assert cuts.codes[0] == 90
-    assert (cuts.statuses[12], cuts.statuses[6], cuts.statuses[0]) == ("yours", "withheld", "one for all")
-    assert cuts.edge(6) == "withheld"
+    thresholds = parse_thresholds(cityscapes(), "0.9", ["rider:0.5", "traffic light:withheld"])
+    assert thresholds.codes[cityscapes().index("rider")] == 50
+    assert thresholds.codes[cityscapes().index("traffic light")] == 256
+    assert thresholds.codes[0] == 90
+    assert (thresholds.statuses[12], thresholds.statuses[6], thresholds.statuses[0]) == (
+        "yours",
+        "withheld",
+        "one for all",
+    )
+    assert thresholds.edge(6) == "withheld"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_pins_win_over_the_common_threshold() -> None:
 def test_a_threshold_or_a_pin_that_means_nothing_is_refused(text: str) -> None:
     threshold, *pins = text.split("+")
     with pytest.raises((ConfigError, InputError)):
-        parse_cuts(cityscapes(), threshold, pins)
+        parse_thresholds(cityscapes(), threshold, pins)
 
 
 @given(
@@ -77,13 +81,13 @@ def test_a_threshold_or_a_pin_that_means_nothing_is_refused(text: str) -> None:
 )
 def test_a_saved_policy_keeps_exactly_what_the_cuts_keep(tmp_path_factory, edge: str, pins: dict[str, str]) -> None:
     classes = cityscapes()
-    cuts = parse_cuts(classes, edge, [f"{name}:{value}" for name, value in pins.items()])
+    thresholds = parse_thresholds(classes, edge, [f"{name}:{value}" for name, value in pins.items()])
     path = tmp_path_factory.getbasetemp() / "saved.json"
-    to_policy(cuts, classes, None).save(path)
+    to_policy(thresholds, classes, None).save(path)
     loaded = ThresholdPolicy.load(path)
     rng = np.random.default_rng(1)
     label, code = rng.integers(0, 19, (32, 32)).astype(np.uint8), rng.integers(0, 256, (32, 32)).astype(np.uint8)
-    expected = np.where(code >= cuts.codes[label], label, 255)
+    expected = np.where(code >= thresholds.codes[label], label, 255)
     assert np.array_equal(loaded.apply(label, code), expected)
 
 
@@ -92,8 +96,8 @@ def test_saving_on_top_of_a_measured_policy_keeps_its_evidence_where_nothing_cha
     measured = from_threshold("0.9", classes)
     entries = tuple(type(e)(e.name, e.code, "measured", {"blocks": 30}) for e in measured.entries)
     measured = ThresholdPolicy(classes, entries, table=np.full((19, 256), 0.9), binding={"teacher": "x"})
-    cuts = parse_cuts(classes, "policy", ["rider:0.97"], {"policy": measured})
-    saved = to_policy(cuts, classes, measured)
+    thresholds = parse_thresholds(classes, "policy", ["rider:0.97"], {"policy": measured})
+    saved = to_policy(thresholds, classes, measured)
     assert saved.entries[0].status == "measured"
     assert saved.entries[0].evidence == {"blocks": 30}
     rider = saved.entries[12]
@@ -179,12 +183,12 @@ def kept_by_hand(maps, codes, class_id=None) -> dict[str, int]:
 
 
 def test_totals_and_classes_are_what_counting_gives(view: StoreView, maps) -> None:
-    cuts = parse_cuts(view.classes, "0.9", CUTS)
-    stats = store_stats(view, cuts, PrecisionSources(view.totals))
-    assert stats["kept"] == sum(kept_by_hand(maps, cuts.codes).values())
+    thresholds = parse_thresholds(view.classes, "0.9", CUTS)
+    stats = store_stats(view, thresholds, PrecisionSources(view.totals))
+    assert stats["kept"] == sum(kept_by_hand(maps, thresholds.codes).values())
     assert stats["pixels"] == sum(label.size for label, _ in maps.values())
     for row in stats["classes"]:
-        assert row["kept"] == sum(kept_by_hand(maps, cuts.codes, row["id"]).values())
+        assert row["kept"] == sum(kept_by_hand(maps, thresholds.codes, row["id"]).values())
         assert row["predicted"] == sum(int((label == row["id"]).sum()) for label, _ in maps.values())
     assert stats["classes"][15]["threshold"] == "withheld"
     assert stats["classes"][15]["kept"] == 0
@@ -193,9 +197,9 @@ def test_totals_and_classes_are_what_counting_gives(view: StoreView, maps) -> No
 @pytest.mark.parametrize("class_name", [None, "rider", "road"])
 def test_images_come_sorted_by_what_they_keep(view: StoreView, maps, class_name: str | None) -> None:
     c = None if class_name is None else view.classes.index(class_name)
-    cuts = parse_cuts(view.classes, "0.95")
-    total, rows = image_rows(view, cuts, ImageQuery(parse_sort("coverage"), c))
-    kept = kept_by_hand(maps, cuts.codes, c)
+    thresholds = parse_thresholds(view.classes, "0.95")
+    total, rows = image_rows(view, thresholds, ImageQuery(parse_sort("coverage"), c))
+    kept = kept_by_hand(maps, thresholds.codes, c)
     shares = []
     for row in rows:
         label = maps[row["name"]][0]
@@ -208,19 +212,21 @@ def test_images_come_sorted_by_what_they_keep(view: StoreView, maps, class_name:
 
 def test_the_biggest_loss_between_two_thresholds_comes_first(view: StoreView, maps) -> None:
     c = view.classes.index("person")
-    _, rows = image_rows(view, parse_cuts(view.classes, "0.9"), ImageQuery(parse_sort("drop:0.5:0.95"), c))
-    low, high = (kept_by_hand(maps, np.full(19, parse_cuts(view.classes, t).codes[0]), c) for t in ("0.5", "0.95"))
+    _, rows = image_rows(view, parse_thresholds(view.classes, "0.9"), ImageQuery(parse_sort("drop:0.5:0.95"), c))
+    low, high = (
+        kept_by_hand(maps, np.full(19, parse_thresholds(view.classes, t).codes[0]), c) for t in ("0.5", "0.95")
+    )
     assert [row["drop"] for row in rows] == sorted((low[r["name"]] - high[r["name"]] for r in rows), reverse=True)
 
 
 def test_conflict_counts_kept_pixels_that_contradict_the_coarse_label(view: StoreView, maps, scenes: Scenes) -> None:
-    cuts = parse_cuts(view.classes, "0.8")
-    _, rows = image_rows(view, cuts, ImageQuery(parse_sort("conflict")))
+    thresholds = parse_thresholds(view.classes, "0.8")
+    _, rows = image_rows(view, thresholds, ImageQuery(parse_sort("conflict")))
     assert sum(row["conflict"] for row in rows) > 0
     for row in rows:
         human = view.pictures.human(row["name"])
         label, code = maps[row["name"]]
-        conflict = (human != 255) & (human != label) & (code >= cuts.codes[label])
+        conflict = (human != 255) & (human != label) & (code >= thresholds.codes[label])
         assert row["conflict"] == int(conflict.sum())
     shares = [row["conflict"] / row["pixels"] for row in rows]
     assert shares == sorted(shares, reverse=True)
@@ -228,22 +234,22 @@ def test_conflict_counts_kept_pixels_that_contradict_the_coarse_label(view: Stor
 
 def test_doubt_is_close_to_one_minus_the_mean_confidence(view: StoreView, maps) -> None:
     edges = np.array([float(edge) for edge in view.manifest["edges"]])
-    _, rows = image_rows(view, parse_cuts(view.classes, "0.9"), ImageQuery(parse_sort("uncertain")))
+    _, rows = image_rows(view, parse_thresholds(view.classes, "0.9"), ImageQuery(parse_sort("uncertain")))
     for row in rows:
         assert row["uncertain"] == pytest.approx(float(1 - edges[maps[row["name"]][1]].mean()), abs=0.03)
     assert [r["uncertain"] for r in rows] == sorted((r["uncertain"] for r in rows), reverse=True)
 
 
 def test_filters_and_pages(view: StoreView) -> None:
-    cuts = parse_cuts(view.classes, "0.9")
-    total, rows = image_rows(view, cuts, ImageQuery(city="bremen"), limit=2)
+    thresholds = parse_thresholds(view.classes, "0.9")
+    total, rows = image_rows(view, thresholds, ImageQuery(city="bremen"), limit=2)
     assert total == 3
     assert [row["city"] for row in rows] == ["bremen", "bremen"]
-    assert [r["name"] for r in image_rows(view, cuts, ImageQuery(text="AACHEN"))[1]] == view.names[:3]
-    flagged = image_rows(view, cuts, ImageQuery(review="flag"), statuses={view.names[4]: "flag"})[1]
+    assert [r["name"] for r in image_rows(view, thresholds, ImageQuery(text="AACHEN"))[1]] == view.names[:3]
+    flagged = image_rows(view, thresholds, ImageQuery(review="flag"), statuses={view.names[4]: "flag"})[1]
     assert [row["name"] for row in flagged] == [view.names[4]]
-    assert image_rows(view, cuts, ImageQuery(review="none"), statuses={view.names[4]: "flag"})[0] == 5
-    assert image_rows(view, cuts, ImageQuery(), offset=5)[1][0]["name"] == view.names[5]
+    assert image_rows(view, thresholds, ImageQuery(review="none"), statuses={view.names[4]: "flag"})[0] == 5
+    assert image_rows(view, thresholds, ImageQuery(), offset=5)[1][0]["name"] == view.names[5]
 
 
 @pytest.mark.parametrize("text", ["size", "drop", "drop:0.9", "drop:0.95:0.8", "drop:0.80001:0.9", "coverage:0.9"])
@@ -272,12 +278,12 @@ def test_precision_names_the_best_source_there_is(view: StoreView, scenes: Scene
 
 def test_the_precision_of_all_is_that_of_the_rows_above_it(view: StoreView, scenes: Scenes) -> None:
     policy = ThresholdPolicy.load(scenes.policy)
-    cuts = parse_cuts(view.classes, "0.5")
+    thresholds = parse_thresholds(view.classes, "0.5")
     road = view.classes.index("road")
     answers = [Judged(road, 0, 200, right) for right in [True] * 3 + [False] * 7]
     several = PrecisionSources(view.totals, policy, answers=answers)
     for sources, source in ((PrecisionSources(view.totals, policy), "expected"), (several, "by class")):
-        stats = store_stats(view, cuts, sources)
+        stats = store_stats(view, thresholds, sources)
         rows = [row for row in stats["classes"] if row["kept"]]
         mean = sum(row["precision"] * row["kept"] for row in rows) / stats["kept"]
         assert stats["precision"] == pytest.approx(mean, abs=1e-5)
@@ -298,7 +304,7 @@ def test_an_audit_speaks_for_higher_cuts_but_never_for_lower_ones(view: StoreVie
 def test_a_policy_measured_outside_of_coarse_labels_is_shown_with_the_precision_there(
     scenes: Scenes, view: StoreView, maps, tmp_path
 ) -> None:
-    """The teacher is right where people drew and wrong beside: pixels that it fills are the ones it answers for."""
+    """The teacher is right where people drew and wrong elsewhere: pixels that it fills are the ones it answers for."""
     road = view.classes.index("road")
 
     def images(outside: bool):
@@ -309,7 +315,7 @@ def test_a_policy_measured_outside_of_coarse_labels_is_shown_with_the_precision_
 
     policy = tmp_path / "policy.json"
     Curves.measure(images(False), view.classes, lineage=view.lineage).save(tmp_path / "curves.json")
-    codes = parse_cuts(view.classes, "0.9").codes
+    codes = parse_thresholds(view.classes, "0.9").codes
 
     def shown():
         return PrecisionSources(view.totals, None, find_curves(view, policy)).of_classes(codes)[road]

@@ -24,14 +24,25 @@ from pipeline.plan.recipe import Machine
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
-from tests.support.own_folders import COLOURS, LAYOUTS, NAMES, SIZE, Own, cvat, in_colours, one_drive, save, scene
+from tests.support.own_folders import (
+    COLOURS,
+    LAYOUTS,
+    NAMES,
+    SIZE,
+    UserFolders,
+    cvat,
+    in_colours,
+    one_drive,
+    save,
+    scene,
+)
 
 CPU = Machine(cores=2, memory=16.0)
 
 
-def planned(own: Own) -> Plan:
-    classes = own.flags[1] if own.flags else None
-    return make_plan(Folders(own.images, own.labels, own.new), classes=classes, machine=CPU)
+def planned(folders: UserFolders) -> Plan:
+    classes = folders.flags[1] if folders.flags else None
+    return make_plan(Folders(folders.images, folders.labels, folders.new), classes=classes, machine=CPU)
 
 
 def written(plan: Plan, folder: Path) -> Workspace:
@@ -43,11 +54,13 @@ def written(plan: Plan, folder: Path) -> Workspace:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_folder_is_read_dealt_and_planned_without_an_edit(layout: Callable[[Path], Own], tmp_path: Path) -> None:
-    own = layout(tmp_path / "data")
-    plan = planned(own)
-    assert tuple(plan.classes.names.values()) == own.classes
-    assert len(plan.reading.pairs.labels) == own.labelled
+def test_a_folder_is_read_dealt_and_planned_without_an_edit(
+    layout: Callable[[Path], UserFolders], tmp_path: Path
+) -> None:
+    folders = layout(tmp_path / "data")
+    plan = planned(folders)
+    assert tuple(plan.classes.names.values()) == folders.classes
+    assert len(plan.reading.pairs.labels) == folders.labelled
     ws = written(plan, tmp_path / "ws")
     source, params = ws.source("target"), ws.params  # params.yaml is valid
     found = scan(source)
@@ -56,7 +69,7 @@ def test_a_folder_is_read_dealt_and_planned_without_an_edit(layout: Callable[[Pa
     assert roles == dict(zip((f.name for f in plan.roles.found), plan.roles.roles, strict=True))
     assert {"learn", "calibrate", "report", "unlabelled"} <= set(roles.values())
     by_split = {f.split: {roles[g.name] for g in found.found if g.split == f.split and g.label} for f in found.found}
-    assert {split: {role} for split, role in own.roles.items()}.items() <= by_split.items()
+    assert {split: {role} for split, role in folders.roles.items()}.items() <= by_split.items()
     waiting = [f for f in found.found if roles[f.name] == "unlabelled"]
     assert len(waiting) >= 1
     assert not any(f.label for f in waiting)
@@ -64,7 +77,7 @@ def test_a_folder_is_read_dealt_and_planned_without_an_edit(layout: Callable[[Pa
     # Each map is read, and shows what was drawn.
     for f in (f for f in found.found if f.label):
         label = read_label(Path(source.root) / f.label, found.classes)
-        assert set(np.unique(label)) <= {*range(len(own.classes)), 255}
+        assert set(np.unique(label)) <= {*range(len(folders.classes)), 255}
         assert (label != 255).mean() > 0.9
     assert params.teacher_train.epochs >= 60
     height, width = params.teacher_train.crop
@@ -74,116 +87,119 @@ def test_a_folder_is_read_dealt_and_planned_without_an_edit(layout: Callable[[Pa
 
 
 def test_the_same_folder_gives_the_same_plan_and_later_images_move_nobody(tmp_path: Path) -> None:
-    own = one_drive(tmp_path / "data")
-    first, again = planned(own), planned(own)
+    folders = one_drive(tmp_path / "data")
+    first, again = planned(folders), planned(folders)
     assert first.files() == again.files()
     ws = written(first, tmp_path / "ws")
     before = {f.name: f.role for f in scan(ws.source("target")).found}
     for n in range(60, 110):
         image, ids = scene(n, 2)
-        save(own.images / f"frame_{n:05d}.jpg", image)
+        save(folders.images / f"frame_{n:05d}.jpg", image)
         if n % 2 == 0:
-            save(own.labels / f"frame_{n:05d}.png", ids * 255)
+            save(folders.labels / f"frame_{n:05d}.png", ids * 255)
     after = {f.name: f.role for f in scan(ws.source("target")).found}
     assert len(after) == len(before) + 50
     assert {name: after[name] for name in before} == before
     assert {after[name] for name in after.keys() - before.keys()} >= {"learn", "unlabelled"}
 
 
-def _pairs(top: Path, count: int = 12) -> Own:
+def _pairs(top: Path, count: int = 12) -> UserFolders:
     for n in range(count):
         image, ids = scene(n)
         save(top / "images" / f"a{n}.png", image)
         save(top / "labels" / f"a{n}.png", ids)
-    return Own(top / "images", top / "labels", (), count)
+    return UserFolders(top / "images", top / "labels", (), count)
 
 
-def _without_images(own: Own) -> None:
+def _without_images(folders: UserFolders) -> None:
     for n in range(3):
-        (own.images / f"a{n}.png").unlink()
+        (folders.images / f"a{n}.png").unlink()
 
 
-def _of_other_names(own: Own) -> None:
-    for n, path in enumerate(sorted(own.labels.iterdir())):
-        path.rename(own.labels / f"{'zyxwvutsrqpo'[n]}.png")
+def _of_other_names(folders: UserFolders) -> None:
+    for n, path in enumerate(sorted(folders.labels.iterdir())):
+        path.rename(folders.labels / f"{'zyxwvutsrqpo'[n]}.png")
 
 
-def _of_other_size(own: Own) -> None:
-    save(own.labels / "a3.png", scene(3)[1][:40])
+def _of_other_size(folders: UserFolders) -> None:
+    save(folders.labels / "a3.png", scene(3)[1][:40])
 
 
-def _void(own: Own) -> None:
-    for path in own.labels.iterdir():
+def _void(folders: UserFolders) -> None:
+    for path in folders.labels.iterdir():
         save(path, np.full(SIZE, 255, np.uint8))
 
 
-def _photograph(own: Own) -> None:
-    save(own.labels / "a0.png", np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8))
+def _photograph(folders: UserFolders) -> None:
+    save(folders.labels / "a0.png", np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8))
 
 
-def _many_classes(own: Own) -> None:
-    for n, path in enumerate(sorted(own.labels.iterdir())):
+def _many_classes(folders: UserFolders) -> None:
+    for n, path in enumerate(sorted(folders.labels.iterdir())):
         save(path, (np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 24 + 22 * n).astype(np.uint8))
 
 
-def _jpeg(own: Own) -> None:
-    for path in sorted(own.labels.iterdir()):
+def _jpeg(folders: UserFolders) -> None:
+    for path in sorted(folders.labels.iterdir()):
         path.unlink()
         save(path.with_suffix(".jpg"), scene(1)[1])
 
 
-def _bmp_maps(own: Own) -> None:
-    for path in sorted(own.labels.iterdir()):
+def _bmp_maps(folders: UserFolders) -> None:
+    for path in sorted(folders.labels.iterdir()):
         path.unlink()
         save(path.with_suffix(".bmp"), scene(1)[1])
 
 
-def _bmp_images(own: Own) -> None:
+def _bmp_images(folders: UserFolders) -> None:
     for n in range(3):
-        (own.images / f"a{n}.png").rename(own.images / f"a{n}.bmp")
+        (folders.images / f"a{n}.png").rename(folders.images / f"a{n}.bmp")
 
 
-def _dummies(own: Own) -> None:
+def _dummies(folders: UserFolders) -> None:
     for n in range(4):
-        save(own.labels / f"a{n}.png", np.full(SIZE, 255, np.uint8))
+        save(folders.labels / f"a{n}.png", np.full(SIZE, 255, np.uint8))
 
 
-def _transparent(own: Own) -> None:
-    save(own.labels / "a2.png", np.dstack([in_colours(scene(2)[1]), scene(2)[1] * 60]))
+def _transparent(folders: UserFolders) -> None:
+    save(folders.labels / "a2.png", np.dstack([in_colours(scene(2)[1]), scene(2)[1] * 60]))
 
 
-def _copies_across_splits(own: Own) -> None:
+def _copies_across_splits(folders: UserFolders) -> None:
     for split, quality in (("train", 0), ("val", 3)):
         for n in range(12):
             image, ids = scene(n)
-            save(own.images / split / f"{split}{n}.png", np.clip(image.astype(int) + quality, 0, 255).astype(np.uint8))
-            save(own.labels / split / f"{split}{n}.png", ids)
+            save(
+                folders.images / split / f"{split}{n}.png",
+                np.clip(image.astype(int) + quality, 0, 255).astype(np.uint8),
+            )
+            save(folders.labels / split / f"{split}{n}.png", ids)
     for n in range(12):
-        (own.images / f"a{n}.png").unlink()
-        (own.labels / f"a{n}.png").unlink()
+        (folders.images / f"a{n}.png").unlink()
+        (folders.labels / f"a{n}.png").unlink()
 
 
-def _without_a_name(own: Own) -> None:
-    (own.labels / "classes.txt").write_text("sky\nroad\ncar\n")
+def _without_a_name(folders: UserFolders) -> None:
+    (folders.labels / "classes.txt").write_text("sky\nroad\ncar\n")
 
 
-def _large_id(own: Own) -> None:
-    (own.labels / "classes.txt").write_text("0 sky\n1 road\n2 car\n3 tree\n300 bus\n")
+def _large_id(folders: UserFolders) -> None:
+    (folders.labels / "classes.txt").write_text("0 sky\n1 road\n2 car\n3 tree\n300 bus\n")
 
 
-def _instances(own: Own) -> None:
-    for path in own.labels.iterdir():
+def _instances(folders: UserFolders) -> None:
+    for path in folders.labels.iterdir():
         save(path, np.array([0, 7000, 26001, 26002], np.uint16)[np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 4])
 
 
-def _one_class(own: Own) -> None:
-    for path in own.labels.iterdir():
+def _one_class(folders: UserFolders) -> None:
+    for path in folders.labels.iterdir():
         save(path, np.where(np.arange(SIZE[1]) < 20, 0, 255).astype(np.uint8)[None].repeat(SIZE[0], 0))
-    (own.labels / "classes.json").write_text('{"classes": [{"id": 0, "name": "road"}], "ignore_id": 255}')
+    (folders.labels / "classes.json").write_text('{"classes": [{"id": 0, "name": "road"}], "ignore_id": 255}')
 
 
-def _two_forms(own: Own) -> None:
-    save(own.labels / "a1.png", in_colours(scene(1)[1]))
+def _two_forms(folders: UserFolders) -> None:
+    save(folders.labels / "a1.png", in_colours(scene(1)[1]))
 
 
 WRONG = {
@@ -209,14 +225,14 @@ WRONG = {
 
 @pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__.strip("_"))
 def test_a_wrong_folder_gives_one_line_with_the_cure_and_writes_nothing(
-    spoil: Callable[[Own], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spoil: Callable[[UserFolders], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = _pairs(tmp_path / "data")
-    spoil(own)
+    folders = _pairs(tmp_path / "data")
+    spoil(folders)
     with pytest.raises(InputError, match=WRONG[spoil][0]) as error:
-        planned(own)
+        planned(folders)
     assert WRONG[spoil][1] in error.value.hint
-    assert main(["init", str(tmp_path / "ws"), *own.arguments]) == 1 + (InputError.exit_code - 1)
+    assert main(["init", str(tmp_path / "ws"), *folders.arguments]) == 1 + (InputError.exit_code - 1)
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 2
@@ -224,12 +240,12 @@ def test_a_wrong_folder_gives_one_line_with_the_cure_and_writes_nothing(
 
 
 def test_flags_settle_values_without_a_name(tmp_path: Path) -> None:
-    own = _pairs(tmp_path)
-    _without_a_name(own)
-    plan = make_plan(Folders(own.images, own.labels), void=frozenset({3}), machine=CPU)
+    folders = _pairs(tmp_path)
+    _without_a_name(folders)
+    plan = make_plan(Folders(folders.images, folders.labels), void=frozenset({3}), machine=CPU)
     assert list(plan.classes.names.values()) == ["sky", "road", "car"]
     # Names of a list count from 1 where 0 is no class.
-    plan = make_plan(Folders(own.images, own.labels), void=frozenset({0}), machine=CPU)
+    plan = make_plan(Folders(folders.images, folders.labels), void=frozenset({0}), machine=CPU)
     assert plan.classes.names == {1: "sky", 2: "road", 3: "car"}
     written(plan, tmp_path / "ws")
     table = from_file(tmp_path / "ws" / "data" / "classes.json")
@@ -238,15 +254,15 @@ def test_flags_settle_values_without_a_name(tmp_path: Path) -> None:
 
 
 def test_what_weakens_a_plan_is_said_with_the_cure(tmp_path: Path) -> None:
-    own = _pairs(tmp_path, 30)
+    folders = _pairs(tmp_path, 30)
     for n in range(30):
         image, ids = scene(n)
-        save(own.images / f"a{n}.png", image)
-        save(own.labels / f"a{n}.png", np.minimum(ids, 2) if n else ids)
-    (own.labels / "a29.png").unlink()
-    (own.images / "more.gif").touch()
-    (own.images / "a0.heic").touch()  # a0.png is the same picture
-    notes = " | ".join(planned(own).findings.notes)
+        save(folders.images / f"a{n}.png", image)
+        save(folders.labels / f"a{n}.png", np.minimum(ids, 2) if n else ids)
+    (folders.labels / "a29.png").unlink()
+    (folders.images / "more.gif").touch()
+    (folders.images / "a0.heic").touch()  # a0.png is the same picture
+    notes = " | ".join(planned(folders).findings.notes)
     assert "1 of 30 images have no label map, first a29.png: they count as new images" in notes
     assert "all labels lie in one sequence as names tell (a): what is measured holds for its place" in notes
     assert "1 pictures have a format that is not read, first more.gif: convert them to PNG" in notes
@@ -255,14 +271,14 @@ def test_what_weakens_a_plan_is_said_with_the_cure(tmp_path: Path) -> None:
 
 
 def test_an_image_near_the_judges_and_a_value_that_hardly_occurs_are_named(tmp_path: Path) -> None:
-    own = Own(tmp_path / "images", tmp_path / "labels", (), 30)
+    folders = UserFolders(tmp_path / "images", tmp_path / "labels", (), 30)
     for n in range(30):
         image, ids = scene(n)
         ids[0, 0] = 77 if n == 3 else ids[0, 0]
-        save(own.images / f"a{2 * n}.png", image)
-        save(own.labels / f"a{2 * n}.png", ids)
-        save(own.images / f"a{2 * n + 1}.png", scene(n + 100)[0])
-    plan = planned(own)
+        save(folders.images / f"a{2 * n}.png", image)
+        save(folders.labels / f"a{2 * n}.png", ids)
+        save(folders.images / f"a{2 * n + 1}.png", scene(n + 100)[0])
+    plan = planned(folders)
     notes = " | ".join(plan.findings.notes)
     near = [f for f in plan.roles.images("guard") if not f.label]
     assert len(near) + len([f for f in plan.roles.images("unlabelled") if not f.label]) == 30
@@ -273,15 +289,15 @@ def test_an_image_near_the_judges_and_a_value_that_hardly_occurs_are_named(tmp_p
 
 
 def test_black_that_a_file_names_is_a_class_and_said(tmp_path: Path) -> None:
-    own = cvat(tmp_path)
+    folders = cvat(tmp_path)
     for path in (tmp_path / "SegmentationClass").glob("*.png"):
         pixels = read_picture(path)[1].copy()
         pixels[:4] = 0
         save(path, pixels)
-    plan = planned(own)
+    plan = planned(folders)
     assert "background" in plan.classes.names.values()
     assert "is class background, as" in " | ".join(plan.findings.notes)
-    made = make_plan(Folders(own.images, own.labels), void=frozenset({0}), machine=CPU)
+    made = make_plan(Folders(folders.images, folders.labels), void=frozenset({0}), machine=CPU)
     assert "background" not in made.classes.names.values()
 
 
@@ -302,8 +318,8 @@ def test_the_expected_time_counts_each_crop_and_start(tmp_path: Path, monkeypatc
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = _pairs(tmp_path / "data", 30)
-    assert main(["init", str(tmp_path / "ws"), *own.arguments, "--dry-run"]) == 0
+    folders = _pairs(tmp_path / "data", 30)
+    assert main(["init", str(tmp_path / "ws"), *folders.arguments, "--dry-run"]) == 0
     out = capsys.readouterr().out
     for part in ("images     30 in", "classes    class_0, class_1, class_2, class_3", "learn", "teacher_train.epochs"):
         assert part in out
@@ -311,8 +327,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: py
 
 
 def test_the_workspace_is_made_once_and_its_commands_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = _pairs(tmp_path / "data", 30)
-    command = ["init", str(tmp_path / "ws"), *own.arguments]
+    folders = _pairs(tmp_path / "data", 30)
+    command = ["init", str(tmp_path / "ws"), *folders.arguments]
     assert main(command) == 0
     assert "workspace of your own images\nnext: cd " in capsys.readouterr().err
     assert main(command) == 0
@@ -327,7 +343,7 @@ def test_the_workspace_is_made_once_and_its_commands_agree(tmp_path: Path, capsy
     assert "broken" not in "".join(line for line in capsys.readouterr().out.splitlines() if "data target" in line)
     stages = (tmp_path / "ws" / "dvc.yaml").read_text()
     assert "- ${data.target.root}/${data.target.labels}\n" in stages
-    assert "- ${data.target.root}\n" not in stages, "other folders beside these would start the chain"
+    assert "- ${data.target.root}\n" not in stages, "other folders next to these would start the chain"
 
 
 @pytest.mark.parametrize(
@@ -354,15 +370,15 @@ def test_wrong_arguments_are_one_line(
 
 
 def test_images_of_one_place_stay_together_by_folder_time_and_likeness(tmp_path: Path) -> None:
-    own = _pairs(tmp_path / "few", 12)  # twins of each picture under names that say nothing
+    folders = _pairs(tmp_path / "few", 12)  # twins of each picture under names that say nothing
     names = ["qa", "wb", "ec", "rd", "te", "yf", "ug", "ih", "oi", "pj", "ak", "sl"]
     for n, name in enumerate(names):
-        (own.images / f"a{n}.png").rename(own.images / f"{name}.png")
-        (own.labels / f"a{n}.png").rename(own.labels / f"{name}.png")
+        (folders.images / f"a{n}.png").rename(folders.images / f"{name}.png")
+        (folders.labels / f"a{n}.png").rename(folders.labels / f"{name}.png")
         twin = np.clip(scene(n)[0].astype(int) + 2, 0, 255).astype(np.uint8)
-        save(own.images / f"z{name}.png", twin)
-        save(own.labels / f"z{name}.png", scene(n)[1])
-    plan = planned(own)
+        save(folders.images / f"z{name}.png", twin)
+        save(folders.labels / f"z{name}.png", scene(n)[1])
+    plan = planned(folders)
     roles = dict(zip((f.name for f in plan.roles.found), plan.roles.roles, strict=True))
     assert "look alike" in plan.roles.how
     assert all(roles[name] == roles[f"z{name}"] for name in names)
@@ -370,27 +386,27 @@ def test_images_of_one_place_stay_together_by_folder_time_and_likeness(tmp_path:
 
 
 def test_a_public_label_set_is_known_by_its_colours_and_by_name(tmp_path: Path) -> None:
-    own = _pairs(tmp_path)
+    folders = _pairs(tmp_path)
     camvid = np.array(
         [(128, 128, 128), (128, 64, 128), (64, 0, 128), (128, 128, 0), (0, 0, 0), (60, 40, 222)], np.uint8
     )
     for n in range(12):
         ids = scene(n)[1].copy()
         ids[0], ids[1] = 4, 5
-        save(own.labels / f"a{n}.png", camvid[ids])
-    plan = planned(own)
+        save(folders.labels / f"a{n}.png", camvid[ids])
+    plan = planned(folders)
     assert plan.classes.where == "camvid"
     assert plan.classes.names[0x404000] == "Pedestrian"
     assert "Void" not in plan.classes.names.values()
-    named = make_plan(Folders(own.images, own.labels), classes="camvid", machine=CPU)
+    named = make_plan(Folders(folders.images, folders.labels), classes="camvid", machine=CPU)
     assert named.classes.names == plan.classes.names
 
 
 def test_json_classes_keep_their_groups_and_colours(tmp_path: Path) -> None:
-    own = _pairs(tmp_path)
+    folders = _pairs(tmp_path)
     rows = [{"id": i, "name": n, "colour": list(COLOURS[n]), "group": "nature"} for i, n in enumerate(NAMES)]
     (tmp_path / "classes.json").write_text(json.dumps({"classes": rows}))
-    plan = planned(own)
+    plan = planned(folders)
     written(plan, tmp_path / "ws")
     table = from_file(tmp_path / "ws" / "data" / "classes.json")
     assert table.groups == ("nature",) * 4
@@ -399,17 +415,17 @@ def test_json_classes_keep_their_groups_and_colours(tmp_path: Path) -> None:
 
 
 def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: Path) -> None:
-    own = _pairs(tmp_path / "data", 30)
+    folders = _pairs(tmp_path / "data", 30)
     teacher = f"scores:{tmp_path}"
-    ws = written(make_plan(Folders(own.images, own.labels), teacher=teacher, machine=CPU), tmp_path / "with")
+    ws = written(make_plan(Folders(folders.images, folders.labels), teacher=teacher, machine=CPU), tmp_path / "with")
     params = ws.params
     assert params.teacher_train.skip
     assert params.auto_infer.teacher == (teacher,)
     assert (params.student_train.init, params.student_train.epochs) == ("pretrained", 120)
     assert params.student_train.model.trunk_weights == "package:efficientnet-lite0"
     with pytest.raises(ConfigError, match="which classes the labels shall have is not known"):
-        make_plan(Folders(own.images), teacher=teacher, machine=CPU)
-    plan = make_plan(Folders(own.images), classes="voc", teacher=teacher, machine=CPU)
+        make_plan(Folders(folders.images), teacher=teacher, machine=CPU)
+    plan = make_plan(Folders(folders.images), classes="voc", teacher=teacher, machine=CPU)
     ws = written(plan, tmp_path / "without")
     assert {f.role for f in scan(ws.source("target")).found} == {"unlabelled"}
     assert scan(ws.source("target")).classes.classes[:2] == ("background", "aeroplane")
@@ -419,12 +435,12 @@ def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: P
 
 
 def test_another_network_is_timed_on_one_of_the_images(tmp_path: Path) -> None:
-    own, scores = _pairs(tmp_path / "data", 30), tmp_path / "scores"
+    folders, scores = _pairs(tmp_path / "data", 30), tmp_path / "scores"
     scores.mkdir()
     for n in range(30):
         np.savez(scores / f"a{n}.npz", np.full((4, *SIZE), 0.25, np.float32))
     (scores / "teacher.yaml").write_text("classes: {0: class_0, 1: class_1, 2: class_2, 3: class_3}\n")
-    plan = make_plan(Folders(own.images, own.labels), teacher=f"scores:{scores}", machine=CPU)
+    plan = make_plan(Folders(folders.images, folders.labels), teacher=f"scores:{scores}", machine=CPU)
     assert 0 < duration._seconds_of_teacher(plan, written(plan, tmp_path / "ws").params) < 5
     for path in scores.glob("*.npz"):
         path.unlink()
@@ -432,7 +448,7 @@ def test_another_network_is_timed_on_one_of_the_images(tmp_path: Path) -> None:
         duration.expected_seconds(plan)
 
 
-def test_maps_may_lie_beside_photographs_of_their_names_and_names_may_count_from_one(tmp_path: Path) -> None:
+def test_maps_may_lie_next_to_photographs_of_their_names_and_names_may_count_from_one(tmp_path: Path) -> None:
     for n in range(12):
         image, ids = scene(n)
         save(tmp_path / "all" / f"a{n}.jpg", image)

@@ -28,9 +28,9 @@ def counts() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    told = {"mean_iou": 0.61, "boundary": {"mean_iou": 0.33}, "band": {"mean_iou": 0.44}, "ece": 0.123}
+    reported = {"mean_iou": 0.61, "boundary": {"mean_iou": 0.33}, "band": {"mean_iou": 0.44}, "ece": 0.123}
     for model in ("student", "teacher"):
-        (tmp_path / f"summary-{model}.json").write_text(json.dumps({"settings": {"multi": told}}))
+        (tmp_path / f"summary-{model}.json").write_text(json.dumps({"settings": {"multi": reported}}))
         np.savez(
             tmp_path / f"confusions-{model}.npz",
             confusions=counts(),

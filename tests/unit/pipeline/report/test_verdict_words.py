@@ -77,10 +77,10 @@ def test_without_a_control_or_a_judge_the_page_says_so() -> None:
 
 
 def test_a_night_says_who_teaches_tomorrow_and_why_it_ended_early() -> None:
-    def told(verdict: dict[str, Any], failed: str = "") -> list[str]:
+    def reported(verdict: dict[str, Any], failed: str = "") -> list[str]:
         return of_night(verdict, failed, _metrics(), {}, spread_is_measured=True)
 
-    assert told({"promoted": "v0003-1a2b"})[-1] == "The student teaches from tomorrow on, as v0003-1a2b."
-    assert told({"promoted": None})[-1] == "The teacher stays."
-    assert told({}) == ["Nobody was judged tonight."]
-    assert told({}, "no memory") == ["The night ended early: no memory"]
+    assert reported({"promoted": "v0003-1a2b"})[-1] == "The student teaches from tomorrow on, as v0003-1a2b."
+    assert reported({"promoted": None})[-1] == "The teacher stays."
+    assert reported({}) == ["Nobody was judged tonight."]
+    assert reported({}, "no memory") == ["The night ended early: no memory"]

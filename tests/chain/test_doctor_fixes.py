@@ -1,4 +1,4 @@
-"""The doctor's word is tried: what it names as broken is mended by exactly the command that it gives."""
+"""The doctor's word is tried: what it names as broken is fixed by exactly the command that it gives."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.chain import dvc, environment, lock_file, run
+from tests.support.damage import flip
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault]
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.unlink()  # a new file: the bytes of the old one may be shared with work/ by a hard link
-    path.write_bytes(data)
 
 
 def _findings(workspace: Path, status: int) -> dict[str, dict[str, str]]:
@@ -26,12 +20,12 @@ def _findings(workspace: Path, status: int) -> dict[str, dict[str, str]]:
     return {finding["name"]: finding for finding in json.loads(said) if finding["state"] == "broken"}
 
 
-def test_each_fault_is_mended_by_the_command_that_the_doctor_gives(workspace: Path) -> None:
+def test_each_fault_is_fixed_by_the_command_that_the_doctor_gives(workspace: Path) -> None:
     assert _findings(workspace, 0) == {}
     lock = lock_file(workspace)
-    _flip(sorted((workspace / "labels/raw").glob("shard-*.parquet"))[0])
+    flip(sorted((workspace / "labels/raw").glob("shard-*.parquet"))[0])
     (workspace / "labels/final/manifest.json").write_text('{"digest"')
-    _flip(workspace / "models/teacher/model.safetensors")
+    flip(workspace / "models/teacher/model.safetensors")
     (workspace / "models/student/model.json").unlink()
     shutil.rmtree(workspace / "data/demo/mapillary")
     (workspace / ".dvc/tmp/rwlock").write_bytes(b"")
@@ -42,10 +36,10 @@ def test_each_fault_is_mended_by_the_command_that_the_doctor_gives(workspace: Pa
     # DVC's own lock first: without it no other command of DVC works.
     for finding in sorted(broken.values(), key=lambda f: f["name"] != "dvc lock"):
         done = subprocess.run(
-            finding["mend"], shell=True, cwd=workspace, env=environment(), capture_output=True, text=True, check=False
+            finding["fix"], shell=True, cwd=workspace, env=environment(), capture_output=True, text=True, check=False
         )
         # --fix tells the findings that are still there by its status
-        assert done.returncode == 0 or "--fix" in finding["mend"], (finding, done.stderr)
+        assert done.returncode == 0 or "--fix" in finding["fix"], (finding, done.stderr)
     assert _findings(workspace, 0) == {}
     assert dvc(workspace, "status").text.strip().endswith("up to date.")
     assert lock_file(workspace) == lock
@@ -59,7 +53,7 @@ def test_a_lock_file_with_the_conflict_of_a_merge_is_made_again_and_nothing_runs
     broken = _findings(workspace, 1)
     assert set(broken) == {"dvc.lock"}
     done = subprocess.run(
-        broken["dvc.lock"]["mend"],
+        broken["dvc.lock"]["fix"],
         shell=True,
         cwd=workspace,
         env=environment(),

@@ -1,4 +1,4 @@
-"""A cut (the code from which on a class is kept) and its figures: what is kept, how often that is right."""
+"""A threshold (the code from which on a class is kept) and its figures: what is kept, how often that is right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 _CODE = ConfidenceCode()
 
 
-class Cut(NamedTuple):
+class ClassThreshold(NamedTuple):
     """What a rule decides for one class: the code (256 = withheld), its status, the reason in words, and evidence."""
 
     code: int
@@ -26,9 +26,9 @@ class Cut(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a rule decides: one cut per class in trainId order, and evidence (`target`, if it is another)."""
+    """What a rule decides: one threshold per class in trainId order, and evidence (`target`, if it is another)."""
 
-    cuts: list[Cut]
+    thresholds: list[ClassThreshold]
     evidence: dict[str, Any]
 
 
@@ -36,7 +36,7 @@ def marginal_ends(total: NDArray[Any], share: float) -> NDArray[np.intp]:
     """End m of each code's marginal bin: codes k..m-1 hold about `share` of all pixels, the lowest ones kept.
 
     The bin stops before a code that would take it past `share`, so that a heap of sure pixels at the top never
-    hides what lies just above the cut. It takes that code only while it holds less than a tenth of `share`.
+    hides what lies just above the threshold. It takes that code only while it holds less than a tenth of `share`.
     `total` counts pixels with at least each code (256,).
     """
     extended = np.append(total, 0).astype(np.float64)
@@ -60,7 +60,7 @@ def marginal_precision(total: NDArray[Any], correct: NDArray[Any], ends: NDArray
 
 
 def figures(curves: Curves, class_id: int, code: int, confidence: float, marginal_share: float) -> dict[str, Any]:
-    """What a cut does to a class on the images of the curves (None where nothing is kept).
+    """What a threshold does to a class on the images of the curves (None where nothing is kept).
 
     precision, lower, upper: of kept labelled pixels; boundary, interior: in and away from the boundary band;
     coverage: kept share of the pixels that the teacher gives this class; recall: share of the class's true
