@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -395,7 +395,7 @@ def _add_camvid(
         out.found.append(Found(stem, images[stem], label, coarse.get(stem, ""), split, drive, drive, frame, role))
 
 
-_SCANNERS = {
+_SCANNERS: dict[str, Callable[[Path, SourceSpec], Scan]] = {
     "cityscapes": _scan_cityscapes,
     "mapillary": _scan_vistas,
     "camvid": _scan_camvid,

@@ -33,6 +33,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from hmsa_core import taxonomy
+from hmsa_core.data.decode import read_image
 from hmsa_core.labels import LabelStore
 from hmsa_core.models.export import OPSET
 from research.bench.bench_labelling import label, write_images
@@ -144,7 +145,7 @@ def main() -> None:
         folder = Path(place)
         for family, write in (("onnx", write_onnx), ("hf", write_hf)):
             images = write_images(folder / f"{family}-images", 4 if args.quick else IMAGES[family], SIZE)
-            seen = np.stack([cv2.imread(str(path))[..., ::-1] for path in sorted(images.iterdir())[:2]])
+            seen = np.stack([read_image(path) for path in sorted(images.iterdir())[:2]])
             spec = write(folder / family, (torch.from_numpy(seen).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225)
             found[family] = {
                 str(n): compare(spec, images, n, 1 if args.quick else args.rounds, folder / f"{family}{n}")
