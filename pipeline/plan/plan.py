@@ -157,6 +157,7 @@ def make_plan(
         min(shares),
         roles.step,
         coarse,
+        folders.coarse is not None,
     )
     choices = recipe(facts) if teacher is None else recipe_of_student(facts, _absolute(teacher))
     return Plan(reading, found, values, roles, choices, findings)

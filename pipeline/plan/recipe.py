@@ -60,6 +60,7 @@ class Facts:
     rarest: float = 0.0  # smallest share of pixels of a class that is there
     step: int = 0  # frames between neighbours, if windows of frames are dealt
     has_coarse: bool = False  # images that calibrate have coarse labels
+    merges: bool = False  # labels are merged with coarse ones
 
     @property
     def ranks(self) -> int:
@@ -136,6 +137,12 @@ def _threshold(f: Facts) -> tuple[str | float, str]:
     if f.calibrate_blocks >= _TAUGHT:
         return "teach", f"{f.calibrate_blocks} blocks measure it; a promised precision needs {_PROMISED}"
     return 0.9, f"{f.calibrate_blocks} block(s): too few to measure one"
+
+
+def _threshold_of_others(f: Facts) -> tuple[str | float, str]:
+    if f.merges:  # outside of polygons a teacher errs most: thresholds pay there
+        return _threshold(f)
+    return 0.0, "all pixels: measured thresholds cost a student of public networks 5 mIoU (docs/results.md)"
 
 
 def _min_blocks(f: Facts) -> tuple[int, str]:
@@ -231,10 +238,12 @@ RULES: dict[str, Rule | tuple[Any, str]] = {
 
 # Another network labels: no teacher is trained, the student starts from ImageNet weights and takes a teacher's length.
 _OF_STUDENT: dict[str, Rule | tuple[Any, str]] = {
+    "pseudo_label.threshold": _threshold_of_others,
     "student_train.init": ("pretrained", "another network labels: there is no teacher to start from"),
     "student_train.model.trunk_weights": _weights,
     "student_train.optimiser.lr": (0.004, "as from ImageNet weights"),
     "student_train.optimiser.warmup_steps": (50, ""),
+    "student_train.pseudo.share": (0.75, "of the crops, as measured with public networks"),
     "student_train.pseudo.fine_only_epochs": (0, "labels of another network teach to the end"),
     "student_train.epochs": lambda f: (f.epochs, "it learns from the start"),
 }

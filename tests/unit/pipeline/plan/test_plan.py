@@ -423,6 +423,12 @@ def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: P
     assert params.auto_infer.teacher == (teacher,)
     assert (params.student_train.init, params.student_train.epochs) == ("pretrained", 120)
     assert params.student_train.model.trunk_weights == "package:efficientnet-lite0"
+    assert (params.pseudo_label.threshold, params.student_train.pseudo.share) == (0.0, 0.75)
+    drawn = tmp_path / "data" / "coarse"
+    drawn.mkdir()
+    (folders.labels / "a0.png").rename(drawn / "a0.png")
+    merged = make_plan(Folders(folders.images, folders.labels, coarse=drawn), teacher=teacher, machine=CPU)
+    assert {c.key: c.value for c in merged.choices}["pseudo_label.threshold"] == 0.9
     with pytest.raises(ConfigError, match="which classes the labels shall have is not known"):
         make_plan(Folders(folders.images), teacher=teacher, machine=CPU)
     plan = make_plan(Folders(folders.images), classes="voc", teacher=teacher, machine=CPU)
