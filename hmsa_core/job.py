@@ -39,9 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     # Under torchrun nobody waits for this process; alone, SIGTERM lets it save first.
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     die_with_parent(signal.SIGKILL if under_torchrun else signal.SIGTERM)
-    # Until the job itself begins there is nothing to save: a signal ends the process at once.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(143))
+    _leave_on_signals()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -61,6 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         unknown = HmsaError(f"{type(error).__name__}: {error}", hint="see the traceback above")
         return _fail(device_fault(error) or unknown, spec, traceback.format_exc())
     return 0
+
+
+def _leave_on_signals() -> None:
+    """Until the job itself begins there is nothing to save: a signal ends the process at once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(143))
 
 
 def run_spec(spec: JobSpec) -> None:

@@ -74,8 +74,9 @@ class Tonight:
 
     def known(self, ws: Workspace) -> dict[str, Any]:
         """Fields of `Since` that every night has, even a night that could read no file."""
-        metrics = {} if self.failed or not self.verdict else json_of(ws, "evaluation/metrics.json")
-        statistics = json_of(ws, "labels/final/statistics.json")
+        is_judged = bool(self.verdict) and not self.failed
+        metrics = json_of(ws, "evaluation/metrics.json") if is_judged else {}
+        statistics = json_of(ws, "labels/final/statistics.json") if is_judged else {}
         spread = ws.path("models/registry/aa.json").exists()
         return {
             "kind": self.kind,

@@ -227,7 +227,7 @@ RULES: dict[str, Rule | tuple[Any, str]] = {
     "student_train.pseudo.colour": (0.5, ""),
     "student_train.epochs": lambda f: (max(2, f.epochs // 5), "a fifth of the teacher's"),
     "student_train.epoch_samples": lambda f: (
-        (2 * _LEAST_CROPS, "half of them auto-labelled")
+        (2 * _LEAST_CROPS, "twice, to share with auto-labelled ones")
         if f.learn < _LEAST_CROPS
         else (None, "as many as images learn")
     ),
