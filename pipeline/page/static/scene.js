@@ -25,7 +25,7 @@ const listeners = [];
 export const onScene = (listener) => listeners.push(listener);
 const tell = (what, error = null) => listeners.forEach((listener) => listener(scene, what, error));
 
-/** Cuts of a base ("policy", "policy-b" or a code). Pins belong to the user's own side. */
+/** Thresholds of a base ("policy", "policy-b" or a code). Pins belong to the user's own side. */
 function cutsOf(base, pins) {
   const policies = { policy: store.policy?.codes, "policy-b": store.policyB?.codes };
   return resolveCuts(typeof base === "number" ? base : policies[base], pins, store.classes.length);
