@@ -28,12 +28,12 @@ LIKELY = '''"""The rule `likely`: the lowest code whose calibrated P(correct) re
 import numpy as np
 
 from hmsa_core.labels.thresholds.calibration import calibration_table
-from hmsa_core.labels.thresholds.choice import Choice, Cut
+from hmsa_core.labels.thresholds.choice import Choice, ClassThreshold
 
 
 def choose(curves, config):
     codes = (calibration_table(curves) < config.target).sum(axis=1)
-    return Choice([Cut(int(c), "estimate", "P(correct) reaches the target", {}) for c in codes], {"target": config.target})
+    return Choice([ClassThreshold(int(c), "estimate", "P(correct) reaches the target", {}) for c in codes], {"target": config.target})
 '''
 
 
