@@ -66,6 +66,7 @@ def check(ws: Path, folders: UserFolders) -> None:
         assert choice.key in BUDGET or reduce(getitem, key.split("."), settings) == choice.value, key
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layout", [case for case in LAYOUTS if case.id != "roboflow"])  # which is the next test's
 def test_a_folder_of_any_layout_runs_through_the_chain(layout: Callable[[Path], UserFolders], tmp_path: Path) -> None:
     folders, ws = layout(tmp_path / "data"), tmp_path / "ws"
