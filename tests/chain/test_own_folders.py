@@ -9,6 +9,7 @@ from operator import getitem
 from pathlib import Path
 
 import pytest
+import torch
 
 from hmsa_core.data.index import Index
 from hmsa_core.labels import LabelStore
@@ -66,6 +67,7 @@ def check(ws: Path, folders: UserFolders) -> None:
         assert choice.key in BUDGET or reduce(getitem, key.split("."), settings) == choice.value, key
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="forks cannot compute on a GPU that torch knows")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layout", [case for case in LAYOUTS if case.id != "roboflow"])  # which is the next test's
 def test_a_folder_of_any_layout_runs_through_the_chain(layout: Callable[[Path], UserFolders], tmp_path: Path) -> None:
