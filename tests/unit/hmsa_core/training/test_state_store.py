@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, IntegrityError
 from hmsa_core.training.state import Snapshot, StateStore, optimiser_tensors
 from tests.support.damage import flip
+from tests.support.faults import every_exit, every_fault
+from tests.support.training import folder_bytes
+
+ERRORS = [errno.EIO, errno.ENOSPC, errno.EACCES]
 
 
 def groups(step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -38,6 +43,38 @@ def assert_is(found: object, step: int) -> None:
 
 def save(states: StateStore, step: int) -> None:
     states.save(step, groups(step), {"figure": 0.1 * step})
+
+
+def two_saved_states(folder: Path) -> Callable[[], None]:
+    """Save states 1 and 2; the result brings the folder back to that (copied: no syncs)."""
+    save(store(folder), 1)
+    save(store(folder), 2)
+    shutil.copytree(folder / "state", folder / "template")
+
+    def reset() -> None:
+        shutil.rmtree(folder / "state")
+        shutil.copytree(folder / "template", folder / "state")
+
+    return reset
+
+
+def assert_old_or_new(folder: Path, whole: dict[str, bytes]) -> None:
+    """After a failed save of state 3: state 2 or 3 is found whole, and the run that goes on ends with the same bytes."""
+    states = store(folder)
+    states.sweep()
+    found = states.latest()
+    assert found is not None
+    assert_is(found, found.step)
+    assert found.step in (2, 3)
+    assert len(states.steps()) >= 2
+    assert not list((folder / "state").rglob("*.tmp"))
+    assert whole_after_the_third(folder) == whole, "the run that goes on ends with the same bytes"
+
+
+def whole_after_the_third(folder: Path) -> dict[str, bytes]:
+    """Save state 3 (again) without a fault; all bytes that are there then."""
+    save(store(folder), 3)
+    return folder_bytes(folder / "state")
 
 
 def test_a_saved_state_comes_back_bit_for_bit_and_an_empty_folder_has_none(tmp_path: Path) -> None:
@@ -117,6 +154,37 @@ def test_saving_an_earlier_step_again_drops_the_future_it_left(tmp_path: Path) -
         save(states, step)
     save(states, 3)
     assert states.steps() == [2, 3]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_fault_at_any_file_operation_leaves_the_old_or_the_new_state(
+    tmp_path: Path, error: int, persistent: bool
+) -> None:
+    points = 0
+    reset = two_saved_states(tmp_path)
+    whole = whole_after_the_third(tmp_path)
+    reset()
+    for _ in every_fault(lambda: save(store(tmp_path), 3), error, persistent=persistent):
+        points += 1
+        assert_old_or_new(tmp_path, whole)
+        reset()
+    assert points >= 15
+    assert store(tmp_path).steps() == [2, 3]
+
+
+@pytest.mark.fault
+def test_an_exit_at_any_file_operation_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
+    reset = two_saved_states(tmp_path)
+    whole = whole_after_the_third(tmp_path)
+    reset()
+    for _ in every_exit(lambda: save(store(tmp_path), 3)):
+        assert_old_or_new(tmp_path, whole)
+        reset()
+    states = store(tmp_path)
+    assert states.steps() == [2, 3]
+    assert not list((tmp_path / "state").rglob("*.tmp"))
 
 
 def test_momentum_is_found_by_parameter_name() -> None:

@@ -314,6 +314,20 @@ def test_a_version_whose_description_holds_nan_is_a_damaged_one(registry: Regist
     assert registry.rollback().endswith(first.name), "a damaged teacher"
 
 
+def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Registry, tmp_path: Path) -> None:
+    version = registry.register(checkpoint(tmp_path / "a", b"a"))
+    saved = tmp_path / "saved"
+    shutil.copytree(tmp_path / "models", saved)
+    for _ in every_fault(lambda: registry.promote(version), errno.ENOSPC):
+        assert registry.current() in ("stage:teacher-train", f"models/registry/{version.name}")
+        assert registry.current() == "stage:teacher-train" or registry.champion() == version, (
+            "a teacher has a reference"
+        )
+        shutil.rmtree(tmp_path / "models")
+        shutil.copytree(saved, tmp_path / "models")
+    assert registry.current().endswith(version.name)
+
+
 def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path: Path, models, said) -> None:
     version = registry.register(checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
     registry.promote(version)
