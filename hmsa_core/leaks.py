@@ -73,13 +73,8 @@ def judge_only_unseen(
     if not samples:
         raise InputError("there is no image to judge on", hint="give some cities or sequences a role in data.roles")
     leaks: list[Leak] = []
-    now = {s.image_sha256: s for s in known}  # images as they are named now
     for model, learned in models.items():
-        images = {
-            sha: replace(image, sequence=now[sha].sequence, frame=now[sha].frame) if sha in now else image
-            for sha, image in learned.images.items()
-        }
-        lineage = replace(learned, images=images)
+        lineage = _as_named_now(learned, known)
         leaks += find_leaks(samples, lineage, model=model, max_gap=max_gap, max_distance=max_distance)
     seen = {leak.name for leak in leaks}
     if len(seen) > max_leaked * len(samples):
@@ -91,6 +86,15 @@ def judge_only_unseen(
         )
     names = tuple(s.name for s in samples if s.name not in seen)
     return Judgement(names, tuple(leaks), {model: lineage.unknown for model, lineage in models.items()})
+
+
+def _as_named_now(lineage: Lineage, known: Sequence[Sample]) -> Lineage:
+    now = {s.image_sha256: s for s in known if s.image_sha256 in lineage.images}
+    images = {
+        sha: replace(image, sequence=now[sha].sequence, frame=now[sha].frame) if sha in now else image
+        for sha, image in lineage.images.items()
+    }
+    return replace(lineage, images=images)
 
 
 def find_leaks(

@@ -16,7 +16,7 @@ from hmsa_core.data.index import Sample
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
-from hmsa_core.spec import EvaluateSpec, TrainSpec
+from hmsa_core.spec import EvaluateSpec, PseudoData, TrainSpec
 from hmsa_core.taxonomy import ClassTable
 
 METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
@@ -24,23 +24,14 @@ METHOD = 1  # raise it when inference computes something else: older labels are 
 
 def train_material(spec: TrainSpec, classes: ClassTable, fine: Sequence[Sample]) -> dict[str, Any]:
     """What determines the weights; `fine` are the images with fine labels that `spec` selects, `classes` theirs."""
-    # A file of trunk weights counts by content; packages and commits stay what they are.
-    trunk = Path(spec.config.model.trunk_file or "").expanduser()
-    start = {"trunk_weights": sha256_file(trunk)} if spec.init_from is None and trunk.is_file() else {}
+    start = {} if spec.init_from is not None else _trunk_file(spec.config.model.trunk_file)
     return {
         "config": key_material(spec.config),
         "classes": classes.digest(),
         "fine": samples_digest(fine),
         "centroids": sha256_file(spec.fine.centroids),
         "init_from": read_meta(spec.init_from)["weights_sha256"] if spec.init_from else None,
-        "pseudo": [
-            {
-                "store": str(read_manifest(part.store)["digest"]),
-                "centroids": sha256_file(part.centroids),
-                "weight": part.weight,
-            }
-            for part in spec.pseudo
-        ],
+        "pseudo": [_pseudo(part) for part in spec.pseudo],
         **start,
     }
 
@@ -90,3 +81,14 @@ def samples_digest(samples: Sequence[Sample]) -> str:
 def _fusion(kind: str) -> dict[str, str]:
     """`average` and `max`: the weights' digest is that of a single-scale model and cannot tell them."""
     return {"kind": kind} if kind in ("average", "max") else {}
+
+
+def _pseudo(part: PseudoData) -> dict[str, str | float]:
+    store, centroids = str(read_manifest(part.store)["digest"]), sha256_file(part.centroids)
+    return {"store": store, "centroids": centroids, "weight": part.weight}
+
+
+def _trunk_file(given: str | None) -> dict[str, str]:
+    """A file of trunk weights by content; packages and commits stay what they are."""
+    source = Path(given or "").expanduser()
+    return {"trunk_weights": sha256_file(source)} if source.is_file() else {}

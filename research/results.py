@@ -110,9 +110,13 @@ def _workspaces(tables: Tables, *names: str) -> list[str]:
             metrics = known.get((f"{name}: {row}", "multi", ""))
             if metrics:
                 metric = "difference" if "difference" in metrics else "mean_iou"
-                blocks = "-" if metrics.get("blocks") is None else f"{metrics['blocks']:.0f}"
-                lines.append((name, row, span(metrics, metric, sign=metric == "difference"), blocks))
+                lines.append((name, row, span(metrics, metric, sign=metric == "difference"), _count(metrics, "blocks")))
     return table(("workspace", "model", "mIoU", "blocks"), lines)
+
+
+def _count(metrics: Metrics, name: str) -> str:
+    value = metrics.get(name)
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _show(tables: Tables, file: str) -> list[str]:

@@ -298,10 +298,14 @@ def fetched(path: Path) -> Path:
     try:
         os.utime(cached)  # a recent time: eviction removes this file last
     except FileNotFoundError:
-        tree, *inside = path.relative_to(cache_folder() / "trees").parts
-        source = read_json(cache_folder() / "trees" / tree / "source.json")["url"]
-        _fetch(f"{source}/{PurePosixPath(*inside)}", cached)
+        _fetch(_url_of(path), cached)
     return path
+
+
+def _url_of(path: Path) -> str:
+    inside = path.relative_to(cache_folder() / "trees")
+    source = read_json(cache_folder() / "trees" / inside.parts[0] / "source.json")["url"]
+    return f"{source}/{PurePosixPath(*inside.parts[1:])}"
 
 
 def _fetch(url: str, cached: Path) -> None:

@@ -120,14 +120,12 @@ def import_checkpoint(source: str | Path, target: str | Path) -> ImportReport:
     recognised = _recognise(str(source), read_foreign(source))
     digest = sha256_file(source)
     config, classes = recognised.config, recognised.num_classes
-    tables = (taxonomy.cityscapes(), taxonomy.mapillary("v1.2"))  # of released checkpoints
-    table = next((table.to_json() for table in tables if table.num_classes == classes), None)
     meta: dict[str, Any] = {
         "kind": config.kind if config else "trunk",
         "trunk": recognised.trunk,
         "num_classes": classes,
         "options": config.record() if config else {},
-        "class_table": table if config else None,
+        "class_table": _class_table(classes) if config else None,
         "inference": {"scales": SCALES, "flip": True, "mean": MEAN, "std": STD},
         "lineage": {"imported_from": Path(source).name, "source_sha256": digest, "images": "unknown"},
         "extra": {"dropped": recognised.dropped},
@@ -153,6 +151,12 @@ def read_trunk(path: str | Path, trunk: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: weights of trunk {recognised.trunk}, the model has {trunk}")
     prefix = "backbone."
     return {k.removeprefix(prefix): tensor for k, tensor in recognised.state.items() if k.startswith(prefix)}
+
+
+def _class_table(num_classes: int) -> dict[str, Any] | None:
+    """Return the class table of released checkpoints with this many classes; None for any other number."""
+    tables = (taxonomy.cityscapes(), taxonomy.mapillary("v1.2"))
+    return next((table.to_json() for table in tables if table.num_classes == num_classes), None)
 
 
 def _recognise(where: str, raw: Mapping[str, Tensor]) -> _Recognised:

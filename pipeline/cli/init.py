@@ -85,10 +85,13 @@ def _run_plan(args: argparse.Namespace) -> int:
     files = plan.files()
     is_new = init_workspace(InitRequest(args.dir, "own", planned=files))
     status = _tell_next(args, is_new, "your own images")
-    found = {name: args.dir / name for name in files}
-    if changed := [name for name, path in found.items() if not path.exists() or path.read_text("utf-8") != files[name]]:
+    if changed := [name for name, text in files.items() if not _is_in(args.dir / name, text)]:
         sys.stderr.write(f"not as in this plan: {', '.join(changed)}; edit there, or plan into another folder\n")
     return status
+
+
+def _is_in(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text("utf-8") == text
 
 
 def _plan(args: argparse.Namespace) -> Plan:

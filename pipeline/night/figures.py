@@ -38,10 +38,7 @@ def cost_of(ws: Workspace, seconds: Mapping[str, float], statistics: Mapping[str
         {"unit", "hours", "stages": {stage: seconds}, "per_1000_images", "per_million_kept"}; None = unknown.
     """
     hours = sum(s * _devices(ws, stage) for stage, s in seconds.items()) / 3600
-    keys = json_of(ws, "work/auto-infer/keys.json")
-    job = json_of(ws, f"work/auto-infer/{keys['auto-infer'][-1]}/summary.json") if keys else {}
-    rate = _devices(ws, "auto-infer") / 3600
-    per_image = rate * job["seconds"] / job["images"] if job.get("images") else None
+    per_image = _hours_per_image(ws)
     images, kept = statistics.get("images", 0), statistics.get("labelled", 0)
     return {
         "unit": "GPU-h" if visible_devices() else "CPU-process-h",
@@ -55,6 +52,12 @@ def cost_of(ws: Workspace, seconds: Mapping[str, float], statistics: Mapping[str
 def _devices(ws: Workspace, stage: str) -> int:
     runtime = getattr(getattr(ws.params, section_of(stage), None), "runtime", None)
     return 1 if runtime is None else int(runtime.ranks) * int(runtime.nodes)
+
+
+def _hours_per_image(ws: Workspace) -> float | None:
+    keys = json_of(ws, "work/auto-infer/keys.json")
+    job = json_of(ws, f"work/auto-infer/{keys['auto-infer'][-1]}/summary.json") if keys else {}
+    return float(job["seconds"]) * _devices(ws, "auto-infer") / 3600 / job["images"] if job.get("images") else None
 
 
 def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArray[np.float64]:

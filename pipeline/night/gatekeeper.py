@@ -230,13 +230,7 @@ def _judge_tonight(ws: Workspace) -> dict[str, Any]:
     )
     if unscored:
         verdict |= {"promote": False, "reasons": [*verdict["reasons"], unscored]}
-    if ws.params.evaluate.gate.seed_sd is None and aa.get("recipe") not in (None, recipe_digest(ws)):
-        note = (
-            "the seed variance comes from A/A trainings of another recipe (student_train or the main setting of "
-            "evaluate is not what it was): measure it again with `autolabel models aa`"
-        )
-        verdict |= {"notes": [*verdict["notes"], note]}
-    return verdict | {"candidate_weights_sha256": weights}
+    return verdict | {"candidate_weights_sha256": weights, "notes": [*verdict["notes"], *_aa_note(ws, aa)]}
 
 
 def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
@@ -264,6 +258,15 @@ def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
     else:
         text = "has not been scored on these images: `dvc repro --force --single-item evaluate`"
     return None, f"the pinned reference {champion.name} {text}"
+
+
+def _aa_note(ws: Workspace, aa: dict[str, Any]) -> list[str]:
+    if ws.params.evaluate.gate.seed_sd is not None or aa.get("recipe") in (None, recipe_digest(ws)):
+        return []
+    return [
+        "the seed variance comes from A/A trainings of another recipe (student_train or the main setting of "
+        "evaluate is not what it was): measure it again with `autolabel models aa`"
+    ]
 
 
 def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:

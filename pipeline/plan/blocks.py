@@ -101,8 +101,7 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
         source = source.model_copy(update={"table": TABLE})
         found = place_images(reading.root, source, known)
     labelled = [f for f in found if f.label]
-    of_image, folder = values.of_image, f"{source.images}/"
-    shows = {f.name: of_image.get(f.image.removeprefix(folder), frozenset()) & names.keys() for f in labelled}
+    shows = {f.name: _values(f, source, values) & names.keys() for f in labelled}
     step = round(median([usual_step(frames) for frames in sequences(labelled)] or [0]))
     fixed = fixed_roles({f.split for f in labelled})
     window = _window(source, len(labelled))
@@ -120,6 +119,10 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
         roles.how += f"; runs of {_RUN} images count as blocks, as there are few"
     _tell(roles, names, shows, reading, findings)
     return roles
+
+
+def _values(f: Found, source: SourceSpec, values: Values) -> frozenset[int]:
+    return values.of_image.get(f.image.removeprefix(f"{source.images}/"), frozenset())
 
 
 def _stem(f: Found) -> str:

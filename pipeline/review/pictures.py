@@ -92,10 +92,7 @@ class Pictures:
         path = self.picture_path(name)
         data = path.read_bytes()
         for magic, media in _MEDIA.items():
-            # Browsers do not rotate a WebP by its EXIF data, but labels are rotated.
-            if data.startswith(magic) and (
-                media != "image/webp" or (data[8:12] == b"WEBP" and read_header(path).orientation == 1)
-            ):
+            if data.startswith(magic) and (media != "image/webp" or _is_upright_webp(data, path)):
                 return data, media
         return _encode(read_image(path), ".png"), "image/png"
 
@@ -139,6 +136,11 @@ def _is_below(start: Path, relative: str, root: Path) -> bool:
 
 
 _MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RIFF": "image/webp"}
+
+
+def _is_upright_webp(data: bytes, path: Path) -> bool:
+    """Whether a file is a WebP without rotation in EXIF data: browsers do not rotate a WebP, but labels are rotated."""
+    return data[8:12] == b"WEBP" and read_header(path).orientation == 1
 
 
 def _reduced(path: Path) -> NDArray[Any] | None:

@@ -63,9 +63,7 @@ def run(ws: Workspace) -> None:
         note = "no pretraining set is given: teacher-train starts from scratch"
         pretrain = prepare.write_empty(out, "pretrain", taxonomy.mapillary(), note)
     else:
-        # Vistas has no city or sequence: all of its training images learn, and its validation images are not used.
-        named = params.data.pretrain.splits if params.data.pretrain.kind == "folder" else None
-        learning = RolesSpec(learn_splits=named or ("training", "train", "all"), unlabelled_splits=())
+        learning = _all_learn(params.data.pretrain)
         pretrain = _build(ws, params.data.pretrain, learning, out, params.teacher_pretrain.sampling)
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
@@ -76,14 +74,10 @@ def run(ws: Workspace) -> None:
         )
     if params.data.target.has_labels:
         _warn_of_later_stages(ws, index, target)
-    for role in ROLES:
-        if role != "guard":
-            Index.write(out / f"{role}.parquet", index.select(roles=(role,)), index.classes, index.root)
+    _write_roles(index, out)
     publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
-    tiles: dict[str, list[float | None]] = {"tiles": [float(count) for count in target.centroids.values()]}
-    title = "Tiles of the learning images that show a class"
-    plots.bars(ws.path("plots/prepare-classes.png"), list(target.centroids), tiles, title=title, x="tiles")
+    _plot(ws.path("plots/prepare-classes.png"), target)
     for summary in (target, pretrain) if params.data.pretrain else (target,):
         _tell(ws, summary)
 
@@ -250,6 +244,15 @@ def _tell(ws: Workspace, summary: prepare.Summary) -> None:
         _LOG.info("%s %s: %s", STAGE, summary.root, note)
 
 
+def _all_learn(source: SourceSpec) -> RolesSpec:
+    """Roles of a pretraining set: labelled images of the named splits, or of the usual training splits, learn.
+
+    Vistas has no city or sequence: all of its training images learn, and its validation images are not used.
+    """
+    named = source.splits if source.kind == "folder" else None
+    return RolesSpec(learn_splits=named or ("training", "train", "all"), unlabelled_splits=())
+
+
 def _grid(sampling: SamplingConfig) -> list[int]:
     return [sampling.tile, sampling.min_pixels]
 
@@ -283,6 +286,12 @@ def _build(ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampl
             bar.close()
 
 
+def _write_roles(index: Index, out: Path) -> None:
+    for role in ROLES:
+        if role != "guard":
+            Index.write(out / f"{role}.parquet", index.select(roles=(role,)), index.classes, index.root)
+
+
 def _figures(summary: prepare.Summary) -> dict[str, Any]:
     return {
         "images": summary.images,
@@ -292,3 +301,9 @@ def _figures(summary: prepare.Summary) -> dict[str, Any]:
         "refused": summary.refused,
         "cities": summary.cities,
     }
+
+
+def _plot(path: Path, target: prepare.Summary) -> None:
+    names = list(target.centroids)
+    groups: dict[str, list[float | None]] = {"tiles": [float(target.centroids[n]) for n in names]}
+    plots.bars(path, names, groups, title="Tiles of the learning images that show a class", x="tiles")

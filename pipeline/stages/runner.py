@@ -64,12 +64,10 @@ def run_stage(ws: Workspace, stage: str) -> None:
     for root in (root for root in files if files[root] != files_meanwhile[root]):
         message = "%s: files in %s go on changing. What came last waits for the next change there, or `dvc repro -f %s`"
         _LOG.warning(message, stage, root, stage)
-    # Of the stage's largest process (jobs included; the sum over ranks is not known).
-    used = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     record = {
         "stage": stage,
         "seconds": round(time.monotonic() - started, 2),
-        "peak_memory_bytes": (1 if sys.platform == "darwin" else 1024) * max(used),
+        "peak_memory_bytes": _peak_memory(),
         "cores": os.cpu_count(),
     }
     atomic.write_json(ws.path(f"work/times/{stage}.json"), record)
@@ -159,6 +157,12 @@ def free_space(ws: Workspace) -> tuple[int, Path]:
             hint="let this user write it, or name another: dvc cache dir --local PATH",
         ) from error
     return min((shutil.disk_usage(place).free, place) for place in (ws.root, cache))
+
+
+def _peak_memory() -> int:
+    """Peak memory in bytes of the stage's largest process (jobs included; the sum over ranks is not known)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _gib(size: int) -> str:

@@ -25,11 +25,7 @@ _COMPARED = ("deps", "params", "outs")
 def render_dvc_yaml(data: DataConfig) -> str:
     """Text of dvc.yaml from the table of stages; no stage depends on a root that is not there or not watched."""
     roots = {PRETRAIN_ROOT: [PRETRAIN_ROOT] if data.pretrain else [], TARGET_ROOT: list(_watched(data.target))}
-    # What no params.yaml holds: the defaults of the code and the versions of the stages.
-    sources = {"target": {"root": "."}, "pretrain": {"root": "."}}
-    defaults = Params.parse(Document(Path("defaults"), {"profile": "tiny", "data": sources}))
-    program = atomic.digest([defaults.model_dump(mode="json"), VERSIONS])[:8]
-    lines = _HEAD.read_text("utf-8").replace("@PROGRAM", program).splitlines()
+    lines = _HEAD.read_text("utf-8").replace("@PROGRAM", _program()).splitlines()
     rows = stages_of_chain(data)
     left_out = {out for row in TABLE if row not in rows for out in row.outs}
     for row in rows:
@@ -56,6 +52,13 @@ def _watched(source: SourceSpec) -> Iterator[str]:
     keys = {getattr(source, key): key for key in ("new", "coarse", "labels", "images")}
     yield from (f"{TARGET_ROOT}/${{data.target.{keys[folder]}}}" for folder in source.folders)
     yield from (f"${{data.target.{key}}}" for key in ("classes", "table") if getattr(source, key))
+
+
+def _program() -> str:
+    """Digest of values that no params.yaml holds: the defaults of the code and the versions of the stages."""
+    sources = {"target": {"root": "."}, "pretrain": {"root": "."}}
+    defaults = Params.parse(Document(Path("defaults"), {"profile": "tiny", "data": sources}))
+    return atomic.digest([defaults.model_dump(mode="json"), VERSIONS])[:8]
 
 
 def stages_of(path: Path) -> dict[str, Any]:

@@ -79,13 +79,11 @@ def train(ws: Workspace, training: Training, config: TrainConfig, labels: MadeLa
     """Train (or go on, or find trained)."""
     stage = training.recipe.replace("_", "-")
     fine = fine_data(ws)
-    changed = training.labels.to_json() if training.labels else None
-    name = atomic.digest([training.recipe, training.start, training.changes, changed])[:8]
     with ws.lock(stage):  # the stage's own trainings lie in the same folder
         work = train_model(
             ws,
             stage,
-            f"ablation-{name}-seed{seed}",
+            f"ablation-{_name(training)}-seed{seed}",
             config,
             fine,
             pseudo=(labels.data,) if labels else (),
@@ -97,6 +95,11 @@ def train(ws: Workspace, training: Training, config: TrainConfig, labels: MadeLa
     lines = [line for line in read_log(work / "log.jsonl") if line["event"] == "train"]
     seconds = sum(line["images"] / line["images_per_s"] for line in lines)
     return Trained(work / "model", sum(line["images"] for line in lines), round(seconds, 1))
+
+
+def _name(training: Training) -> str:
+    labels = training.labels.to_json() if training.labels else None
+    return atomic.digest([training.recipe, training.start, training.changes, labels])[:8]
 
 
 def evaluate(
@@ -119,8 +122,7 @@ def count_macs(
     ws: Workspace, model: ModelConfig, crop: tuple[int, int], settings: Sequence[EvaluationSetting]
 ) -> tuple[int, dict[str, int]]:
     """Multiply-accumulates of one training crop, and of one report image under each setting (a process with torch)."""
-    sizes = Counter((s.height, s.width) for s in measure.fine_samples(ws, "report"))
-    size = sizes.most_common(1)[0][0]  # height, width of most report images
+    size = _image_size(ws)
     request = {
         "model": model.model_dump(mode="json"),
         "num_classes": Index.load(role_index(ws, "report")).classes.num_classes,
@@ -142,3 +144,9 @@ def count_macs(
             raise HmsaError(f"counting multiply-accumulates ended with status {status}; its output is above")
     counted: dict[str, Any] = atomic.read_json(answer)
     return counted["train_per_crop"], counted["inference"]
+
+
+def _image_size(ws: Workspace) -> tuple[int, int]:
+    """The most frequent (height, width) of the report images."""
+    sizes = Counter((s.height, s.width) for s in measure.fine_samples(ws, "report"))
+    return sizes.most_common(1)[0][0]

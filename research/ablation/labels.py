@@ -20,6 +20,7 @@ from hmsa_core.labels.store.format import MANIFEST
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.spec import PseudoData
+from hmsa_core.taxonomy import ClassTable
 from pipeline.jobs.support import provenance, role_index
 from pipeline.stages import pseudo_label
 from pipeline.workspace import keys
@@ -64,9 +65,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
     if statistics["labelled"] == 0:
         raise ConfigError(f"labels {_named(labels)}: no pixel is left: there is nothing to learn from")
     data = PseudoData(store=store, centroids=store / CENTROIDS, index=role_index(ws, "unlabelled"))
-    pixels = max(1, statistics["pixels"])
-    classes = {row["name"]: row["final"] / pixels for row in statistics["classes"]}
-    return MadeLabels(data, {"labelled_share": statistics["labelled_share"], "classes": classes})
+    return MadeLabels(data, _figures(statistics))
 
 
 def _raw(ws: Workspace, labels: Labels) -> LabelStore:
@@ -118,13 +117,17 @@ def _policy(ws: Workspace, raw: LabelStore, labels: Labels) -> ThresholdPolicy:
     if labels.ignored is not None:
         return from_threshold(threshold_that_ignores(StoreStatistics.open(raw.path), labels.ignored), raw.classes)
     if labels.threshold == "none":
-        entries = tuple(ClassPolicy(name, WITHHELD, "withheld") for name in raw.classes.classes)
-        return ThresholdPolicy(raw.classes, entries, settings={"threshold": "none"})
+        return _withheld(raw.classes)
     if labels.threshold in MEASURED_POLICIES:
         policy = ThresholdPolicy.load(ws.path(MEASURED_POLICIES[str(labels.threshold)]))
         policy.check(raw.lineage, raw.classes, str(raw.path))
         return policy
     return from_threshold(0.0 if labels.threshold == "truth" else labels.threshold, raw.classes)
+
+
+def _withheld(classes: ClassTable) -> ThresholdPolicy:
+    entries = tuple(ClassPolicy(name, WITHHELD, "withheld") for name in classes.classes)
+    return ThresholdPolicy(classes, entries, settings={"threshold": "none"})
 
 
 def threshold_that_ignores(statistics: StoreStatistics, share: float) -> str:
@@ -133,3 +136,10 @@ def threshold_that_ignores(statistics: StoreStatistics, share: float) -> str:
     below = np.concatenate([[0], np.cumsum(by_code)[:-1]])  # pixels that code k as threshold leaves out
     nearest = int(np.argmin(np.abs(below / max(1, by_code.sum()) - share)))
     return ConfidenceCode().threshold(nearest)
+
+
+def _figures(statistics: dict[str, Any]) -> dict[str, Any]:
+    """Share of all pixels that is labelled, and that each class has."""
+    pixels = max(1, statistics["pixels"])
+    classes = {row["name"]: row["final"] / pixels for row in statistics["classes"]}
+    return {"labelled_share": statistics["labelled_share"], "classes": classes}

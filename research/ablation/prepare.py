@@ -47,18 +47,22 @@ def run_stages(ws: Workspace, ablation: Ablation) -> None:
     if profile in GENERATED and not ws.resolve(ws.params.data.target.root).exists():
         generate_data(ws.path("data/demo"), profile)
     _LOG.info("%s: dvc repro %s", ws.root.name, ablation.needs)
-    # DVC's stages call `autolabel`: the one next to this Python, whether or not its environment is active.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with ws.job():
         status = run_child(
             [sys.executable, "-m", "dvc", "repro", ablation.needs],
             stop=ws.stop,
             cwd=str(ws.root),
-            env=dict(os.environ) | {"PATH": path},
+            env=_environment(),
             grace_s=CHAIN_GRACE_S,
         )
     if status != 0:
         raise HmsaError(f"`dvc repro {ablation.needs}` in {ws.root} ended with status {status}; its output is above")
+
+
+def _environment() -> dict[str, str]:
+    """DVC's stages call `autolabel`: the one next to this Python, whether or not its environment is active."""
+    programs = Path(sys.executable).parent
+    return dict(os.environ) | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 def make_camvid_workspace(

@@ -87,9 +87,7 @@ def prepare(
             _pack(fast)
     for parameter in fast.parameters():
         parameter.requires_grad_(False)
-    # Give the pages of replaced weights back to the system: glibc keeps what lies between living blocks.
-    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    _return_free_memory()
     return fast
 
 
@@ -105,6 +103,13 @@ def _fused(model: MultiScaleModel, probe: Tensor, device: torch.device) -> Multi
         _LOG.warning("convolutions stay apart from bias and ReLU: %s", error.message)
         return model
     return fused
+
+
+def _return_free_memory() -> None:
+    """Give the pages of replaced weights back to the system: glibc keeps what lies between living blocks."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def _check_same(before: Tensor, after: Tensor, *, tolerance: float = _TOLERANCE) -> None:

@@ -108,7 +108,7 @@ def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int
     """Write the three tables of a whole store; return their records by name."""
     sources = digest([r["sidecar"]["sha256"] for r in receipts])[:16]
     where = {name: root / SIDECAR / f"{name}-{sources}.parquet" for name in files.STATISTICS}
-    totals, cells = files.TOTALS_SCHEMA.empty_table(), files.TOTALS_SCHEMA.names[:-1]
+    totals = files.TOTALS_SCHEMA.empty_table()
     # A compressor is set up for each of 258 column chunks a row group: that only pays where chunks are large.
     compression = "zstd" if sum(len(r["rows"]) for r in receipts) > _SMALL else "none"
     with ParquetSink(
@@ -118,13 +118,10 @@ def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int
             records = [FileRecord(**receipt["sidecar"]) for receipt in members]
             tables = [read_table(root / r.file, r, ["row", "class", "human", "code", "pixels"]) for r in records]
             named = [_with_cities(table, receipt["rows"]) for table, receipt in zip(tables, members, strict=True)]
-            # Sparse sums over (city, class, human class, code): many cities or classes cost no memory.
-            sums = pa.concat_tables([totals, *named]).group_by(cells).aggregate([("pixels", "sum")])
-            sums = sums.select([*cells, "pixels_sum"]).rename_columns(files.TOTALS_SCHEMA.names)
-            totals = sums.cast(files.TOTALS_SCHEMA)
+            totals = _sum_by_city([totals, *named])
             _write_kept(kept, tables, [len(receipt["rows"]) for receipt in members], first, num_classes)
         written = {"kept": kept.commit(root)}
-    order = [(name, "ascending") for name in cells]
+    order = [(name, "ascending") for name in files.TOTALS_SCHEMA.names[:-1]]
     with ParquetSink(where["totals"], files.TOTALS_SCHEMA, dictionary=["city"]) as out:
         out.append(totals.sort_by(order).combine_chunks())
         written["totals"] = out.commit(root)
@@ -173,6 +170,13 @@ def _append_kept(out: ParquetSink, parts: list[Kept]) -> None:
     arrays = [pa.array(image.astype(np.uint32)), pa.array(class_id)]
     arrays += [pa.array(np.ascontiguousarray(column)) for column in columns]
     out.append(pa.Table.from_arrays(arrays, schema=files.KEPT_SCHEMA))
+
+
+def _sum_by_city(tables: Sequence[pa.Table]) -> pa.Table:
+    """Sparse sums over (city, class, human class, code): many cities or classes cost no memory."""
+    cells = files.TOTALS_SCHEMA.names[:-1]
+    sums = pa.concat_tables(tables).group_by(cells).aggregate([("pixels", "sum")])
+    return sums.select([*cells, "pixels_sum"]).rename_columns(files.TOTALS_SCHEMA.names).cast(files.TOTALS_SCHEMA)
 
 
 def _with_cities(table: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
