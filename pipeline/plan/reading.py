@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_among_maps, pair
 from hmsa_core.data.source import SourceSpec
-from hmsa_core.data.walk import IMAGE_SUFFIXES, LABEL_SUFFIXES, listing, stem_of, walk
+from hmsa_core.data.walk import IMAGE_SUFFIXES, LABEL_SUFFIXES, Walk, listing, stem_of, walk
 from hmsa_core.io.errors import InputError
 from pipeline.plan.findings import Findings, few
 
@@ -85,7 +85,9 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
     if folders.new is not None and folders.new.resolve() == folders.images.resolve():
         hint = "give --new images that are not in --images; images there without a label map are auto-labelled anyway"
         raise InputError(f"{folders.new} is given as --images and as --new", hint=hint)
-    _check_formats(folders, findings)
+    walks = {folder: walk(folder) for folder in folders.all()}
+    for found in walks.values():
+        _check_formats(found, findings)
     paths = [path.resolve() for path in folders.all()]
     root = Path(os.path.commonpath(paths))  # around all folders: the parent where it is one of them
     root = root.parent if root in paths else root
@@ -94,7 +96,7 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
     images = files_below(root, spots["images"], IMAGE_SUFFIXES, others)
     if not images:
         there = ", ".join(
-            sorted({Path(name).suffix for names in walk(folders.images).others.values() for name in names})
+            sorted({Path(name).suffix for names in walks[folders.images].others.values() for name in names})
         )
         raise InputError(
             f"{folders.images}: no picture in it" + (f" (files of kinds {there})" if there else ""),
@@ -104,7 +106,7 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
     names, pairs = NamePattern(), Pairs(images=images)
     label_name = NamePattern()
     if folders.labels is not None:
-        _check_labels(folders.labels, folders.images, images, labels, findings)
+        _check_labels(walks[folders.labels], folders.images, images, labels, findings)
         names, label_name, pairs = best_patterns(images, labels, is_one_folder=spots["labels"] == spots["images"])
         _check_pairs(folders, pairs, findings)
     coarse_name, coarse = NamePattern(), Pairs()
@@ -134,19 +136,17 @@ def _names(images: Sequence[str], new: Sequence[str]) -> str:
     return "stem" if is_flat and len(set(stems)) == len(stems) else "path"
 
 
-def _check_formats(folders: Folders, findings: Findings) -> None:
+def _check_formats(found: Walk, findings: Findings) -> None:
     """Count pictures in formats that no command reads; of a name that a readable file has, none is missing."""
-    for folder in dict.fromkeys(folders.all()):
-        found = walk(folder)
-        names = {stem_of(path) for path in found.paths()}
-        unread = sorted(name for kind in _UNREAD for name in found.others.get(kind, ()) if stem_of(name) not in names)
-        text = f"{folder}: {len(unread)} pictures have a format that is not read, first {few(unread)}"
-        findings.count(len(unread), len(unread) + len(names), text, "convert them to PNG, which changes no value")
+    names = {stem_of(path) for path in found.paths()}
+    unread = sorted(name for kind in _UNREAD for name in found.others.get(kind, ()) if stem_of(name) not in names)
+    text = f"{found.root}: {len(unread)} pictures have a format that is not read, first {few(unread)}"
+    findings.count(len(unread), len(unread) + len(names), text, "convert them to PNG, which changes no value")
 
 
-def _check_labels(folder: Path, around: Path, images: Sequence[str], labels: Sequence[str], findings: Findings) -> None:
+def _check_labels(found: Walk, around: Path, images: Sequence[str], labels: Sequence[str], findings: Findings) -> None:
     """Refuse folders of labels that hold JPEG files or nothing that can be a label map."""
-    found = walk(folder)
+    folder = found.root
     jpeg = [path for path in found.paths() if path.suffix.lower() not in LABEL_SUFFIXES]
     paired = {stem_of(path) for path in images}
     wrong = [path for path in jpeg if stem_of(path) in paired or not labels]
