@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     rows |= {name: np.full(classes, ConfidenceCode().code_for(name)) for name in args.plain}
     lines = ["| threshold | keeps | right | best plain keeps | best by class keeps |", "|---|---|---|---|---|"]
     for name, codes in rows.items():
-        kept, right = (np.stack([above(part)[c, codes[c]] for c in range(classes)]).sum() for part in counts)
+        kept, right = from_codes(above(counts), codes)
         figures = kept / counts[0].sum(), right / max(kept, 1)
         reached = figures[1] - 1e-9  # a threshold reaches what it has, whatever is rounded
         best = coverage_at(counts.sum(axis=1), reached), best_by_class(counts, reached)
@@ -71,8 +71,13 @@ def count(store: Path, labels: Path) -> Counts:
 
 
 def above(counts: Counts) -> Counts:
-    """Pixels with at least each code, by class: int64 (C, 257); nothing is kept at code 256."""
-    return np.pad(counts[:, ::-1].cumsum(axis=1)[:, ::-1], ((0, 0), (0, 1)))
+    """Pixels with at least each code: int64 (2, C, 257); nothing is kept at code 256."""
+    return np.pad(counts[..., ::-1].cumsum(axis=-1)[..., ::-1], ((0, 0), (0, 0), (0, 1)))
+
+
+def from_codes(kept: Counts, codes: NDArray[np.integer]) -> Counts:
+    """Pixels and right ones, int64 (2,), that smallest codes by class (C,) keep of `above(counts)`."""
+    return np.take_along_axis(kept, codes.astype(np.int64)[None, :, None], axis=2).sum(axis=(1, 2))
 
 
 def best_by_class(counts: Counts, precision: float) -> float:
@@ -80,11 +85,10 @@ def best_by_class(counts: Counts, precision: float) -> float:
 
     Each price of a wrong pixel, in right pixels, has its best thresholds; the prices between 0 and 1 are tried.
     """
-    kept, right = above(counts[0]), above(counts[1])
+    kept = above(counts)
     best = 0
     for price in np.linspace(0, 1, 1001):
-        codes = (right - price * kept).argmax(axis=1)[:, None]
-        pixels, correct = (np.take_along_axis(part, codes, axis=1).sum() for part in (kept, right))
+        pixels, correct = from_codes(kept, (kept[1] - price * kept[0]).argmax(axis=1))
         best = max(best, int(pixels)) if correct >= precision * pixels else best
     return best / int(counts[0].sum())
 
