@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.stages import prepare
 from pipeline.workspace.init import InitRequest, init_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
@@ -55,6 +56,15 @@ def work_over(
         "calibrate.overrides": {},
     }
     return edited(Workspace(ws), of_data | dict(changes or {}))
+
+
+def prepared(folder: Path) -> Workspace:
+    """A workspace after `prepare`: four photographs to learn from, two each to calibrate, to report, without labels."""
+    data = photographs(folder / "data", "abcdefgh", "ij", "extra", 7)
+    changes = {"data.target.max_bad": 0.5, "pseudo_label.threshold": 0.5}
+    ws = work_over(folder / "ws", data, "extra", calibrate="ef", report="gh", changes=changes)
+    prepare.run(ws)
+    return ws
 
 
 def edited(ws: Workspace, changes: Mapping[str, Any]) -> Workspace:

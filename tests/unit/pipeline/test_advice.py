@@ -20,11 +20,10 @@ from pipeline.jobs.support import weights_of
 from pipeline.report.build import render
 from pipeline.report.facts import collect
 from pipeline.report.results import diet
-from pipeline.stages import prepare
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.checkpoints import checkpoint
-from tests.support.photographs import photographs, work_over
+from tests.support.photographs import prepared
 
 NO_FIGURES = {"class", "set", "layout", "images", "file", "reason", "detail", "stage", "seconds", "model"}
 
@@ -32,11 +31,7 @@ NO_FIGURES = {"class", "set", "layout", "images", "file", "reason", "detail", "s
 @pytest.fixture
 def ws(tmp_path: Path, no_tools: None) -> Workspace:
     """Four pictures to learn from, two to calibrate, two without labels; its teacher takes every car for road."""
-    data = photographs(tmp_path / "data", "abcdefgh", "ij", "extra", 7)
-    changes = {"data.target.max_bad": 0.5, "pseudo_label.threshold": 0.5}
-    made = work_over(tmp_path / "ws", data, "extra", calibrate="ef", report="gh", changes=changes)
-    prepare.run(made)
-    return made
+    return prepared(tmp_path)
 
 
 def _calibrate(ws: Workspace) -> None:

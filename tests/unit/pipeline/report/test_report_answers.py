@@ -23,11 +23,11 @@ from pipeline.report.results import diet
 from pipeline.review.questions import Questions, review_of
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
-from pipeline.stages import prepare, pseudo_label
+from pipeline.stages import pseudo_label
 from pipeline.workspace.workspace import Workspace
 from tests.support.label_maps import stored
 from tests.support.label_scenes import LINEAGE
-from tests.support.photographs import photographs, work_over
+from tests.support.photographs import prepared
 
 ROAD, CAR, SKY = range(3)
 
@@ -47,10 +47,7 @@ def _label(ws: Workspace, teacher: str = "a" * 64) -> None:
 @pytest.fixture
 def ws(tmp_path: Path, no_tools: None) -> Workspace:
     """A workspace with labels of two pictures."""
-    data = photographs(tmp_path / "data", "abcdefgh", "ij", "extra", 7)
-    changes = {"data.target.max_bad": 0.5, "pseudo_label.threshold": 0.5}
-    made = work_over(tmp_path / "ws", data, "extra", calibrate="ef", report="gh", changes=changes)
-    prepare.run(made)
+    made = prepared(tmp_path)
     _label(made)
     return made
 
