@@ -48,6 +48,14 @@ def _trained(profile: str) -> tuple[Goal, ...]:
     )
 
 
+def _foreign(family: str, what: str) -> tuple[Goal, ...]:
+    """`autolabel label` with a network of another tool, check of the files included, beside a bare loop."""
+    return (
+        Goal(f"`autolabel label`, {what}: speed over a bare loop's", "foreign", f"{family}.1.ratio.median", 0.9),
+        Goal("... two processes over two bare loops", "foreign", f"{family}.2.ratio.median", 0.9),
+    )
+
+
 _CASES = ("hrnet_tiny:128x192:4", "hrnet_w18:256x512:1", "hrnet_w48:256x512:1")  # of bench_train_step.py
 _STEP = "training step, hierarchical over single"
 _STEP_S = "cases.hrnet_w48:1024x2048:1.seconds_a_step.hierarchical"  # on a GPU
@@ -58,6 +66,8 @@ GOALS = (
     *_trained("demo"),
     Goal("`autolabel label`: share of its time in the model, 512x1024", "labelling", "area.512x1024.model_share", 0.9),
     Goal("`autolabel label`: memory, 5,000 images over 50, MB", "labelling", "memory_growth_mb", 100, at_least=False),
+    *_foreign("onnx", "ONNX file"),
+    *_foreign("hf", "folder of transformers"),
     *(Goal(f"{_STEP}, {case}", "train_step", f"cases.{case}.ratio.median", 1.4, at_least=False) for case in _CASES),
     Goal("RMI forward + backward, times the plain formula's speed", "rmi", "plain_over_ours.best", 6.0),
     Goal("RMI: extra peak memory, share of the plain formula's", "rmi", "memory_share", 1 / 3, at_least=False),
