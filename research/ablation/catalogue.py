@@ -183,7 +183,8 @@ def _threshold(params: Params) -> Ablation:
         main_row("control", from_teacher(), params),
         *(main_row(name, from_teacher(labels=one), params) for name, one in labels.items()),
     )
-    differences = (*(("policy", f"t{t:g}") for t in _THRESHOLDS), ("policy", "control"), ("t0.9", "control"))
+    against_control = (("policy", "control"), ("t0.9", "control"), ("t0", "control"))
+    differences = (*(("policy", f"t{t:g}") for t in _THRESHOLDS), *against_control)
     return Ablation("threshold", "Thresholds", "pseudo-label", rows, differences)
 
 
@@ -296,8 +297,12 @@ def _merging(params: Params) -> Ablation:
 
 
 def camvid_variant(params: Params) -> str:
-    """The variant of CamVid's splits, with the teacher's epochs where they are not the profile's: "default-1280"."""
-    return named_variant(getattr(params.data.target, "variant", None) or "default", params.teacher_train.epochs)
+    """The variant of CamVid's splits, with the teacher's epochs where they are not the profile's: "default-1280".
+
+    Where other networks label: "default-adopted".
+    """
+    variant = getattr(params.data.target, "variant", None) or "default"
+    return f"{variant}-adopted" if params.teacher_train.skip else named_variant(variant, params.teacher_train.epochs)
 
 
 def named_variant(variant: str, epochs: int | None) -> str:
