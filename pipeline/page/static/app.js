@@ -4,7 +4,7 @@ import { api } from "./api.js";
 import { openAsk, startAsk } from "./ask.js";
 import { startAudit, openAudit } from "./audit.js";
 import { startClasses, useStats } from "./classes.js";
-import { parseThreshold } from "./cuts.js";
+import { parseThreshold } from "./thresholds.js";
 import { byId, plain, setText } from "./dom.js";
 import { neighbour, openGrid, refresh, rowAt, reveal, startGrid } from "./grid.js";
 import { placeIcons } from "./icons.js";
@@ -15,7 +15,7 @@ import { nudge, startPanel, useWhole } from "./panel.js";
 import { savePolicy, startPolicy } from "./policy.js";
 import { cancelRegion, closeRegion, mark, startRegion, startReview, undo } from "./review.js";
 import { ahead, onScene, scene, show, startScene } from "./scene.js";
-import { addressQuery, cutParams, fromQuery, mirrorAddress, state, update, watch } from "./state.js";
+import { addressQuery, fromQuery, mirrorAddress, state, thresholdParams, update, watch } from "./state.js";
 import { online, report, toast } from "./toast.js";
 import { LAYERS, startToolbar, toggleCompare, toggleLayer } from "./toolbar.js";
 import { actualSize, fit, startViewport, zoomBy } from "./viewport.js";
@@ -91,7 +91,7 @@ async function askStats() {
   asking?.abort();
   asking = new AbortController();
   try {
-    const stats = await api.json("stats", cutParams(state, store), asking.signal);
+    const stats = await api.json("stats", thresholdParams(state, store), asking.signal);
     useStats(stats);
     useWhole(stats);
     online();

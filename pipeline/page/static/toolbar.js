@@ -1,6 +1,6 @@
 // Buttons around the picture: layers, opacity, zoom, compare, palette, theme, filters of the list.
 
-import { at, edgeText, parseThreshold } from "./cuts.js";
+import { at, edgeText, parseThreshold } from "./thresholds.js";
 import { byId, debounce, fill, h, setText } from "./dom.js";
 import { storeSums } from "./numbers.js";
 import { rampCss } from "./paint.js";
