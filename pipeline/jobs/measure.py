@@ -218,6 +218,6 @@ def against_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
     return {"classes": [policy.entries[c].name for c in classes], "rows": rows}
 
 
-def edge_of(code: int) -> float | None:
+def threshold_of(code: int) -> float | None:
     """Threshold of a code as a number; None for a withheld class (DVC's metrics want numbers)."""
     return None if code >= NUM_CODES else float(ConfidenceCode().threshold(code))

@@ -76,7 +76,7 @@ def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[s
         "precision": kept["precision"],
         "coverage": kept["coverage"],
         "class_mean_coverage": kept["class_mean_coverage"],
-        "thresholds": {e.name: measure.edge_of(int(codes[c])) for c, e in enumerate(policy.entries)},
+        "thresholds": {e.name: measure.threshold_of(int(codes[c])) for c, e in enumerate(policy.entries)},
         "status": {e.name: e.status for e in policy.entries},
     }
 

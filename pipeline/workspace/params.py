@@ -180,7 +180,7 @@ class PseudoLabelConfig(Section):
     workers: Workers = setting(2, "processes")
 
     @property
-    def own_policy(self) -> str | None:
+    def given_policy(self) -> str | None:
         """The policy file that `threshold` names; None for a number and for a policy of `calibrate`."""
         return self.threshold if isinstance(self.threshold, str) and not self.is_measured else None
 
@@ -257,13 +257,13 @@ class _Params(Section):
     report: ReportConfig
 
     @model_validator(mode="after")
-    def _thresholds_are_for_the_pixels_they_cut(self) -> Self:
+    def _thresholds_are_for_the_pixels_they_select(self) -> Self:
         labels = self.pseudo_label
         outside = self.calibrate.region == "outside_coarse" and not labels.merge.use_coarse
-        if outside and labels.threshold in ("policy", "teach"):
+        if outside and labels.is_measured:
             raise ValueError(
                 "calibrate.region is outside_coarse, but pseudo_label.merge.use_coarse is false: thresholds of the "
-                "pixels that people left out would cut all pixels: write calibrate.region: all"
+                "pixels that people left out would select from all pixels: write calibrate.region: all"
             )
         return self
 
