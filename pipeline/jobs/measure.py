@@ -43,6 +43,12 @@ class Precision:
     curves: Curves
     judged: Curves
 
+    def save_curves(self, folder: Path) -> None:
+        """Write `curves.json`, and JUDGED_CURVES where `calibrate.region` leaves pixels out."""
+        self.curves.save(folder / "curves.json")
+        if self.judged is not self.curves:
+            self.judged.save(folder / JUDGED_CURVES)
+
 
 def fine_samples(ws: Workspace, role: str) -> list[Sample]:
     """Images of a role that have fine labels."""
