@@ -18,7 +18,7 @@ from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.review.audit import Audit
 from pipeline.review.certificate import Certificate
-from pipeline.review.certify import begin
+from pipeline.review.certification import begin
 from pipeline.review.pictures import safe_colours
 from pipeline.review.precision import (
     NO_EVIDENCE,
