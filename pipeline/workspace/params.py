@@ -33,7 +33,7 @@ from hmsa_core.io.engine import Kind
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.thresholds.settings import CalibrateConfig, MergeConfig
-from hmsa_core.spec import EvaluationSetting
+from hmsa_core.spec import EvaluationSetting, EvaluationSettings
 from pipeline.workspace.table import TABLE, Stage
 from pipeline.workspace.yaml_text import Document, Key, dotted, read_yaml
 
@@ -46,7 +46,6 @@ Workers = Annotated[int, Field(ge=1), NotInKey]
 Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
 # Names that pseudo_label.threshold accepts -> file that `calibrate` makes.
 MEASURED_POLICIES = {"policy": "calibration/policy.json", "teach": "calibration/teach.json"}
-Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
 
 
 class DataConfig(Section):
@@ -211,7 +210,7 @@ class EvaluateConfig(Section):
     max_leaked: Share = setting(0.05, "share of judged images that may be in a model's lineage before the stage fails")
     max_gap: Count = setting(0, "frames; a judged image this close to a learned one in its sequence counts as learned")
     max_distance: int = setting(2, "bits of 64; perceptual hashes this close count as the same image", ge=0, le=16)
-    settings: Settings = setting(
+    settings: EvaluationSettings = setting(
         (
             EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
             EvaluationSetting(name="single", scales=(1.0,), flip=False),
@@ -224,13 +223,6 @@ class EvaluateConfig(Section):
     seed: Count = setting(0, "of the bootstrap")
     runtime: RuntimeConfig = RuntimeConfig()
     gate: GateConfig = GateConfig()
-
-    @model_validator(mode="after")
-    def _one_main_setting(self) -> EvaluateConfig:
-        names = [s.name for s in self.settings]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"expected settings of different names, found {twice[0]!r} more than once")
-        return self
 
 
 class ReportConfig(Section):
