@@ -74,7 +74,7 @@ class ValidationData(Section):
     """Images that the running model is scored on at ends of epochs (single scale, for the log alone)."""
 
     selection: Selection
-    every_epochs: Annotated[int, Field(ge=1)] = 1
+    every_epochs: PositiveInt = 1
 
 
 class _JobSpec(Section):

@@ -42,7 +42,7 @@ PROFILES: tuple[str, ...] = typing.get_args(Profile)[:-1]  # those with a file; 
 TRAININGS = ("teacher_pretrain", "teacher_train", "student_train")  # sections that inherit from `train`
 _ONLY_WRITTEN: dict[Key, tuple[str, ...]] = {(): ("train",), ("runtime",): ("engine",)}  # keys in no section class
 RUNNING = (*TRAININGS, "auto_infer", "evaluate")  # sections that inherit from `runtime`
-Workers = Annotated[int, Field(ge=1), NotInKey]
+Workers = Annotated[PositiveInt, NotInKey]
 Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
 # Names that pseudo_label.threshold accepts -> file that `calibrate` makes.
 MEASURED_POLICIES = {"policy": "calibration/policy.json", "teach": "calibration/teach.json"}
