@@ -1,8 +1,8 @@
 // Histogram of confidence with the threshold, and the precision-coverage curve with its dot. Both are sliders:
 // they can be dragged, and with focus the arrow keys move them from edge to edge.
 
-import { at, CODES, curve, nearestCode, WITHHELD } from "./thresholds.js";
 import { clamp, compact, sharp } from "./dom.js";
+import { at, CODES, curve, nearestCode, WITHHELD } from "./thresholds.js";
 
 const LABELLED = ["0", "0.5", "0.9", "0.95", "0.99", "0.999", "0.9999"];
 const PAD = { left: 30, right: 8, top: 8, bottom: 18 };

@@ -1,6 +1,5 @@
 // The table of classes: colour, visibility, own threshold, what it keeps, how right that is and how we know.
 
-import { at, CODES, edgeText, nearestCode, parseThreshold, WITHHELD } from "./thresholds.js";
 import { byId, fill, h, percent, setText } from "./dom.js";
 import { icon } from "./icons.js";
 import { storeSums } from "./numbers.js";
@@ -8,6 +7,7 @@ import { coloursOf, css } from "./palette.js";
 import { setPin } from "./panel.js";
 import { scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
+import { at, CODES, edgeText, nearestCode, parseThreshold, WITHHELD } from "./thresholds.js";
 
 const CHIPS = {
   given: ["own", "given by hand"],

@@ -1,12 +1,12 @@
 // The right-hand panel: one threshold for all, live totals, the two charts.
 
 import { binsOf, makeCurve, makeHistogram } from "./charts.js";
-import { at, CODES, edgeText, nearestCode, parseThreshold } from "./thresholds.js";
 import { byId, clamp, compact, debounce, fill, h, percent, setText, sharp } from "./dom.js";
 import { imageSums, measure, storeSums } from "./numbers.js";
 import { coloursOf, css } from "./palette.js";
 import { onScene, scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
+import { at, CODES, edgeText, nearestCode, parseThreshold } from "./thresholds.js";
 
 let store = null;
 let draw = null;

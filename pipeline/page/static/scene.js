@@ -2,12 +2,12 @@
 // the numbers of the current image. Everything here works without the server once an image is loaded.
 
 import { api } from "./api.js";
-import { resolveThresholds } from "./thresholds.js";
 import { byId } from "./dom.js";
 import { loadHuman, loadPlanes, prefetch } from "./loader.js";
 import { heatTable, labelTable, makeLayer, paint, paintPlane, rampTable, rgba } from "./paint.js";
 import { coloursOf } from "./palette.js";
 import { isStoredB, state, update, watch } from "./state.js";
+import { resolveThresholds } from "./thresholds.js";
 import { setSize } from "./viewport.js";
 
 const layers = Object.fromEntries(["labels", "other", "heat", "human"].map((name) => [name, makeLayer(byId(`layer-${name}`))]));

@@ -1,7 +1,7 @@
 // What the user is looking at, in one object that the address mirrors: copy the address, get the view.
 
-import { WITHHELD } from "./thresholds.js";
 import { debounce } from "./dom.js";
+import { WITHHELD } from "./thresholds.js";
 
 const LAYERS = ["image", "labels", "heat", "human", "dropped", "weights"];
 
