@@ -189,7 +189,7 @@ def _look_at(
 ) -> _Candidate:
     """Run one network and choose its map, its input and its scales."""
     if source.family == "checkpoint":
-        return _own(source, pictures, pixels, classes, context)
+        return _checkpoint(source, pictures, pixels, classes, context)
     source = replace(source, given=source.table.model_copy(update={"classes": {}}))  # they are what is looked for
     if source.family == "scores":
         views = run(pictures, [View(1.0)], lambda one, image, _: _scores(source, one.name, image))
@@ -211,7 +211,7 @@ def _look_at(
     return one
 
 
-def _own(
+def _checkpoint(
     source: Source, pictures: Sequence[Picture], pixels: Pixels, classes: ClassTable, context: JobContext
 ) -> _Candidate:
     """A checkpoint of this package runs as it says itself: attention was trained for its scales."""
