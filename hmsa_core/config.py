@@ -377,7 +377,7 @@ class RuntimeConfig(Section):
         "ranks whose crops batch norm sees together, on GPUs: world (all, as released), node, or off;"
         " their number is part of the key",
     )
-    lost_minutes: Annotated[float, Field(gt=0.0), NotInKey] = setting(
+    lost_minutes: Annotated[Positive, NotInKey] = setting(
         15.0,
         "a training without progress for so long has lost a rank or a GPU, and is started again; machines"
         " wait so long for each other at the start, and at most a minute for one that falls silent",

@@ -23,7 +23,7 @@ METHOD = 1  # raise it when inference computes something else: older labels are 
 
 
 def train_material(spec: TrainSpec, classes: ClassTable, fine: Sequence[Sample]) -> dict[str, Any]:
-    """What determines the weights; `fine` are the images with fine labels that `spec` selects, `classes` theirs."""
+    """What determines the weights; `fine` are the images with fine labels that `spec` selects, of these `classes`."""
     start = {} if spec.init_from is not None else _trunk_file(spec.config.model.trunk_file)
     return {
         "config": key_material(spec.config),

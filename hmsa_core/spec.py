@@ -14,15 +14,24 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, Strict, TypeAdapter, ValidationError
 
-from hmsa_core.config import SCALES, InferConfig, PositiveInt, RuntimeConfig, Scales, Section, Teacher, TrainConfig
+from hmsa_core.config import (
+    SCALES,
+    InferConfig,
+    Names,
+    PositiveInt,
+    RuntimeConfig,
+    Scales,
+    Section,
+    Teacher,
+    TrainConfig,
+)
 from hmsa_core.io.atomic import write_json
 from hmsa_core.io.engine import Kind
 from hmsa_core.io.errors import ConfigError
 
 FilePath = Annotated[Path, Strict(False)]
-Names = Annotated[tuple[str, ...], Strict(False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # becomes a file name
 
 
@@ -65,7 +74,7 @@ class ValidationData(Section):
     """Images that the running model is scored on at ends of epochs (single scale, for the log alone)."""
 
     selection: Selection
-    every_epochs: Annotated[int, Field(ge=1)] = 1
+    every_epochs: PositiveInt = 1
 
 
 class _JobSpec(Section):
@@ -134,22 +143,27 @@ class EvaluationSetting(Section):
     )
 
 
+def _of_different_names(settings: tuple[EvaluationSetting, ...]) -> tuple[EvaluationSetting, ...]:
+    names = [setting.name for setting in settings]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"expected settings of different names, found {twice[0]!r} more than once")
+    return settings
+
+
+EvaluationSettings = Annotated[
+    tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1), AfterValidator(_of_different_names)
+]
+
+
 class EvaluateSpec(_JobSpec):
     """Confusion counts of a checkpoint on the selected images, one result per setting."""
 
     job: Literal["evaluate"] = "evaluate"
     checkpoint: FilePath
     selection: Selection
-    settings: Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
+    settings: EvaluationSettings
     runtime: RuntimeConfig = RuntimeConfig()
     details: bool = False  # also boundary IoU, boundary bands, reliability, weights of the scales
-
-    @model_validator(mode="after")
-    def _different_names(self) -> EvaluateSpec:
-        names = [setting.name for setting in self.settings]
-        if len(set(names)) != len(names):
-            raise ValueError("settings must have different names")
-        return self
 
 
 JobSpec = TrainSpec | InferSpec | EvaluateSpec

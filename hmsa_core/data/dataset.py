@@ -6,7 +6,6 @@ An item depends on its crop request alone: no global random state, no order of c
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,7 @@ from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
 from hmsa_core.data.transforms import CropRandom, JointAugment, draw_pixels, pasted_pixels
 from hmsa_core.io.errors import InputError
-from hmsa_core.io.process import die_with_parent
+from hmsa_core.io.process import leave_signals_to_parent
 from hmsa_core.taxonomy import ClassTable
 
 UInt8 = NDArray[np.uint8]
@@ -46,9 +45,7 @@ def init_worker(worker_id: int) -> None:  # noqa: ARG001 - torch calls it with t
 
     A signal for the whole group must not kill loaders before the rank has saved its state.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
+    leave_signals_to_parent()
     torch.set_num_threads(1)
 
 

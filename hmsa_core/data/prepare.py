@@ -337,7 +337,7 @@ def _check_train_ids(root: _Root, summary: Summary, samples: Rows[Sample]) -> No
     Each trainId is a valid id of another class.
     """
     classes = root.classes
-    if not classes.has_own_ids or not any(summary.centroids.values()):
+    if not classes.has_file_ids or not any(summary.centroids.values()):
         return
     last = classes.num_classes  # often void
     above = [name for name, file_id in zip(classes.classes, classes.train_to_id, strict=True) if file_id > last]
@@ -361,7 +361,7 @@ def _hint_train_ids(root: _Root) -> str:
 def _hint(root: _Root) -> str:
     hint = f"repair the files (all of them: {root.out / 'quarantine.parquet'}), or raise `max_bad`"
     wrong_ids = any(r.reason == "ids-out-of-range" and not holds_train_ids(r.path) for r in root.refused)
-    return f"{hint}; {_hint_train_ids(root)}" if root.classes.has_own_ids and wrong_ids else hint
+    return f"{hint}; {_hint_train_ids(root)}" if root.classes.has_file_ids and wrong_ids else hint
 
 
 # ---- Writing

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, model_validator
 
-from hmsa_core.config import Count, PositiveInt, Section, Share
+from hmsa_core.config import Count, Names, PositiveInt, Section, Share
 from hmsa_core.io.errors import did_you_mean
 
 MAX_PIXELS = 64_000_000  # pixels; ceiling that is checked from the header, before anything is decoded
 
-Names = Annotated[tuple[str, ...], Strict(False)]
 Kind = Literal["cityscapes", "mapillary", "camvid", "folder", "plain"]
 Role = Literal["learn", "calibrate", "report", "guard"]
 BlockRule = Literal["city", "sequence", "run", "image"]

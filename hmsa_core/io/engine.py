@@ -25,7 +25,7 @@ from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, needs_extra, one_line
-from hmsa_core.io.process import die_with_parent
+from hmsa_core.io.process import leave_signals_to_parent
 
 Kind = Literal["local", "ray"]
 T = TypeVar("T")
@@ -153,11 +153,8 @@ def _handed_in(pool: ProcessPoolExecutor, units: Iterable[T], batch: int) -> Ite
 
 
 def _begin(work: Work[Any, Any]) -> None:
-    """Ignore signals for the whole group, which the parent handles; the parent's death ends the workers."""
     global _work
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
+    leave_signals_to_parent()
     _work = work
 
 

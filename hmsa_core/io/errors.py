@@ -143,7 +143,7 @@ _DEVICE_FAULTS = (
     "gloo/transport",  # a rank on another node is gone; on the same node, the agent reports the cause
     "ECC error",
 )
-_OWN_FAULTS = (
+_LASTING_FAULTS = (
     "out of memory",
     "device-side assert",
     "invalid configuration argument",
@@ -154,7 +154,7 @@ _OWN_FAULTS = (
 def device_fault(error: BaseException) -> DeviceError | None:
     """Return the DeviceError for a failure of a GPU or NCCL that a restart may cure; None for other errors."""
     text = str(error)
-    if not isinstance(error, RuntimeError) or any(fault in text for fault in _OWN_FAULTS):
+    if not isinstance(error, RuntimeError) or any(fault in text for fault in _LASTING_FAULTS):
         return None
     if not any(fault in text for fault in _DEVICE_FAULTS):
         return None

@@ -50,6 +50,13 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
         os.kill(os.getpid(), sig)
 
 
+def leave_signals_to_parent() -> None:
+    """Set up a worker: the parent handles stop signals, which the whole group gets, and its death ends the worker."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+
+
 def end_after_parent(grace_s: float) -> None:
     """End this process (143) when its parent has been gone for so many seconds, even in the middle of work."""
     parent = os.getppid()

@@ -372,7 +372,7 @@ def labels_of(output: NDArray[Any]) -> UInt8:
     return output if output.ndim == 3 else output.argmax(1).astype(np.uint8)
 
 
-def own_labels(model: MultiScaleModel, images: UInt8, scales: Sequence[float]) -> UInt8:
+def reference_labels(model: MultiScaleModel, images: UInt8, scales: Sequence[float]) -> UInt8:
     """Labels N x H x W of `model.predict`, the reference for an exported graph."""
     mean, std = (np.array(values, np.float64)[:, None, None] for values in normalisation(model))
     pixels = torch.from_numpy(((images / 255 - mean) / std).astype(np.float32))

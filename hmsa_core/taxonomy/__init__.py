@@ -82,7 +82,7 @@ class ClassTable:
         return int(ignored[0]) if len(ignored) else IGNORE
 
     @property
-    def has_own_ids(self) -> bool:
+    def has_file_ids(self) -> bool:
         """Whether label files hold other numbers than trainIds."""
         return not np.array_equal(self.id_to_train[: self.num_classes], np.arange(self.num_classes))
 

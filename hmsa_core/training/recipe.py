@@ -180,13 +180,13 @@ class RunningAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._own = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-        self.tensors: dict[str, Tensor] = {k: v.detach().clone() for k, v in self._own.items()}
+        self._followed = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+        self.tensors: dict[str, Tensor] = {k: v.detach().clone() for k, v in self._followed.items()}
 
     def update(self, updates: int) -> None:
         """Move towards the model; `updates` = number of updates before this one."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(list(self.tensors.values()), list(self._own.values()), 1.0 - decay)
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._followed.values()), 1.0 - decay)
 
     def copy_to(self, model: nn.Module) -> None:
         """Put the average into a model of the same shape."""

@@ -129,7 +129,7 @@ def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int
     import numpy as np
 
     from hmsa_core.taxonomy import IGNORE
-    from pipeline.review.certify import TrueLabels
+    from pipeline.review.certification import TrueLabels
     from pipeline.review.questions import UNSURE
 
     labels, rng = TrueLabels(args.answers, view, args.ids), np.random.default_rng([args.seed, 1])

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.io.errors import ConfigError
     from hmsa_core.labels.store.format import refuse_in_store
     from pipeline.review.certificate import Certificate
-    from pipeline.review.certify import certified_policy
+    from pipeline.review.certification import certified_policy
     from pipeline.review.precision import calibration_policy, load_policy
     from pipeline.review.spot_check import SpotFile
     from pipeline.review.view import StoreView
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
-    from pipeline.review.certify import begin
+    from pipeline.review.certification import begin
 
     chosen = {key: getattr(args, key) for key in ("target", "delta", "budget", "seed", "classes", "policy", "bound")}
     by = "people" if args.answers is None else str(args.answers)
@@ -97,7 +97,7 @@ def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
 
 def _by_labels(view: StoreView, args: argparse.Namespace) -> Certificate:
     from hmsa_core.runtime.progress import Progress
-    from pipeline.review.certify import TrueLabels, answer_all
+    from pipeline.review.certification import TrueLabels, answer_all
 
     labels = TrueLabels(args.answers, view, args.ids)
     certificate = _begin(view, args)

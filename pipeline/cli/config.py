@@ -1,8 +1,8 @@
 """Show the settings in effect with their explanations, or what differs from others.
 
 show [SECTION]  Print the settings in effect, each with its description and origin: (default), (profile) or (here).
-diff [OTHER]    Print what differs, one line per setting: key: theirs -> ours. OTHER is `defaults`, a profile or a
-                params.yaml. Without it, the workspace is compared with its own profile.
+diff [OTHER]    Print what differs, one line per setting: key: value there -> value here. OTHER is `defaults`, a
+                profile or a params.yaml. Without it, the workspace is compared with its own profile.
 resolve         Write settings.yaml, all settings in effect, whose values DVC compares (the first stage of dvc.yaml).
 """
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate the data."""
-    from pipeline.workspace.init import GENERATED, generate_data, generate_plain
+    from pipeline.workspace.new_workspace import GENERATED, generate_data, generate_plain
 
     if args.workers < 1:
         raise ConfigError(f"--workers: expected at least 1, found {args.workers}")

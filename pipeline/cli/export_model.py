@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         data = export.to_onnx(program, about, argmax=args.argmax, opset=opset)
     else:
         data = export.to_pt2(program, about)
-    expected = [export.own_labels(model, batch, scales) for batch in _batches(pictures)]
+    expected = [export.reference_labels(model, batch, scales) for batch in _batches(pictures)]
     share = _compare(export.open_graph(data, suffix, where=str(args.out)), pictures, expected, options, words)
     if share < MIN_AGREEMENT:
         raise HmsaError(

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_plan(args: argparse.Namespace) -> int:
     from pipeline.plan.duration import expected_seconds
-    from pipeline.workspace.init import InitRequest, init_workspace
+    from pipeline.workspace.new_workspace import InitRequest, init_workspace
     from pipeline.workspace.work import in_words
 
     for given in (args.images, args.labels, args.new, args.coarse):
@@ -113,7 +113,7 @@ def _values(text: str | None) -> frozenset[int] | None:
 
 
 def _run_profile(args: argparse.Namespace) -> int:
-    from pipeline.workspace.init import GENERATED, InitRequest, init_workspace
+    from pipeline.workspace.new_workspace import GENERATED, InitRequest, init_workspace
 
     request = InitRequest(args.dir, args.profile, args.data, args.pretrain_data, not args.no_data, args.deterministic)
     is_new = init_workspace(request)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.cli.main import run_command
-from pipeline.night.services import Services, down, up
+from pipeline.night.prefect_services import Services, down, up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

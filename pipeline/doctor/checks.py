@@ -213,7 +213,6 @@ def _foreign_teacher(ws: Workspace) -> Iterator[Finding]:
 
 def _locks(ws: Workspace) -> Iterator[Finding]:
     folder = ws.path("work/locks")
-    folder.mkdir(parents=True, exist_ok=True)
     probe_locks(folder)
     yield Finding("file locks", "ok", "work on this file system")
     for path in sorted(folder.glob("*.lock")):

@@ -19,7 +19,7 @@ from ruamel.yaml.error import YAMLError
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.locks import FileLock
 from pipeline.workspace.dvc_yaml import check_dvc_yaml, renew_dvc_yaml, stages_of
-from pipeline.workspace.init import GIVE_NAME, without_name
+from pipeline.workspace.new_workspace import GIVE_NAME, without_name
 from pipeline.workspace.workspace import Workspace
 
 

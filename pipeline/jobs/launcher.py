@@ -166,7 +166,7 @@ def job_environment(runtime: RuntimeConfig, env: Mapping[str, str], meeting: Mee
     result[REPORTS] = "record"  # `_raise_reported` reports the error, once
     if runtime.ranks * runtime.nodes > 1 and sys.platform.startswith("linux"):
         # Without these gloo and nccl resolve the host's name, which fails or hangs on a machine without DNS.
-        name = "lo" if runtime.nodes == 1 else interface_of(meeting.own_address())
+        name = "lo" if runtime.nodes == 1 else interface_of(meeting.local_address())
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name else ():
             result.setdefault(variable, name)
     return result
@@ -190,7 +190,7 @@ def agent_arguments(runtime: RuntimeConfig, meeting: Meeting) -> list[str]:
         "rdzv-endpoint": f"{host}:{meeting.port}",
         "rdzv-id": meeting.identity,
         "rdzv-conf": f"join_timeout={wait_s},silent={min(wait_s, SILENT_S)}",
-        "local-addr": meeting.host if runtime.nodes == 1 else meeting.own_address(),
+        "local-addr": meeting.host if runtime.nodes == 1 else meeting.local_address(),
         "nproc-per-node": runtime.ranks,
         "max-restarts": 0,
     }

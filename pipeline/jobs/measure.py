@@ -43,6 +43,12 @@ class Precision:
     curves: Curves
     judged: Curves
 
+    def save_curves(self, folder: Path) -> None:
+        """Write `curves.json`, and JUDGED_CURVES where `calibrate.region` leaves pixels out."""
+        self.curves.save(folder / "curves.json")
+        if self.judged is not self.curves:
+            self.judged.save(folder / JUDGED_CURVES)
+
 
 def fine_samples(ws: Workspace, role: str) -> list[Sample]:
     """Images of a role that have fine labels."""
@@ -218,6 +224,6 @@ def against_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
     return {"classes": [policy.entries[c].name for c in classes], "rows": rows}
 
 
-def edge_of(code: int) -> float | None:
+def threshold_of(code: int) -> float | None:
     """Threshold of a code as a number; None for a withheld class (DVC's metrics want numbers)."""
     return None if code >= NUM_CODES else float(ConfidenceCode().threshold(code))

@@ -42,7 +42,7 @@ class Meeting:
         host, port = read_json(record)["endpoint"]
         return cls(host, port, record.stem)
 
-    def own_address(self) -> str:
+    def local_address(self) -> str:
         """This machine's address in the network of the meeting.
 
         Raises:

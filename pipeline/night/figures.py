@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
-from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES
 from hmsa_core.labels.thresholds.monitor import risen_errors
 from pipeline.jobs.devices import visible_devices
 from pipeline.report.results import json_of
@@ -82,8 +82,7 @@ def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArr
 
 def table_of(policy: ThresholdPolicy, classes: int) -> NDArray[np.float64]:
     """P(right) of each class and code, (C, 256): the policy's table, or the raw confidence if the policy has none."""
-    edges = np.array([float(edge) for edge in ConfidenceCode().edges])
-    return policy.table if policy.table is not None else np.broadcast_to(edges, (classes, NUM_CODES))
+    return policy.table if policy.table is not None else np.broadcast_to(EDGE_VALUES, (classes, NUM_CODES))
 
 
 def wrong_regions(

@@ -32,7 +32,7 @@ from pipeline.night.gatekeeper import apply_verdict
 from pipeline.night.morning import Tonight
 from pipeline.night.parameters import parameters_of_night
 from pipeline.night.reaper import nightly_lock, reap
-from pipeline.night.runner import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
+from pipeline.night.stage_process import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
 from pipeline.report.render import Table
 from pipeline.report.sections import trust
 from pipeline.report.since import artifacts, as_markdown

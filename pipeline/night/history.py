@@ -16,7 +16,7 @@ from hmsa_core.io.errors import HmsaError, IntegrityError
 from hmsa_core.runtime.tracking import Mlflow
 from pipeline.jobs.measure import policy_file
 from pipeline.night.gatekeeper import looks, measured_aa
-from pipeline.night.services import REPO
+from pipeline.night.prefect_services import REPO
 from pipeline.workspace.registry import Registry, damage
 from pipeline.workspace.workspace import Workspace
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import taxonomy
-from hmsa_core.inference.teachers.classes import own_classes
+from hmsa_core.inference.teachers.classes import named_classes
 from hmsa_core.io.errors import InputError, did_you_mean
 from pipeline.plan.class_files import KNOWN, ClassList, Named, class_list, find_class_file, is_void, known_classes
 from pipeline.plan.findings import Findings
@@ -112,7 +112,7 @@ def teachers_classes(given: str | None, teacher: str) -> Classes:
         ConfigError: the network names none.
     """
     if given is None:
-        table = own_classes(teacher)
+        table = named_classes(teacher)
         facts = zip(table.classes, range(table.num_classes), table.colours, table.groups, strict=True)
         source = ClassList(teacher, tuple(Named(*row) for row in facts))
     else:

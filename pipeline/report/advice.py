@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hmsa_core.data.index import Index
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.metrics import finite, iou_of, mean_iou_of
+from hmsa_core.metrics import finite, mean_iou_of
 from pipeline.jobs.measure import chosen_policy, kept_figures
 from pipeline.jobs.support import weights_of
 from pipeline.report.render import Share, Table
@@ -57,8 +57,7 @@ def advise(ws: Workspace) -> Advice:
         ConfigError: the threshold names a policy that is missing or belongs to another teacher.
     """
     curves = _curves(ws)
-    names, counts = curves.classes.classes, curves.joint.sum(axis=2)
-    iou = np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)  # NaN for a class that these images do not show
+    names, iou = curves.classes.classes, curves.iou
     kept = kept_figures(curves, chosen_policy(ws, curves), ws.params.calibrate)
     learn, unlabelled = (Index.load(ws.path(f"data/index/{role}.parquet")) for role in ("learn", "unlabelled"))
     labels, fine = str(ws.params.pseudo_label.threshold), len(learn.select(kinds=("fine",)))

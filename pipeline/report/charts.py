@@ -65,7 +65,7 @@ class _Axes:
 
     def dot(self, at: Point, radius: float) -> str:
         """SVG circle that marks one point."""
-        return f"<circle class='cut' cx='{self.x(at[0])}' cy='{self.y(at[1])}' r='{radius:.1f}'/>"
+        return f"<circle class='point' cx='{self.x(at[0])}' cy='{self.y(at[1])}' r='{radius:.1f}'/>"
 
 
 _CURVE = _Axes(220, 130, floor=0.5, right=8)

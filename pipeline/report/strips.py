@@ -23,7 +23,8 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import DecodeError, HmsaError, NoSpaceError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.io.remote import fetched
-from hmsa_core.labels import ConfidenceCode, LabelStore
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.store.codes import EDGE_VALUES
 from hmsa_core.taxonomy import IGNORE
 from pipeline.jobs.support import labelling_teacher, weights_of
 from pipeline.report.render import Raw, data_uri, esc, titled
@@ -70,7 +71,6 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
     raw, final = LabelStore.open(ws.path("labels/raw")), LabelStore.open(ws.path("labels/final"))
     checkpoint = only_checkpoint(labelling_teacher(ws))  # other teachers have no scale weights
     weights = _weights(ws, checkpoint, [root / s.image for s in samples]) if checkpoint else None
-    edges = np.array([float(e) for e in ConfidenceCode().edges])
     drawn = []
     for number, sample in enumerate(samples):
         label, code = raw.read(sample.name)
@@ -81,7 +81,7 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
         if sample.name in final:
             labels["training label (merged, thresholded; black = ignored)"] = final.read(sample.name)[0]
         pictures += [(text, _uri(palette[ids], Image.Resampling.NEAREST)) for text, ids in labels.items()]
-        confidence = np.rint(edges[code] * 255).astype(np.uint8)
+        confidence = np.rint(EDGE_VALUES[code] * 255).astype(np.uint8)
         pictures.append(("confidence (white = 1)", _uri(confidence, Image.Resampling.BILINEAR)))
         drawings = weights.glob(f"{number}_weight_*x.png") if weights else ()
         for path in sorted(drawings, key=_scale_of):

@@ -34,7 +34,7 @@ _SHRINKAGE = (1.0, 3.0, 10.0, 30.0)  # of squared weights, added to the log loss
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities of the new class
 _CONFIDENCE = 0.99  # of each threshold's interval: 95 % for the five together
 _LARGEST_WEIGHT = 4.0  # of an answer in the fit, in means: a rare draw does not rule it
-_OWN = 5  # columns of a description that are not the trunk's: see `describe`
+_NOT_OF_TRUNK = 5  # first columns of a description: see `describe`
 _COMPONENTS = 64  # of the trunk's columns
 
 
@@ -113,7 +113,7 @@ def collect(view: StoreView, trunk: RegionFeatures) -> Answers:
         for item in questions.items if questions.is_of(view) else []:
             if item.get("mark") in standing and item["answer"] not in (MIXED, UNSURE):
                 answered.setdefault(item["name"], []).append(item)
-    described, rows = [np.zeros((0, _OWN))], list[tuple[int, int, float, int]]()
+    described, rows = [np.zeros((0, _NOT_OF_TRUNK))], list[tuple[int, int, float, int]]()
     for name, items in sorted(answered.items()):
         regions, _, of_image = describe(view, name, trunk)
         part = of_image[[regions[item["y"], item["x"]] for item in items]]
@@ -140,7 +140,7 @@ class Head:
     def __init__(self, answers: Answers, classes: int, shrinkage: float) -> None:
         self.classes = classes
         self._mean, self._scale = answers.described.mean(0), np.maximum(answers.described.std(0), 1e-6)
-        seen = ((answers.described - self._mean) / self._scale)[:, _OWN:]
+        seen = ((answers.described - self._mean) / self._scale)[:, _NOT_OF_TRUNK:]
         self._axes = np.linalg.svd(seen, full_matrices=False)[2][:_COMPONENTS].T  # principal components
         x, n = self._design(answers.described, answers.label), len(answers.label)
         weight = np.minimum(answers.weight / answers.weight.mean(), _LARGEST_WEIGHT)[:, None]
@@ -164,8 +164,8 @@ class Head:
     def _design(self, described: Float64, label: Ints) -> Float64:
         x = (described - self._mean) / self._scale
         # All columns of the trunk weigh as much as the label: shrinkage acts on both alike.
-        trunk = x[:, _OWN:] @ self._axes * (3 / np.sqrt(max(1, x.shape[1] - _OWN)))
-        return np.hstack([x[:, :_OWN] / 2, trunk, 3 * np.eye(self.classes)[label], np.ones((len(x), 1))])
+        trunk = x[:, _NOT_OF_TRUNK:] @ self._axes * (3 / np.sqrt(max(1, x.shape[1] - _NOT_OF_TRUNK)))
+        return np.hstack([x[:, :_NOT_OF_TRUNK] / 2, trunk, 3 * np.eye(self.classes)[label], np.ones((len(x), 1))])
 
 
 def _softmax(logits: Float64) -> Float64:

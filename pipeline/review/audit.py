@@ -68,7 +68,7 @@ class Audit(SpotCheck):
             # Not sorted: the page shows pixels in this order, so who stops midway has judged a random sample as well.
             drawn = ranks(kept[:, c], np.random.default_rng([seed, c]).integers(0, total, per_class))
             stratum = {"class": c, "name": view.classes.classes[c], "kept": total, "drawn": per_class}
-            strata.append({**stratum, "code": int(thresholds.codes[c]), "threshold": thresholds.edge(c)})
+            strata.append({**stratum, "code": int(thresholds.codes[c]), "threshold": thresholds.text(c)})
             items += [{"name": view.names[image], "class": c, "rank": rank, "verdict": None} for image, rank in drawn]
         if not items:
             raise ConfigError("nothing is kept at these thresholds: there is no pixel to judge")
@@ -76,7 +76,7 @@ class Audit(SpotCheck):
         body |= {"store": view.digest, "teacher": view.lineage.get("teacher")}
         body |= {"seed": seed, "per_class": per_class, "codes": thresholds.codes.tolist()}
         body |= {
-            "thresholds": [thresholds.edge(c) for c in range(len(thresholds.codes))],
+            "thresholds": [thresholds.text(c) for c in range(len(thresholds.codes))],
             "strata": strata,
             "items": items,
         }

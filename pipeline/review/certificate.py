@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import ConfigError, StoreError
-from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.bounds import find_bound
 from hmsa_core.labels.thresholds.sequential import Answer, ClassErrors, Floats, SequentialTest, Step, candidates
 from pipeline.review.audit import Audit
@@ -34,7 +34,6 @@ BATCH = 10  # draws that are planned at once, and unanswered draws that are kept
 MORE = 100  # further answers whose gain is forecast
 CLICKS = 50  # further answers about one class whose gain a page shows
 _PEOPLE = 0.02  # guessed error rate of pixels that people drew: a finished store gives them code 0
-_EDGES = np.array([float(edge) for edge in ConfidenceCode().edges])
 _STREAM = 1  # keeps draws apart from those of an audit of the same seed: numpy fills short seeds with zeros
 # No results: their last digits may differ on other machines. "precision" and "lower" of what is only aimed at neither.
 _FORECASTS = {"more_draws", "more_pixels", "aim"}
@@ -158,7 +157,7 @@ class Certificate(SpotCheck):
             raise ConfigError("no class has a pixel: there is nothing to certify")
         planned = []
         for c in wanted:
-            errors = np.clip(1 - (_EDGES if table is None else table[c]), 1e-3, 0.6)
+            errors = np.clip(1 - (EDGE_VALUES if table is None else table[c]), 1e-3, 0.6)
             if view.kind != "raw":
                 errors[0] = _PEOPLE
             planned.append({"class": c, "name": view.classes.classes[c], **_candidates(view.totals[c], errors)})

@@ -152,7 +152,7 @@ class Questions(SpotCheck):
         item |= {"answer": said, "who": who, "when": when, "pixels": int(region.mask.sum())}
 
     def last_of(self, who: str = "") -> int:
-        """The question that a person answered last; InputError where no answer of theirs is left."""
+        """The question that a person answered last; InputError where none of these answers is left."""
         mine = [n for n, item in enumerate(self.items) if item["verdict"] and item.get("who", "") == who]
         if not mine:
             raise InputError(f"no answer{' of ' * bool(who)}{who} to these questions is left to undo")

@@ -18,7 +18,7 @@ from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.review.audit import Audit
 from pipeline.review.certificate import Certificate
-from pipeline.review.certify import begin
+from pipeline.review.certification import begin
 from pipeline.review.pictures import safe_colours
 from pipeline.review.precision import (
     NO_EVIDENCE,
@@ -265,7 +265,7 @@ class Session:
     def draw_questions(self, *, budget: int, classes: list[str], after: str) -> dict[str, Any]:
         """Draw new questions that take the place of those with the id `after` ("" = none).
 
-        Where another person was first, this person goes on with theirs.
+        Where another person was first, this person goes on with the questions that were drawn then.
         """
         found = self.questions.current
         if found is None or found.id == after:

@@ -47,7 +47,7 @@ class Thresholds:
         """The common threshold as an edge of the grid; None when a policy is the base."""
         return self.base if self.policy is None else None
 
-    def edge(self, class_id: int) -> str:
+    def text(self, class_id: int) -> str:
         """Threshold of a class as text, "withheld" when nothing of it is kept."""
         return _CODE.threshold(int(self.codes[class_id]))
 
@@ -198,7 +198,7 @@ def store_stats(
             {
                 "id": c,
                 "name": view.classes.classes[c],
-                "threshold": thresholds.edge(c),
+                "threshold": thresholds.text(c),
                 "code": int(thresholds.codes[c]),
                 "status": thresholds.statuses[c],
                 "predicted": predicted,

@@ -59,7 +59,7 @@ def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable, un
     table = Table(title=title, title_justify="left", show_footer=True)
     footers = {"class": "all", "threshold": "", "status": "", "kept pixels": f"{stats['kept']:,}"}
     footers |= {"coverage": _percent(stats["kept_share"]), "": "", "precision": _share(stats["precision"])}
-    footers |= {"95 %": _range(stats), "source": stats["precision_source"] or "", "at the cut": ""}
+    footers |= {"95 %": _range(stats), "source": stats["precision_source"] or "", "marginal": ""}
     _columns(table, footers, left=("class", "status", "", "source"))
     for row in stats["classes"]:
         table.add_row(

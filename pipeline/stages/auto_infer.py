@@ -10,6 +10,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.teachers.sources import lineage_of
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import ConfidenceCode, StoreStatistics
+from hmsa_core.labels.store.codes import EDGE_VALUES
 from hmsa_core.labels.store.writer import publish_store
 from pipeline.jobs.support import infer_store, labelling_teacher, left_out, role_index, warn, write_metrics
 from pipeline.report import plots
@@ -86,11 +87,10 @@ def _report(ws: Workspace, statistics: StoreStatistics, missing: int, taught: in
             },
         },
     )
-    edges = [float(e) for e in ConfidenceCode().edges]
     shares = (kept.sum(axis=0) / max(1, every)).tolist()
     plots.lines(
         ws.path(f"plots/{STAGE}-confidence.png"),
-        {"all classes": (edges, shares)},
+        {"all classes": (EDGE_VALUES.tolist(), shares)},
         title="Auto-labels: pixels with at least this confidence",
         x="threshold",
         y="share of pixels",

@@ -19,7 +19,7 @@ from pipeline.jobs import measure
 from pipeline.jobs.measure import PAIRS, Precision
 from pipeline.jobs.support import labelling_teacher, record_skip, role_index, warn, write_metrics
 from pipeline.report import plots
-from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "calibrate"
 OUT = "calibration"
@@ -41,9 +41,7 @@ def run(ws: Workspace) -> None:
     found = measure.measure(ws, STAGE, "calibrate", "calibrate", judgement.names)
     _, table, policy = calibrate(found.judged, config=ws.params.calibrate)
     with new_tree(ws.path(OUT)) as out:
-        found.curves.save(out / "curves.json")
-        if found.judged is not found.curves:
-            found.judged.save(out / JUDGED_CURVES)
+        found.save_curves(out)
         save_table(out / "table.json", table, found.curves.classes, found.curves.lineage)
         atomic.write_json(out / "leaks.json", judgement.to_json())
         np.savez_compressed(buffer := io.BytesIO(), pairs=StoreStatistics.open(found.store.path).pairs())
@@ -76,7 +74,7 @@ def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[s
         "precision": kept["precision"],
         "coverage": kept["coverage"],
         "class_mean_coverage": kept["class_mean_coverage"],
-        "thresholds": {e.name: measure.edge_of(int(codes[c])) for c, e in enumerate(policy.entries)},
+        "thresholds": {e.name: measure.threshold_of(int(codes[c])) for c, e in enumerate(policy.entries)},
         "status": {e.name: e.status for e in policy.entries},
     }
 

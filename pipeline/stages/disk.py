@@ -158,9 +158,7 @@ def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
     """
     if wrong := torch_pair():
         raise ConfigError(wrong, hint=reinstall())
-    locks = ws.path("work/locks")
-    locks.mkdir(parents=True, exist_ok=True)
-    probe_locks(locks)
+    probe_locks(ws.path("work/locks"))
     need = disk_need(ws, stages)
     if not need.fits:
         raise NoSpaceError(

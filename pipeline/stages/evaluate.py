@@ -25,7 +25,7 @@ from pipeline.jobs.support import evaluate_model, role_index, warn, weights_of, 
 from pipeline.report import plots
 from pipeline.workspace.counts import read_counts
 from pipeline.workspace.registry import Registry, knows_other_classes
-from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
+from pipeline.workspace.workspace import Workspace
 
 STAGE = "evaluate"
 OUT = "evaluation"
@@ -96,9 +96,7 @@ def run(ws: Workspace) -> None:
         figures = _metrics(ws, models, results, judgement, kept, classes)
         atomic.write_json(out / "metrics.json", figures | {"labels": _of_labels(found.curves)})
         atomic.write_json(out / "per_class.json", _per_class(results, kept, classes))
-        found.curves.save(out / "curves.json")
-        if found.judged is not found.curves:
-            found.judged.save(out / JUDGED_CURVES)
+        found.save_curves(out)
         atomic.write_json(out / "verdict.json", verdict)
     write_metrics(ws, STAGE, _flat(ws, results, kept, verdict))
     _plot(ws, results, classes)
@@ -190,10 +188,8 @@ def _metrics(
 
 def _of_labels(curves: Curves) -> dict[str, Any]:
     """IoU of the auto-labels themselves on the report images, before any threshold."""
-    counts = curves.joint.sum(axis=2)
-    iou = np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)  # NaN: these images do not show the class
-    by_class = zip(curves.classes.classes, iou, strict=True)
-    return {"mean_iou": finite(mean_iou_of(iou)), "classes": {name: finite(value) for name, value in by_class}}
+    by_class = zip(curves.classes.classes, curves.iou, strict=True)
+    return {"mean_iou": finite(mean_iou_of(curves.iou)), "classes": {name: finite(value) for name, value in by_class}}
 
 
 def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scores]]:

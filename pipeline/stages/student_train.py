@@ -165,7 +165,7 @@ def _tell_of_empty_labels(ws: Workspace, labels: Path) -> None:
         return
     chosen = ws.params.pseudo_label
     eased = {"policy": "calibrate.target", "teach": "calibrate.tau"}
-    easier = "its thresholds" if chosen.own_policy else eased.get(str(chosen.threshold), "pseudo_label.threshold")
+    easier = "its thresholds" if chosen.given_policy else eased.get(str(chosen.threshold), "pseudo_label.threshold")
     _LOG.warning(
         "labels/final: %.1f %% of the pixels are labelled at threshold %s: %g %% of each epoch teaches (almost) "
         "nothing; lower %s, or train the teacher longer (docs/thresholds.md: Why is a class withheld?)",

@@ -31,7 +31,7 @@ def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
             for section, config, is_read in fresh
             if is_read
         ),
-        ("pseudo_label.threshold", params.pseudo_label.own_policy, "pseudo-label", ""),
+        ("pseudo_label.threshold", params.pseudo_label.given_policy, "pseudo-label", ""),
         ("pseudo_label.merge.mask", params.pseudo_label.merge.mask, "pseudo-label", ""),
     ):
         if value is not None and not (root / Path(value).expanduser() / needed).is_file():

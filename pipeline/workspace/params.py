@@ -33,7 +33,7 @@ from hmsa_core.io.engine import Kind
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.thresholds.settings import CalibrateConfig, MergeConfig
-from hmsa_core.spec import EvaluationSetting
+from hmsa_core.spec import EvaluationSetting, EvaluationSettings
 from pipeline.workspace.table import TABLE, Stage
 from pipeline.workspace.yaml_text import Document, Key, dotted, read_yaml
 
@@ -42,11 +42,10 @@ PROFILES: tuple[str, ...] = typing.get_args(Profile)[:-1]  # those with a file; 
 TRAININGS = ("teacher_pretrain", "teacher_train", "student_train")  # sections that inherit from `train`
 _ONLY_WRITTEN: dict[Key, tuple[str, ...]] = {(): ("train",), ("runtime",): ("engine",)}  # keys in no section class
 RUNNING = (*TRAININGS, "auto_infer", "evaluate")  # sections that inherit from `runtime`
-Workers = Annotated[int, Field(ge=1), NotInKey]
+Workers = Annotated[PositiveInt, NotInKey]
 Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
 # Names that pseudo_label.threshold accepts -> file that `calibrate` makes.
 MEASURED_POLICIES = {"policy": "calibration/policy.json", "teach": "calibration/teach.json"}
-Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
 
 
 class DataConfig(Section):
@@ -180,7 +179,7 @@ class PseudoLabelConfig(Section):
     workers: Workers = setting(2, "processes")
 
     @property
-    def own_policy(self) -> str | None:
+    def given_policy(self) -> str | None:
         """The policy file that `threshold` names; None for a number and for a policy of `calibrate`."""
         return self.threshold if isinstance(self.threshold, str) and not self.is_measured else None
 
@@ -211,7 +210,7 @@ class EvaluateConfig(Section):
     max_leaked: Share = setting(0.05, "share of judged images that may be in a model's lineage before the stage fails")
     max_gap: Count = setting(0, "frames; a judged image this close to a learned one in its sequence counts as learned")
     max_distance: int = setting(2, "bits of 64; perceptual hashes this close count as the same image", ge=0, le=16)
-    settings: Settings = setting(
+    settings: EvaluationSettings = setting(
         (
             EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
             EvaluationSetting(name="single", scales=(1.0,), flip=False),
@@ -224,13 +223,6 @@ class EvaluateConfig(Section):
     seed: Count = setting(0, "of the bootstrap")
     runtime: RuntimeConfig = RuntimeConfig()
     gate: GateConfig = GateConfig()
-
-    @model_validator(mode="after")
-    def _one_main_setting(self) -> EvaluateConfig:
-        names = [s.name for s in self.settings]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"expected settings of different names, found {twice[0]!r} more than once")
-        return self
 
 
 class ReportConfig(Section):
@@ -257,13 +249,13 @@ class _Params(Section):
     report: ReportConfig
 
     @model_validator(mode="after")
-    def _thresholds_are_for_the_pixels_they_cut(self) -> Self:
+    def _thresholds_are_for_the_pixels_they_select(self) -> Self:
         labels = self.pseudo_label
         outside = self.calibrate.region == "outside_coarse" and not labels.merge.use_coarse
-        if outside and labels.threshold in ("policy", "teach"):
+        if outside and labels.is_measured:
             raise ValueError(
                 "calibrate.region is outside_coarse, but pseudo_label.merge.use_coarse is false: thresholds of the "
-                "pixels that people left out would cut all pixels: write calibrate.region: all"
+                "pixels that people left out would select from all pixels: write calibrate.region: all"
             )
         return self
 

@@ -13,7 +13,7 @@ from typing import Any
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError
 from hmsa_core.io.process import CHAIN_GRACE_S, run_child
-from pipeline.workspace.init import GENERATED, InitRequest, generate_data, init_workspace
+from pipeline.workspace.new_workspace import GENERATED, InitRequest, generate_data, init_workspace
 from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
 from research.ablation.plan import Ablation

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.workspace import init
+from pipeline.workspace import new_workspace
 from pipeline.workspace.workspace import Workspace
 from research.ablate import main
 from research.ablation.catalogue import make_ablation
@@ -104,7 +104,7 @@ def test_a_frozen_seed_runs_from_the_command_line(
 def test_a_camvid_workspace_is_made_for_its_variant_and_teacher_and_kept_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, epochs: int | None, table: str
 ) -> None:
-    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
+    monkeypatch.setattr(new_workspace, "_set_up_version_control", lambda _folder: None)
     (tmp_path / "photographs").mkdir()
     folder = tmp_path / "camvid"
     settings = {"teacher_train.model.train_scales": [0.5, 1, 2]}

@@ -153,7 +153,9 @@ def test_no_stage_and_no_params_module_loads_torch() -> None:
     names = [_module(p) for p in sorted((REPO / "pipeline" / "stages").glob("*.py"))]
     loaded = _loaded(
         "import "
-        + ", ".join([*names, "pipeline.workspace.params", "pipeline.workspace.init", "pipeline.jobs.launcher", *SERVER])
+        + ", ".join(
+            [*names, "pipeline.workspace.params", "pipeline.workspace.new_workspace", "pipeline.jobs.launcher", *SERVER]
+        )
     )
     assert not loaded & {"torch", "torchvision"}
 

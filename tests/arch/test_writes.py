@@ -18,7 +18,7 @@ MAY_WRITE = {
     "pipeline/cli/main.py": "/dev/null",
     "hmsa_core/io/remote.py": "links, in a folder that is renamed into its place as a whole",
     "examples/streets/files.py": "a folder that is renamed into its place as a whole",
-    "pipeline/night/services.py": "what the server and the worker say",
+    "pipeline/night/prefect_services.py": "what the server and the worker say",
 }
 # Names of buffers, and of files of `open_atomic`.
 IN_MEMORY = {"buffer", "data", "stream", "self._stream", "file", "out"}

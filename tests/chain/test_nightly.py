@@ -22,8 +22,8 @@ import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.labels import LabelStore
+from pipeline.night.prefect_services import Services
 from pipeline.night.reaper import BEGINS_S, nightly_lock
-from pipeline.night.services import Services
 from pipeline.workspace.table import STAGES
 from tests.support.chain import REPO, Whole, environment
 from tests.support.nightly import (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.labels import LabelStore
-from pipeline.night.services import Services
+from pipeline.night.prefect_services import Services
 from tests.support.chain import environment
 from tests.support.nightly import (
     SLOWLY,

@@ -16,7 +16,7 @@ from hmsa_core.inference.teachers.run_options import teacher_options
 from hmsa_core.io import remote
 from hmsa_core.io.errors import ConfigError, InputError, LockedError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.store.remote import RemoteStore
+from hmsa_core.labels.store.remote_store import RemoteStore
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter
 from pipeline.cli.main import main
 from tests.support import s3

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from hmsa_core.io import atomic
-from pipeline.night.services import Services
+from pipeline.night.prefect_services import Services
 from tests.support.chain import environment
 from tests.support.waiting import wait_for
 

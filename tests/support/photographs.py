@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.stages import prepare
-from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.new_workspace import InitRequest, init_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 

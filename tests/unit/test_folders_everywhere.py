@@ -19,7 +19,7 @@ from hmsa_core.inference.evaluation.labelled_files import pairs_of
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels.importing import find_files
 from hmsa_core.training import run
-from pipeline.review.certify import TrueLabels
+from pipeline.review.certification import TrueLabels
 from pipeline.review.view import StoreView
 from tests.support.label_maps import stored
 from tests.support.training import class_file

@@ -21,7 +21,7 @@ from hmsa_core.io.errors import DecodeError, HmsaError
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.importing import import_folder
 from hmsa_core.taxonomy import from_file
-from pipeline.review.certify import TrueLabels
+from pipeline.review.certification import TrueLabels
 from pipeline.review.view import StoreView
 from tests.support.label_maps import stored
 from tests.support.training import class_file

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.walk import stem_of, walk
-from hmsa_core.inference.adopt import choice
-from hmsa_core.inference.adopt.choice import Mapped
+from hmsa_core.inference.adopt import fitting
 from hmsa_core.inference.adopt.combination import agreeing_weights, combine
+from hmsa_core.inference.adopt.fitting import Mapped
 from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, View, Views, draw, run
 from hmsa_core.inference.evaluation.labelled_files import blocks_of, label_reader, pairs_of
 from hmsa_core.inference.network.predictor import Tiler
@@ -30,8 +30,8 @@ from hmsa_core.inference.teachers.networks import Network
 from hmsa_core.inference.teachers.run_options import run_options
 from hmsa_core.inference.teachers.scores import read_scores
 from hmsa_core.inference.teachers.sources import Source, Spec, onnx_metadata, parse
-from hmsa_core.inference.teachers.tables import Adopted, Member, Table
 from hmsa_core.inference.teachers.teacher import open_network
+from hmsa_core.inference.teachers.teacher_files import Adopted, Member, Table
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.metrics import bootstrap_iou
 from hmsa_core.runtime.ranks import JobContext, start_ranks
@@ -130,7 +130,7 @@ def adopt(
     pixels = draw(pictures)
     is_labelled = bool((pixels.truth != IGNORE).any())
     found = [_look_at(source, pictures, pixels, classes, context, tell) for source in parse(teachers)]
-    members = [choice.apply(one.views.probabilities(one.chosen), one.targets, classes.num_classes) for one in found]
+    members = [fitting.apply(one.views.probabilities(one.chosen), one.targets, classes.num_classes) for one in found]
     if is_labelled:
         combination = combine(members, pixels)
         weights, temperatures = combination.weights, combination.temperatures
@@ -189,7 +189,7 @@ def _look_at(
 ) -> _Candidate:
     """Run one network and choose its map, its input and its scales."""
     if source.family == "checkpoint":
-        return _own(source, pictures, pixels, classes, context)
+        return _checkpoint(source, pictures, pixels, classes, context)
     source = replace(source, given=source.table.model_copy(update={"classes": {}}))  # they are what is looked for
     if source.family == "scores":
         views = run(pictures, [View(1.0)], lambda one, image, _: _scores(source, one.name, image))
@@ -204,14 +204,14 @@ def _look_at(
     if source.family != "scores":
         by_labels = bool((pixels.truth != IGNORE).any())
         one.scales, one.flip = (
-            choice.choose_views(views, one.targets, pixels, classes.num_classes)
+            fitting.choose_views(views, one.targets, pixels, classes.num_classes)
             if by_labels
-            else choice.agreeing_scales(views)
+            else fitting.agreeing_scales(views)
         )
     return one
 
 
-def _own(
+def _checkpoint(
     source: Source, pictures: Sequence[Picture], pixels: Pixels, classes: ClassTable, context: JobContext
 ) -> _Candidate:
     """A checkpoint of this package runs as it says itself: attention was trained for its scales."""
@@ -233,16 +233,16 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
     channels = next(iter(views.scores.values())).shape[1]
     names = _names(source, channels)
     tries = [v for v in views.scores if not v.mirrored]
-    counts = [choice.overlap(views.scores[view].astype(np.float32), pixels, classes.num_classes) for view in tries]
+    counts = [fitting.overlap(views.scores[view].astype(np.float32), pixels, classes.num_classes) for view in tries]
     for one in counts if len(source.names) == 1 else ():
         one[1] = 0  # what is not a sigmoid's class is no class
-    maps = [choice.map_classes(names, one, classes) for one in counts]
+    maps = [fitting.map_classes(names, one, classes) for one in counts]
 
     def score(i: int) -> float:
         if not counts[i].any():
-            return choice.agreement(views, tries[i].scale)
+            return fitting.agreement(views, tries[i].scale)
         targets = {one.channel: one.target for one in maps[i] if one.target is not None}
-        return choice.mean_iou(choice.apply(views.probabilities([tries[i]]), targets, classes.num_classes), pixels)
+        return fitting.mean_iou(fitting.apply(views.probabilities([tries[i]]), targets, classes.num_classes), pixels)
 
     best = max(range(len(tries)), key=score)
     if all(one.target is None for one in maps[best]):
@@ -297,10 +297,10 @@ def _best_input(
                 raise
             tell(f"{source}: {error.message}")
             continue
-        score = choice.agreement(views, 1.0)
+        score = fitting.agreement(views, 1.0)
         if (drawn.truth != IGNORE).any():
-            mapped = choice.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
-            score = choice.mean_iou(mapped, drawn)
+            mapped = fitting.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
+            score = fitting.mean_iou(mapped, drawn)
         scored.append((score, tried, network))
     _, best, network = max(scored, key=lambda one: one[0])
     trials = ", ".join(f"{_said(one)} {score:.3f}" for score, one, _ in scored)
@@ -349,12 +349,12 @@ def _how(one: _Candidate, weight: float) -> str:
 def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, seconds: float, how: str) -> Row:
     if not (pixels.truth != IGNORE).any():
         return Row(name, None, None, {}, seconds, how)
-    counts = choice.confusions(predicted, pixels)
+    counts = fitting.confusions(predicted, pixels)
     interval = bootstrap_iou(counts, list(pixels.blocks))
     rows: Mapping[str, Any] = interval.to_json(classes.classes)["classes"]
     iou = {cls: values[0] for cls, values in rows.items()}
     ends = (interval.low, interval.high)
-    return Row(name, choice.mean_iou(predicted, pixels), None if np.isnan(ends).any() else ends, iou, seconds, how)
+    return Row(name, fitting.mean_iou(predicted, pixels), None if np.isnan(ends).any() else ends, iou, seconds, how)
 
 
 def _kept(predicted: Float32, pixels: Pixels) -> tuple[tuple[float, float, float], ...]:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
-from hmsa_core.inference.adopt.choice import confusions, mean_iou
+from hmsa_core.inference.adopt.fitting import confusions, mean_iou
 from hmsa_core.inference.adopt.samples import Float32, Pixels
 from hmsa_core.inference.teachers.combining import FLOOR, average, cool, stack
-from hmsa_core.inference.teachers.tables import Stacking
+from hmsa_core.inference.teachers.teacher_files import Stacking
 from hmsa_core.metrics import bootstrap_difference
 from hmsa_core.taxonomy import IGNORE
 

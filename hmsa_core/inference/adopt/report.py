@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from hmsa_core.inference.adopt.adopt import Adoption
-from hmsa_core.inference.adopt.choice import Mapped
+from hmsa_core.inference.adopt.fitting import Mapped
 
 
 def to_yaml(found: Adoption, out: Path) -> str:

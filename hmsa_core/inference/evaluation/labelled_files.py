@@ -171,7 +171,7 @@ def check_labels(files: Sequence[Sample], classes: ClassTable, read: LabelReader
     """
     with Progress(len(files), what="read labels") as progress:
         sizes = [_other_size(file, classes, read, ids, progress.update) for file in files]
-    if ids == "auto" and classes.has_own_ids:
+    if ids == "auto" and classes.has_file_ids:
         _refuse_train_ids(files, classes)
     resized, turned = [note for note, _ in sizes if note], sum(is_turned for _, is_turned in sizes)
     summary = f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own"
@@ -205,7 +205,7 @@ def _other_size(
 def _hint_of(error: DecodeError, classes: ClassTable) -> str:
     if error.reason != "ids-out-of-range":
         return ""
-    if classes.has_own_ids:
+    if classes.has_file_ids:
         return f"labels that hold trainIds (0..{classes.num_classes - 1}, 255 = ignored) are read with --ids train"
     return 'pixels without a class hold 255, or what the class file gives as "ignore_id"'
 

@@ -31,7 +31,7 @@ from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
 from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, DecodeError, IntegrityError
 from hmsa_core.io.remote import ahead, fetched
-from hmsa_core.labels.store.remote import RemoteStore
+from hmsa_core.labels.store.remote_store import RemoteStore
 from hmsa_core.labels.store.shards import (
     ShardPlan,
     ShardWriter,

@@ -32,7 +32,7 @@ from hmsa_core.io.process import StopRequest
 from hmsa_core.io.remote import is_url, local_path, local_tree
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.store.format import LOCKS, MANIFEST, RECEIPTS, SIDECAR, STATISTICS
-from hmsa_core.labels.store.remote import RemoteStore
+from hmsa_core.labels.store.remote_store import RemoteStore
 from hmsa_core.labels.store.shards import ShardPlan, is_acknowledged, read_receipt
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.spec import InferSpec, Selection

@@ -70,13 +70,7 @@ def open_tiler(checkpoint: Path, runtime: RuntimeConfig) -> Tiler:
 
 
 def label_image(
-    model: Predictor | MultiScaleModel,
-    image: UInt8,
-    scales: Sequence[float],
-    flip: bool,
-    *,
-    kind: str = "model",
-    size: Size | None = None,
+    model: Predictor | MultiScaleModel, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model"
 ) -> tuple[UInt8, Float32]:
     """Label one image.
 
@@ -86,14 +80,13 @@ def label_image(
         scales: different positive numbers, one of them 1.0.
         flip: average the scores with those of the mirror image.
         kind: "model" = as it was trained; "single", "average", "max" fuse its scales another way.
-        size: size of the result where it is not the image's.
 
     Returns:
         label: uint8 HxW trainIds; confidence: float32 HxW, softmax probability of the label.
     """
     if isinstance(model, MultiScaleModel):
         model = Predictor(model, next(model.parameters()).device)
-    return Tiler(model).label(image, check_scales(scales), flip, kind=kind, size=size)
+    return Tiler(model).label(image, check_scales(scales), flip, kind=kind)
 
 
 class Engine(ABC):

@@ -147,7 +147,7 @@ def _target(source: Source, ours: int | str, classes: ClassTable) -> int:
     return names.index(ours.lower())
 
 
-def own_classes(teacher: Spec) -> ClassTable:
+def named_classes(teacher: Spec) -> ClassTable:
     """The classes that a teacher names itself, where no others are requested.
 
     Raises:

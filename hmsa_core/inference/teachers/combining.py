@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.inference.teachers.tables import Adopted, Stacking
+from hmsa_core.inference.teachers.teacher_files import Adopted, Stacking
 
 Float32 = NDArray[np.float32]
 FLOOR = 1e-4  # a smaller probability counts as this one: a member that does not know a class vetoes no pixel

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core.config import SCALES, RuntimeConfig, check_scales
-from hmsa_core.inference.teachers.classes import class_map, own_classes
+from hmsa_core.inference.teachers.classes import class_map, named_classes
 from hmsa_core.inference.teachers.sources import Spec, only_checkpoint, parse, resolved
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.remote import local_folder
@@ -68,7 +68,7 @@ def teacher_options(
         if source.adopted is not None and (scales is not None or flip is not None):
             message = f"{source}: says itself at which scales each network runs"
             raise ConfigError(message, hint="leave out --scales and --flip")
-    classes = classes or own_classes(sources)
+    classes = classes or named_classes(sources)
     check_class_count(classes.num_classes)
     for source in sources:
         class_map(source, classes)

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from hmsa_core.data.walk import walk
-from hmsa_core.inference.teachers.tables import Adopted, Table, read_yaml, relative_to
+from hmsa_core.inference.teachers.teacher_files import Adopted, Table, read_yaml, relative_to
 from hmsa_core.io.atomic import digest, read_json, sha256_file
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, did_you_mean, needs_extra
 from hmsa_core.io.remote import local_folder

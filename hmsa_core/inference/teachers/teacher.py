@@ -30,7 +30,7 @@ from hmsa_core.inference.teachers.combining import combine
 from hmsa_core.inference.teachers.networks import HuggingFaceNetwork, Network, OnnxNetwork
 from hmsa_core.inference.teachers.scores import check_files, read_scores
 from hmsa_core.inference.teachers.sources import Source, only_checkpoint, parse
-from hmsa_core.inference.teachers.tables import Adopted
+from hmsa_core.inference.teachers.teacher_files import Adopted
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.taxonomy import IGNORE, ClassTable

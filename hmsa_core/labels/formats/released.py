@@ -14,7 +14,7 @@ import numpy as np
 from hmsa_core.labels.formats._folder import Files, update_folder
 from hmsa_core.labels.formats._item import About, Item, Labels
 from hmsa_core.labels.formats.cityscapes import IMAGE_ENDING, folder_of, refuse_twins, stem
-from hmsa_core.labels.store.codes import EDGES, NUM_CODES, ConfidenceCode
+from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES, ConfidenceCode
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.taxonomy import IGNORE
@@ -63,7 +63,7 @@ def prob_bytes_of_codes(code: Labels, *, imported: bool = False) -> Labels:
 
 @cache
 def _byte_table(imported: bool) -> Labels:
-    table = np.floor(np.array([float(e) for e in EDGES]) * 255 + 1e-9).astype(np.uint8)
+    table = np.floor(EDGE_VALUES * 255 + 1e-9).astype(np.uint8)
     if imported:
         bytes_ = np.arange(256)
         codes = ConfidenceCode().encode((bytes_ / 255).astype(np.float32))

@@ -35,7 +35,9 @@ def _all_edges() -> tuple[str, ...]:
 
 EDGES: tuple[str, ...] = _all_edges()
 _CODES = {Decimal(edge): code for code, edge in enumerate(EDGES)}
-_VALUES = np.array([float(edge) for edge in EDGES], np.float32)
+EDGE_VALUES = np.array([float(edge) for edge in EDGES])
+EDGE_VALUES.setflags(write=False)
+_VALUES = EDGE_VALUES.astype(np.float32)
 _VALUES.setflags(write=False)
 
 _SHIFT = 17  # bits of 1-p that are dropped: the coarsest table in which no cell holds two edges

@@ -285,7 +285,7 @@ def full_lineage(lineage: Mapping[str, Any]) -> dict[str, Any]:
 def binding(lineage: Mapping[str, Any]) -> dict[str, Any]:
     """What a policy is bound to: teacher hash, scales, flip and precision, and the kind of model if average or max.
 
-    Models of those two kinds fuse the scales of the same weights as a single-scale model, whose hash is theirs.
+    Models of those two kinds fuse the scales of the same weights as a single-scale model, and have its hash.
     """
     full = full_lineage(lineage)
     scales, parameters = full["scales"], full["parameters"]

@@ -25,6 +25,7 @@ from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.sidecar import cumulative
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
+from hmsa_core.metrics import iou_of
 from hmsa_core.metrics.boundary import boundary_band
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
@@ -114,6 +115,12 @@ class Curves:
         if name not in self._kept:
             self._kept[name] = cumulative(self.counts[name])
         return self._kept[name]
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """IoU of each class of the labels before any threshold, (C,); NaN for a class that the images do not show."""
+        counts = self.joint.sum(axis=2)
+        return np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)
 
     def subset(self, blocks: Sequence[int]) -> Curves:
         """The curves of some blocks; joint counts and conflicts remain those of all blocks."""

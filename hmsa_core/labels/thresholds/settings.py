@@ -6,14 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from hmsa_core.config import Section
+from hmsa_core.config import Count, Positive, Section, Share
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.thresholds.rules import rule_names
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class CalibrateConfig(Section):

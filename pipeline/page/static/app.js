@@ -1,24 +1,25 @@
-// Starts the page: store, address, parts, keyboard.
+// Starts the page: store, address, parts.
 
 import { api } from "./api.js";
 import { openAsk, startAsk } from "./ask.js";
 import { startAudit, openAudit } from "./audit.js";
 import { startClasses, useStats } from "./classes.js";
-import { parseThreshold } from "./cuts.js";
 import { byId, plain, setText } from "./dom.js";
 import { neighbour, openGrid, refresh, rowAt, reveal, startGrid } from "./grid.js";
 import { placeIcons } from "./icons.js";
-import { keyGroup, startKeys } from "./keys.js";
+import { startKeyboard } from "./keyboard.js";
+import { keyTable } from "./keys.js";
 import { noImage, startNumbers, useImage } from "./numbers.js";
 import { startOverlay } from "./overlay.js";
-import { nudge, startPanel, useWhole } from "./panel.js";
-import { savePolicy, startPolicy } from "./policy.js";
-import { cancelRegion, closeRegion, mark, startRegion, startReview, undo } from "./review.js";
+import { startPanel, useWhole } from "./panel.js";
+import { startPolicy } from "./policy.js";
+import { mark, startReview } from "./review.js";
 import { ahead, onScene, scene, show, startScene } from "./scene.js";
-import { addressQuery, cutParams, fromQuery, mirrorAddress, state, update, watch } from "./state.js";
+import { addressQuery, fromQuery, mirrorAddress, state, thresholdParams, update, watch } from "./state.js";
+import { parseThreshold } from "./thresholds.js";
 import { online, report, toast } from "./toast.js";
-import { LAYERS, startToolbar, toggleCompare, toggleLayer } from "./toolbar.js";
-import { actualSize, fit, startViewport, zoomBy } from "./viewport.js";
+import { startToolbar } from "./toolbar.js";
+import { startViewport } from "./viewport.js";
 import { startWeights } from "./weights.js";
 
 let store = null;
@@ -91,7 +92,7 @@ async function askStats() {
   asking?.abort();
   asking = new AbortController();
   try {
-    const stats = await api.json("stats", cutParams(state, store), asking.signal);
+    const stats = await api.json("stats", thresholdParams(state, store), asking.signal);
     useStats(stats);
     useWhole(stats);
     online();
@@ -111,56 +112,6 @@ async function lookForServer() {
   online();
   if (scene.error) show(state.image);
   refresh({ keepTiles: true });
-}
-
-/** One step back at a time: out of a field, then out of a region, then out of compare and the chosen class. */
-function escape() {
-  const field = document.activeElement;
-  if (field && field !== document.body && field !== byId("stage")) field.blur();
-  else if (!cancelRegion()) update({ compare: null, focus: -1 });
-}
-
-function registerKeys() {
-  keyGroup("Images", [
-    { keys: ["ArrowRight"], show: "→", text: "next image", run: () => go(1) },
-    { keys: ["ArrowLeft"], show: "←", text: "previous image", run: () => go(-1) },
-    { keys: ["ArrowDown"], show: "↓", text: "a row down", run: () => go(2) },
-    { keys: ["ArrowUp"], show: "↑", text: "a row up", run: () => go(-2) },
-    { keys: ["/"], show: "/", text: "filter by name", run: () => byId("filter").focus() },
-  ]);
-  keyGroup("Review", [
-    { keys: ["A"], once: true, show: "A", text: "accept, then the next image", run: () => markAndGo("accept") },
-    { keys: ["F"], once: true, show: "F", text: "flag, then the next image", run: () => markAndGo("flag") },
-    { keys: ["a"], once: true, show: "a", text: "accept and stay", run: () => mark("accept") },
-    { keys: ["f"], once: true, show: "f", text: "flag and stay", run: () => mark("flag") },
-    { keys: ["z"], ctrl: true, once: true, show: "Ctrl+Z", text: "withdraw the last mark", run: undo },
-    { keys: ["r"], show: "r", text: "draw a region", run: startRegion },
-    { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },
-    { keys: ["Enter"], show: "Enter", text: "close the region", run: closeRegion },
-    { keys: ["u"], show: "u", text: "click audit", run: () => byId("open-audit").click() },
-    { keys: ["q"], show: "q", text: "questions about regions", run: () => byId("open-ask").click() },
-  ]);
-  keyGroup("Threshold", [
-    { keys: ["["], show: "[", text: "one edge lower", run: () => nudge(-1) },
-    { keys: ["]"], show: "]", text: "one edge higher", run: () => nudge(1) },
-    { keys: ["{"], show: "{", text: "ten edges lower", run: () => nudge(-10) },
-    { keys: ["}"], show: "}", text: "ten edges higher", run: () => nudge(10) },
-    { keys: ["p"], show: "p", text: "policy or one threshold", run: () => store.policy && update({ base: state.base === "policy" ? 0 : "policy" }) },
-    { keys: ["s"], ctrl: true, everywhere: true, show: "Ctrl+S", text: "save policy", run: savePolicy },
-  ]);
-  keyGroup("Layers and view", [
-    ...LAYERS.map((name, i) => ({ keys: [String(i + 1)], show: String(i + 1), text: { labels: "label overlay", heat: "confidence heat map", human: "human label", dropped: "dropped pixels", weights: "scale weights" }[name] ?? name, run: () => toggleLayer(name) })),
-    { keys: ["c"], show: "c", text: "compare, swipe", run: toggleCompare },
-    { keys: ["+", "="], show: "+", text: "zoom in", run: () => zoomBy(1.4) },
-    { keys: ["-"], show: "-", text: "zoom out", run: () => zoomBy(1 / 1.4) },
-    { keys: ["0", "z"], show: "0", text: "whole picture", run: fit },
-    { keys: ["x"], show: "x", text: "one pixel to one pixel", run: actualSize },
-  ]);
-  keyGroup("Page", [
-    { keys: ["?"], show: "?", text: "this help", run: () => byId("help").showModal() },
-    { keys: ["Escape"], everywhere: true, show: "Esc", text: "leave field, region, compare or class", run: escape },
-  ]);
-  startKeys();
 }
 
 function describeStore() {
@@ -220,7 +171,7 @@ async function start() {
   startAsk(store, () => { refresh({ keepTiles: true }); show(state.image); });
   describeStore();
   followScene();
-  registerKeys();
+  startKeyboard(keyTable(store, go, markAndGo));
   wire();
   mirrorAddress(store);
   if (state.image) show(state.image);

@@ -6,7 +6,7 @@ import { corner, drawCrop, judgingKeys, pictureOf } from "./closeup.js";
 import { byId, fill, h, percent, setText } from "./dom.js";
 import { loadPlanes, prefetch } from "./loader.js";
 import { coloursOf, css } from "./palette.js";
-import { cutParams, state } from "./state.js";
+import { state, thresholdParams } from "./state.js";
 import { report } from "./toast.js";
 
 const dialog = byId("audit");
@@ -52,14 +52,14 @@ function drawMask(planes, item, canvas, left, top, size) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(size, size);
   const pixels = new Uint32Array(image.data.buffer);
-  const cut = item.low ?? audit.codes[item.class];
+  const threshold = item.low ?? audit.codes[item.class];
   const [r, g, b] = coloursOf(store)[item.class];
   for (let y = 0; y < size; y++) {
     for (let x = 0; x < size; x++) {
       const [px, py] = [left + x, top + y];
       if (px < 0 || py < 0 || px >= planes.width || py >= planes.height) continue;
       const joined = planes.index[py * planes.width + px];
-      if (joined >> 8 === item.class && (joined & 255) >= cut) pixels[y * size + x] = ((110 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+      if (joined >> 8 === item.class && (joined & 255) >= threshold) pixels[y * size + x] = ((110 << 24) | (b << 16) | (g << 8) | r) >>> 0;
     }
   }
   context.putImageData(image, 0, 0);
@@ -195,7 +195,7 @@ async function begin(event) {
   try {
     const perClass = Number(byId("audit-per-class").value);
     const classes = state.focus >= 0 && byId("audit-focus").checked ? [store.classes[state.focus].name] : [];
-    open(await api.post("audit", { per_class: perClass, seed: Number(byId("audit-seed").value), classes, ...cutParams(state, store) }));
+    open(await api.post("audit", { per_class: perClass, seed: Number(byId("audit-seed").value), classes, ...thresholdParams(state, store) }));
   } catch (error) {
     report(error);
   } finally {

@@ -1,8 +1,8 @@
-// Histogram of confidence with the cut, and the precision-coverage curve with its dot. Both are sliders:
+// Histogram of confidence with the threshold, and the precision-coverage curve with its dot. Both are sliders:
 // they can be dragged, and with focus the arrow keys move them from edge to edge.
 
-import { at, CODES, curve, nearestCode, WITHHELD } from "./cuts.js";
 import { clamp, compact, sharp } from "./dom.js";
+import { at, CODES, curve, nearestCode, WITHHELD } from "./thresholds.js";
 
 const LABELLED = ["0", "0.5", "0.9", "0.95", "0.99", "0.999", "0.9999"];
 const PAD = { left: 30, right: 8, top: 8, bottom: 18 };
@@ -36,22 +36,22 @@ function slide(node, { onCode, codeAt, current }) {
   });
 }
 
-function describe(node, cut, store, text) {
+function describe(node, threshold, store, text) {
   node.setAttribute("aria-valuemin", 0);
   node.setAttribute("aria-valuemax", CODES - 1);
-  node.setAttribute("aria-valuenow", Math.min(cut, CODES - 1));
-  node.setAttribute("aria-valuetext", cut >= WITHHELD ? "withheld" : `${store.edges[cut]}, ${text}`);
+  node.setAttribute("aria-valuenow", Math.min(threshold, CODES - 1));
+  node.setAttribute("aria-valuetext", threshold >= WITHHELD ? "withheld" : `${store.edges[threshold]}, ${text}`);
 }
 
-/** Histogram chart: `draw({bins: [{all, kept}], cut})`; cut null = each class has its own. */
+/** Histogram chart: `draw({bins: [{all, kept}], threshold})`; threshold null = each class has its own. */
 export function makeHistogram(node, store, { onCode }) {
-  let cutNow = 0;
+  let thresholdNow = 0;
   const codeAt = (event) => codeAtX(event.clientX - node.getBoundingClientRect().left, node.clientWidth);
-  slide(node, { onCode, codeAt, current: () => cutNow });
+  slide(node, { onCode, codeAt, current: () => thresholdNow });
   const marks = LABELLED.map((text) => [text, nearestCode(store.edgeValues, Number(text))]);
 
-  return ({ bins, cut, described }) => {
-    cutNow = cut ?? 0;
+  return ({ bins, threshold, described }) => {
+    thresholdNow = threshold ?? 0;
     const { context, width, height } = sharp(node);
     const ink = inkOf(node);
     const bottom = height - PAD.bottom;
@@ -87,10 +87,10 @@ export function makeHistogram(node, store, { onCode }) {
       context.fillStyle = ink("text");
       context.fillText(compact(10 ** power), PAD.left - 5, y + 3);
     }
-    describe(node, cutNow, store, described);
-    if (cut === null) return;
-    const x = axisX(Math.min(cut, CODES), width);
-    context.fillStyle = ink("cut");
+    describe(node, thresholdNow, store, described);
+    if (threshold === null) return;
+    const x = axisX(Math.min(threshold, CODES), width);
+    context.fillStyle = ink("threshold");
     context.fillRect(x - 1, PAD.top - 4, 2, bottom - PAD.top + 4);
     context.beginPath();
     context.roundRect(x - 4, PAD.top - 6, 8, 12, 3);
@@ -120,21 +120,21 @@ function trace(context, points, x, y, keepsGap) {
   context.stroke();
 }
 
-/** Precision-coverage chart: `draw({count, right, c, cut, evidence})` with suffix sums of pixels and of P(correct). */
+/** Precision-coverage chart: `draw({count, right, c, threshold, evidence})` with suffix sums of pixels and of P(correct). */
 export function makeCurve(node, store, { onCode }) {
   const C = store.classes.length;
   let points = [];
-  let cutNow = 0;
+  let thresholdNow = 0;
   const codeAt = (event) => {
     const width = node.clientWidth - PAD.left - PAD.right;
     const coverage = clamp((event.clientX - node.getBoundingClientRect().left - PAD.left) / width, 0, 1);
     const distance = (p) => Math.abs(p.coverage - coverage);
     return points.reduce((best, p) => (distance(p) < distance(best) ? p : best), points[0]).code;
   };
-  slide(node, { onCode, codeAt, current: () => cutNow });
+  slide(node, { onCode, codeAt, current: () => thresholdNow });
 
-  return ({ count, right, c, cut, target, dot, described }) => {
-    cutNow = cut;
+  return ({ count, right, c, threshold, target, dot, described }) => {
+    thresholdNow = threshold;
     points = curve(count, right, c, C);
     const { context, width, height } = sharp(node);
     const ink = inkOf(node);
@@ -161,36 +161,36 @@ export function makeCurve(node, store, { onCode }) {
     context.strokeStyle = ink("kept");
     context.lineWidth = 2;
     if (right) trace(context, points.filter((p) => p.coverage > 0.0005), x, (p) => (p.precision === null ? null : y(p.precision, bottom)), false);
-    const here = dot ?? points[Math.min(cut, CODES - 1)];
+    const here = dot ?? points[Math.min(threshold, CODES - 1)];
     const dotY = right && here.precision !== null ? y(Math.max(here.precision, floor), bottom) : bottom;
     context.lineWidth = 1;
-    context.strokeStyle = ink("cut");
+    context.strokeStyle = ink("threshold");
     context.setLineDash([2, 3]);
     context.beginPath();
     context.moveTo(x(here), PAD.top);
     context.lineTo(x(here), bottom);
     context.stroke();
     context.setLineDash([]);
-    context.fillStyle = ink("cut");
+    context.fillStyle = ink("threshold");
     context.beginPath();
     context.arc(x(here), dotY, 5.5, 0, 7);
     context.fill();
     context.lineWidth = 2;
     context.strokeStyle = ink("paper");
     context.stroke();
-    describe(node, cut, store, described);
+    describe(node, threshold, store, described);
   };
 }
 
-/** Pixels of each code, and how many of them the cuts keep: of one class, or of all (c < 0). */
-export function binsOf(sums, c, cuts) {
+/** Pixels of each code, and how many of them the thresholds keep: of one class, or of all (c < 0). */
+export function binsOf(sums, c, thresholds) {
   const bins = Array.from({ length: CODES }, () => ({ all: 0, kept: 0 }));
-  cuts.forEach((cut, i) => {
+  thresholds.forEach((threshold, i) => {
     if (c >= 0 && i !== c) return;
     bins.forEach((bin, k) => {
       const n = at(sums, i, k) - at(sums, i, k + 1);
       bin.all += n;
-      if (k >= cut) bin.kept += n;
+      if (k >= threshold) bin.kept += n;
     });
   });
   return bins;

@@ -1,6 +1,5 @@
 // The table of classes: colour, visibility, own threshold, what it keeps, how right that is and how we know.
 
-import { at, CODES, edgeText, nearestCode, parseThreshold, WITHHELD } from "./cuts.js";
 import { byId, fill, h, percent, setText } from "./dom.js";
 import { icon } from "./icons.js";
 import { storeSums } from "./numbers.js";
@@ -8,6 +7,7 @@ import { coloursOf, css } from "./palette.js";
 import { setPin } from "./panel.js";
 import { scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
+import { at, CODES, edgeText, nearestCode, parseThreshold, WITHHELD } from "./thresholds.js";
 
 const CHIPS = {
   given: ["own", "given by hand"],
@@ -45,19 +45,19 @@ function evidence(known) {
 }
 
 function precisionOf(c) {
-  const cut = scene.cuts[c];
-  const known = measured.get(c)?.code === cut ? measured.get(c) : null;
+  const threshold = scene.thresholds[c];
+  const known = measured.get(c)?.code === threshold ? measured.get(c) : null;
   const { count, right } = storeSums();
-  const kept = at(count, c, cut);
+  const kept = at(count, c, threshold);
   const lines = [evidence(known)];
   if (right && kept) {
-    const marginal = at(count, c, cut) - at(count, c, cut + 1);
-    lines.push(`expected of what is kept here: ${percent(at(right, c, cut), kept, 1)}`);
-    if (marginal) lines.push(`at the threshold itself: ${percent(at(right, c, cut) - at(right, c, cut + 1), marginal, 0)}`);
+    const marginal = at(count, c, threshold) - at(count, c, threshold + 1);
+    lines.push(`expected of what is kept here: ${percent(at(right, c, threshold), kept, 1)}`);
+    if (marginal) lines.push(`at the threshold itself: ${percent(at(right, c, threshold) - at(right, c, threshold + 1), marginal, 0)}`);
   }
   const title = lines.filter(Boolean).join("\n");
   if (["audit", "certificate"].includes(known?.precision_source)) return { text: percent(known.precision, 1, 1), title, source: "audit" };
-  if (right && kept) return { text: percent(at(right, c, cut), kept, 1), title, source: "" };
+  if (right && kept) return { text: percent(at(right, c, threshold), kept, 1), title, source: "" };
   return { text: "–", title: kept ? "not measured yet: an audit (u) measures it" : "nothing of this class is kept", source: "" };
 }
 
@@ -76,7 +76,7 @@ function detail(c) {
   const name = store.classes[c].name;
   const alpha = h("input", { type: "range", min: 0, max: 100, step: 5, value: state.alphas[c] ?? 100, id: `class-alpha-${c}`, "aria-label": `opacity of ${name}` });
   alpha.addEventListener("input", () => update({ alphas: { ...state.alphas, [c]: Number(alpha.value) } }));
-  const value = h("input.number", { type: "text", inputmode: "decimal", value: edgeText(store, scene.cuts[c]), "aria-label": `threshold of ${name}`, autocomplete: "off" });
+  const value = h("input.number", { type: "text", inputmode: "decimal", value: edgeText(store, scene.thresholds[c]), "aria-label": `threshold of ${name}`, autocomplete: "off" });
   const message = h("span.field-error", { hidden: true, role: "alert" });
   value.addEventListener("change", () => {
     const { code, neighbours } = parseThreshold(value.value, store);
@@ -112,7 +112,7 @@ function makeRow(c) {
     const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
     if (!step) return;
     event.preventDefault();
-    setPin(c, Math.min(CODES - 1, Math.max(0, Math.min(scene.cuts[c], CODES - 1) + step)));
+    setPin(c, Math.min(CODES - 1, Math.max(0, Math.min(scene.thresholds[c], CODES - 1) + step)));
   });
   parts.node = h("li.class-row", { dataset: { class: name } },
     parts.eye, parts.name, parts.value, parts.kept, parts.precision,
@@ -122,7 +122,7 @@ function makeRow(c) {
 
 function showRow(c) {
   const row = rows[c];
-  const cut = scene.cuts[c];
+  const threshold = scene.thresholds[c];
   const status = statusOf(c);
   const [tone, why] = CHIPS[status] ?? ["", status];
   const share = state.alphas[c] ?? 100;
@@ -135,11 +135,11 @@ function showRow(c) {
   setText(row.chip, status);
   row.chip.title = why;
   row.chip.hidden = status === "one for all" || status === "as stored";
-  setText(row.value, edgeText(store, cut));
-  row.slider.value = String(cut >= WITHHELD ? 1 : store.edgeValues[cut]);
-  row.slider.setAttribute("aria-valuetext", edgeText(store, cut));
+  setText(row.value, edgeText(store, threshold));
+  row.slider.value = String(threshold >= WITHHELD ? 1 : store.edgeValues[threshold]);
+  row.slider.setAttribute("aria-valuetext", edgeText(store, threshold));
   const { count } = storeSums();
-  const [all, kept] = [at(count, c, 0), at(count, c, cut)];
+  const [all, kept] = [at(count, c, 0), at(count, c, threshold)];
   row.node.classList.toggle("absent", all === 0);
   row.bar.firstChild.style.width = all ? `${(100 * kept) / all}%` : "0";
   row.kept.dataset.kept = String(kept);

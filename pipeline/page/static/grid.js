@@ -8,7 +8,7 @@ import { labelTable, paint, makeLayer } from "./paint.js";
 import { coloursOf } from "./palette.js";
 import { decodeGrey } from "./png.js";
 import { scene } from "./scene.js";
-import { cutParams, state, update, watch } from "./state.js";
+import { state, thresholdParams, update, watch } from "./state.js";
 
 const COLUMNS = 2;
 const ROW = 122; // CSS pixels, as in grid.css
@@ -35,7 +35,7 @@ function selection() {
   if (state.query) params.q = state.query;
   if (state.city) params.city = state.city;
   if (state.review) params.review = state.review;
-  Object.assign(params, cutParams(state, store));
+  Object.assign(params, thresholdParams(state, store));
   return params;
 }
 
@@ -92,7 +92,7 @@ function makeTile(position) {
 
 function repaint(tile) {
   const mini = tile.row && minis.get(tile.row.name);
-  if (!mini || !scene.cuts) return;
+  if (!mini || !scene.thresholds) return;
   tile.layer.resize(mini.width, mini.height);
   paint(tile.layer, mini.index, table);
 }
@@ -241,9 +241,9 @@ export async function refresh({ keepTiles = false, first = false } = {}) {
 }
 
 function recolour() {
-  if (!scene.cuts) return;
+  if (!scene.thresholds) return;
   const alpha = store.classes.map((_, c) => ((state.alphas[c] ?? 100) > 0 && (state.focus < 0 || state.focus === c) ? 190 : 0));
-  labelTable(table, { cuts: scene.cuts, colours: coloursOf(store), alpha, dropped: 0 });
+  labelTable(table, { thresholds: scene.thresholds, colours: coloursOf(store), alpha, dropped: 0 });
   tiles.forEach(repaint);
 }
 

@@ -1,7 +1,7 @@
-// Live numbers: what the present cuts keep of this image and of the whole store, from the histograms the
+// Live numbers: what the present thresholds keep of this image and of the whole store, from the histograms the
 // page already has. Nothing here asks the server.
 
-import { CODES, keptBy, suffixSums } from "./cuts.js";
+import { CODES, keptBy, suffixSums } from "./thresholds.js";
 
 let store = null;
 const sides = {};
@@ -31,8 +31,8 @@ export function useImage(planes) {
 export const noImage = () => { here = null; };
 export const imageSums = () => here;
 
-/** {kept, pixels, precision} of some sums under some cuts; precision is null without a calibration. */
-export function measure(sums, cuts) {
-  const kept = keptBy(sums.count, cuts);
-  return { kept, pixels: sums.pixels, precision: sums.right && kept ? keptBy(sums.right, cuts) / kept : null };
+/** {kept, pixels, precision} of some sums under some thresholds; precision is null without a calibration. */
+export function measure(sums, thresholds) {
+  const kept = keptBy(sums.count, thresholds);
+  return { kept, pixels: sums.pixels, precision: sums.right && kept ? keptBy(sums.right, thresholds) / kept : null };
 }

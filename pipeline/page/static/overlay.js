@@ -15,16 +15,16 @@ const HINT = "A accept · F flag · 2 labels on or off · Ctrl+Z undo · ? all k
 
 const className = (label) => (label < store.classes.length ? store.classes[label].name : "ignored");
 
-function verdict(label, code, cut) {
+function verdict(label, code, threshold) {
   if (label >= store.classes.length) return "ignored (255)";
-  return code >= cut ? "kept" : "dropped";
+  return code >= threshold ? "kept" : "dropped";
 }
 
-function readAt(x, y, planes, cuts) {
+function readAt(x, y, planes, thresholds) {
   const joined = planes.index[y * planes.width + x];
   const [label, code] = [joined >> 8, joined & 255];
   const p = store.precision?.table[label]?.[code];
-  return { label, code, p, cut: cuts[label] ?? 256 };
+  return { label, code, p, threshold: thresholds[label] ?? 256 };
 }
 
 function swatch(label) {
@@ -41,11 +41,11 @@ function readOut() {
   const [x, y] = [Math.floor(pointer.x), Math.floor(pointer.y)];
   byId("pixel").style.transform = `translate(${x}px, ${y}px)`;
   const onB = state.compare && scene.other && pointer.x > state.swipe * planes.width;
-  const side = onB ? { planes: scene.other, cuts: scene.cutsB } : { planes, cuts: scene.cuts };
-  const { label, code, p, cut } = readAt(x, y, side.planes, side.cuts);
+  const side = onB ? { planes: scene.other, thresholds: scene.thresholdsB } : { planes, thresholds: scene.thresholds };
+  const { label, code, p, threshold } = readAt(x, y, side.planes, side.thresholds);
   const parts = [h("span.coordinates", {}, `${x}, ${y}`), h("b", {}, swatch(label), className(label)), h("span", {}, `confidence ≥ ${store.edges[code]}`)];
   if (p !== undefined) parts.push(h("span", {}, `P(correct) ${percent(p, 1, 1)}`));
-  const says = verdict(label, code, cut);
+  const says = verdict(label, code, threshold);
   parts.push(h(`span.verdict.${says.split(" ")[0]}`, {}, says));
   if (scene.human) {
     const human = scene.human.data[y * scene.human.width + x];
@@ -90,8 +90,8 @@ function difference() {
   let [onlyA, onlyB, differ] = [0, 0, 0];
   for (let i = 0; i < a.index.length; i++) {
     const [la, lb] = [a.index[i] >> 8, b.index[i] >> 8];
-    const keptA = la < C && (a.index[i] & 255) >= scene.cuts[la];
-    const keptB = lb < C && (b.index[i] & 255) >= scene.cutsB[lb];
+    const keptA = la < C && (a.index[i] & 255) >= scene.thresholds[la];
+    const keptB = lb < C && (b.index[i] & 255) >= scene.thresholdsB[lb];
     if (keptA && !keptB) onlyA += 1;
     else if (keptB && !keptA) onlyB += 1;
     else if (keptA && la !== lb) differ += 1;

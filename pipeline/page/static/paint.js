@@ -21,15 +21,15 @@ export function join(label, code) {
 }
 
 /** Colours of kept pixels by class; what is not kept gets `dropped` (0 = transparent). */
-export function labelTable(table, { cuts, colours, alpha, dropped }) {
+export function labelTable(table, { thresholds, colours, alpha, dropped }) {
   table.fill(0);
-  for (let c = 0; c < cuts.length; c++) {
+  for (let c = 0; c < thresholds.length; c++) {
     const [r, g, b] = colours[c];
     const kept = rgba(r, g, b, alpha[c]);
     const row = c << 8;
-    const cut = Math.min(cuts[c], 256);
-    table.fill(alpha[c] ? dropped : 0, row, row + cut);
-    table.fill(kept, row + cut, row + 256);
+    const threshold = Math.min(thresholds[c], 256);
+    table.fill(alpha[c] ? dropped : 0, row, row + threshold);
+    table.fill(kept, row + threshold, row + 256);
   }
   return table;
 }

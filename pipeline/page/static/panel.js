@@ -1,12 +1,12 @@
 // The right-hand panel: one threshold for all, live totals, the two charts.
 
 import { binsOf, makeCurve, makeHistogram } from "./charts.js";
-import { at, CODES, edgeText, nearestCode, parseThreshold } from "./cuts.js";
 import { byId, clamp, compact, debounce, fill, h, percent, setText, sharp } from "./dom.js";
 import { imageSums, measure, storeSums } from "./numbers.js";
 import { coloursOf, css } from "./palette.js";
 import { onScene, scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
+import { at, CODES, edgeText, nearestCode, parseThreshold } from "./thresholds.js";
 
 let store = null;
 let draw = null;
@@ -24,10 +24,10 @@ function setGlobal(code) {
   if (store.kind === "raw") update({ base: clamp(code, 0, CODES - 1) });
 }
 
-/** Move the cut of the class in focus, or of all classes, by edges. */
+/** Move the threshold of the class in focus, or of all classes, by edges. */
 export function nudge(steps) {
   if (state.focus < 0) return setGlobal(globalCode() + steps);
-  return setPin(state.focus, clamp(Math.min(scene.cuts[state.focus], CODES - 1) + steps, 0, CODES - 1));
+  return setPin(state.focus, clamp(Math.min(scene.thresholds[state.focus], CODES - 1) + steps, 0, CODES - 1));
 }
 
 /** Give one class its own threshold (code null: back to the base). */
@@ -48,10 +48,10 @@ function drawEdges() {
     context.fillRect(8 + store.edgeValues[code] * usable - wide / 2, 0, wide, tall);
   };
   store.edges.forEach((_, code) => tick(code, style.getPropertyValue("--ink-axis"), 0.5, code % 10 === 0 && code <= 90 ? 7 : 4));
-  // Where the classes' own cuts lie, in their colours; one common cut in the colour of the cut.
+  // Where the classes' own thresholds lie, in their colours; a common one in the colour of thresholds.
   const own = (c) => typeof state.base !== "number" || c in state.pins;
-  scene.cuts.forEach((code, c) => own(c) && code < CODES && tick(code, css(coloursOf(store)[c]), 2.5, height));
-  if (typeof state.base === "number") tick(state.base, style.getPropertyValue("--ink-cut"), 2, height);
+  scene.thresholds.forEach((code, c) => own(c) && code < CODES && tick(code, css(coloursOf(store)[c]), 2.5, height));
+  if (typeof state.base === "number") tick(state.base, style.getPropertyValue("--ink-threshold"), 2, height);
 }
 
 function showShare(node, { kept, pixels }) {
@@ -60,14 +60,14 @@ function showShare(node, { kept, pixels }) {
 }
 
 function showTotals() {
-  const whole = measure(storeSums(), scene.cuts);
+  const whole = measure(storeSums(), scene.thresholds);
   showShare(byId("kept-share-total"), whole);
   setText(byId("kept-total-detail"), `${compact(whole.kept)} of ${compact(whole.pixels)}`);
   const right = whole.precision ?? judged;
   setText(byId("precision-total"), right === null ? "–" : percent(right, 1));
   const here = imageSums();
   if (here) {
-    const one = measure(here, scene.cuts);
+    const one = measure(here, scene.thresholds);
     showShare(byId("kept-share"), one);
     setText(byId("kept-detail"), `${compact(one.kept)} of ${compact(one.pixels)}`);
     setText(byId("precision-image"), one.precision === null ? "–" : percent(one.precision, 1));
@@ -78,7 +78,7 @@ function showTotals() {
     setText(byId("precision-image"), "–");
   }
   if (state.compare) {
-    const other = measure(storeSums(state.compare.store), scene.cutsB);
+    const other = measure(storeSums(state.compare.store), scene.thresholdsB);
     setText(byId("kept-total-b"), `${percent(other.kept, other.pixels)} in B`);
   }
   byId("kept-total-b").hidden = !state.compare;
@@ -107,16 +107,16 @@ function showSlider() {
 function showCharts() {
   const sums = storeSums();
   const c = state.focus;
-  const cut = c >= 0 ? scene.cuts[c] : globalCode();
+  const threshold = c >= 0 ? scene.thresholds[c] : globalCode();
   const common = c >= 0 || (typeof state.base === "number" && !Object.keys(state.pins).length);
   setText(byId("chart-scope"), c >= 0 ? store.classes[c].name : "all classes");
   const all = c >= 0 ? at(sums.count, c, 0) : sums.pixels;
   const now = c >= 0
-    ? { coverage: all ? at(sums.count, c, cut) / all : 0, precision: sums.right && at(sums.count, c, cut) ? at(sums.right, c, cut) / at(sums.count, c, cut) : null }
-    : (({ kept, pixels, precision }) => ({ coverage: kept / pixels, precision }))(measure(sums, scene.cuts));
+    ? { coverage: all ? at(sums.count, c, threshold) / all : 0, precision: sums.right && at(sums.count, c, threshold) ? at(sums.right, c, threshold) / at(sums.count, c, threshold) : null }
+    : (({ kept, pixels, precision }) => ({ coverage: kept / pixels, precision }))(measure(sums, scene.thresholds));
   const described = `keeps ${percent(now.coverage, 1, 1)}${now.precision === null ? "" : `, expected precision ${percent(now.precision, 1, 1)}`}`;
-  draw.histogram({ bins: binsOf(sums.count, c, scene.cuts), cut: common ? cut : null, described });
-  draw.curve({ count: sums.count, right: sums.right, c, cut: Math.min(cut, CODES - 1), dot: c < 0 ? now : null, target: store.policy?.target ?? 0, described });
+  draw.histogram({ bins: binsOf(sums.count, c, scene.thresholds), threshold: common ? threshold : null, described });
+  draw.curve({ count: sums.count, right: sums.right, c, threshold: Math.min(threshold, CODES - 1), dot: c < 0 ? now : null, target: store.policy?.target ?? 0, described });
   setText(byId("curve-note"), now.precision === null ? `keeps ${percent(now.coverage, 1, 1)}` : `keeps ${percent(now.coverage, 1, 1)}, ${percent(now.precision, 1, 1)} right`);
 }
 

@@ -2,13 +2,13 @@
 
 import { api } from "./api.js";
 import { byId, setText } from "./dom.js";
-import { cutParams, state, watch } from "./state.js";
+import { state, thresholdParams, watch } from "./state.js";
 import { report, toast } from "./toast.js";
 
 let store = null;
 let saved = "";
 
-const now = () => JSON.stringify(cutParams(state, store));
+const now = () => JSON.stringify(thresholdParams(state, store));
 
 function show() {
   const fresh = now() === saved;

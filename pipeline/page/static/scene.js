@@ -2,12 +2,12 @@
 // the numbers of the current image. Everything here works without the server once an image is loaded.
 
 import { api } from "./api.js";
-import { resolveCuts } from "./cuts.js";
 import { byId } from "./dom.js";
 import { loadHuman, loadPlanes, prefetch } from "./loader.js";
 import { heatTable, labelTable, makeLayer, paint, paintPlane, rampTable, rgba } from "./paint.js";
 import { coloursOf } from "./palette.js";
 import { isStoredB, state, update, watch } from "./state.js";
+import { resolveThresholds } from "./thresholds.js";
 import { setSize } from "./viewport.js";
 
 const layers = Object.fromEntries(["labels", "other", "heat", "human"].map((name) => [name, makeLayer(byId(`layer-${name}`))]));
@@ -17,8 +17,8 @@ const tables = { labels: new Uint32Array(65536), stripes: new Uint32Array(65536)
 const DROPPED = [rgba(0, 0, 0, 190), rgba(255, 255, 255, 130)];
 
 let store = null;
-/** What is on the screen: image name, details, planes of both sides, human plane, cuts of both sides. */
-export const scene = { name: null, details: null, planes: null, other: null, human: null, error: null, cuts: null, cutsB: null };
+/** What is on the screen: image name, details, planes of both sides, human plane, thresholds of both sides. */
+export const scene = { name: null, details: null, planes: null, other: null, human: null, error: null, thresholds: null, thresholdsB: null };
 
 const listeners = [];
 /** Call `listener(scene, what)` when an image was loaded ("image"), failed ("error") or painted ("paint"). */
@@ -26,9 +26,9 @@ export const onScene = (listener) => listeners.push(listener);
 const tell = (what, error = null) => listeners.forEach((listener) => listener(scene, what, error));
 
 /** Thresholds of a base ("policy", "policy-b" or a code). Pins belong to the user's own side. */
-function cutsOf(base, pins) {
+function thresholdsOf(base, pins) {
   const policies = { policy: store.policy?.codes, "policy-b": store.policyB?.codes };
-  return resolveCuts(typeof base === "number" ? base : policies[base], pins, store.classes.length);
+  return resolveThresholds(typeof base === "number" ? base : policies[base], pins, store.classes.length);
 }
 
 function alphas() {
@@ -41,8 +41,8 @@ function alphas() {
 
 const shown = (name) => state.layers.has(name);
 
-function paintSide(layer, index, cuts) {
-  const settings = { cuts, colours: coloursOf(store), alpha: alphas() };
+function paintSide(layer, index, thresholds) {
+  const settings = { thresholds, colours: coloursOf(store), alpha: alphas() };
   const striped = shown("dropped");
   labelTable(tables.labels, { ...settings, dropped: striped ? DROPPED[0] : 0 });
   if (striped) labelTable(tables.stripes, { ...settings, dropped: DROPPED[1] });
@@ -50,8 +50,8 @@ function paintSide(layer, index, cuts) {
 }
 
 function paintLabels() {
-  paintSide(layers.labels, scene.planes.index, scene.cuts);
-  if (state.compare && scene.other) paintSide(layers.other, scene.other.index, scene.cutsB);
+  paintSide(layers.labels, scene.planes.index, scene.thresholds);
+  if (state.compare && scene.other) paintSide(layers.other, scene.other.index, scene.thresholdsB);
 }
 
 function paintHeat() {
@@ -89,9 +89,9 @@ function schedule(...names) {
   scheduled = true;
 }
 
-function recut() {
-  scene.cuts = cutsOf(state.base, state.pins);
-  scene.cutsB = state.compare ? cutsOf(isStoredB(state.compare, store) ? 0 : state.compare.base, {}) : null;
+function applyThresholds() {
+  scene.thresholds = thresholdsOf(state.base, state.pins);
+  scene.thresholdsB = state.compare ? thresholdsOf(isStoredB(state.compare, store) ? 0 : state.compare.base, {}) : null;
 }
 
 function applyVisibility() {
@@ -154,7 +154,7 @@ export async function show(name) {
     picture.alt = details.picture ? `photograph ${name}` : "";
     byId("stack").hidden = false;
     setSize(planes.width, planes.height);
-    recut();
+    applyThresholds();
     applyVisibility();
     schedule("labels", "heat");
     tell("image");
@@ -171,9 +171,9 @@ export const ahead = (rows) => prefetch(rows.filter((row) => row.name !== scene.
 
 export function startScene(data) {
   store = data;
-  recut();
+  applyThresholds();
   watch(["base", "pins", "compare"], () => {
-    recut();
+    applyThresholds();
     schedule("labels");
   });
   watch(["compare"], () => {

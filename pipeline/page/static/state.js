@@ -1,7 +1,7 @@
 // What the user is looking at, in one object that the address mirrors: copy the address, get the view.
 
-import { WITHHELD } from "./cuts.js";
 import { debounce } from "./dom.js";
+import { WITHHELD } from "./thresholds.js";
 
 const LAYERS = ["image", "labels", "heat", "human", "dropped", "weights"];
 
@@ -53,7 +53,7 @@ const baseText = (base, store) => (typeof base === "number" ? store.edges[base] 
 export const isStoredB = (compare, store) => store.kind !== "raw" || (compare.store === "b" && store.other.kind !== "raw");
 
 /** Query parameters of the thresholds: {threshold, cut: ["class:edge", ...]}, as address, API and CLI write them. */
-export function cutParams(s, store) {
+export function thresholdParams(s, store) {
   if (store.kind !== "raw") return {};
   const pins = Object.entries(s.pins).map(([c, code]) => `${store.classes[c].name}:${code >= WITHHELD ? "withheld" : store.edges[code]}`);
   return { threshold: baseText(s.base, store), cut: pins };
@@ -65,7 +65,7 @@ function toQuery(s, store) {
   const first = defaults();
   const put = (key, value, usual) => value !== usual && q.set(key, value);
   if (s.image) q.set("image", s.image);
-  const { threshold, cut = [] } = cutParams(s, store);
+  const { threshold, cut = [] } = thresholdParams(s, store);
   if (threshold) q.set("threshold", threshold);
   cut.forEach((pair) => q.append("cut", pair));
   if (s.focus >= 0) q.set("class", store.classes[s.focus].name);

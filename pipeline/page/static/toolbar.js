@@ -1,11 +1,11 @@
 // Buttons around the picture: layers, opacity, zoom, compare, palette, theme, filters of the list.
 
-import { at, edgeText, parseThreshold } from "./cuts.js";
 import { byId, debounce, fill, h, setText } from "./dom.js";
 import { storeSums } from "./numbers.js";
 import { rampCss } from "./paint.js";
 import { onScene, scene } from "./scene.js";
 import { isStoredB, state, update, watch } from "./state.js";
+import { at, edgeText, parseThreshold } from "./thresholds.js";
 import { toast } from "./toast.js";
 import { actualSize, fit, scaleNow, zoomBy } from "./viewport.js";
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli.main import main
-from pipeline.workspace import init
+from pipeline.workspace import new_workspace
 
 Said = Callable[..., "pytest.CaptureResult[str]"]
 
@@ -44,4 +44,4 @@ def inspect(said: Said) -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave git and DVC out of `init` where a test is about files: they take a second."""
-    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
+    monkeypatch.setattr(new_workspace, "_set_up_version_control", lambda _folder: None)

@@ -23,7 +23,7 @@ from hmsa_core.labels.thresholds.sequential import PILOT
 from pipeline.cli.main import main
 from pipeline.review.audit import Audit
 from pipeline.review.certificate import Certificate
-from pipeline.review.certify import begin
+from pipeline.review.certification import begin
 from pipeline.review.session import Session
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Thresholds

@@ -15,7 +15,7 @@ from dvc.repo import Repo
 
 from hmsa_core.io.errors import ConfigError
 from pipeline.workspace import dvc_yaml, settings
-from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.new_workspace import InitRequest, init_workspace
 from pipeline.workspace.table import TABLE, VERSIONS
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import environment, set_params

@@ -18,9 +18,9 @@ import pytest
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStoreWriter
 from pipeline.cli.main import main
-from pipeline.night.services import Services, spare_loopback
+from pipeline.night.prefect_services import Services, spare_loopback
 from pipeline.stages.runner import free_space
-from pipeline.workspace import init
+from pipeline.workspace import new_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.conftest import REPO
 from tests.support.findings import broken, found
@@ -34,7 +34,7 @@ INIT = "autolabel init . --profile tiny"
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy it before a change."""
     root = tmp_path_factory.mktemp("made") / "ws"
-    init.init_workspace(init.InitRequest(root, "tiny", make_data=False))
+    new_workspace.init_workspace(new_workspace.InitRequest(root, "tiny", make_data=False))
     return root
 
 
@@ -70,7 +70,7 @@ def test_where_git_is_not_installed_init_lets_dvc_do_without(
     root = shutil.copytree(workspace, tmp_path / "ws", ignore=shutil.ignore_patterns(".git"))
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "git" else which(name))
-    assert init.init_workspace(init.InitRequest(root, "tiny", make_data=False)) is False
+    assert new_workspace.init_workspace(new_workspace.InitRequest(root, "tiny", make_data=False)) is False
     assert found(root, "dvc repository", deep=False).state == "ok"
 
 
@@ -88,7 +88,7 @@ def test_a_user_id_without_a_name_or_a_home_is_reported_with_the_way_out(
     assert "error: " in said
     assert "user id 54321 has no name or no home here" in said
     assert "hint: export USER=me LOGNAME=me HOME=" in said
-    assert broken(workspace)["user"].fix == init.GIVE_NAME
+    assert broken(workspace)["user"].fix == new_workspace.GIVE_NAME
     monkeypatch.setenv("USER", "me")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["init", str(tmp_path / "ws"), "--profile", "tiny", "--no-data"]) == 0

@@ -45,7 +45,7 @@ def test_a_rendezvous_is_told_by_the_environment_or_by_slurm_and_never_guessed()
 )
 def test_a_host_that_other_nodes_cannot_reach_is_no_rendezvous(host, message):
     with pytest.raises(ConfigError, match=message):
-        Meeting(host, 29500, "x").own_address()
+        Meeting(host, 29500, "x").local_address()
 
 
 def test_the_interface_is_that_of_the_address():
@@ -109,7 +109,7 @@ def test_an_agent_of_one_node_meets_itself_on_loopback_and_several_use_their_own
 
     alone = launcher.agent_arguments(RuntimeConfig(ranks=2), Meeting())
     assert (value(alone, "--rdzv-endpoint"), value(alone, "--local-addr")) == ("127.0.0.1:0", "127.0.0.1")
-    monkeypatch.setattr(Meeting, "own_address", lambda _: "10.0.0.2")
+    monkeypatch.setattr(Meeting, "local_address", lambda _: "10.0.0.2")
     two = launcher.agent_arguments(RuntimeConfig(nodes=2, lost_minutes=0.5), Meeting("fd00::2", 29500, "nodes-1"))
     assert (value(two, "--rdzv-endpoint"), value(two, "--local-addr")) == ("[fd00::2]:29500", "10.0.0.2")
     assert value(two, "--rdzv-conf") == "join_timeout=30,silent=30"

@@ -9,7 +9,7 @@ import pytest
 from hmsa_core.io.errors import ConfigError
 from pipeline.night.parameters import parameters_of_night
 from pipeline.stages.student_train import pseudo_data
-from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.new_workspace import InitRequest, init_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.training import write_data, write_store

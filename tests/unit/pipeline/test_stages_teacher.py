@@ -29,7 +29,7 @@ from pipeline.stages import (
     teacher_pretrain,
     teacher_train,
 )
-from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.new_workspace import InitRequest, init_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.support.inference import run_job_here, small_model
 from tests.support.photographs import edited, photographs, work_over

@@ -18,8 +18,8 @@ import yaml
 
 from hmsa_core.io.errors import ConfigError, InputError, InterruptedRunError, LockedError
 from pipeline.cli import stage as stage_cli
-from pipeline.workspace import init
-from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace import new_workspace
+from pipeline.workspace.new_workspace import InitRequest, init_workspace
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 from tests.support.waiting import assert_left_at_once, leave
@@ -104,7 +104,7 @@ def unfinished(tmp_path: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch) 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(init, "generate_data", die)
+        patch.setattr(new_workspace, "generate_data", die)
         with pytest.raises(KeyboardInterrupt):
             init_workspace(InitRequest(tmp_path / "ws", "tiny"))
     return tmp_path / "ws"
@@ -114,7 +114,7 @@ def unfinished(tmp_path: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch) 
 def generated(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Workspaces for which data are generated from now on."""
     found: list[Path] = []
-    monkeypatch.setattr(init, "generate_data", lambda out, _: found.append(out.parents[1]))
+    monkeypatch.setattr(new_workspace, "generate_data", lambda out, _: found.append(out.parents[1]))
     return found
 
 
@@ -151,7 +151,7 @@ def test_an_init_that_was_killed_before_it_wrote_params_writes_them_with_the_roo
 ):
     (tmp_path / "cs").mkdir()
     request = InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "cs")
-    real = init.atomic.write_text
+    real = new_workspace.atomic.write_text
     for stop in ("params.yaml", "dvc.yaml", "raw.review.jsonl"):
 
         def write(path: Path, text: str, stop: str = stop) -> str:
@@ -160,7 +160,7 @@ def test_an_init_that_was_killed_before_it_wrote_params_writes_them_with_the_roo
             return real(path, text)
 
         with monkeypatch.context() as patch:
-            patch.setattr(init.atomic, "write_text", write)
+            patch.setattr(new_workspace.atomic, "write_text", write)
             with pytest.raises(KeyboardInterrupt):
                 init_workspace(request)
     assert init_workspace(request)

@@ -17,8 +17,8 @@ from hmsa_core.inference.adopt.adopt import Adoption, adopt_folder
 from hmsa_core.inference.adopt.report import to_yaml
 from hmsa_core.inference.teachers.combining import average, cool, stack
 from hmsa_core.inference.teachers.sources import lineage_of, parse
-from hmsa_core.inference.teachers.tables import Stacking
 from hmsa_core.inference.teachers.teacher import open_teacher
+from hmsa_core.inference.teachers.teacher_files import Stacking
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable, cityscapes

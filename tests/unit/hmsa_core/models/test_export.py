@@ -132,7 +132,7 @@ def test_a_trunk_that_pads_or_enlarges_is_traced_at_two_scales(trunk: str) -> No
         with torch.no_grad():
             found = program.module()(torch.from_numpy(images))
         assert found.shape == (1, CLASSES, *size)
-        assert (found.argmax(1).numpy() == export.own_labels(model, images, SCALES)).mean() > 0.999
+        assert (found.argmax(1).numpy() == export.reference_labels(model, images, SCALES)).mean() > 0.999
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from pipeline.night.figures import precision_alarms, wrong_regions
 from pipeline.review.audit import Audit
-from pipeline.review.certify import begin
+from pipeline.review.certification import begin
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Thresholds
 from pipeline.review.view import StoreView

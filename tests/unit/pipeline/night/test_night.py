@@ -22,7 +22,7 @@ from pipeline.night import history
 from pipeline.night.figures import cost_of
 from pipeline.night.morning import PAGE
 from pipeline.night.reaper import nightly_lock
-from pipeline.night.runner import ServerGoneError
+from pipeline.night.stage_process import ServerGoneError
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 from tests.conftest import REPO

@@ -14,7 +14,7 @@ import yaml
 
 from hmsa_core.io.errors import ConfigError
 from pipeline.night.parameters import parameters_of_night, set_keys
-from pipeline.night.runner import DVC
+from pipeline.night.stage_process import DVC
 from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import PARAMS_VARIABLE, Workspace
 from tests.conftest import REPO

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.process import group_lives
-from pipeline.night import runner
-from pipeline.night.runner import ServerGoneError, ServerWatch, StageFailedError, run_stage, stop_group
+from pipeline.night import stage_process
+from pipeline.night.stage_process import ServerGoneError, ServerWatch, StageFailedError, run_stage, stop_group
 from tests.support.waiting import wait_for
 
 PLAIN = (sys.executable, "-m", "dvc")
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.fault  # real processes and signals, and the time that 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run a stage with a script of ours in the place of dvc."""
-    monkeypatch.setattr(runner, "DVC", PLAIN)
+    monkeypatch.setattr(stage_process, "DVC", PLAIN)
 
     def run(script: str, alive: Callable[[], bool] = lambda: True, say: Callable[[str], None] = lambda _: None) -> None:
         (tmp_path / "dvc.py").write_text(script)
@@ -56,7 +56,7 @@ def test_the_stages_own_exit_status_and_error_line_are_reported_and_a_killed_one
 def test_outputs_that_dvc_could_not_save_are_a_failed_stage_though_dvc_ends_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "DVC", PLAIN)
+    monkeypatch.setattr(stage_process, "DVC", PLAIN)
     (tmp_path / "dvc.yaml").write_text("stages: {s: {cmd: mkdir out && echo hello > out/a, outs: [out]}}\n")
     subprocess.run([*PLAIN, "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
     (tmp_path / ".dvc/cache/files/md5").mkdir(parents=True)
@@ -106,13 +106,13 @@ def test_stopping_lets_the_stage_below_dvc_save_its_progress(tmp_path: Path) -> 
 NIGHT = """
 import signal, sys
 from pathlib import Path
-from pipeline.night import runner
-runner.DVC = (sys.executable, "-m", "dvc")
+from pipeline.night import stage_process
+stage_process.DVC = (sys.executable, "-m", "dvc")
 class Terminated(BaseException): pass
 def stop(*_): raise Terminated
 signal.signal(signal.SIGTERM, stop)
 try:
-    runner.run_stage("x", Path(sys.argv[1]), say=lambda _: open("ready", "w").close(), alive=lambda: True)
+    stage_process.run_stage("x", Path(sys.argv[1]), say=lambda _: open("ready", "w").close(), alive=lambda: True)
 except Terminated as second:
     assert isinstance(second.__context__, Terminated), "it was heard of in the end"
     sys.exit(0 if Path("saved").exists() else 1)

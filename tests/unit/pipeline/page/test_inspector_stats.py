@@ -63,7 +63,7 @@ def test_pins_win_over_the_common_threshold() -> None:
         "withheld",
         "one for all",
     )
-    assert thresholds.edge(6) == "withheld"
+    assert thresholds.text(6) == "withheld"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hmsa_core.data.index import Index
 from pipeline.report.strips import choose, strips
-from pipeline.workspace.init import InitRequest, init_workspace
+from pipeline.workspace.new_workspace import InitRequest, init_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.inference import save_model

@@ -92,7 +92,7 @@ class TrueLabels:
             as_ids = np.asarray(cv2.LUT(there, classes.id_to_train), np.uint8)
             agree["train"] += int(((there == label) & (there != IGNORE)).sum())
             agree["file"] += int(((as_ids == label) & (as_ids != IGNORE)).sum())
-        if not classes.has_own_ids or agree["file"] > agree["train"]:
+        if not classes.has_file_ids or agree["file"] > agree["train"]:
             return "file", ""
         return "train", f"{self.folder}: read as trainIds, which agree with the labels more than ids do"
 

@@ -24,7 +24,7 @@ from typing import Annotated, Literal, TypeVar
 import yaml
 from pydantic import Field, Strict, model_validator
 
-from hmsa_core.config import LARGEST_SCALE, PositiveInt, Section
+from hmsa_core.config import LARGEST_SCALE, Positive, PositiveInt, Section
 from hmsa_core.io.errors import ConfigError
 
 T = TypeVar("T", bound=Section)
@@ -61,8 +61,8 @@ class Member(Table):
         (1.0,), min_length=1, description="any scales; their logits are averaged"
     )
     flip: bool = Field(False, description="average with the mirror image")
-    weight: Annotated[float, Field(gt=0.0)] = Field(1.0, description="of its probabilities in the mean")
-    temperature: Annotated[float, Field(gt=0.0)] = Field(1.0, description="its logits are divided by it")
+    weight: Positive = Field(1.0, description="of its probabilities in the mean")
+    temperature: Positive = Field(1.0, description="its logits are divided by it")
 
     def table(self) -> Table:
         """What `teacher.yaml` next to the files would say."""

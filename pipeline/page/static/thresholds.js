@@ -1,4 +1,4 @@
-// Thresholds as the store knows them: one code per class. A pixel is kept when code >= cut[class].
+// Thresholds as the store knows them: one code per class. A pixel is kept when code >= threshold[class].
 
 export const CODES = 256;
 export const WITHHELD = 256; // no code reaches it
@@ -17,19 +17,19 @@ export function suffixSums(histogram, numClasses, weight = null) {
   return sums;
 }
 
-/** One cut per class from a base (a code, or an array of codes as a policy has) and the user's pins {class: code}. */
-export function resolveCuts(base, pins, numClasses) {
-  const cuts = new Uint16Array(numClasses);
-  for (let c = 0; c < numClasses; c++) cuts[c] = pins[c] ?? (typeof base === "number" ? base : base[c]);
-  return cuts;
+/** One threshold per class from a base (a code, or an array of codes as a policy has) and the user's pins {class: code}. */
+export function resolveThresholds(base, pins, numClasses) {
+  const thresholds = new Uint16Array(numClasses);
+  for (let c = 0; c < numClasses; c++) thresholds[c] = pins[c] ?? (typeof base === "number" ? base : base[c]);
+  return thresholds;
 }
 
 export const at = (sums, c, code) => sums[c * (CODES + 1) + Math.min(code, CODES)];
 
-/** Sum over classes of what the cuts keep. */
-export function keptBy(sums, cuts) {
+/** Sum over classes of what the thresholds keep. */
+export function keptBy(sums, thresholds) {
   let kept = 0;
-  for (let c = 0; c < cuts.length; c++) kept += at(sums, c, cuts[c]);
+  for (let c = 0; c < thresholds.length; c++) kept += at(sums, c, thresholds[c]);
   return kept;
 }
 
@@ -60,7 +60,7 @@ export function parseThreshold(text, store) {
 
 export const edgeText = (store, code) => (code >= WITHHELD ? "withheld" : store.edges[code]);
 
-/** Precision and coverage for every cut of one class (c >= 0) or, with one common cut, of all classes. */
+/** Precision and coverage for every threshold of one class (c >= 0) or, with one common threshold, of all classes. */
 export function curve(count, right, c, numClasses) {
   const classes = c >= 0 ? [c] : Array.from({ length: numClasses }, (_, i) => i);
   const sum = (sums, k) => classes.reduce((total, i) => total + at(sums, i, k), 0);
