@@ -26,7 +26,6 @@ _MARKS = {
         "data/index/report.parquet",
         "calibration/policy.json",
         "labels/raw/manifest.json",
-        "models/teacher/model.json",
     ),
 }
 

@@ -38,7 +38,8 @@ def test_the_example_is_valid_for_what_make_orchestrate_registers_and_for_states
 async def _hours_of_alarms(example: dict[str, object], completed: list[float], hours: float) -> list[float]:
     """When Prefect's own evaluation fires, in hours from the start, for nights that were completed at these hours."""
     db, automation, messages = provide_database_interface(), Automation.model_validate(example), []
-    tables = [db.Automation.__table__, db.AutomationBucket.__table__, db.Base.metadata.tables["configuration"]]
+    wanted = ("automation", "configuration")
+    tables = [table for name, table in db.Base.metadata.tables.items() if name.startswith(wanted)]
     engine = await db.engine()
     async with engine.begin() as connection:
         await connection.run_sync(lambda sync: db.Base.metadata.create_all(sync, tables=tables))
