@@ -36,7 +36,7 @@ class Walk:
 
     root: Path
     files: dict[str, list[str]] = field(default_factory=dict)  # by sub-folder, if it holds files
-    others: dict[str, list[str]] = field(default_factory=dict)
+    others: dict[str, list[str]] = field(default_factory=dict)  # by kind as in `Listing`; paths, not names
     again: list[str] = field(default_factory=list)  # links to folders that were walked already
 
     def paths(self) -> Iterator[Path]:
@@ -100,7 +100,7 @@ def walk(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Walk:
             seen.add(target)
             here = listing(folder, suffixes)
             for kind, names in here.others.items():
-                found.others.setdefault(kind, []).extend(names)
+                found.others.setdefault(kind, []).extend(f"{place}/{name}" if place else name for name in names)
             if here.files:
                 found.files[place] = here.files
             below = [folder / name for name in here.folders]

@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hmsa_core.labels.calibration import calibrate
     from hmsa_core.labels.store.codes import ConfidenceCode
     from hmsa_core.labels.store.reader import LabelStore
     from hmsa_core.labels.store.sidecar import StoreStatistics
     from hmsa_core.labels.store.writer import LabelStoreWriter
-    from hmsa_core.labels.thresholds.calibration import calibrate
     from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 
 __all__ = ["ConfidenceCode", "LabelStore", "LabelStoreWriter", "StoreStatistics", "ThresholdPolicy", "calibrate"]
@@ -24,7 +24,7 @@ _HOME = {
     "LabelStoreWriter": "store.writer",
     "StoreStatistics": "store.sidecar",
     "ThresholdPolicy": "thresholds.policy",
-    "calibrate": "thresholds.calibration",
+    "calibrate": "calibration",
 }
 
 

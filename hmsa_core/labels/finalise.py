@@ -29,8 +29,8 @@ from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done
 from hmsa_core.labels.store.writer import write_manifest
-from hmsa_core.labels.thresholds.calibration import save_table
 from hmsa_core.labels.thresholds.policy import ClassPolicy, ThresholdPolicy, keep
+from hmsa_core.labels.thresholds.probabilities import save_table
 from hmsa_core.taxonomy import IGNORE
 
 CENTROIDS, STATISTICS, TABLE = "centroids.parquet", "statistics.json", "table.json"

@@ -33,7 +33,7 @@ from hmsa_core.io.errors import ConfigError, HmsaError, TrainingError
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.finalise import TABLE
 from hmsa_core.labels.store.format import SOURCES
-from hmsa_core.labels.thresholds.calibration import load_table
+from hmsa_core.labels.thresholds.probabilities import load_table
 from hmsa_core.lineage import Lineage, learned
 from hmsa_core.result_keys import train_material
 from hmsa_core.runtime.ranks import Ranks

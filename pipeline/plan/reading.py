@@ -137,9 +137,10 @@ def _names(images: Sequence[str], new: Sequence[str]) -> str:
 
 
 def _check_formats(found: Walk, findings: Findings) -> None:
-    """Count pictures in formats that no command reads; of a name that a readable file has, none is missing."""
-    names = {stem_of(path) for path in found.paths()}
-    unread = sorted(name for kind in _UNREAD for name in found.others.get(kind, ()) if stem_of(name) not in names)
+    """Count pictures in formats that no command reads, without those whose folder has a readable file of their name."""
+    names = {path.with_name(stem_of(path)) for path in found.paths()}
+    others = [path for kind in _UNREAD for path in found.others.get(kind, ())]
+    unread = sorted(path for path in others if (found.root / path).with_name(stem_of(path)) not in names)
     text = f"{found.root}: {len(unread)} pictures have a format that is not read, first {few(unread)}"
     findings.count(len(unread), len(unread) + len(names), text, "convert them to PNG, which changes no value")
 

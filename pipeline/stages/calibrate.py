@@ -14,7 +14,8 @@ import numpy as np
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import StoreStatistics, ThresholdPolicy, calibrate
-from hmsa_core.labels.thresholds.calibration import choose_policy, save_table
+from hmsa_core.labels.calibration import choose_policy
+from hmsa_core.labels.thresholds.probabilities import save_table
 from pipeline.jobs import measure
 from pipeline.jobs.measure import PAIRS, Precision
 from pipeline.jobs.support import labelling_teacher, record_skip, role_index, warn, write_metrics

@@ -27,8 +27,8 @@ from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rule
 from hmsa_core.labels.review import Labels, Mark, ReviewFile, labels_id, reviewed
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.store.writer import publish_store
-from hmsa_core.labels.thresholds.calibration import load_table
 from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.probabilities import load_table
 from hmsa_core.labels.thresholds.shift import shift_report
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable

@@ -34,6 +34,9 @@ def _module(path: Path) -> str:
     return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
 
 
+MODULES = {_module(path): path for package in LAYERS for path in _sources(package)}
+
+
 def _imports(path: Path, *, without_types: bool = False) -> Iterator[str]:
     """Names a module imports; `without_types` leaves those of TYPE_CHECKING blocks out."""
     tree = ast.parse(path.read_text("utf-8"), str(path))
@@ -93,14 +96,7 @@ def test_no_module_lies_loose_and_no_folder_is_missing_in_the_list(package: str)
     assert not (package == "pipeline" and loose)
 
 
-def _cycles(packages: tuple[str, ...]) -> list[str]:
-    """Cycles of imports, those inside functions counted, those for type checkers alone not."""
-    sources = {_module(p): p for package in packages for p in _sources(package)}
-    graph = {
-        module: {n for n in _imports(path, without_types=True) if n in sources and n != module}
-        for module, path in sources.items()
-        if path.name != "__init__.py"  # packages look names up when they are asked for
-    }
+def _cycles(graph: dict[str, set[str]]) -> list[str]:
     found: list[str] = []
     state: dict[str, int] = {}
 
@@ -119,8 +115,29 @@ def _cycles(packages: tuple[str, ...]) -> list[str]:
     return found
 
 
+# Imports inside functions count.
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    assert _cycles(("hmsa_core", "pipeline")) == []
+    graph = {
+        module: {n for n in _imports(path, without_types=True) if n in MODULES and n != module}
+        for module, path in MODULES.items()
+        if path.name != "__init__.py"  # packages look names up when they are asked for
+    }
+    assert _cycles(graph) == []
+
+
+def _folder(module: str) -> str:
+    """The folder of a module; a module that is listed beside the folders of its package stands for itself."""
+    return module if MODULES[module].parent.name in LAYERS else _module(MODULES[module].parent)
+
+
+# Imports inside functions and those for type checkers count, and so do those between a folder and its sub-folder.
+def test_no_folder_imports_itself_by_way_of_others() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        if module not in LAYERS:  # the public API stands above all
+            imported = {_folder(name) for name in _imports(path) if name in MODULES and name not in LAYERS}
+            graph.setdefault(_folder(module), set()).update(imported - {_folder(module)})
+    assert _cycles(graph) == []
 
 
 @pytest.mark.parametrize("path", _sources("pipeline"), ids=_module)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.store.format import SOURCES
-from hmsa_core.labels.thresholds.calibration import load_table
+from hmsa_core.labels.thresholds.probabilities import load_table
 from hmsa_core.training.data import _Labels
 from pipeline.workspace.workspace import Workspace
 from research.ablation.labels import make_labels

@@ -23,9 +23,9 @@ from hmsa_core import models
 from hmsa_core.data.index import Index, QuarantineRow, read_quarantine, write_quarantine
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
+from hmsa_core.labels.calibration import choose_policy
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.merge import MergeRules
-from hmsa_core.labels.thresholds.calibration import choose_policy
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.settings import CalibrateConfig, MergeConfig, PairRule
 from hmsa_core.lineage import LearnedImage, Lineage

@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from hmsa_core.io.process import group_lives
 from pipeline.stages import module_of
 from pipeline.workspace.table import STAGES
 from tests.support.chain import REPO, environment
 from tests.support.faults import forked
+from tests.support.waiting import wait_for
 
 _MODULES = (
     *("dvc.cli.parser", "dvc.repo", "dvc.stage.run", "torch._dynamo", "pipeline.cli.main", "pipeline.stages.runner"),
@@ -29,12 +31,12 @@ _MODULES = (
 
 def autolabel(*arguments: str) -> int:
     """Exit status of `autolabel ARGUMENTS`."""
-    return _run("pipeline.cli.main", arguments, environment(), REPO)
+    return _run_group("pipeline.cli.main", arguments, environment(), REPO)
 
 
 def repro(folder: Path) -> int:
     """Exit status of `dvc repro` in a workspace."""
-    return _run(__name__, (), environment(), folder)
+    return _run_group(__name__, (), environment(), folder)
 
 
 def main(_arguments: list[str]) -> int:
@@ -66,20 +68,31 @@ def _run_job(command: Sequence[str], *, env: Mapping[str, str], **_: object) -> 
 
 
 def _run(module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str) -> int:
-    """Exit status of a module's `main(arguments)` in a fork; the fork ends with a test that is stopped."""
-    _import_all()
-    pid = forked(_of_a_process(import_module(module).main, arguments, env, cwd))
+    """Exit status of a module's `main(arguments)` in a fork."""
+    return os.waitstatus_to_exitcode(os.waitpid(_start(module, arguments, env, cwd), 0)[1])
+
+
+def _run_group(module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str) -> int:
+    """As `_run`, in a process group of its own, of which nothing is left afterwards, nor if the test is stopped."""
+    pid = _start(module, arguments, env, cwd, is_leader=True)
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until waitpid its number can name no other group
+        wait_for(f"the end of all that {module} started", lambda: not group_lives(pid), 10.0)
+    finally:
+        os.killpg(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status)
 
 
-def _of_a_process(
-    main: Callable[[list[str]], int], arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str
-) -> Callable[[], int]:
+def _start(
+    module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str, *, is_leader: bool = False
+) -> int:
+    _import_all()
+    main: Callable[[list[str]], int] = import_module(module).main
+
     def work() -> int:
+        if is_leader:
+            os.setpgid(0, 0)
         os.chdir(cwd)
         # Two cores, for a rank each: threads of OpenMP that the test process has would hang in a fork.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
@@ -88,7 +101,7 @@ def _of_a_process(
         warnings.simplefilter("ignore")  # for pytest each one is an error
         return main(list(arguments))
 
-    return work
+    return forked(work)
 
 
 def _import_all() -> None:

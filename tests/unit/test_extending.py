@@ -107,8 +107,8 @@ def test_another_threshold_rule_is_one_file(packages: Path, tmp_path: Path) -> N
     assert files == ["hmsa_core/labels/thresholds/rules/best_f1.py"]
     out = _run(
         copy,
-        "from hmsa_core.labels.thresholds.settings import CalibrateConfig\n"
-        "from hmsa_core.labels.thresholds.rules import find_rule, rule_names\n"
+        "from hmsa_core.labels.thresholds.settings import CalibrateConfig, rule_names\n"
+        "from hmsa_core.labels.thresholds.rules import find_rule\n"
         "config = CalibrateConfig(rule='best_f1')\n"
         "print(rule_names(), find_rule(config.rule).__module__)",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict, field_validator, model_validator
@@ -9,7 +11,13 @@ from pydantic import Field, Strict, field_validator, model_validator
 from hmsa_core.config import Count, Positive, Section, Share
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.store.codes import ConfidenceCode
-from hmsa_core.labels.thresholds.rules import rule_names
+
+RULES = [str(Path(__file__).with_name("rules"))]  # folders of rules
+
+
+def rule_names() -> list[str]:
+    """Names of all rules, sorted; none is imported."""
+    return sorted(module.name for module in iter_modules(RULES))
 
 
 class CalibrateConfig(Section):

@@ -7,23 +7,14 @@ is found by its name; nothing else is edited. Overrides, figures and warnings of
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.labels.thresholds.choice import Choice
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.settings import CalibrateConfig, rule_names
 
-if TYPE_CHECKING:
-    from hmsa_core.labels.thresholds.choice import Choice
-    from hmsa_core.labels.thresholds.curves import Curves
-    from hmsa_core.labels.thresholds.settings import CalibrateConfig
-
-__all__ = ["find_rule", "rule_names"]
-
-
-def rule_names() -> list[str]:
-    """Names of all rules, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+__all__ = ["find_rule"]
 
 
 def find_rule(name: str) -> Callable[[Curves, CalibrateConfig], Choice]:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.thresholds.calibration import isotonic
 from hmsa_core.labels.thresholds.choice import Choice, ClassThreshold, number
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.intervals import effective_blocks
 from hmsa_core.labels.thresholds.policy import WITHHELD
+from hmsa_core.labels.thresholds.probabilities import isotonic
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
 
 Floats = NDArray[np.float64]

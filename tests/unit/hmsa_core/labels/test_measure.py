@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.labels.thresholds.calibration import choose_policy
+from hmsa_core.labels.calibration import choose_policy
 from hmsa_core.labels.thresholds.choice import figures, marginal_ends, marginal_precision, smallest_global_code
 from hmsa_core.labels.thresholds.curves import COUNTS, Conflicts, Curves
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import calibrate
-from hmsa_core.labels.thresholds import rules
-from hmsa_core.labels.thresholds.calibration import calibration_table
+from hmsa_core.labels.thresholds import rules, settings
 from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.probabilities import calibration_table
 from hmsa_core.labels.thresholds.rules.teach import shrunken_table
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from hmsa_core.taxonomy import IGNORE
@@ -27,7 +27,7 @@ LIKELY = '''"""The rule `likely`: the lowest code whose calibrated P(correct) re
 
 import numpy as np
 
-from hmsa_core.labels.thresholds.calibration import calibration_table
+from hmsa_core.labels.thresholds.probabilities import calibration_table
 from hmsa_core.labels.thresholds.choice import Choice, ClassThreshold
 
 
@@ -69,7 +69,9 @@ def test_a_rule_is_one_more_file_and_its_name_is_all_that_the_settings_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "likely.py").write_text(LIKELY)
-    monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
+    folders = [*settings.RULES, str(tmp_path)]
+    monkeypatch.setattr(settings, "RULES", folders)
+    monkeypatch.setattr(rules, "__path__", folders)
     config = CalibrateConfig(rule="likely", target=0.9, overrides={"road": "withheld"})
     found = calibrate(world(24, 2, seed=3), CLASSES, config=config)
     assert found.policy.settings["rule"] == "likely"
@@ -86,7 +88,7 @@ def test_a_rule_is_one_more_file_and_its_name_is_all_that_the_settings_need(
 
 
 def test_an_unknown_rule_is_refused_with_the_names_of_all() -> None:
-    assert rules.rule_names() == ["promise", "teach"]
+    assert settings.rule_names() == ["promise", "teach"]
     with pytest.raises(ValidationError, match="expected one of promise, teach, found 'luck'"):
         CalibrateConfig(rule="luck")
     with pytest.raises(ConfigError, match="no threshold rule 'luck'") as caught:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hmsa_core.labels.thresholds.calibration import choose_policy
+from hmsa_core.labels.calibration import choose_policy
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.labels.thresholds.settings import CalibrateConfig

@@ -156,6 +156,11 @@ def _bmp_images(folders: UserFolders) -> None:
         (folders.images / f"a{n}.png").rename(folders.images / f"a{n}.bmp")
 
 
+def _bmp_images_in_another_folder(folders: UserFolders) -> None:
+    for n in range(3):
+        save(folders.images / "b" / f"a{n}.bmp", scene(20 + n)[0])
+
+
 def _dummies(folders: UserFolders) -> None:
     for n in range(4):
         save(folders.labels / f"a{n}.png", np.full(SIZE, 255, np.uint8))
@@ -211,6 +216,7 @@ WRONG = {
     _many_classes: ("255 classes, a label is one byte", "merge classes"),
     _bmp_maps: ("labels: 12 pictures have a format that is not read, first a0.bmp", "convert them to PNG"),
     _bmp_images: ("images: 3 pictures have a format that is not read, first a0.bmp", "convert them to PNG"),
+    _bmp_images_in_another_folder: ("3 pictures have a format that is not read, first b/a0.bmp", "convert them to PNG"),
     _dummies: ("4 label maps show no class, first a0.png", "images without a label map are auto-labelled"),
     _transparent: ("1 label maps or their images cannot be read, first a2.png: has transparent pixels", "flatten it"),
     _jpeg: ("12 label maps are JPEG files", "as PNG"),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hmsa_core.io import sealed
-from hmsa_core.labels.thresholds.calibration import calibration_table, load_table, save_table
 from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.probabilities import calibration_table, load_table, save_table
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 
