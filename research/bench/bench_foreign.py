@@ -2,8 +2,8 @@
 
     python -m research.bench.bench_foreign [--rounds 3] [--quick]
 
-`onnx`: LR-ASPP on MobileNetV3-Large, 240 JPEGs of 360x480. `hf`: SegFormer-B0, whose processor makes 512x512 of them, 48
-JPEGs. 19 classes, scale 1, random weights: times depend on them only through the PNGs, so scores are spread.
+`onnx`: LR-ASPP on MobileNetV3-Large, 240 JPEGs of 360x480. `hf`: SegFormer-B0, whose processor makes 512x512 of them,
+48 JPEGs. 19 classes, scale 1, random weights: times depend on them only through the PNGs, so scores are spread.
 The bare loop is `reference/label_plain.py`. Case 1 is one process on all cores, case 2 two processes on half of them
 each. There the command gets --images-per-shard: one shard, of up to 256 images, would be the work of one process.
 
