@@ -68,7 +68,7 @@ def advise(ws: Workspace) -> Advice:
         f"points of mean IoU on {len(curves.images)} calibration images. Threshold {labels} keeps {Share(coverage)} % "
         f"of their pixels, and {Share(kept['precision'])} % of the kept ones are right.",
         *_of_learning(ws),
-        *of_labels(json_of(ws, "evaluation/metrics.json")),
+        *of_labels(json_of(ws, "evaluation/metrics.json"), json_of(ws, "labels/final/statistics.json")),
     ]
     if facts:
         first = (f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED])

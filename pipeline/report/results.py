@@ -194,7 +194,7 @@ _NEXT = {
 
 
 def summary_text(ws: Workspace) -> str:
-    """Text of `autolabel stage --summary`, ten lines: what was learned, labelled, kept, right and gained; what is next.
+    """Text of `autolabel stage --summary`, ten lines: what was learned, labelled, kept and gained; what is next.
 
     Raises:
         InputError: `evaluate` has not run yet.
@@ -213,9 +213,12 @@ def summary_text(ws: Workspace) -> str:
             "labelled",
             f"{statistics.get('images', 0)} images by a network of {Share(metrics['labels']['mean_iou'])} mIoU",
         ),
-        ("kept", f"{Share(kept['coverage'])} % of the pixels (threshold: {kept['threshold']}){region(kept)}"),
-        ("right", f"{Share(kept['precision'])} % of these on {metrics['judgement']['judged']} images{_worst(kept)}"),
-        *zip(("gained", "", ""), sentences(metrics, statistics, spread_is_measured=False), strict=False),
+        (
+            "kept",
+            f"{Share(kept['coverage'])} % of the pixels (threshold: {kept['threshold']}){region(kept)}, "
+            f"{Share(kept['precision'])} % of them right on {metrics['judgement']['judged']} images{_worst(kept)}",
+        ),
+        *zip(("gained", "", "", ""), sentences(metrics, statistics, spread_is_measured=False), strict=False),
         *zip(("next", "", ""), (f"{what:28}{why}" for what, why in _NEXT.items()), strict=True),
     ]
     return "".join(f"{name:10}{text}\n" for name, text in lines)

@@ -22,7 +22,7 @@ def sentences(metrics: Mapping[str, Any], statistics: Mapping[str, Any], *, spre
     rival = next(name for name in ("incumbent", "teacher", "control") if f"student - {name}" in differences)
     found = [] if rival == "control" else [_against_teacher(metrics, rival)]
     if "student - control" in differences:
-        found += [_against_control(metrics, _subject(statistics)), *of_labels(metrics)]
+        found += [_against_control(metrics, statistics), *of_labels(metrics, statistics)]
     else:
         found.append("No control was trained, so how much of it the auto-labels bring is not known.")
     low = differences[f"student - {rival}"]["low"]
@@ -46,14 +46,14 @@ def _against_teacher(metrics: Mapping[str, Any], rival: str) -> str:
     return f"The student is not shown to be better than the teacher: {shown}."
 
 
-def _subject(statistics: Mapping[str, Any]) -> str:
-    """Labels that the student learned from and the control did not."""
-    by_people = any(row["from_human"] + row["both"] for row in statistics.get("classes", []))
-    return "Auto-labels and human labels together" if by_people else "The auto-labels"
+def _has_human_labels(statistics: Mapping[str, Any]) -> bool:
+    """Whether the student learned from labels of people that the control did not see."""
+    return any(row["from_human"] + row["both"] for row in statistics.get("classes", []))
 
 
-def _against_control(metrics: Mapping[str, Any], subject: str) -> str:
+def _against_control(metrics: Mapping[str, Any], statistics: Mapping[str, Any]) -> str:
     gain = metrics["differences"]["student - control"]
+    subject = "Auto-labels and human labels together" if _has_human_labels(statistics) else "The auto-labels"
     shown = f"the same training without them reaches {_mean(metrics, 'control')} ({_change(gain)})"
     if gain["low"] is not None and gain["low"] > 0:
         return f"{subject} helped: {shown}."
@@ -62,7 +62,7 @@ def _against_control(metrics: Mapping[str, Any], subject: str) -> str:
     return f"{subject} are not shown to help: {shown}."
 
 
-def of_labels(metrics: Mapping[str, Any]) -> list[str]:
+def of_labels(metrics: Mapping[str, Any], statistics: Mapping[str, Any]) -> list[str]:
     """Say whether the auto-labels know more than the control: gains follow this gap."""
     labels = metrics.get("labels", {}).get("mean_iou")
     if labels is None or "control" not in metrics["models"]:
@@ -71,7 +71,9 @@ def of_labels(metrics: Mapping[str, Any]) -> list[str]:
     shown = f"The auto-labels themselves reach {points(labels)} ({points(gap, sign='+')} to the control)"
     if gap > 0:
         return [f"{shown}: they know more than the fine labels teach."]
-    return [f"{shown}: they teach nothing new. Adopt another network (`autolabel adopt`), or label more images."]
+    source = ", so what is gained comes from human labels" if _has_human_labels(statistics) else ""
+    cure = "Adopt another network (`autolabel adopt`), or label more images."
+    return [f"{shown}: they teach nothing new{source}. {cure}"]
 
 
 def _mean(metrics: Mapping[str, Any], model: str) -> str:

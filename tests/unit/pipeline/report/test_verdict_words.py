@@ -43,12 +43,19 @@ def test_each_outcome_has_its_sentence(
     assert not any(word in line for word in NO_WORDS for line in (student, twin))
 
 
-@pytest.mark.parametrize(("labels", "said"), [(0.5, "they know more"), (0.42, "they teach nothing new")])
+@pytest.mark.parametrize(("labels", "said"), [(0.5, "they know more"), (0.42, "they teach nothing new. Adopt")])
 def test_the_gap_of_the_labels_to_the_control_is_named(labels: float, said: str) -> None:
     metrics = _metrics() | {"labels": {"mean_iou": labels}}
     gap = sentences(metrics, {}, spread_is_measured=True)[-1]
     assert said in gap
     assert f"{100 * labels:.1f} ({100 * (labels - 0.43):+.1f} to the control)" in gap
+
+
+def test_where_the_auto_labels_know_nothing_more_the_human_labels_carry_the_gain() -> None:
+    metrics = _metrics() | {"labels": {"mean_iou": 0.42}}
+    by_people = {"classes": [{"from_human": 5, "both": 0, "from_teacher": 9}]}
+    said = sentences(metrics, by_people, spread_is_measured=True)[-1]
+    assert "they teach nothing new, so what is gained comes from human labels. Adopt" in said
 
 
 @pytest.mark.parametrize(
