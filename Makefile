@@ -73,7 +73,7 @@ lock:  ## resolve pyproject.toml anew into requirements.lock, and the demo's par
 	$(COMPILE) --extra all --extra dev --upgrade -o requirements.lock
 	$(COMPILE) --extra demo --constraint requirements.lock --upgrade -o requirements-demo.lock
 
-demo: $(or $(wildcard $(STAMP)),$(DEMO))  ## synthetic streets, the whole chain, ten lines of results (9 to 13 minutes on 2 cores)
+demo: $(or $(wildcard $(STAMP)),$(DEMO))  ## synthetic streets, the whole chain, ten lines of results (8 to 13 minutes on 2 cores)
 	autolabel demo-data
 	dvc repro
 	@autolabel stage --summary
