@@ -77,7 +77,7 @@ def test_the_keyboard_walks_through_images_and_layers(page: Page, street: Scenes
         page.until(lambda b=before, n=layer: page.find(f"#toggle-{n}").get_attribute("aria-pressed") != b)
     page.keys("?")
     page.until(lambda: page.find("#help").is_displayed())
-    assert "ten edges higher" in page.text("#help")
+    assert "ten steps higher" in page.text("#help")
     page.keys(Keys.ESCAPE)
 
 
