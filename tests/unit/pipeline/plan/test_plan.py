@@ -336,9 +336,12 @@ def test_the_workspace_is_made_once_and_its_commands_agree(tmp_path: Path, capsy
     folders = _pairs(tmp_path / "data", 30)
     command = ["init", str(tmp_path / "ws"), *folders.arguments]
     assert main(command) == 0
-    assert "workspace of your own images\nnext: cd " in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "workspace of your own images\nnext: cd " in err
+    assert "\ntime       about " in out
     assert main(command) == 0
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "\ntime       " not in out, "nobody waits for a measurement of a workspace that is there"
     assert "already a workspace of your own images; nothing changed" in err
     assert "not as in this plan" not in err
     assert main([*command, "--classes", "voc"]) == 0
