@@ -2,7 +2,7 @@
 
     python -m tools.render
 
-Run it after a change of `pipeline.stages.TABLE`, of a description or of profile demo; tests/arch fails until then.
+Run it after a change of `pipeline.workspace.table.TABLE`, a description or profile demo; tests/arch fails until then.
 """
 
 from __future__ import annotations

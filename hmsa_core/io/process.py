@@ -51,7 +51,7 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
 
 
 def leave_signals_to_parent() -> None:
-    """Set up a worker: the parent handles stop signals, which the whole group gets, and its death ends the worker."""
+    """Set up a worker: the parent handles stop signals, which the whole group gets; the end of the parent ends it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)

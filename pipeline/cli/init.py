@@ -76,7 +76,7 @@ def _run_plan(args: argparse.Namespace) -> int:
     plan = _plan(args)
     sys.stdout.write("".join(f"{line}\n" for line in plan.lines()))
     sys.stdout.flush()
-    if args.dry_run or not (args.dir / "params.yaml").exists():  # measuring takes seconds: not for one that is there
+    if args.dry_run or not (args.dir / "params.yaml").exists():  # takes seconds
         seconds = expected_seconds(plan)
         sys.stdout.write(
             f"time       about {in_words(seconds)} for `dvc repro` on this machine, by one step and one image\n"

@@ -71,7 +71,9 @@ def of_labels(metrics: Mapping[str, Any], statistics: Mapping[str, Any]) -> list
     shown = f"The auto-labels themselves reach {points(labels)} ({points(gap, sign='+')} to the control)"
     if gap > 0:
         return [f"{shown}: they know more than the fine labels teach."]
-    source = ", so what is gained comes from human labels" if _has_human_labels(statistics) else ""
+    gain = metrics["differences"]["student - control"]["low"]
+    by_people = gain is not None and gain > 0 and _has_human_labels(statistics)
+    source = ", so what is gained comes from human labels" if by_people else ""
     cure = "Adopt another network (`autolabel adopt`), or label more images."
     return [f"{shown}: they teach nothing new{source}. {cure}"]
 

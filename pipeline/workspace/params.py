@@ -233,7 +233,7 @@ class ReportConfig(Section):
 
 
 class _Params(Section):
-    """A workspace's params.yaml: one section per stage (what each is about: `pipeline.stages.TABLE`)."""
+    """A workspace's params.yaml: one section per stage (what each is about: `pipeline.workspace.table.TABLE`)."""
 
     profile: Profile = Field(description="which profile this file came from; `autolabel demo-data` and the tests ask")
     runtime: EngineConfig = setting(EngineConfig(), "who does the work; no result depends on it")

@@ -306,7 +306,7 @@ def camvid_variant(params: Params) -> str:
 
 
 def named_variant(variant: str, epochs: int | None) -> str:
-    """The same from its parts; `epochs` None = the profile's."""
+    """The name of a variant and a teacher's epochs; None = the profile's."""
     return variant if epochs in (None, Params.of_profile("camvid").teacher_train.epochs) else f"{variant}-{epochs}"
 
 

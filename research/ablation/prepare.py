@@ -32,7 +32,8 @@ _MARKS = {
 
 def check_ready(ws: Workspace, ablation: Ablation) -> None:
     """Refuse to start where a stage has not run (ConfigError names it)."""
-    for mark in _MARKS[ablation.needs]:
+    needs_teacher = ablation.needs == "pseudo-label" and not ws.params.teacher_train.skip
+    for mark in (*_MARKS[ablation.needs], *(("models/teacher/model.json",) if needs_teacher else ())):
         if not ws.path(mark).exists():
             raise ConfigError(
                 f"{ws.path(mark)}: not there; {ablation.name} starts after the stage {ablation.needs}",
@@ -88,7 +89,8 @@ def make_camvid_workspace(
         atomic.write_text(folder / "params.yaml", json.dumps(document.values, indent=1))
     document = read_yaml(folder / "params.yaml")
     params = Params.parse(document)
-    found, wanted = camvid_variant(params), named_variant(variant, epochs)
+    found = camvid_variant(params)
+    wanted = f"{variant}-adopted" if params.teacher_train.skip else named_variant(variant, epochs)
     if found != wanted:
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")
     set_keys(document.values, changes)

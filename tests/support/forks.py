@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -101,7 +102,11 @@ def _start(
         warnings.simplefilter("ignore")  # for pytest each one is an error
         return main(list(arguments))
 
-    return forked(work)
+    pid = forked(work)
+    if is_leader:  # here, too: whoever comes first; the child may have ended
+        with suppress(OSError):
+            os.setpgid(pid, pid)
+    return pid
 
 
 def _import_all() -> None:

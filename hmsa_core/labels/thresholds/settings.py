@@ -12,7 +12,7 @@ from hmsa_core.config import Count, Positive, Section, Share
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.store.codes import ConfidenceCode
 
-RULES = [str(Path(__file__).with_name("rules"))]  # folders of rules
+RULES = [str(Path(__file__).with_name("rules"))]  # folders of rules, as the package `rules` has them
 
 
 def rule_names() -> list[str]:

@@ -1,5 +1,5 @@
 // Histogram of confidence with the threshold, and the precision-coverage curve with its dot. Both are sliders:
-// they can be dragged, and with focus the arrow keys move them from edge to edge.
+// they can be dragged, and with focus the arrow keys move them by steps of the code.
 
 import { clamp, compact, sharp } from "./dom.js";
 import { at, CODES, curve, nearestCode, WITHHELD } from "./thresholds.js";

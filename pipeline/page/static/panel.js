@@ -24,7 +24,7 @@ function setGlobal(code) {
   if (store.kind === "raw") update({ base: clamp(code, 0, CODES - 1) });
 }
 
-/** Move the threshold of the class in focus, or of all classes, by edges. */
+/** Move the threshold of the class in focus, or of all classes, by steps of the code. */
 export function nudge(steps) {
   if (state.focus < 0) return setGlobal(globalCode() + steps);
   return setPin(state.focus, clamp(Math.min(scene.thresholds[state.focus], CODES - 1) + steps, 0, CODES - 1));
@@ -93,10 +93,10 @@ function showSlider() {
   const code = globalCode();
   slider.value = String(store.edgeValues[code]);
   slider.classList.toggle("idle", typeof state.base !== "number");
-  slider.setAttribute("aria-valuetext", state.base === "policy" ? "each class has its own, from the policy" : `${store.edges[code]}, edge ${code} of ${CODES}`);
+  slider.setAttribute("aria-valuetext", state.base === "policy" ? "each class has its own, from the policy" : `${store.edges[code]}, code ${code} of ${CODES}`);
   slider.dataset.edge = store.edges[code];
   if (document.activeElement !== field) field.value = sliderText(code);
-  setText(byId("threshold-code"), state.base === "policy" ? "per class, measured" : `edge ${code} of ${CODES}`);
+  setText(byId("threshold-code"), state.base === "policy" ? "per class, measured" : `code ${code} of ${CODES}`);
   byId("base-one").setAttribute("aria-pressed", String(typeof state.base === "number"));
   byId("base-policy").setAttribute("aria-pressed", String(state.base === "policy"));
   const pinned = Object.keys(state.pins).length;
@@ -156,7 +156,7 @@ export function startPanel(data) {
   const move = (code) => (state.focus < 0 ? setGlobal(code) : setPin(state.focus, code));
   draw = { histogram: makeHistogram(byId("histogram"), store, { onCode: move }), curve: makeCurve(byId("curve"), store, { onCode: move }) };
   slider.addEventListener("input", () => setGlobal(nearestCode(store.edgeValues, Number(slider.value))));
-  slider.addEventListener("change", showSlider); // the thumb snaps to the edge
+  slider.addEventListener("change", showSlider); // the thumb snaps to the code
   slider.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -CODES, End: CODES }[event.key];
     if (!step) return;
