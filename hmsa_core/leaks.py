@@ -73,8 +73,9 @@ def judge_only_unseen(
     if not samples:
         raise InputError("there is no image to judge on", hint="give some cities or sequences a role in data.roles")
     leaks: list[Leak] = []
+    now = {s.image_sha256: s for s in known}
     for model, learned in models.items():
-        lineage = _as_named_now(learned, known)
+        lineage = _as_named_now(learned, now)
         leaks += find_leaks(samples, lineage, model=model, max_gap=max_gap, max_distance=max_distance)
     seen = {leak.name for leak in leaks}
     if len(seen) > max_leaked * len(samples):
@@ -88,8 +89,7 @@ def judge_only_unseen(
     return Judgement(names, tuple(leaks), {model: lineage.unknown for model, lineage in models.items()})
 
 
-def _as_named_now(lineage: Lineage, known: Sequence[Sample]) -> Lineage:
-    now = {s.image_sha256: s for s in known if s.image_sha256 in lineage.images}
+def _as_named_now(lineage: Lineage, now: Mapping[str, Sample]) -> Lineage:
     images = {
         sha: replace(image, sequence=now[sha].sequence, frame=now[sha].frame) if sha in now else image
         for sha, image in lineage.images.items()

@@ -188,8 +188,9 @@ def _metrics(
 
 def _of_labels(curves: Curves) -> dict[str, Any]:
     """IoU of the auto-labels themselves on the report images, before any threshold."""
-    by_class = zip(curves.classes.classes, curves.iou, strict=True)
-    return {"mean_iou": finite(mean_iou_of(curves.iou)), "classes": {name: finite(value) for name, value in by_class}}
+    iou = curves.iou
+    by_class = zip(curves.classes.classes, iou, strict=True)
+    return {"mean_iou": finite(mean_iou_of(iou)), "classes": {name: finite(value) for name, value in by_class}}
 
 
 def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scores]]:

@@ -301,12 +301,14 @@ def camvid_variant(params: Params) -> str:
 
     Where other networks label: "default-adopted".
     """
-    variant = getattr(params.data.target, "variant", None) or "default"
-    return f"{variant}-adopted" if params.teacher_train.skip else named_variant(variant, params.teacher_train.epochs)
+    teacher, variant = params.teacher_train, getattr(params.data.target, "variant", None) or "default"
+    return named_variant(variant, teacher.epochs, is_adopted=teacher.skip)
 
 
-def named_variant(variant: str, epochs: int | None) -> str:
-    """The name of a variant and a teacher's epochs; None = the profile's."""
+def named_variant(variant: str, epochs: int | None, *, is_adopted: bool) -> str:
+    """The name of a variant and a teacher's epochs (None = the profile's), or of one whose teacher is adopted."""
+    if is_adopted:
+        return f"{variant}-adopted"
     return variant if epochs in (None, Params.of_profile("camvid").teacher_train.epochs) else f"{variant}-{epochs}"
 
 

@@ -32,8 +32,10 @@ _MARKS = {
 
 def check_ready(ws: Workspace, ablation: Ablation) -> None:
     """Refuse to start where a stage has not run (ConfigError names it)."""
-    needs_teacher = ablation.needs == "pseudo-label" and not ws.params.teacher_train.skip
-    for mark in (*_MARKS[ablation.needs], *(("models/teacher/model.json",) if needs_teacher else ())):
+    marks = _MARKS[ablation.needs]
+    if ablation.needs == "pseudo-label" and not ws.params.teacher_train.skip:
+        marks = (*marks, "models/teacher/model.json")
+    for mark in marks:
         if not ws.path(mark).exists():
             raise ConfigError(
                 f"{ws.path(mark)}: not there; {ablation.name} starts after the stage {ablation.needs}",
@@ -90,7 +92,7 @@ def make_camvid_workspace(
     document = read_yaml(folder / "params.yaml")
     params = Params.parse(document)
     found = camvid_variant(params)
-    wanted = f"{variant}-adopted" if params.teacher_train.skip else named_variant(variant, epochs)
+    wanted = named_variant(variant, epochs, is_adopted=params.teacher_train.skip)
     if found != wanted:
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")
     set_keys(document.values, changes)

@@ -71,11 +71,13 @@ def test_a_change_of_a_setting_that_is_not_there_is_named(demo: Params) -> None:
 
 def test_each_profile_variant_and_teacher_has_a_table_of_its_own(demo: Params, camvid: Params) -> None:
     longer = camvid.model_copy(update={"teacher_train": camvid.teacher_train.model_copy(update={"epochs": 1280})})
+    adopted = camvid.model_copy(update={"teacher_train": camvid.teacher_train.model_copy(update={"skip": True})})
     assert make_ablation("camvid-table", camvid).name == "camvid-table-default"
-    assert [make_ablation("scales", p).name for p in (demo, camvid, longer)] == [
+    assert [make_ablation("scales", p).name for p in (demo, camvid, longer, adopted)] == [
         "scales",
         "scales-camvid",
         "scales-camvid-1280",
+        "scales-camvid-adopted",
     ]
     with pytest.raises(ConfigError, match="profile camvid, this one has profile demo"):
         make_ablation("camvid-table", demo)
