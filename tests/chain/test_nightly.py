@@ -50,7 +50,7 @@ from tests.support.nightly import (
 from tests.support.ranks import free_port
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(900)]
 
 
 @pytest.mark.once

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -19,8 +19,8 @@ from pipeline.workspace.dvc_yaml import SETTINGS_STAGE
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import SETTINGS
 from pipeline.workspace.yaml_text import read_yaml
-from tests.support import forks
 from tests.support.chain import REPO, dvc, run, set_params
+from tests.support.forks import Forks, forks
 from tests.support.own_folders import LAYOUTS, UserFolders, roboflow, save, scene
 
 pytestmark = pytest.mark.chain
@@ -46,6 +46,13 @@ BUDGET = {
 }
 
 
+@pytest.fixture(scope="module")
+def forking() -> Iterator[Forks]:
+    """A process that runs commands in its forks."""
+    with forks() as running:
+        yield running
+
+
 def check(ws: Path, folders: UserFolders) -> None:
     """All stages ran as the plan says: its roles, classes and recipe; what waited is labelled, and models are scored."""
     given = folders.flags[1] if folders.flags else None
@@ -68,13 +75,14 @@ def check(ws: Path, folders: UserFolders) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="forks cannot compute on a GPU that torch knows")
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layout", [case for case in LAYOUTS if case.id != "roboflow"])  # which is the next test's
-def test_a_folder_of_any_layout_runs_through_the_chain(layout: Callable[[Path], UserFolders], tmp_path: Path) -> None:
+def test_a_folder_of_any_layout_runs_through_the_chain(
+    layout: Callable[[Path], UserFolders], tmp_path: Path, forking: Forks
+) -> None:
     folders, ws = layout(tmp_path / "data"), tmp_path / "ws"
-    assert forks.autolabel("init", str(ws), *folders.arguments) == 0
+    assert forking.autolabel("init", str(ws), *folders.arguments) == 0
     set_params(ws, BUDGET)
-    assert forks.repro(ws) == 0
+    assert forking.repro(ws) == 0
     check(ws, folders)
 
 

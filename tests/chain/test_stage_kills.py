@@ -23,7 +23,7 @@ from tests.support.chain import Whole, change_param, dvc, lock_file, set_params
 from tests.support.planted import Plan
 from tests.support.waiting import assert_left_at_once, leave
 
-pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.timeout(1800)]  # seconds; a busy machine is slow
+pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.timeout(900)]  # seconds; a busy machine is slow
 
 TRAINING = "teacher-train"
 LAST = 8  # steps of the teacher here; it saves its state after each

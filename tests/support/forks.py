@@ -1,22 +1,27 @@
-"""Commands of a workspace in forks of the test process: what takes each process seconds to import is imported once.
+"""Commands of a workspace in forks of one process: what takes each process seconds to import is imported once.
 
 `init`, DVC, the stages and their jobs are the real programs with their arguments, environment and folder. Only
-Python's start is left out.
+Python's start is left out. The process that forks runs nothing else: a fork of the test process would inherit threads,
+locks and signal handlers of the tests before.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from hmsa_core.io.process import group_lives
+import psutil
+
 from pipeline.stages import module_of
 from pipeline.workspace.table import STAGES
 from tests.support.chain import REPO, environment
@@ -30,18 +35,58 @@ _MODULES = (
 )
 
 
-def autolabel(*arguments: str) -> int:
-    """Exit status of `autolabel ARGUMENTS`."""
-    return _run_group("pipeline.cli.main", arguments, environment(), REPO)
+class Forks:
+    """The process that forks, in one process group with all that it starts: a line for a command, a line for its status."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def autolabel(self, *arguments: str) -> int:
+        """Exit status of `autolabel ARGUMENTS`."""
+        return self._run("pipeline.cli.main", arguments, REPO)
+
+    def repro(self, folder: Path) -> int:
+        """Exit status of `dvc repro` in a workspace."""
+        return self._run("tests.support.forks", ("repro",), folder)
+
+    def end(self) -> None:
+        """End it and what it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    def _run(self, module: str, arguments: Sequence[str], folder: Path) -> int:
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps([module, arguments, str(folder)]) + "\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
+        except BaseException:  # its answer would be taken for that of the next command
+            self.end()
+            raise
 
 
-def repro(folder: Path) -> int:
-    """Exit status of `dvc repro` in a workspace."""
-    return _run_group(__name__, (), environment(), folder)
+@contextmanager
+def forks() -> Iterator[Forks]:
+    """Start the process that forks; nothing of it is left afterwards, nor if a test is stopped."""
+    command = (sys.executable, "-m", "tests.support.forks", "serve")
+    pipe: Any = subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, cwd=REPO, env=environment(), text=True, process_group=0
+    )
+    running = Forks(process)
+    try:
+        yield running
+    finally:
+        running.end()
 
 
-def main(_arguments: list[str]) -> int:
-    """`dvc repro` in the current folder, with forks in place of the processes that DVC and the stages start."""
+def main(arguments: list[str]) -> int:
+    """Serve requests; or `dvc repro` in the current folder, with forks in place of what DVC and the stages start."""
+    if arguments == ["serve"]:
+        _serve()
+        return 0
     from dvc import cli
     from dvc.stage import run
 
@@ -49,7 +94,30 @@ def main(_arguments: list[str]) -> int:
 
     run._run = _run_stage
     launcher.run_child = _run_job
-    return cli.main(["repro"])
+    return cli.main(arguments)
+
+
+def _serve() -> None:
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what the commands print is no answer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in (*_MODULES, *(module_of(stage).__name__ for stage in STAGES)):
+                import_module(name)
+        for line in sys.stdin:
+            module, words, folder = json.loads(line)
+            status = _run(module, words, os.environ, folder)
+            wait_for(f"the end of all that {module} started", _is_alone, 10.0)
+            answers.write(f"{status}\n")
+            answers.flush()
+
+
+def _is_alone() -> bool:
+    """Whether nothing else lives in the process group."""
+    with suppress(psutil.NoSuchProcess):
+        alive = (p.pid for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE)
+        return [pid for pid in alive if os.getpgid(pid) == os.getpgid(0)] == [os.getpid()]
+    return False
 
 
 def _run_stage(_shell: str, command: str, *, env: Mapping[str, str], cwd: str, **_: object) -> None:
@@ -70,49 +138,20 @@ def _run_job(command: Sequence[str], *, env: Mapping[str, str], **_: object) -> 
 
 def _run(module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str) -> int:
     """Exit status of a module's `main(arguments)` in a fork."""
-    return os.waitstatus_to_exitcode(os.waitpid(_start(module, arguments, env, cwd), 0)[1])
-
-
-def _run_group(module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str) -> int:
-    """As `_run`, in a process group of its own, of which nothing is left afterwards, nor if the test is stopped."""
-    pid = _start(module, arguments, env, cwd, is_leader=True)
-    try:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until waitpid its number can name no other group
-        wait_for(f"the end of all that {module} started", lambda: not group_lives(pid), 10.0)
-    finally:
-        os.killpg(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-    return os.waitstatus_to_exitcode(status)
-
-
-def _start(
-    module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path | str, *, is_leader: bool = False
-) -> int:
-    _import_all()
     main: Callable[[list[str]], int] = import_module(module).main
 
     def work() -> int:
-        if is_leader:
-            os.setpgid(0, 0)
         os.chdir(cwd)
-        # Two cores, for a rank each: threads of OpenMP that the test process has would hang in a fork.
+        # Two cores, for a rank each: threads of OpenMP that a stage has would hang in the fork that is its job.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+        variables = dict(env)
         os.environ.clear()
-        os.environ.update(env)
-        warnings.simplefilter("ignore")  # for pytest each one is an error
+        os.environ.update(variables)
+        warnings.simplefilter("ignore")  # libraries warn of forks
         return main(list(arguments))
 
-    pid = forked(work)
-    if is_leader:  # here, too: whoever comes first; the child may have ended
-        with suppress(OSError):
-            os.setpgid(pid, pid)
-    return pid
+    return os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1])
 
 
-def _import_all() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in _MODULES:
-            import_module(name)
-        for stage in STAGES:
-            module_of(stage)
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
