@@ -95,6 +95,7 @@ class Engine(ABC):
     device: torch.device
     kind: str  # of the fusion over scales
     precision: str
+    num_classes: int  # of the scores; of a network of another tool known after its first image
     pairs = False  # image and mirror image in one batch
     resizes = False  # brings images of any size to one of its own
 

@@ -97,7 +97,9 @@ class Network(Engine):
                 f"{self.source}: fails on an image of {sides[0]}x{sides[1]} pixels: {one_line(error)[:200]}",
                 hint=f"say `size: [HEIGHT, WIDTH]` or `multiple: 32` in {self.source.table_path}, or use scale 1 alone",
             ) from error
-        return self._logits(self._channels_first(found, sides).float()), None
+        scores = self._logits(self._channels_first(found, sides).float())
+        self.num_classes = scores.shape[1]
+        return scores, None
 
     def _channels_first(self, found: Tensor, sides: tuple[int, int]) -> Tensor:
         """Scores 1 x classes x h x w; those with the channels last are known by the proportions of the image."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,9 +72,7 @@ class Teacher(ABC):
 
     def begin(self, name: str, image: UInt8) -> Callable[[], Labelled]:
         """Begin `label`; the function that is returned waits for a GPU, so that the next image can begin before."""
-        found = self.predict(name, image)
-        best = found.max(0)
-        label = np.where(best > 0, first_of(found, best), np.uint8(IGNORE)), np.minimum(best, 1)
+        label = _best_of(self.predict(name, image))
         return lambda: label
 
     def forced(self, _image: UInt8) -> int | None:
@@ -86,6 +85,11 @@ class Teacher(ABC):
     def facts(self) -> list[dict[str, Any]]:
         """What the lineage of labels holds of teachers of other tools: files' digests and the class map."""
         return [_facts(mapping) for mapping in self.mappings]
+
+
+def _best_of(probabilities: Float32) -> Labelled:
+    best = probabilities.max(0)
+    return np.where(best > 0, first_of(probabilities, best), np.uint8(IGNORE)), np.minimum(best, 1)
 
 
 class NetworkTeacher(Teacher):
@@ -104,6 +108,7 @@ class NetworkTeacher(Teacher):
         else:
             self.classes = classes
         self.kind = self.mappings[0].source.family if isinstance(engine, Network) else engine.kind
+        self._engine = engine
         self._first = _FirstImages(self.mappings[0]) if isinstance(engine, Network) else None
         # A tile that is brought to the network's own size would show it another scale than the whole image does.
         self._tiler = Tiler(engine, whole_pixels=1 << 62) if engine.resizes else Tiler(engine)
@@ -112,13 +117,19 @@ class NetworkTeacher(Teacher):
         """Probabilities of our classes."""
         found = self._tiler.probabilities(image, self._scales, self._flip)
         ours = self.mappings[0].apply(found) if self.mappings else found
-        if self._first is not None:
-            self._first.add(ours)
+        if self._first is not None and self._first.left:
+            self._first.add(*_best_of(ours))
         return ours
 
     def begin(self, name: str, image: UInt8) -> Callable[[], Labelled]:
-        """Begin `label`: of a checkpoint alone a few rows at a time, probabilities never exist as a whole."""
-        return super().begin(name, image) if self.mappings else self._tiler.begin(image, self._scales, self._flip)
+        """Begin `label`; where the classes are ours, a few rows at a time: probabilities never exist as a whole."""
+        if self.mappings and not self.mappings[0].is_identity:
+            return super().begin(name, image)
+        wait = self._tiler.begin(image, self._scales, self._flip)
+        if not self.mappings:
+            return wait
+        self.mappings[0].check(self._engine.num_classes)
+        return wait if self._first is None else partial(self._first.with_result_of, wait)
 
     def forced(self, image: UInt8) -> int | None:
         """Side of the tiles."""
@@ -129,17 +140,21 @@ class _FirstImages:
     """What a network of another tool gives for its first images: signs that it is run wrongly are one warning."""
 
     def __init__(self, mapping: ClassMap) -> None:
-        self._mapping, self._left, self._seen, self._least = mapping, 3, set[int](), 1.0
+        self._mapping, self.left, self._seen, self._least = mapping, 3, set[int](), 1.0
 
-    def add(self, probabilities: Float32) -> None:
-        """Count an image; the third one tells."""
-        if not self._left:
-            return
-        self._left -= 1
-        best = probabilities.max(0)
-        self._seen |= set(np.unique(probabilities.argmax(0)[best > 0]).tolist())
-        self._least = min(self._least, float(best.min()))
-        if self._left == 0 and (signs := self._signs()):
+    def with_result_of(self, wait: Callable[[], Labelled]) -> Labelled:
+        """What `wait` returns, counted as an image."""
+        found = wait()
+        if self.left:
+            self.add(*found)
+        return found
+
+    def add(self, label: UInt8, confidence: Float32) -> None:
+        """Count an image; the third one warns."""
+        self.left -= 1
+        self._seen |= set(np.unique(label[label != IGNORE]).tolist())
+        self._least = min(self._least, float(confidence.min()))
+        if self.left == 0 and (signs := self._signs()):
             _LOG.warning(
                 "%s: in the first 3 images %s: are mean, std, output and the order of its classes right?",
                 self._mapping.source,
