@@ -32,33 +32,56 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class NamePattern:
-    """`FOLDER/START*END`: file names of one kind; `*` stands for the name that image and label map share."""
+    """`FOLDER/START*END`: file names of one kind; `*` stands for the name that image and label map share.
+
+    FOLDER is the name of a folder on the path, which the other kind lacks. With a `*` it is the form of such a name,
+    and `*` stands for the name of the other kind's folder: `*_labels/*_L` goes with the images of `train`.
+    `START*MIDDLE*END`: the kinds differ in the middle of their names, as `*_camera_*` and `*_label_*`.
+    """
 
     folder: str = ""
     start: str = ""
     end: str = ""
+    middle: str = ""
 
     @classmethod
     def parse(cls, text: str) -> NamePattern:
-        """Read a pattern; ConfigError: it has no `*`, or several."""
+        """Read a pattern; ConfigError: it has no `*`, or too many."""
         folder, _, name = text.rpartition("/")
-        start, star, end = name.partition("*")
-        if not star or "*" in end:
-            raise ConfigError(f"{text!r}: expected a pattern of names with one *, such as masks/*_mask")
-        return cls(folder, start, end)
+        start, *middle, end = name.split("*") if "*" in name else ("", "", "", "")
+        if len(middle) > 1 or not all(middle):
+            raise ConfigError(f"{text!r}: expected a pattern of names such as masks/*_mask, or *_camera_*")
+        if folder.count("*") > 1:
+            raise ConfigError(f"{text!r}: expected at most one * in the folder, such as *_labels/*")
+        return cls(folder, start, end, *middle)
 
     def __str__(self) -> str:
-        return f"{self.folder}/{self.start}*{self.end}".removeprefix("/")
+        return f"{self.folder}/{self.start}*{self.middle and self.middle + '*'}{self.end}".removeprefix("/")
 
     def core(self, path: str) -> tuple[tuple[str, ...], str] | None:
         """Folders without `folder`, and what `*` stands for, of a file's relative path; None: it does not fit."""
-        folders, stem = PurePosixPath(path).parts[:-1], stem_of(path)
-        if self.folder and self.folder not in folders:
+        stem, folders = stem_of(path), self._shared(PurePosixPath(path).parts[:-1])
+        if folders is None:
             return None
         if not (stem.startswith(self.start) and stem.endswith(self.end)) or len(stem) <= len(self.start + self.end):
             return None
         name = stem[len(self.start) : len(stem) - len(self.end)]
-        return tuple(folder for folder in folders if folder != self.folder), name
+        if self.middle:
+            before, found, after = name.partition(self.middle)
+            if not (before and found and after):
+                return None
+            name = f"{before}_{after}"
+        return folders, name
+
+    def _shared(self, folders: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Names of folders that both kinds have; None where no folder is of the form `folder`."""
+        start, star, end = self.folder.partition("*")
+        if not star:
+            rest = tuple(folder for folder in folders if folder != self.folder)
+            return rest if len(rest) < len(folders) or not self.folder else None
+        is_form = [f.startswith(start) and f.endswith(end) and len(f) > len(start + end) for f in folders]
+        names = (f[len(start) : len(f) - len(end)] if fits else f for f, fits in zip(folders, is_form, strict=True))
+        return tuple(names) if any(is_form) else None
 
 
 @dataclass

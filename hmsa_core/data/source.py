@@ -84,7 +84,7 @@ class SourceSpec(Section):
     coarse: _Folder = Field("", description='folder below root: coarse labels, same stems; "" = none')
     new: _Plain = Field("", description='folder below root: images to be labelled; "" = none')
     image_name: _Plain = Field(
-        "*", description="names of images: [FOLDER/]START*END without ending; * = what is shared"
+        "*", description="names of images without ending: [FOLDER/]START*END or START*MIDDLE*END; * = what is shared"
     )
     label_name: _Plain = Field("*", description="names of label maps in the same form, such as *_mask")
     coarse_name: _Plain = Field("*", description="names of coarse label maps in the same form")

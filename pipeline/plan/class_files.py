@@ -18,14 +18,16 @@ Colour = tuple[int, int, int]
 NAMES = (  # in order of preference
     *("classes.json", "class_dict.json", "id2label.json", "labelmap.txt", "label_colors.txt", "classes.txt"),
     *("labels.txt", "obj.names", "_classes.csv", "class_dict.csv", "classes.csv", "data.yaml", "dataset.yaml"),
-    *("data.yml", "config.json"),
+    *("data.yml", "class_list.json", "config.json", "meta.json"),
 )
+_OF_ANYTHING = ("config.json", "meta.json")
 KNOWN = ("cityscapes", "mapillary_v1.2", "mapillary_v2.0", "camvid", "camvid32", "voc", "ade20k")
 VOID = {
     *("void", "unlabeled", "unlabelled", "ignore", "ignored", "ignore label", "undefined", "unknown"),
     *("none", "_ignore", "other void", "mask void"),
 }
 _NUMBERS = re.compile(r"\d+")
+_NAME_AND_COLOUR = re.compile(r"(?:(\d+)[\s,;:]+)?(\S.*?)[\s,;]+(\d+[\s,;]+\d+[\s,;]+\d+|#[0-9a-fA-F]{6})")
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,17 @@ class ClassList:
 
 
 def find_class_file(folders: Iterable[Path]) -> ClassList | None:
-    """The first file of class names in these folders; a config.json without names is none."""
+    """The first file of class names in these folders; a config.json or meta.json without names is none."""
     for folder in folders:
         for name in NAMES:
-            if (folder / name).is_file() and (name != "config.json" or _has_names(folder / name)):
+            if (folder / name).is_file() and (name not in _OF_ANYTHING or _has_names(folder / name)):
                 return class_list(folder / name)
     return None
 
 
 def _has_names(path: Path) -> bool:
-    """Whether a config.json, which may be about anything, names classes."""
     text = path.read_text("utf-8", errors="replace")
-    return '"id2label"' in text or '"labels"' in text
+    return any(f'"{key}"' in text for key in ("id2label", "labels", "classes"))
 
 
 def class_list(path: Path) -> ClassList:
@@ -124,42 +125,57 @@ def _no_names(path: Path, why: str) -> InputError:
 
 
 def _of_lines(path: Path) -> Iterable[Named]:
-    """`name`, `3 name`, `3: name`, `name:r,g,b::` (CVAT, VOC) or `r g b name` a line."""
-    for line in path.read_text("utf-8-sig").splitlines():
-        text = line.split("#")[0].strip() if line.lstrip().startswith("#") else line.strip()
-        if not text:
-            continue
+    """`name`, `3 name`, `3: name`, `name:r,g,b::` (CVAT, VOC), `r g b name`, `name r g b`, `name #rrggbb` a line.
+
+    One line alone may hold all names, with commas between them.
+    """
+    lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if len(lines) == 1 and "," in lines[0] and not _NUMBERS.search(lines[0]):
+        lines = [name.strip() for name in lines[0].strip("[]()").split(",")]
+    for text in lines:
         name, colon, rest = text.partition(":")
         if colon and len(_NUMBERS.findall(rest)) >= 3:
             yield Named(name.strip(), None, _colour(_NUMBERS.findall(rest)[:3]))
-        elif match := re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*)", text):
-            yield Named(match[4].strip(), None, _colour(match.groups()[:3]))
+        elif match := re.fullmatch(r"(\d+[\s,;]+\d+[\s,;]+\d+)[\s,;]+(\S.*)", text):
+            yield Named(match[2].strip(), None, _colour(match[1]))
+        elif match := _NAME_AND_COLOUR.fullmatch(text):
+            yield Named(match[2].strip("\"' "), int(match[1]) if match[1] else None, _colour(match[3]))
         elif match := re.fullmatch(r"(\d+)\s*[:,;\s]\s*(\S.*)", text):
             yield Named(match[2].strip("'\" "), int(match[1]))
+        elif "=" in text:
+            raise ValueError(f"{text!r} is no class name")
         else:
             yield Named(text.strip("'\","))
 
 
-def _colour(parts: Iterable[Any]) -> Colour:
-    red, green, blue = (int(part) for part in parts)
+def _colour(value: str | Iterable[Any]) -> Colour:
+    """A colour of three numbers, or of a text that holds them or #rrggbb."""
+    if isinstance(value, str):
+        is_hex = re.fullmatch(r"#?[0-9a-fA-F]{6}", value)
+        value = bytes.fromhex(value.removeprefix("#")) if is_hex else _NUMBERS.findall(value)
+    red, green, blue = (int(part) for part in value)
     if not all(0 <= part <= 255 for part in (red, green, blue)):
         raise ValueError(f"{red}, {green}, {blue} is no colour")
     return red, green, blue
 
 
 def _of_csv(path: Path) -> Iterable[Named]:
-    """Roboflow's `Pixel Value, Class`, or columns name, r, g, b or id, name in any order."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    head, *body = rows
+    """Roboflow's `Pixel Value, Class`, or columns name, r, g, b (or colour) or id, name in any order."""
+    text = path.read_text("utf-8-sig")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    head, *body = [row for row in rows if any(row)]
     words = [re.sub(r"[^a-z]", "", cell.lower()) for cell in head]
     name = _column(words, "class", "name", "label", "category", "classname")
     number = _column(words, "pixelvalue", "id", "value", "index", "classid")
     colours = [_column(words, *kinds) for kinds in (("r", "red"), ("g", "green"), ("b", "blue"))]
+    whole = _column(words, "color", "colour", "rgb", "hex")
     if name is None:
         raise ValueError(f"no column of names among {', '.join(head)}")
     for row in body:
         colour = _colour(row[place] for place in colours if place is not None) if None not in colours else None
+        colour = _colour(row[whole]) if whole is not None else colour
         yield Named(row[name], int(row[number]) if number is not None else None, colour)
 
 
@@ -168,24 +184,26 @@ def _column(words: list[str], *names: str) -> int | None:
 
 
 def _of_yaml(path: Path) -> Iterable[Named]:
-    names = read_yaml(path).values["names"]
-    return _numbered(names) if isinstance(names, Mapping) else [Named(str(name)) for name in names]
+    values = read_yaml(path).values
+    return _of_values({key: values[key] for key in ("names", "classes", "labels") if key in values} or values["names"])
 
 
 def _of_json(path: Path) -> Iterable[Named]:
-    value = json.loads(path.read_text("utf-8-sig"))
+    return _of_values(json.loads(path.read_text("utf-8-sig")))
+
+
+def _of_values(value: Any) -> Iterable[Named]:
+    """A list of names or rows, or the one of several keys; else names by number, or by colour (A2D2)."""
     if isinstance(value, list):
-        return [Named(row) if isinstance(row, str) else _row(row, place) for place, row in enumerate(value)]
+        return [_row(row, place) for place, row in enumerate(value)]
     for key in ("id2label", "names"):
         if isinstance(value.get(key), Mapping):
             return _numbered(value[key])
     for key in ("classes", "labels", "categories", "names"):
         if isinstance(rows := value.get(key), list) and rows:
-            void = value.get("ignore_id")
-            return [
-                _row(row, place, void) if isinstance(row, Mapping) else Named(str(row))
-                for place, row in enumerate(rows)
-            ]
+            return [_row(row, place, value.get("ignore_id")) for place, row in enumerate(rows)]
+    if all(str(key).startswith("#") for key in value):
+        return [Named(str(name), None, _colour(colour)) for colour, name in value.items()]
     return _numbered(value)
 
 
@@ -195,11 +213,11 @@ def _numbered(names: Mapping[Any, Any]) -> list[Named]:
     return sorted((Named(str(name), int(number)) for number, name in names.items()), key=lambda row: row.id or 0)
 
 
-def _row(row: Mapping[str, Any], place: int, void: object = None) -> Named:
-    name = str(row.get("readable") or row["name"])
+def _row(row: Any, place: int, void: object = None) -> Named:
+    if not isinstance(row, Mapping):
+        return Named(str(row))
+    name = str(row.get("readable") or row.get("name") or row["title"])
     colour = row.get("colour", row.get("color"))
-    if isinstance(colour, str):
-        colour = tuple(bytes.fromhex(colour.removeprefix("#")))
     number = int(row.get("id", place))
     unused = row.get("trainId") in (-1, 255) or void in (name, number)
     return Named(name, number, _colour(colour) if colour else None, str(row.get("group") or ""), unused)

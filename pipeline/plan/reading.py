@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_among_maps, pair
@@ -27,6 +28,7 @@ _OTHER_MAPS = re.compile(
     r"colou?r|instance|object|panoptic|overlay|vis|prob|depth|confidence|preview|edge", re.IGNORECASE
 )
 _PREFERRED = ("labeltrainids", "labelids", "mask", "label", "semantic", "seg", "gt", "l")
+_SEPARATORS = (".", "_", "-", " ")
 _CANDIDATES = 12  # endings that are tried
 _UNREAD = (".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2", ".tga", ".pgm", ".ppm")  # endings of other pictures
 
@@ -114,7 +116,7 @@ def read_folders(folders: Folders, findings: Findings) -> Reading:
         drawn = files_below(root, spots["coarse"], LABEL_SUFFIXES)
         coarse_name, coarse = best_label_pattern(pairs.images, drawn, names)
         if not coarse.labels:
-            raise _nothing_fits(folders.images, folders.coarse, pairs.images, drawn)
+            raise _nothing_fits(str(folders.images), str(folders.coarse), pairs.images, drawn)
     new = files_below(root, spots["new"], IMAGE_SUFFIXES, [spots["images"], spots["labels"], spots["coarse"]])
     if folders.new is not None and not new:
         findings.note(f"{folders.new} holds no picture yet", "put the images to be labelled there")
@@ -169,7 +171,8 @@ def _check_pairs(folders: Folders, pairs: Pairs, findings: Findings) -> None:
     if pairs.unclear:
         path, why = next(iter(pairs.unclear.items()))
         text = f"{len(pairs.unclear)} label maps belong to no single image, first {path}: {why}"
-        findings.count(len(pairs.unclear), labels, text, "give label maps the folders of their images, or other names")
+        cure = "give label maps the folders of their images, or --labels the folder of one kind of maps"
+        findings.count(len(pairs.unclear), labels, text, cure)
     text = f"{len(pairs.stray)} of {labels} label maps have no image, first {few(pairs.stray)}"
     findings.count(len(pairs.stray), labels, text, f"remove them, or add their images to {folders.images}")
     bare = [path for path in pairs.images if path not in pairs.labels]
@@ -189,22 +192,44 @@ def best_patterns(
         InputError: nothing fits.
     """
     best: tuple[tuple[float, ...], NamePattern, NamePattern, Pairs] | None = None
+    for image_name, label_name in _patterns(images, labels):
+        pictures = [path for path in images if image_name.core(path)]
+        apart = images_among_maps(pictures, image_name, label_name) if is_one_folder else pictures
+        pairs = pair(apart, labels, image_name, label_name)
+        pairs.images = sorted(apart if is_one_folder else images)
+        bare = len(pairs.images) - len(pairs.labels)  # of one folder: files that may be neither
+        maps = sum(map(_is_map, pairs.labels)) if is_one_folder else 0
+        score = (
+            *_score(pairs, image_name, label_name, less=maps),
+            *((-bare, bool(image_name.folder)) if is_one_folder else ()),
+        )
+        if pairs.labels and (best is None or score > best[0]):
+            best = score, image_name, label_name, pairs
+    if best is None:
+        raise _nothing_fits("images", "labels", images, [] if is_one_folder else labels)
+    return best[1:]
+
+
+def _patterns(images: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[NamePattern, NamePattern]]:
+    """Plausible patterns of image and label names."""
     for image_name in _image_patterns(images):
         pictures = [path for path in images if image_name.core(path)]
         for label_name in _label_patterns(pictures, labels, image_name):
-            apart = images_among_maps(pictures, image_name, label_name) if is_one_folder else pictures
-            pairs = pair(apart, labels, image_name, label_name)
-            pairs.images = sorted(apart if is_one_folder else images)
-            bare = len(pairs.images) - len(pairs.labels)  # of one folder: files that may be neither
-            score = (
-                *_score(pairs, image_name, label_name),
-                *((-bare, bool(image_name.folder)) if is_one_folder else ()),
-            )
-            if pairs.labels and (best is None or score > best[0]):
-                best = score, image_name, label_name, pairs
-    if best is None:
-        raise _nothing_fits(Path("images"), Path("labels"), images, labels)
-    return best[1:]
+            yield image_name, label_name
+    for word, other in product(_middles(images), _middles(labels)):
+        if word != other:
+            yield NamePattern(middle=word), NamePattern(middle=other)
+
+
+def _middles(paths: Sequence[str]) -> list[str]:
+    """Words between separators in the middle of a third or more of the names: _camera_."""
+    found = Counter(word for path in paths for word in set(re.findall(r"(?=([._\- ][A-Za-z]+[._\- ]))", stem_of(path))))
+    return sorted(word for word, count in found.items() if 3 * count >= len(paths))
+
+
+def _is_map(path: str) -> bool:
+    """Whether the folders of a path say that it is a label map of some kind."""
+    return any(p.lower() in LABEL_FOLDERS or _OTHER_MAPS.search(p) for p in PurePosixPath(path).parts[:-1])
 
 
 def best_label_pattern(
@@ -215,15 +240,15 @@ def best_label_pattern(
     return max(tried, key=lambda one: _score(one[1], image_name, one[0]), default=(NamePattern(), Pairs()))
 
 
-def _score(pairs: Pairs, image_name: NamePattern, label_name: NamePattern) -> tuple[float, ...]:
-    text = f"{label_name.folder}/{label_name.start}{label_name.end}".lower()
+def _score(pairs: Pairs, image_name: NamePattern, label_name: NamePattern, less: int = 0) -> tuple[float, ...]:
+    text = f"{label_name.folder}/{label_name.start}{label_name.middle}{label_name.end}".lower()
     words = [part for part in re.split(r"[^a-z0-9.]+", text) if part]
     rank = next((len(_PREFERRED) - i for i, word in enumerate(_PREFERRED) if word in words), 0)
-    folder = label_name.folder.lower()
+    folder = label_name.folder.lower().strip("*._- ")
     rank_of_folder = len(LABEL_FOLDERS) - LABEL_FOLDERS.index(folder) if folder in LABEL_FOLDERS else 0
     is_class = not _OTHER_MAPS.search(text)
-    plain = -len(label_name.start + label_name.end), -len(image_name.start + image_name.end)
-    return (round(len(pairs.labels) * (1.0 if is_class else 0.1), 3), rank, rank_of_folder, *plain)
+    plain = (-len(name.start + name.middle + name.end) for name in (label_name, image_name))
+    return (round((len(pairs.labels) - less) * (1.0 if is_class else 0.1), 3), rank, rank_of_folder, *plain)
 
 
 def _image_patterns(images: Sequence[str]) -> Iterator[NamePattern]:
@@ -280,12 +305,25 @@ def _named(paths: Sequence[str], words: Collection[str]) -> list[str]:
 
 def _label_patterns(images: Sequence[str], labels: Sequence[str], image_name: NamePattern) -> Iterator[NamePattern]:
     cores = {core[1] for path in images if (core := image_name.core(path))}
-    for folder in ("", *_named(labels, LABEL_FOLDERS)):
-        within = [path for path in labels if not folder or folder in PurePosixPath(path).parts[:-1]]
+    for folder in ("", *_named(labels, LABEL_FOLDERS), *_forms(images, labels)):
+        within = [path for path in labels if NamePattern(folder).core(path)]
         found: Counter[NamePattern] = Counter()
         for stem in map(stem_of, within):
             found.update({NamePattern(folder, *affixes) for affixes in _around_core(stem, cores)})
         yield from (name for name, _ in found.most_common(_CANDIDATES))
+
+
+def _forms(images: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Forms of names of label maps' folders that are an image folder's name with more before or after it: *_labels."""
+    here, there = ({part for path in paths for part in PurePosixPath(path).parts[:-1]} for paths in (images, labels))
+    found = set()
+    for name, part in product(here, there):
+        end, start = part.removeprefix(name), part.removesuffix(name)
+        if end != part and end[:1] in _SEPARATORS:
+            found.add(f"*{end}")
+        elif start != part and start[-1:] in _SEPARATORS:
+            found.add(f"{start}*")
+    return sorted(found)
 
 
 def _around_core(stem: str, cores: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -300,9 +338,10 @@ def _around_core(stem: str, cores: Collection[str]) -> Iterator[tuple[str, str]]
         yield stem[:start], ""
 
 
-def _nothing_fits(images: Path, labels: Path, pictures: Sequence[str], maps: Sequence[str]) -> InputError:
+def _nothing_fits(images: str, labels: str, pictures: Sequence[str], maps: Sequence[str]) -> InputError:
+    there = f"; {labels} holds {few(list(maps))}" if maps else ""
     return InputError(
-        f"no label map fits an image: {images} holds {few(list(pictures))}; {labels} holds {few(list(maps)) or 'none'}",
+        f"no label map fits an image: {images} holds {few(list(pictures))}{there}",
         hint="give label maps the names of their images, with an ending or a beginning that all of them have",
     )
 

@@ -23,6 +23,7 @@ MOST_MAPS = 2000  # maps that are read; of more, those with the smallest hashes 
 MOST_CLASSES = 254
 _SIZES = 3  # that a plan lists
 _MOST_COLOURS = 1000  # of one map; a photograph has more
+_MANY = 10  # values of one map: of fewer it is not asked how they lie
 
 
 @dataclass
@@ -94,7 +95,8 @@ def read_values(reading: Reading, findings: Findings) -> Values:
         InputError: maps that are photographs or of several kinds; more than `MOST_BAD` maps of another size than their
             images, or files that cannot be read.
     """
-    values, faults, sizes, hint = Values(""), dict[str, str](), dict[str, str](), ""
+    values, hint = Values(""), ""
+    faults, sizes, soft = dict[str, str](), dict[str, str](), dict[str, str]()
     images = sampled(reading.labelled, MOST_MAPS)
     if len(images) < len(reading.labelled):
         findings.note(f"{len(images)} of {len(reading.labelled)} label maps were looked at; `prepare` checks all")
@@ -111,10 +113,13 @@ def read_values(reading: Reading, findings: Findings) -> Values:
             sizes[image] += TURNED if header.orientation > 1 else ""
             continue
         values.sizes.append((header.height, header.width))
-        _add(values, image, pixels, palette, reading)
+        lines = _add(values, image, pixels, palette, reading)
+        if lines:
+            soft[image] = f"{lines} of its values cover no 2x2 pixels"
     for what, found, cure in (
         ("or their images cannot be read", faults, hint or "repair or remove the files"),
         ("have another size than their image", sizes, "export the label maps in the size of the images"),
+        ("seem to be drawn or resized with soft edges", soft, "export them without smoothing, resized by nearest"),
     ):
         if found:
             first = f"{reading.pairs.labels[min(found)]}: {found[min(found)]}"
@@ -122,7 +127,8 @@ def read_values(reading: Reading, findings: Findings) -> Values:
     return values
 
 
-def _add(values: Values, image: str, pixels: NDArray[Any], palette: list[Colour], reading: Reading) -> None:
+def _add(values: Values, image: str, pixels: NDArray[Any], palette: list[Colour], reading: Reading) -> int:
+    """Count a map; returns how many of its values are on lines alone, as on soft edges, where most are, else 0."""
     kind = "colours" if pixels.ndim == 3 else "ids"
     where = reading.pairs.labels[image]
     if values.kind not in ("", kind):
@@ -151,3 +157,9 @@ def _add(values: Values, image: str, pixels: NDArray[Any], palette: list[Colour]
         if value < len(palette):
             values.palette.setdefault(value, palette[value])
     values.of_image[image] = frozenset(found.tolist())
+    if len(found) < _MANY:
+        return 0
+    corner = numbers[:-1, :-1]
+    is_flat = (corner == numbers[1:, 1:]) & (corner == numbers[:-1, 1:]) & (corner == numbers[1:, :-1])
+    lines = len(found) - len(np.unique(corner[is_flat]))
+    return lines if 2 * lines > len(found) else 0

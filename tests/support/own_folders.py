@@ -212,6 +212,40 @@ def many_small(top: Path, count: int = 3000) -> UserFolders:
     return UserFolders(top / "images", top / "labels", _ANONYMOUS, count // 30, count - count // 30)
 
 
+def folders_of_splits(top: Path) -> UserFolders:
+    """As CamVid is often found: train and train_labels, val and val_labels, colours in class_dict.csv."""
+    for n in range(24):
+        split = ("train", "train", "val", "test")[n // 2 % 4]
+        image, ids = scene(n)
+        save(top / split / f"Seq05_{n * 30:05d}.png", image)
+        save(top / f"{split}_labels" / f"Seq05_{n * 30:05d}_L.png", in_colours(ids))
+    rows = "".join(f"{name},{r},{g},{b}\n" for name, (r, g, b) in COLOURS.items())
+    (top / "class_dict.csv").write_text(f"name,r,g,b\n{rows}")
+    return UserFolders(top, top, NAMES, 24, roles={"val": "calibrate", "test": "report"})
+
+
+def words_in_names(top: Path) -> UserFolders:
+    """As A2D2: the kind is a word in the middle of names, and a folder; colours in class_list.json."""
+    for n in range(24):
+        image, ids = scene(n)
+        drive = ("2018_08_07", "2018_08_10")[n % 2]
+        for kind, pixels in (("camera", image), ("label", in_colours(ids))):
+            save(top / drive / kind / "front" / f"{drive}_{kind}_front_{n * 10:06d}.png", pixels)
+    named = {f"#{r:02x}{g:02x}{b:02x}": name for name, (r, g, b) in COLOURS.items()}
+    (top / "class_list.json").write_text(json.dumps(named))
+    return UserFolders(top, top, NAMES, 24)
+
+
+def maps_of_several_kinds(top: Path) -> UserFolders:
+    """One tree of photographs, maps of classes, and maps of things, all of the same names."""
+    for n in range(18):
+        image, ids = scene(n)
+        save(top / "images" / f"k{n * 7919 % 1000}x.jpg", image)
+        save(top / "v1.2" / "labels" / f"k{n * 7919 % 1000}x.png", ids)
+        save(top / "v1.2" / "instances" / f"k{n * 7919 % 1000}x.png", in_colours(ids % 2))
+    return UserFolders(top, top, _ANONYMOUS, 18)
+
+
 _LAYOUTS: tuple[Callable[[Path], UserFolders], ...] = (
     cityscapes_like,
     voc,
@@ -230,3 +264,4 @@ LAYOUTS = (  # as parameters of a test: the three thousand small images take min
     pytest.param(partial(many_small, count=300), id="many_small-300"),
     pytest.param(many_small, id="many_small-3000", marks=(pytest.mark.slow, pytest.mark.timeout(1800))),
 )
+FURTHER_LAYOUTS = (folders_of_splits, words_in_names, maps_of_several_kinds)  # which differ by names alone

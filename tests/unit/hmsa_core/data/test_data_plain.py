@@ -80,6 +80,8 @@ def test_shares_of_a_deal_are_kept_over_many_units() -> None:
         ("*_leftImg8bit", "*_gtFine_labelIds", "train/u/u_1_leftImg8bit.png", "train/u/u_1_gtFine_labelIds.png"),
         ("images/*", "masks/*_m", "train/images/x.jpg", "train/masks/x_m.png"),
         ("img*", "mask*", "img01.jpg", "mask01.png"),
+        ("*", "*_labels/*_L", "train/x.png", "train_labels/x_L.png"),
+        ("*_camera_*", "*_label_*", "a/camera/a_camera_front_1.png", "a/label/a_label_front_1.png"),
     ],
 )
 def test_names_pair_by_what_the_star_stands_for(image_name: str, label_name: str, image: str, label: str) -> None:
@@ -95,8 +97,9 @@ def test_label_maps_of_no_single_image_are_listed() -> None:
     assert found.unclear == {"x.png": "fits a/x.jpg and b/x.jpg"}
     found = pair(["x.jpg"], ["x.png", "x.tif"], any_name, any_name)
     assert found.unclear == {"x.tif": "x.png is the label map of x.jpg, too"}
-    with pytest.raises(ConfigError, match="pattern of names with one"):
-        NamePattern.parse("*_*")
+    for wrong in ("mask", "**", "a*b*c*d", "*a*/*"):
+        with pytest.raises(ConfigError, match="expected"):
+            NamePattern.parse(wrong)
 
 
 def test_a_table_says_what_names_do_not(tmp_path: Path) -> None:

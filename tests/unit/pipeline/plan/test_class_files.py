@@ -20,6 +20,14 @@ BLUE, GREY = (0, 0, 255), (9, 9, 9)
         ("labels.txt", "# names\n0: sky\n1: 'road'\n", [SKY, ROAD]),
         ("labelmap.txt", "# label:color_rgb:parts:actions\nsky:0,0,255::\nroad:9,9,9::\n", None),
         ("label_colors.txt", "0 0 255\t\tsky\n9 9 9\t\troad\n", None),
+        ("classes.txt", "sky 0 0 255\nroad 9,9,9\n", None),
+        ("classes.txt", "sky #0000ff\nroad #090909\n", None),
+        ("classes.txt", "sky, road\n", [Named("sky"), Named("road")]),
+        ("classes.txt", "7 car 1 1 2 3\n", [Named("car 1", 7, (1, 2, 3))]),
+        ("classes.csv", "id;name;color\n0;sky;#0000ff\n", [Named("sky", 0, BLUE)]),
+        ("class_list.json", '{"#0000ff": "sky", "#090909": "road"}', None),
+        ("meta.json", '{"classes": [{"title": "sky", "color": "#0000ff"}]}', [Named("sky", 0, BLUE)]),
+        ("data.yaml", "classes: [sky, road]\n", [Named("sky"), Named("road")]),
         ("_classes.csv", "Pixel Value, Class\n0, sky\n1, road\n", [SKY, ROAD]),
         ("class_dict.csv", "name,r,g,b\nsky,0,0,255\nroad,9,9,9\n", None),
         ("data.yaml", "train: x\nnames: [sky, road]\n", [Named("sky"), Named("road")]),
@@ -52,7 +60,13 @@ def test_a_config_without_names_is_passed_over_and_a_broken_file_is_not(tmp_path
     (tmp_path / "classes.txt").write_text("road\nRoad\n")
     with pytest.raises(InputError, match="two classes are named road"):
         find_class_file([tmp_path])
-    for name, text in (("a.csv", "x,y\n1,2\n"), ("a.yaml", "nc: 3\n"), ("a.json", "{"), ("a.txt", "")):
+    for name, text in (
+        ("a.csv", "x,y\n1,2\n"),
+        ("a.yaml", "nc: 3\n"),
+        ("a.json", "{"),
+        ("a.txt", ""),
+        ("a.py", "C = ()"),
+    ):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match="no class names can be read"):
             class_list(tmp_path / name)

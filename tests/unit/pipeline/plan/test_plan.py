@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from hmsa_core.data.decode import read_label, read_picture
 from hmsa_core.data.layouts import scan
@@ -26,6 +27,7 @@ from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
 from tests.support.own_folders import (
     COLOURS,
+    FURTHER_LAYOUTS,
     LAYOUTS,
     NAMES,
     SIZE,
@@ -53,7 +55,7 @@ def written(plan: Plan, folder: Path) -> Workspace:
     return Workspace(folder)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *FURTHER_LAYOUTS])
 def test_a_folder_is_read_dealt_and_planned_without_an_edit(
     layout: Callable[[Path], UserFolders], tmp_path: Path
 ) -> None:
@@ -134,9 +136,17 @@ def _photograph(folders: UserFolders) -> None:
     save(folders.labels / "a0.png", np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8))
 
 
+def _soft_edges(folders: UserFolders) -> None:
+    for path in folders.labels.iterdir():
+        with Image.open(path) as picture:
+            soft = picture.point(lambda value: 60 * value).resize((40, 30), Image.Resampling.BILINEAR)
+        soft.resize(SIZE[::-1], Image.Resampling.BILINEAR).save(path)
+
+
 def _many_classes(folders: UserFolders) -> None:
     for n, path in enumerate(sorted(folders.labels.iterdir())):
-        save(path, (np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 24 + 22 * n).astype(np.uint8))
+        spots = np.arange(SIZE[0] * SIZE[1] // 4).reshape(SIZE[0] // 2, SIZE[1] // 2).repeat(2, 0).repeat(2, 1)
+        save(path, (spots % 24 + 22 * n).astype(np.uint8))
 
 
 def _jpeg(folders: UserFolders) -> None:
@@ -213,6 +223,7 @@ WRONG = {
     _of_other_size: ("1 label maps have another size than their image, first a3.png: 64x40", "size of the images"),
     _void: ("hold void pixels alone: value 255", "--void none"),
     _photograph: ("a0.png: .* different values in one label map", "exported as PNG"),
+    _soft_edges: ("maps seem to be drawn or resized with soft edges, first a0.png: .* no 2x2 pixels", "by nearest"),
     _many_classes: ("255 classes, a label is one byte", "merge classes"),
     _bmp_maps: ("labels: 12 pictures have a format that is not read, first a0.bmp", "convert them to PNG"),
     _bmp_images: ("images: 3 pictures have a format that is not read, first a0.bmp", "convert them to PNG"),
