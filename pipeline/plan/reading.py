@@ -212,7 +212,7 @@ def best_patterns(
 
 def _patterns(images: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[NamePattern, NamePattern]]:
     """Plausible patterns of image and label names."""
-    for image_name in _image_patterns(images):
+    for image_name in _image_patterns(images, labels):
         pictures = [path for path in images if image_name.core(path)]
         for label_name in _label_patterns(pictures, labels, image_name):
             yield image_name, label_name
@@ -251,10 +251,11 @@ def _score(pairs: Pairs, image_name: NamePattern, label_name: NamePattern, less:
     return (round((len(pairs.labels) - less) * (1.0 if is_class else 0.1), 3), rank, rank_of_folder, *plain)
 
 
-def _image_patterns(images: Sequence[str]) -> Iterator[NamePattern]:
+def _image_patterns(images: Sequence[str], labels: Sequence[str]) -> Iterator[NamePattern]:
     """Plausible patterns: any name, the common ending and beginning, each also within a folder of images."""
     yield from _affixes(images, "")
-    for folder in _named(images, IMAGE_FOLDERS):
+    alone = {name for names in _forms(images, labels).values() if len(names) == 1 for name in names}
+    for folder in (*_named(images, IMAGE_FOLDERS), *sorted(alone)):
         yield from _affixes([path for path in images if folder in PurePosixPath(path).parts[:-1]], folder)
 
 
@@ -313,17 +314,17 @@ def _label_patterns(images: Sequence[str], labels: Sequence[str], image_name: Na
         yield from (name for name, _ in found.most_common(_CANDIDATES))
 
 
-def _forms(images: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """Forms of names of label maps' folders that are an image folder's name with more before or after it: *_labels."""
+def _forms(images: Sequence[str], labels: Sequence[str]) -> dict[str, set[str]]:
+    """Folders of label maps named as an image folder with more before or after: {*_labels: {train, val}}."""
     here, there = ({part for path in paths for part in PurePosixPath(path).parts[:-1]} for paths in (images, labels))
-    found = set()
-    for name, part in product(here, there):
+    found: dict[str, set[str]] = {}
+    for name, part in product(sorted(here), sorted(there)):
         end, start = part.removeprefix(name), part.removesuffix(name)
         if end != part and end[:1] in _SEPARATORS:
-            found.add(f"*{end}")
+            found.setdefault(f"*{end}", set()).add(name)
         elif start != part and start[-1:] in _SEPARATORS:
-            found.add(f"{start}*")
-    return sorted(found)
+            found.setdefault(f"{start}*", set()).add(name)
+    return found
 
 
 def _around_core(stem: str, cores: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -236,6 +236,15 @@ def words_in_names(top: Path) -> UserFolders:
     return UserFolders(top, top, NAMES, 24)
 
 
+def longer_folders(top: Path) -> UserFolders:
+    """As RELLIS-3D: ids and colours lie in folders that are called as that of the photographs, with more after it."""
+    for n in range(20):
+        image, ids = scene(n)
+        for end, pixels in (("", image), ("_label_id", ids), ("_label_color", in_colours(ids))):
+            save(top / f"drive{n % 4}" / f"camera{end}" / f"frame{n:06d}.png", pixels)
+    return UserFolders(top, top, _ANONYMOUS, 20)
+
+
 def maps_of_several_kinds(top: Path) -> UserFolders:
     """One tree of photographs, maps of classes, and maps of things, all of the same names."""
     for n in range(18):
@@ -264,4 +273,4 @@ LAYOUTS = (  # as parameters of a test: the three thousand small images take min
     pytest.param(partial(many_small, count=300), id="many_small-300"),
     pytest.param(many_small, id="many_small-3000", marks=(pytest.mark.slow, pytest.mark.timeout(1800))),
 )
-FURTHER_LAYOUTS = (folders_of_splits, words_in_names, maps_of_several_kinds)  # which differ by names alone
+FURTHER_LAYOUTS = (folders_of_splits, words_in_names, longer_folders, maps_of_several_kinds)  # by names alone

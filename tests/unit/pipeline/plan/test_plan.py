@@ -63,6 +63,7 @@ def test_a_folder_is_read_dealt_and_planned_without_an_edit(
     plan = planned(folders)
     assert tuple(plan.classes.names.values()) == folders.classes
     assert len(plan.reading.pairs.labels) == folders.labelled
+    assert len(plan.reading.pairs.images) == folders.labelled + folders.waiting - len(plan.reading.new)
     ws = written(plan, tmp_path / "ws")
     source, params = ws.source("target"), ws.params  # params.yaml is valid
     found = scan(source)
