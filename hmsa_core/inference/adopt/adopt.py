@@ -285,6 +285,7 @@ def _best_input(
     some = pictures[:: max(1, len(pictures) // _TRIED)]
     drawn = draw(some)
     scored: list[tuple[float, Source, Network]] = []
+    failed: dict[str, HmsaError] = {}
     for variant in _INPUTS:
         values = {"mean": variant.mean, "std": variant.std, "order": variant.order}
         tried = replace(source, given=source.table.model_copy(update=values))
@@ -293,15 +294,17 @@ def _best_input(
             views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
             one = _candidate(tried, views, drawn, classes)
         except HmsaError as error:
-            if not scored and variant is _INPUTS[-1]:
-                raise
-            tell(f"{source}: {error.message}")
+            failed[error.message] = error
             continue
         score = fitting.agreement(views, 1.0)
         if (drawn.truth != IGNORE).any():
             mapped = fitting.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
             score = fitting.mean_iou(mapped, drawn)
         scored.append((score, tried, network))
+    if not scored:
+        raise next(iter(failed.values()))
+    for message in failed:
+        tell(message)
     _, best, network = max(scored, key=lambda one: one[0])
     trials = ", ".join(f"{_said(one)} {score:.3f}" for score, one, _ in scored)
     tell(f"{source}: nothing says how it takes an image; tried {trials}; taken: {_said(best)}")
@@ -350,8 +353,11 @@ def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, sec
     if not (pixels.truth != IGNORE).any():
         return Row(name, None, None, {}, seconds, how)
     counts = fitting.confusions(predicted, pixels)
-    interval = bootstrap_iou(counts, list(pixels.blocks))
-    rows: Mapping[str, Any] = interval.to_json(classes.classes)["classes"]
+    # Only classes that occur in the truth are scored: the others' columns count as pixels without a class.
+    known = np.flatnonzero(counts.sum((0, 2)))
+    others = np.delete(counts[:, known], known, 2).sum(2, keepdims=True)
+    interval = bootstrap_iou(np.concatenate([counts[:, known][:, :, known], others], 2), list(pixels.blocks))
+    rows: Mapping[str, Any] = interval.to_json([classes.classes[c] for c in known])["classes"]
     iou = {cls: values[0] for cls, values in rows.items()}
     ends = (interval.low, interval.high)
     return Row(name, fitting.mean_iou(predicted, pixels), None if np.isnan(ends).any() else ends, iou, seconds, how)

@@ -109,6 +109,8 @@ class Network(Engine):
             raise CheckpointError(f"{output}, expected 1 x classes x H x W of scores")
         if _is_grid(shape[1:3], sides) and not _is_grid(shape[2:], sides):
             found = found.permute(0, 3, 1, 2)
+        if found.shape[1] == 1 and found.max() > 1 and bool((found == found.round()).all()):
+            raise _class_numbers(f"{self.source}: its one channel holds whole numbers up to {int(found.max())}")
         if found.shape[1] == 1 and self.source.table.classes is None and not self.source.names:
             raise CheckpointError(
                 f"{output}: which class its one channel is, is not known",
@@ -235,21 +237,22 @@ def _output(source: Source, session: Any) -> str:
     """Name of the output that holds the scores: the one that the table names, or the only one that can."""
     outputs = {str(one.name): one.shape for one in session.get_outputs()}
     wanted = source.table.scores
-    fit = [name for name, shape in outputs.items() if not shape or len(shape) == 4]
+    kinds = {str(one.name): str(one.type) for one in session.get_outputs()}
+    fit = [name for name, shape in outputs.items() if not shape or len(shape) == 4] or list(outputs)
     if wanted in outputs or (wanted is None and len(fit) == 1):
         chosen = wanted or fit[0]
-        kind = next(str(one.type) for one in session.get_outputs() if one.name == chosen)
-        if "int" in kind:
-            raise CheckpointError(
-                f"{source}: its output {chosen} is {kind}: numbers of classes, no scores",
-                hint="export it without its last step, the argmax",
-            )
+        if "int" in kinds[chosen]:
+            raise _class_numbers(f"{source}: its output {chosen} is {kinds[chosen]}")
         return chosen
     why = f"none is called {wanted!r}" if wanted else "which of them holds the scores is not known"
     raise ConfigError(
         f"{source}: has the outputs {', '.join(outputs)}; {why}",
-        hint=f"say `scores: {(fit or list(outputs))[-1]}`, or another one, in {source.table_path}",
+        hint=f"say `scores: {fit[-1]}`, or another one, in {source.table_path}",
     )
+
+
+def _class_numbers(what: str) -> CheckpointError:
+    return CheckpointError(f"{what}: numbers of classes, no scores", hint="export it without its last step, the argmax")
 
 
 def _input(source: Source, session: Any) -> tuple[Any, bool]:
@@ -268,7 +271,10 @@ def _input(source: Source, session: Any) -> tuple[Any, bool]:
         or (isinstance(shape[0], int) and shape[0] != 1)
     ):
         sides = " x ".join(str(side) for side in shape)
-        raise CheckpointError(f"{source}: its input is {sides}, expected 1 x 3 x height x width (three channels, RGB)")
+        raise CheckpointError(
+            f"{source}: its input is {sides}, expected 1 x 3 x height x width (three channels, RGB)",
+            hint="export it for one RGB image",
+        )
     return one, is_last
 
 

@@ -71,6 +71,21 @@ def test_other_names_and_a_normalisation_that_nothing_tells_are_found(
         assert found.rows[-1].mean_iou > 0.8
 
 
+def test_an_interval_is_about_the_mean_that_stands_before_it(photographs: Path, tmp_path: Path) -> None:
+    """A network may know classes that the labelled images do not show: they count in neither."""
+    (tmp_path / "images").symlink_to(photographs / "images")
+    (tmp_path / "labels").mkdir()
+    for path in (photographs / "labels").iterdir():
+        label = np.array(Image.open(path))
+        label[label == CLASSES.index("car")] = CLASSES.index("road")
+        Image.fromarray(label).save(tmp_path / "labels" / path.name)
+    found, _ = _adopt(tmp_path, f"onnx:{colour_network(tmp_path / 'net.onnx')}")
+    for row in found.rows:
+        assert row.interval is not None
+        assert row.interval[0] <= row.mean_iou <= row.interval[1]
+        assert "car" not in row.iou
+
+
 def _torch_network(path: Path, *, kind: str) -> Path:
     """The nearest of the classes' colours, as a module of torch alone, exported by torch; pixels lie in [-1, 1]."""
     import torch

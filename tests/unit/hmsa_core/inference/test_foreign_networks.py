@@ -81,6 +81,20 @@ ASKED = {
         r"its output y is tensor\(int64\): numbers of classes",
         "without its last step",
     ),
+    "argmax without the axis of classes": (
+        lambda path: network(
+            path, [conv(), helper.make_node("ArgMax", ["s"], ["y"], axis=1, keepdims=0)], {"y": [1, "h", "w"]}, made=TensorProto.INT64
+        ),
+        r"its output y is tensor\(int64\): numbers of classes",
+        "without its last step",
+    ),
+    "argmax as floats": (
+        lambda path: network(
+            path, [conv(), helper.make_node("ArgMax", ["s"], ["i"], axis=1), helper.make_node("Cast", ["i"], ["y"], to=1)], {"y": None}
+        ),
+        "its one channel holds whole numbers up to 3: numbers of classes",
+        "without its last step",
+    ),
     "mean of bytes": (
         lambda path: table(network(path, [conv()], {"s": None}), "mean: [123.675, 116.28, 103.53]\nstd: [58.395, 57.12, 57.375]"),
         "mean and std are of values from 0 to 255",
