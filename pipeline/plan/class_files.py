@@ -196,7 +196,7 @@ def _of_values(value: Any) -> Iterable[Named]:
     """A list of names or rows, or the one of several keys; else names by number, or by colour (A2D2)."""
     if isinstance(value, list):
         return [_row(row, place) for place, row in enumerate(value)]
-    for key in ("id2label", "names"):
+    for key in ("id2label", "names", "classes", "labels"):
         if isinstance(value.get(key), Mapping):
             return _numbered(value[key])
     for key in ("classes", "labels", "categories", "names"):

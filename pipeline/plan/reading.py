@@ -28,7 +28,7 @@ _OTHER_MAPS = re.compile(
     r"colou?r|instance|object|panoptic|overlay|vis|prob|depth|confidence|preview|edge", re.IGNORECASE
 )
 _PREFERRED = ("labeltrainids", "labelids", "mask", "label", "semantic", "seg", "gt", "l")
-_SEPARATORS = (".", "_", "-", " ")
+_SEPARATORS = "._- "
 _CANDIDATES = 12  # endings that are tried
 _UNREAD = (".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2", ".tga", ".pgm", ".ppm")  # endings of other pictures
 
@@ -318,12 +318,11 @@ def _forms(images: Sequence[str], labels: Sequence[str]) -> dict[str, set[str]]:
     """Folders of label maps named as an image folder with more before or after: {*_labels: {train, val}}."""
     here, there = ({part for path in paths for part in PurePosixPath(path).parts[:-1]} for paths in (images, labels))
     found: dict[str, set[str]] = {}
-    for name, part in product(sorted(here), sorted(there)):
-        end, start = part.removeprefix(name), part.removesuffix(name)
-        if end != part and end[:1] in _SEPARATORS:
-            found.setdefault(f"*{end}", set()).add(name)
-        elif start != part and start[-1:] in _SEPARATORS:
-            found.setdefault(f"{start}*", set()).add(name)
+    for part in sorted(there):
+        for cut in (i for i, character in enumerate(part) if character in _SEPARATORS):
+            for name, form in ((part[:cut], f"*{part[cut:]}"), (part[cut + 1 :], f"{part[: cut + 1]}*")):
+                if name in here and re.search("[A-Za-z]", form):
+                    found.setdefault(form, set()).add(name)
     return found
 
 
