@@ -4,7 +4,7 @@ Each question is a picture (STORE.question.png: the region in its image, and thr
 viewer shows anew. Answers: Enter = the label is right, a class by name or number, m = mixed, x = can't tell, u = undo,
 q = go on another day. Answers lie in the store's review file, which `pseudo-label` honours with any teacher.
 
-autolabel ask labels/raw --budget 100 --aim Fence Pole
+autolabel ask labels/raw --budget 500 --aim Fence Pole --alike
 autolabel ask labels/raw --budget 500 --answers true_labels --noise 0.05 --json     (a person is simulated)
 """
 

@@ -207,6 +207,7 @@ def test_the_price_says_when_to_stop(copied: Scenes, wrong: int, size: int, said
         item |= {"when": "2026-11-01T10:00:00+00:00", "code": 0}
     found = price(questions, view)
     assert said in found["words"]
+    assert ("--alike" in found["words"]) == (wrong > 0), "nothing is left to correct"
     assert "at 3 s" in found["words"], "label maps answer in no time"
     value, low, high = found["next"]["points"]
     assert low <= value <= high
