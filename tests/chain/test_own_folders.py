@@ -86,6 +86,7 @@ def test_a_folder_of_any_layout_runs_through_the_chain(
     check(ws, folders)
 
 
+@pytest.mark.timeout(900)  # real processes: three minutes on a fast machine
 def test_a_folder_runs_through_the_chain_and_its_teacher_labels_another_without_label_maps(tmp_path: Path) -> None:
     folders, ws = roboflow(tmp_path / "data"), tmp_path / "ws"
     run(REPO, "autolabel", "init", str(ws), *folders.arguments)
