@@ -48,12 +48,12 @@ class NamePattern:
     def parse(cls, text: str) -> NamePattern:
         """Read a pattern; ConfigError: it has no `*`, or too many."""
         folder, _, name = text.rpartition("/")
-        start, *middle, end = name.split("*") if "*" in name else ("", "", "", "")
-        if len(middle) > 1 or not all(middle):
+        start, *rest = name.split("*")
+        if len(rest) not in (1, 2) or not all(rest[:-1]):
             raise ConfigError(f"{text!r}: expected a pattern of names such as masks/*_mask, or *_camera_*")
         if folder.count("*") > 1:
             raise ConfigError(f"{text!r}: expected at most one * in the folder, such as *_labels/*")
-        return cls(folder, start, end, *middle)
+        return cls(folder, start, rest[-1], *rest[:-1])
 
     def __str__(self) -> str:
         return f"{self.folder}/{self.start}*{self.middle and self.middle + '*'}{self.end}".removeprefix("/")

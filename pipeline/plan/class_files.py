@@ -185,7 +185,9 @@ def _column(words: list[str], *names: str) -> int | None:
 
 def _of_yaml(path: Path) -> Iterable[Named]:
     values = read_yaml(path).values
-    return _of_values({key: values[key] for key in ("names", "classes", "labels") if key in values} or values["names"])
+    if not values.keys() & {"names", "classes", "labels"}:  # other keys of a settings file are no names
+        raise KeyError("names")
+    return _of_values(values)
 
 
 def _of_json(path: Path) -> Iterable[Named]:

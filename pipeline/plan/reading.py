@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path, PurePosixPath
 
 from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_among_maps, pair
@@ -192,33 +191,23 @@ def best_patterns(
         InputError: nothing fits.
     """
     best: tuple[tuple[float, ...], NamePattern, NamePattern, Pairs] | None = None
-    for image_name, label_name in _patterns(images, labels):
-        pictures = [path for path in images if image_name.core(path)]
-        apart = images_among_maps(pictures, image_name, label_name) if is_one_folder else pictures
-        pairs = pair(apart, labels, image_name, label_name)
-        pairs.images = sorted(apart if is_one_folder else images)
-        bare = len(pairs.images) - len(pairs.labels)  # of one folder: files that may be neither
-        maps = sum(map(_is_map, pairs.labels)) if is_one_folder else 0
-        score = (
-            *_score(pairs, image_name, label_name, less=maps),
-            *((-bare, bool(image_name.folder)) if is_one_folder else ()),
-        )
-        if pairs.labels and (best is None or score > best[0]):
-            best = score, image_name, label_name, pairs
-    if best is None:
-        raise _nothing_fits("images", "labels", images, [] if is_one_folder else labels)
-    return best[1:]
-
-
-def _patterns(images: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[NamePattern, NamePattern]]:
-    """Plausible patterns of image and label names."""
     for image_name in _image_patterns(images, labels):
         pictures = [path for path in images if image_name.core(path)]
         for label_name in _label_patterns(pictures, labels, image_name):
-            yield image_name, label_name
-    for word, other in product(_middles(images), _middles(labels)):
-        if word != other:
-            yield NamePattern(middle=word), NamePattern(middle=other)
+            apart = images_among_maps(pictures, image_name, label_name) if is_one_folder else pictures
+            pairs = pair(apart, labels, image_name, label_name)
+            pairs.images = sorted(apart if is_one_folder else images)
+            bare = len(pairs.images) - len(pairs.labels)  # of one folder: files that may be neither
+            maps = sum(map(_is_map, pairs.labels)) if is_one_folder else 0
+            score = (
+                *_score(pairs, image_name, label_name, less=maps),
+                *((-bare, bool(image_name.folder)) if is_one_folder else ()),
+            )
+            if pairs.labels and (best is None or score > best[0]):
+                best = score, image_name, label_name, pairs
+    if best is None:
+        raise _nothing_fits("images", "labels", images, [] if is_one_folder else labels)
+    return best[1:]
 
 
 def _middles(paths: Sequence[str]) -> list[str]:
@@ -257,6 +246,7 @@ def _image_patterns(images: Sequence[str], labels: Sequence[str]) -> Iterator[Na
     alone = {name for names in _forms(images, labels).values() if len(names) == 1 for name in names}
     for folder in (*_named(images, IMAGE_FOLDERS), *sorted(alone)):
         yield from _affixes([path for path in images if folder in PurePosixPath(path).parts[:-1]], folder)
+    yield from (NamePattern(middle=word) for word in _middles(images))
 
 
 def _affixes(images: Sequence[str], folder: str) -> Iterator[NamePattern]:
@@ -305,9 +295,13 @@ def _named(paths: Sequence[str], words: Collection[str]) -> list[str]:
 
 
 def _label_patterns(images: Sequence[str], labels: Sequence[str], image_name: NamePattern) -> Iterator[NamePattern]:
+    if image_name.middle:
+        yield from (NamePattern(middle=word) for word in _middles(labels) if word != image_name.middle)
+        return
     cores = {core[1] for path in images if (core := image_name.core(path))}
     for folder in ("", *_named(labels, LABEL_FOLDERS), *_forms(images, labels)):
-        within = [path for path in labels if NamePattern(folder).core(path)]
+        any_name = NamePattern(folder)
+        within = [path for path in labels if any_name.core(path)]
         found: Counter[NamePattern] = Counter()
         for stem in map(stem_of, within):
             found.update({NamePattern(folder, *affixes) for affixes in _around_core(stem, cores)})

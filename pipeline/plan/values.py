@@ -128,7 +128,7 @@ def read_values(reading: Reading, findings: Findings) -> Values:
 
 
 def _add(values: Values, image: str, pixels: NDArray[Any], palette: list[Colour], reading: Reading) -> int:
-    """Count a map; returns how many of its values are on lines alone, as on soft edges, where most are, else 0."""
+    """Count a map; returns its `_values_on_lines`."""
     kind = "colours" if pixels.ndim == 3 else "ids"
     where = reading.pairs.labels[image]
     if values.kind not in ("", kind):
@@ -157,9 +157,14 @@ def _add(values: Values, image: str, pixels: NDArray[Any], palette: list[Colour]
         if value < len(palette):
             values.palette.setdefault(value, palette[value])
     values.of_image[image] = frozenset(found.tolist())
-    if len(found) < _MANY:
+    return _values_on_lines(numbers, len(found))
+
+
+def _values_on_lines(numbers: NDArray[Any], count: int) -> int:
+    """How many of a map's values cover no 2x2 pixels, as on soft edges; 0 where most of them do."""
+    if count < _MANY:
         return 0
     corner = numbers[:-1, :-1]
     is_flat = (corner == numbers[1:, 1:]) & (corner == numbers[:-1, 1:]) & (corner == numbers[1:, :-1])
-    lines = len(found) - len(np.unique(corner[is_flat]))
-    return lines if 2 * lines > len(found) else 0
+    lines = count - len(np.unique(corner[is_flat]))
+    return lines if 2 * lines > count else 0

@@ -102,11 +102,13 @@ def _serve() -> None:
         os.dup2(2, 1)  # what the commands print is no answer
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for name in (*_MODULES, *(module_of(stage).__name__ for stage in STAGES)):
+            for name in _MODULES:
                 import_module(name)
+            for stage in STAGES:
+                module_of(stage)
         for line in sys.stdin:
             module, words, folder = json.loads(line)
-            status = _run(module, words, os.environ, folder)
+            status = _run(module, words, dict(os.environ), folder)
             wait_for(f"the end of all that {module} started", _is_alone, 10.0)
             answers.write(f"{status}\n")
             answers.flush()
@@ -114,7 +116,7 @@ def _serve() -> None:
 
 def _is_alone() -> bool:
     """Whether nothing else lives in the process group."""
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):  # one that ends meanwhile: look again
         alive = (p.pid for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE)
         return [pid for pid in alive if os.getpgid(pid) == os.getpgid(0)] == [os.getpid()]
     return False
@@ -144,9 +146,8 @@ def _run(module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Pat
         os.chdir(cwd)
         # Two cores, for a rank each: threads of OpenMP that a stage has would hang in the fork that is its job.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-        variables = dict(env)
         os.environ.clear()
-        os.environ.update(variables)
+        os.environ.update(env)
         warnings.simplefilter("ignore")  # libraries warn of forks
         return main(list(arguments))
 

@@ -360,7 +360,7 @@ def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, sec
     rows: Mapping[str, Any] = interval.to_json([classes.classes[c] for c in known])["classes"]
     iou = {cls: values[0] for cls, values in rows.items()}
     ends = (interval.low, interval.high)
-    return Row(name, fitting.mean_iou(predicted, pixels), None if np.isnan(ends).any() else ends, iou, seconds, how)
+    return Row(name, interval.value, None if np.isnan(ends).any() else ends, iou, seconds, how)
 
 
 def _kept(predicted: Float32, pixels: Pixels) -> tuple[tuple[float, float, float], ...]:

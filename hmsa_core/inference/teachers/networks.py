@@ -235,14 +235,13 @@ def _reason(error: Exception) -> str:
 
 def _output(source: Source, session: Any) -> str:
     """Name of the output that holds the scores: the one that the table names, or the only one that can."""
-    outputs = {str(one.name): one.shape for one in session.get_outputs()}
+    outputs = {str(one.name): one for one in session.get_outputs()}
     wanted = source.table.scores
-    kinds = {str(one.name): str(one.type) for one in session.get_outputs()}
-    fit = [name for name, shape in outputs.items() if not shape or len(shape) == 4] or list(outputs)
+    fit = [name for name, one in outputs.items() if not one.shape or len(one.shape) == 4] or list(outputs)
     if wanted in outputs or (wanted is None and len(fit) == 1):
         chosen = wanted or fit[0]
-        if "int" in kinds[chosen]:
-            raise _class_numbers(f"{source}: its output {chosen} is {kinds[chosen]}")
+        if "int" in (kind := str(outputs[chosen].type)):
+            raise _class_numbers(f"{source}: its output {chosen} is {kind}")
         return chosen
     why = f"none is called {wanted!r}" if wanted else "which of them holds the scores is not known"
     raise ConfigError(

@@ -108,7 +108,6 @@ class NetworkTeacher(Teacher):
         else:
             self.classes = classes
         self.kind = self.mappings[0].source.family if isinstance(engine, Network) else engine.kind
-        self._engine = engine
         self._first = _FirstImages(self.mappings[0]) if isinstance(engine, Network) else None
         # A tile that is brought to the network's own size would show it another scale than the whole image does.
         self._tiler = Tiler(engine, whole_pixels=1 << 62) if engine.resizes else Tiler(engine)
@@ -128,7 +127,7 @@ class NetworkTeacher(Teacher):
         wait = self._tiler.begin(image, self._scales, self._flip)
         if not self.mappings:
             return wait
-        self.mappings[0].check(self._engine.num_classes)
+        self.mappings[0].check(self._tiler.predictor.num_classes)
         return wait if self._first is None else partial(self._first.with_result_of, wait)
 
     def forced(self, image: UInt8) -> int | None:
