@@ -1,8 +1,9 @@
 """Ask which class regions of a store are; answers become training labels of the source human.
 
 Each question is a picture (STORE.question.png: the region in its image, and three times as large), which an image
-viewer shows anew. Answers: Enter = the label is right, a class by name or number, m = mixed, x = can't tell, u = undo,
-q = go on another day. Answers lie in the store's review file, which `pseudo-label` honours with any teacher.
+viewer shows anew. Answers: Enter = the label is right, also at the cross, a class by name or number, m = mixed,
+x = can't tell, u = undo, q = go on another day. Answers lie in the store's review file, which `pseudo-label` honours
+with any teacher. Once all are answered, `certify` counts what is said of the crosses.
 
 autolabel ask labels/raw --budget 500 --aim Fence Pole --alike
 autolabel ask labels/raw --budget 500 --answers true_labels --noise 0.05 --json     (a person is simulated)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         from pipeline.review.alike import spread  # loads the trunk's framework
 
         brought["alike"] = spread(view)
-    left = sum(1 for _ in found.open(view))
+    left = sum(1 for _ in found.open())
     if args.json:
         sys.stdout.write(json.dumps({**brought, "open": left, "file": str(file.path)}, indent=1) + "\n")
     else:
@@ -73,21 +74,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask(
-    file: SpotFile[Questions], found: Questions, view: StoreView, answer: Callable[[Questions, int], str], who: str
+    file: SpotFile[Questions],
+    found: Questions,
+    view: StoreView,
+    answer: Callable[[Questions, int], tuple[str, str]],
+    who: str,
 ) -> Questions:
-    """Ask until all is answered or the person leaves; "u" withdraws the person's last answer and asks it again."""
+    """Ask until all is answered or the person leaves; "u" withdraws the person's last answer and asks it again.
+
+    `answer` returns what a question's region is, and the class at its cross if that is known.
+    """
     from functools import partial
 
     from hmsa_core.io.errors import InputError
     from pipeline.review.questions import Questions
 
     begin = None  # those between it and the next question are not looked at again
-    while (number := next(found.open(view, who, begin), None)) is not None:
-        said = answer(found, number)
+    while (number := next(found.open(who, begin), None)) is not None:
+        said, cross = answer(found, number)
         if said == "q":
             break
         if said != "u":
-            found, begin = file.answer(found.id, number, said, who), number
+            say = partial(Questions.answer, view=view, number=number, verdict=said, who=who, cross=cross)
+            found, begin = file.change(found.id, say), number
             continue
         try:
             begin = found.last_of(who)
@@ -97,7 +106,7 @@ def _ask(
     return found
 
 
-def _person(view: StoreView) -> Callable[[Questions, int], str]:
+def _person(view: StoreView) -> Callable[[Questions, int], tuple[str, str]]:
     """Questions in the terminal, with a picture next to the store."""
     from hmsa_core.io.errors import InputError
     from pipeline.review.questions import answer_of
@@ -107,24 +116,24 @@ def _person(view: StoreView) -> Callable[[Questions, int], str]:
     names = ", ".join(f"{c} {name}" for c, name in enumerate(view.classes.classes))
     sys.stderr.write(f"{names}\nEnter right, m mixed, x can't tell, u undo, q leave; look at {shown}\n")
 
-    def answer(questions: Questions, number: int) -> str:
+    def answer(questions: Questions, number: int) -> tuple[str, str]:
         item = questions.located(view, number)
-        draw_question(view, item["name"], questions.region(view, number), shown)
+        draw_question(view, item["name"], questions.region(view, number), (item["x"], item["y"]), shown)
         while True:
             sys.stderr.write(f"{item['name']}: {view.classes.classes[item['class']]}? ")
             sys.stderr.flush()
             line = sys.stdin.readline()
             if line.strip() in ("u", "q") or not line:
-                return line.strip() or "q"
+                return line.strip() or "q", ""
             try:
-                return answer_of(line, view)
+                return answer_of(line, view), ""
             except InputError as error:
                 sys.stderr.write(f"{error.message}: {error.hint}\n")
 
     return answer
 
 
-def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int], str]:
+def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int], tuple[str, str]]:
     """A simulated person: the most frequent class of the region in true label maps, at times a random one."""
     import numpy as np
 
@@ -136,15 +145,20 @@ def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int
     if labels.note:
         sys.stderr.write(f"note: {labels.note}\n")
 
-    def answer(questions: Questions, number: int) -> str:
-        region, truth = questions.region(view, number), labels.truth(questions.items[number]["name"])
+    def name(class_id: int) -> str:
+        return UNSURE if class_id == IGNORE else view.classes.classes[class_id]
+
+    def answer(questions: Questions, number: int) -> tuple[str, str]:
+        item, region = questions.located(view, number), questions.region(view, number)
+        truth = labels.truth(item["name"])
         slip, other = rng.random() < args.noise, int(rng.integers(view.classes.num_classes))
         if truth is None:
-            return UNSURE
+            return UNSURE, ""
         height, width = region.mask.shape
         true = truth[region.y : region.y + height, region.x : region.x + width][region.mask]
         most = int(np.bincount(true, minlength=256).argmax())
-        return UNSURE if most == IGNORE else view.classes.classes[other if slip else most]
+        said = name(other if slip and most != IGNORE else most)
+        return said, "" if slip else name(int(truth[item["y"], item["x"]]))
 
     return answer
 

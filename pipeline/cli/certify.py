@@ -1,9 +1,9 @@
 """Certify the labels of a store: answers about drawn pixels choose each class's threshold, with a promise that holds.
 
 With a probability of at least 1 - delta, every certified class of this store is at least --target right at its
-threshold. That holds whatever the errors look like and whenever the answers stop. Answers come from the audit of
-`autolabel serve`, or from true label maps. The certificate lies next to the store; `autolabel verify --certificate`
-checks it.
+threshold. That holds whatever the errors look like and whenever the answers stop. Answers come from people
+(`autolabel serve`), or from true label maps. Finished questions (`autolabel ask`) have answered some pixels already.
+The certificate lies next to the store; `autolabel verify --certificate` checks it.
 
 autolabel certify labels/raw --target 0.95
 autolabel certify labels/raw --target 0.9 --budget 1000 --answers fine_labels --json
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", type=float, default=0.95, metavar="P", help="precision (default: %(default)s)")
     add("--delta", type=float, default=0.05, metavar="D", help="chance of any false certificate (default: %(default)s)")
     add("--classes", nargs="+", default=[], metavar="NAME", help="these classes only")
-    add("--budget", type=int, default=300, metavar="N", help="pixels in all (default: %(default)s)")
+    add("--budget", type=int, default=300, metavar="N", help="pixels to answer; 0: questions alone (%(default)s)")
     add("--answers", type=Path, metavar="DIR", help='true label maps NAME.png; void is "can\'t tell"')
     text = "what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels"
     add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=text)
@@ -113,9 +113,11 @@ def _by_labels(view: StoreView, args: argparse.Namespace) -> Certificate:
 def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) -> None:
     value, write = found.value, sys.stdout.write
     passed = sum(row["certified"] for row in results.values())
+    served = len(found.items) - len(found.drawn)
     write(
         f"{passed} of {len(results)} classes certified at {value['target']:g}, confidence {1 - value['delta']:g} for "
-        f"all together; {len(found.items)} of {value['budget']} pixels\n\n"
+        f"all together; {len(found.drawn)} of {value['budget']} pixels"
+        f"{f', and {served} answers to questions' if served else ''}\n\n"
     )
     head = ("threshold", "judged", "right", "unsure", "estimate", "at least", "kept")
     write(f"{'class':22}" + "".join(f"{text:>10}" for text in head) + "\n")

@@ -3,7 +3,7 @@
 One sealed JSON file next to the store holds the plan, every drawn pixel with its answer, and the results. Plan and
 answers determine the rest, so `load` and `check` recompute it. New labels in the store make its certificate void.
 "Can't tell" counts as wrong. Answers count in the order of the draws, up to the first that is missing: nobody can
-leave out a hard pixel.
+leave out a hard pixel. Answers to questions (`given`) serve as draws where the plan wants one of their class.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from pydantic import Field, model_validator
 
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import digest
-from hmsa_core.io.errors import ConfigError, StoreError
+from hmsa_core.io.errors import ConfigError, HmsaError, StoreError
 from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.bounds import find_bound
 from hmsa_core.labels.thresholds.sequential import Answer, ClassErrors, Floats, SequentialTest, Step, candidates
 from pipeline.review.audit import Audit
+from pipeline.review.given import Given, check_given
+from pipeline.review.questions import Draw
 from pipeline.review.spot_check import VERDICTS, ClassId, Code, Item, SpotCheck, Strict, pixel, ranks
 from pipeline.review.view import StoreView
 
@@ -65,6 +67,8 @@ class _Draw(Item):
     low: int = Code
     code: int = Code
     bet: int = Field(ge=0)
+    set_id: str = Field("", alias="set")  # and "number": the question whose answer serves
+    number: int = 0
 
 
 class _Certificate(Strict):
@@ -77,6 +81,7 @@ class _Certificate(Strict):
     bound: str
     classes: list[_Class] = Field(min_length=1, max_length=255)
     items: list[_Draw]
+    questions: dict[str, dict[str, Any]] = Field({})
     results: dict[str, Any]
 
     @model_validator(mode="after")
@@ -87,9 +92,12 @@ class _Certificate(Strict):
         except ConfigError as error:
             raise ValueError(error.message) from None
         codes = {one.class_id: one.codes for one in self.classes}
-        if list(codes) != sorted(codes) or len(codes) < len(self.classes) or len(self.items) > self.budget:
+        drawn = [item for item in self.items if not item.set_id]
+        if list(codes) != sorted(codes) or len(codes) < len(self.classes) or len(drawn) > self.budget:
             raise ValueError("classes out of order, or more draws than its budget")
-        if any(item.low not in codes.get(item.class_id, ()) or item.code < item.low for item in self.items):
+        if any(item.low not in codes.get(item.class_id, ()) for item in self.items) or any(
+            item.code is None or item.code < item.low for item in drawn
+        ):
             raise ValueError("a draw is of no class or candidate of its plan")
         return self
 
@@ -103,14 +111,16 @@ class Certificate(SpotCheck):
         super().__init__(value)
         self.classes: list[dict[str, Any]] = value["classes"]
         self._places = {row["class"]: c for c, row in enumerate(self.classes)}
-        self._test, self._taken = self._new_test(), list[Answer]()  # with the answers that it has counted
+        self._test, self._taken = self._new_test(), list[Answer | None]()  # with the answers that it has counted
+        self._given = Given({}, {})
         self._where: dict[tuple[int, int], Counts] = {}
         self._images: list[Counts] = []
 
     @cached_property
     def id(self) -> str:
-        """16 hex digits of the digest of all fields but items, who and number."""
-        return digest({key: one for key, one in self.value.items() if key not in ("items", "who", "number")})[:16]
+        """16 hex digits of the digest of all fields but items, questions, who and number."""
+        later = ("items", "questions", "who", "number")
+        return digest({key: one for key, one in self.value.items() if key not in later})[:16]
 
     # -- plan --------------------------------------------------------------------------------------------
 
@@ -164,7 +174,7 @@ class Certificate(SpotCheck):
             planned[-1]["before"] = _before(audit, c, planned[-1]["codes"])
         about = {"store": view.digest, "teacher": view.lineage.get("teacher"), "policy": policy, "who": who}
         about |= {"format": FORMAT, "version": VERSION, "answers": answers}
-        return cls({**about, **settings, "classes": planned, "items": []})
+        return cls({**about, **settings, "classes": planned, "items": [], "questions": {}})
 
     def _new_test(self) -> SequentialTest:
         value = self.value
@@ -177,35 +187,76 @@ class Certificate(SpotCheck):
         answers = [self._answer(item) for item in takewhile(lambda item: item["verdict"], self.items)]
         if answers[: len(self._taken)] != self._taken:  # an answer was changed
             self._test, self._taken = self._new_test(), []
-        self._test.add(answers[len(self._taken) :])
+        self._test.add(one for one in answers[len(self._taken) :] if one is not None)
         self._taken = answers
         return self._test
 
-    def _answer(self, item: dict[str, Any]) -> Answer:
+    def _answer(self, item: dict[str, Any]) -> Answer | None:
+        """An answer for the test; None where a question's pixel is less sure than what the plan wanted."""
+        if item["code"] < item["low"]:
+            return None
         c = self._places[item["class"]]
         codes = self.classes[c]["codes"]
         reach, band = codes.index(item["low"]), _band(codes, item["code"])
         return Answer(c, item["bet"], reach, band, item["verdict"] != "right")
 
+    def low(self, item: dict[str, Any]) -> int:
+        """Smallest code of the pixels among which an item was drawn: 0 where a question's answer serves."""
+        return 0 if "set" in item else int(item["low"])
+
+    @property
+    def _worth(self) -> int:
+        """Answers that all pixels of a class are worth."""
+        return max(int(self.value["budget"]), MORE)
+
+    @property
+    def drawn(self) -> list[dict[str, Any]]:
+        """Items that the certificate itself has people asked about."""
+        return [item for item in self.items if "set" not in item]
+
+    def look(self, view: StoreView) -> None:
+        """Read answers to questions about these labels; a verdict that was changed there changes here."""
+        self._given = Given.of(view)
+        self._given.refresh(self.items)
+
     def draw_on(self, view: StoreView) -> None:
         """Add draws until enough wait for an answer, or no further draw is of use."""
+        self.look(view)
         while sum(item["verdict"] is None for item in self.items) < BATCH and self.plan_draws(view):
             pass
 
     def plan_draws(self, view: StoreView) -> list[dict[str, Any]]:
         """Add up to `BATCH` draws where they gain most; [] when no more are of use, or answers must come first."""
-        left, test = self.value["budget"] - len(self.items), self.test
-        steps = test.plan(left) if left else []
-        if not steps:
+        left, test = self.value["budget"] - len(self.drawn), self.test
+        step, set_id, given = self._next(left)
+        if step is None:
             return []
-        step = steps[0]
         row, pilot = self.classes[step.class_index], test.classes[step.class_index].pilot
         bet = 0 if pilot else self._bet(step)
         waiting = sum((i["class"], i["bet"]) == (row["class"], bet) for i in self.items[len(self._taken) :])
-        new = max(0, min(BATCH, left, (pilot or int(np.ceil(step.needed))) - waiting))
-        for _ in range(new):
-            self._draw(view, row["class"], row["codes"][-1 if pilot else step.candidate], bet)
-        return self.items[len(self.items) - new :]
+        new = max(0, min(BATCH, (pilot or int(np.ceil(step.needed))) - waiting))
+        low, first = row["codes"][-1 if pilot else step.candidate], len(self.items)
+        for draw in given[:new]:
+            self._serve(view, set_id, draw, low, bet)
+        for _ in range(min(left, new - len(given[:new]))):
+            self._draw(view, row["class"], low, bet)
+        return self.items[first:]
+
+    def _next(self, left: int) -> tuple[Step | None, str, list[Draw]]:
+        """What `left` answers are best spent on; set and draws of questions about its class that are answered."""
+        for set_id, by_class in self._given.waiting(self.items):
+            given = {self._places[c]: draws for c, draws in by_class.items() if c in self._places}
+            steps = self.test.plan(left, {c: len(draws) for c, draws in given.items()})
+            steps = [step for step in steps if left or step.class_index in given]
+            if any(step.class_index in given for step in steps):
+                return steps[0], set_id, given.get(steps[0].class_index, [])
+        return next(iter(self.test.plan(left) if left else []), None), "", []
+
+    def _serve(self, view: StoreView, set_id: str, draw: Draw, low: int, bet: int) -> None:
+        self.value["questions"][set_id] = self._given.settings[set_id]
+        item = {"name": draw.name, "class": draw.class_id, "low": low, "bet": bet, "rank": draw.rank}
+        item |= {"verdict": draw.verdict, "set": set_id, "number": draw.number}
+        self.items.append({**item, **pixel(view, draw.name, draw.class_id, 0, draw.rank)})
 
     def _bet(self, step: Step) -> int:
         """Number of the bet that a step's answers count for."""
@@ -215,7 +266,7 @@ class Certificate(SpotCheck):
         return now if step.goes_on else last if is_waiting else last + 1
 
     def _draw(self, view: StoreView, class_id: int, low: int, bet: int) -> None:
-        number = sum(item["class"] == class_id and item["low"] == low for item in self.items)
+        number = sum(item["class"] == class_id and item["low"] == low for item in self.drawn)
         name, rank = self._drawn(view, class_id, low, number)
         item = {"name": name, "class": class_id, "low": low, "bet": bet, "rank": rank, "verdict": None}
         self.items.append({**item, **pixel(view, name, class_id, low, rank)})
@@ -251,10 +302,10 @@ class Certificate(SpotCheck):
         at = test.certified[c]
         passed = at >= 0
         verdicts = [item["verdict"] for item in of_class if item["verdict"]]
-        best = test.next_of(c, self.value["budget"])
+        best = test.next_of(c, self._worth)
         aim = at if passed or best is None else best.candidate
         code = row["codes"][aim]
-        right = [i["verdict"] == "right" for i in of_class if i["verdict"] and i["low"] <= code <= i["code"]]
+        right = [i["verdict"] == "right" for i in of_class if i["verdict"] and self.low(i) <= code <= i["code"]]
         return {
             "certified": passed,
             "threshold": ConfidenceCode().threshold(code) if passed else None,
@@ -290,7 +341,7 @@ class Certificate(SpotCheck):
         """
         test, rows = self.test, []
         for c, row in enumerate(self.classes):
-            best = test.next_of(c, self.value["budget"])
+            best = test.next_of(c, self._worth)
             if best is None:
                 continue
             certified = test.certified[c]
@@ -369,6 +420,7 @@ class Certificate(SpotCheck):
             raise StoreError(f"{path}: refused: {wrong}")
         said = value.pop("results")
         value.pop("digest")
+        value.setdefault("questions", {})
         found = cls(value)
         if _differ(said, found.results()):
             raise StoreError(f"{path}: refused: its results are not those of its answers")
@@ -395,7 +447,13 @@ class Certificate(SpotCheck):
             ):
                 raise StoreError(f"{where}: refused: class {row['name']!r} has other pixels in the store")
         seen: dict[tuple[int, int], int] = {}
+        try:
+            check_given(self.items, self.value["questions"], view)
+        except HmsaError as error:
+            raise StoreError(f"{where}: {error.message}") from None
         for number, item in enumerate(self.items):
+            if "set" in item:
+                continue
             of = item["class"], item["low"]
             name, rank = self._drawn(view, *of, seen.get(of, 0))
             drawn = {"name": name, "rank": rank, **pixel(view, name, *of, rank)}
@@ -408,7 +466,7 @@ def _check_settings(target: float, delta: float, budget: int, seed: int) -> None
     for name, number, low, high in (("target", target, 0.5, 0.999), ("delta", delta, 1e-6, 0.5)):
         if not low <= number <= high:
             raise ConfigError(f"{name} {number:g}: expected {low:g} to {high:g}")
-    for name, count, low, high in (("budget", budget, 1, MAX_BUDGET), ("seed", seed, 0, 2**32 - 1)):
+    for name, count, low, high in (("budget", budget, 0, MAX_BUDGET), ("seed", seed, 0, 2**32 - 1)):
         if not low <= count <= high:
             raise ConfigError(f"{name} {count}: expected {low:g} to {high}")
 

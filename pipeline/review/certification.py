@@ -137,11 +137,12 @@ def _files_of(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 def answer_all(certificate: Certificate, view: StoreView, labels: TrueLabels, tell: Callable[[int], None]) -> None:
     """Draw and answer until no class is worth another draw or the budget is spent."""
+    certificate.look(view)
     while certificate.plan_draws(view):
         for number, draw in enumerate(certificate.items):
             if draw["verdict"] is None:
                 certificate.answer(view, number, labels.answer(draw))
-        tell(len(certificate.items))
+        tell(len(certificate.drawn))
 
 
 # -- policies from certificates -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from hmsa_core.labels.thresholds.intervals import clopper_pearson
-from pipeline.review.questions import MIXED, UNSURE, Questions, review_of
+from pipeline.review.questions import MIXED, UNSURE, Questions
 from pipeline.review.view import StoreView
 
 Interval = tuple[float, float, float]  # value, low, high (95 %)
@@ -44,41 +44,18 @@ def price(questions: Questions, view: StoreView) -> dict[str, Any]:
     """
     done = [n for n, item in enumerate(questions.items) if item["verdict"]]
     done.sort(key=lambda n: questions.items[n]["when"])
-    draws = _draws(questions, view, done)
     total, images = int(view.predicted.sum()), len(view.names)
     counts = sorted({n for n in _STEPS if n < len(done)} | {len(done)})
-    rows = [_row(questions, done[:count], draws, total) for count in counts]
+    rows = [_row([questions.items[n] for n in done[:count]], total) for count in counts]
     ahead = _forecast([questions.items[n] for n in done[-_NEXT:]], rows[-1]["after"], total, images)
     last = _brought([questions.items[n] for n in done[-_LAST:]])
     return {"price": rows, "last": last, "next": ahead, "words": _words(rows[-1]["after"], ahead, len(done))}
 
 
-def _draws(questions: Questions, view: StoreView, done: Sequence[int]) -> dict[int, tuple[float, bool]]:
-    """By number of the question: weight and whether the label was right, of all draws up to the last answer.
-
-    A drawn pixel that was corrected already is not asked about, but its draw counts, unless one before it is open: then
-    its own turn has not come.
-    """
-    found, review, is_open = {}, review_of(view), False
-    for number, item in enumerate(questions.items[: max(done, default=-1) + 1]):
-        right = item["verdict"] == "right"
-        if not item["verdict"]:
-            known = None if is_open else questions.known(view, number, review)
-            is_open = is_open or known is None
-            if known is None:
-                continue
-            right = known == item["class"]
-        elif item["verdict"] == UNSURE:
-            continue
-        found[number] = 1 / item["share"], right
-    return found
-
-
-def _row(questions: Questions, done: Sequence[int], draws: dict[int, tuple[float, bool]], total: int) -> dict[str, Any]:
-    row = _brought([questions.items[number] for number in done])
-    answered, last = set(done), max(done, default=-1)
+def _row(items: Sequence[dict[str, Any]], total: int) -> dict[str, Any]:
+    row = _brought(items)
     before = weighted_share(
-        [d for n, d in draws.items() if n in answered or (n < last and not questions.items[n]["verdict"])]
+        [(1 / item["share"], item["verdict"] == "right") for item in items if item["verdict"] != UNSURE]
     )
     left = total - row["ignored"]
     # What was corrected is known, not estimated: it moves the interval as a whole.

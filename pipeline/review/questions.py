@@ -6,8 +6,9 @@ is drawn with a known probability ("share"), from a mixture of area, expected wr
 each equally likely; never the most uncertain ones, which are mixed. An aim takes half of the draws.
 An answer is a correction of the store's review file. It is bound to image and pixels, so it outlives these labels, and
 `pseudo-label` writes it with the source human. `STORE.questions.json` holds the questions with all answers. They are
-about these labels: a store that was made anew gets new ones, about pixels that nobody has corrected yet.
-Answers are no evidence for certificates: they are about regions, certificates are about pixels.
+about these labels: a store that was made anew gets new ones.
+A cross shows the drawn pixel. Whether the label is right at the cross is evidence for certificates (`given`). So a
+region that is drawn twice is shown twice, with another cross.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, labels_id, marked_store, reviewed
 from hmsa_core.taxonomy import IGNORE
-from pipeline.review.spot_check import Item, SpotCheck, Strict, ranks
+from pipeline.review.spot_check import Item, SpotCheck, Strict, Verdict, ranks
 from pipeline.review.view import StoreView
 
 MAX_BUDGET = 20_000
 CELLS = 20
+_STREAM = 2  # keeps the choice of draws that count for certificates apart from the draws
 ROUND = 25  # questions that are asked in any order; it is short because the price counts draws in their order
 MIXED, UNSURE, RIGHT = "mixed", "unsure", "right"
 
 
 class _Question(Item):
     share: float = Field(gt=0, le=1)
+    cross: Verdict | None = None
 
 
 class _Questions(Strict):
@@ -43,6 +46,16 @@ class _Questions(Strict):
     store: str
     seed: int
     items: list[_Question]
+
+
+class Draw(NamedTuple):
+    """A draw that counts for certificates: number of its question, image, class, rank and verdict of its pixel."""
+
+    number: int
+    name: str
+    class_id: int
+    rank: int
+    verdict: Verdict
 
 
 class Region(NamedTuple):
@@ -84,8 +97,8 @@ class Questions(SpotCheck):
         body = {"format": cls.FORMAT, "version": cls.VERSION, "store": view.digest, "seed": seed, "aim": sorted(aim)}
         return cls({"id": digest([body, budget])[:16], **body, "items": items})
 
-    def open(self, view: StoreView, who: str = "", begin: int | None = None) -> Iterator[int]:
-        """Questions without an answer whose pixel nobody has corrected.
+    def open(self, who: str = "", begin: int | None = None) -> Iterator[int]:
+        """Questions without an answer.
 
         Each person has an order of their own inside of every ROUND questions, so that people who answer at the same
         time seldom see the same one. It begins at the question `begin`; those before it come last.
@@ -96,25 +109,12 @@ class Questions(SpotCheck):
             numbers = numbers[np.lexsort((rng.random(len(numbers)), numbers // ROUND))]
         order = numbers.tolist()
         first = 0 if begin is None else order.index(begin)
-        review = review_of(view)
-        for number in (*order[first:], *order[:first]):
-            if self.items[number]["verdict"] is None and self.known(view, number, review) is None:
-                yield number
-
-    def known(self, view: StoreView, number: int, review: ReviewFile) -> int | None:
-        """What corrections already say of the pixel of a question: a class, IGNORE, or None."""
-        name = self.items[number]["name"]
-        marks = review.of(name)
-        if not marks:
-            return None
-        place, row = self.located(view, number), view.info(name)
-        said = int(reviewed(marks, row["height"], row["width"], view.classes)[1][place["y"], place["x"]])
-        return None if said == UNTOUCHED else said
+        yield from (n for n in (*order[first:], *order[:first]) if self.items[n]["verdict"] is None)
 
     def upcoming(self, view: StoreView, who: str, begin: int | None, count: int) -> list[int]:
         """The first open questions, of different regions: they may be shown before the first of them is answered."""
         found: dict[tuple[str, int, int, int], int] = {}
-        for number in self.open(view, who, begin):
+        for number in self.open(who, begin):
             item, (x, y, _) = self.located(view, number), self._cell(view, number)
             found.setdefault((item["name"], item["class"], x, y), number)
             if len(found) == count:
@@ -135,8 +135,11 @@ class Questions(SpotCheck):
         parts = cv2.connectedComponents(of_class, connectivity=4)[1]
         return Region(x, y, np.asarray(parts == parts[item["y"] - y, item["x"] - x]))
 
-    def answer(self, view: StoreView, number: int, verdict: str, who: str = "") -> None:
-        """Record or change an answer: RIGHT, the name of a class, MIXED (ignored in training), UNSURE (no label)."""
+    def answer(self, view: StoreView, number: int, verdict: str, who: str = "", cross: str = "") -> None:
+        """Record or change an answer: RIGHT, the name of a class, MIXED (ignored in training), UNSURE (no label).
+
+        `cross` is the class at the cross or UNSURE; default: as the region, and a mixed one counts as wrong there.
+        """
         item = self.located(view, number)
         said = view.classes.classes[item["class"]] if verdict == RIGHT else verdict
         ids = {MIXED: IGNORE, UNSURE: UNTOUCHED}
@@ -145,11 +148,31 @@ class Questions(SpotCheck):
         if item.get("mark"):
             _withdraw(review, item)
         region, when = self.region(view, number), datetime.now(UTC).isoformat(timespec="milliseconds")
+        new = int((_said(review, view, item["name"], region) == UNTOUCHED)[region.mask].sum())
         if value != UNTOUCHED:
             item["mark"] = _correct(review, view, item["name"], region, value, who, when)
         is_right = value == item["class"]
         item["verdict"] = UNSURE if said == UNSURE else "right" if is_right else "wrong"
-        item |= {"answer": said, "who": who, "when": when, "pixels": int(region.mask.sum())}
+        there, label = cross or said, view.classes.classes[item["class"]]
+        item["cross"] = UNSURE if there == UNSURE else "right" if there == label else "wrong"
+        item |= {"answer": said, "who": who, "when": when, "pixels": new}
+
+    def uniform(self, view: StoreView) -> list[int]:
+        """Numbers of questions that are uniform draws from all pixels of their class.
+
+        A draw stays with a probability that evens out the shares of the images. It depends on the seed alone.
+        """
+        shares = _shares(view, [view.classes.index(name) for name in self.value["aim"]])
+        of_pixels = np.divide(shares, view.predicted, out=np.ones_like(shares), where=view.predicted > 0)
+        least, chance = of_pixels.min(axis=0), np.random.default_rng([self.value["seed"], _STREAM])
+        return [n for n, i in enumerate(self.items) if chance.random() * i["share"] <= least[i["class"]]]
+
+    def given(self, view: StoreView) -> list[Draw]:
+        """Uniform draws with their verdicts; none while a question is open, since who stops may do so by the answers."""
+        if next(self.open(), None) is not None:
+            return []
+        found = [(n, self.items[n]) for n in self.uniform(view)]
+        return [Draw(n, i["name"], i["class"], i["rank"], i.get("cross") or "unsure") for n, i in found]
 
     def last_of(self, who: str = "") -> int:
         """The question that a person answered last; InputError where none of these answers is left."""
@@ -163,7 +186,7 @@ class Questions(SpotCheck):
         item = self.items[number]
         if item.get("mark"):
             _withdraw(review_of(view), item)
-        for key in ("answer", "who", "when", "pixels"):
+        for key in ("answer", "who", "when", "pixels", "cross"):
             item.pop(key, None)
         item["verdict"] = None
 
@@ -186,6 +209,13 @@ def review_of(view: StoreView) -> ReviewFile:
     """The review file that answers about a store go to."""
     store = marked_store(view.path.resolve(), view.kind)
     return ReviewFile(store, view.image_digests, labels_id(view.lineage))
+
+
+def _said(review: ReviewFile, view: StoreView, name: str, region: Region) -> NDArray[np.uint8]:
+    """What people have said of the pixels of a region's window."""
+    row, (height, width) = view.info(name), region.mask.shape
+    said = reviewed(review.of(name), row["height"], row["width"], view.classes)[1]
+    return said[region.y : region.y + height, region.x : region.x + width]
 
 
 def _withdraw(review: ReviewFile, item: dict[str, Any]) -> None:

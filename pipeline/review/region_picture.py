@@ -1,4 +1,4 @@
-"""The picture of a question: its region outlined in the whole image, and three times as large."""
+"""The picture of a question: its region outlined in the whole image, and three times as large; a cross at its pixel."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from pipeline.review.view import StoreView
 _ZOOM = 3
 _CONTEXT = 4  # the close view is so many regions wide
 _OUTLINE = (255, 0, 255)
+_CROSS = 9  # pixels
 
 
-def draw_question(view: StoreView, name: str, region: Region, path: Path) -> None:
+def draw_question(view: StoreView, name: str, region: Region, cross: tuple[int, int], path: Path) -> None:
     """Write the picture as PNG; an image without its photograph is an InputError that says what to give."""
     row = view.info(name)
     image = cv2.resize(read_image(view.pictures.picture_path(name)), (row["width"], row["height"]))
@@ -33,7 +34,8 @@ def draw_question(view: StoreView, name: str, region: Region, path: Path) -> Non
         cv2.resize(part[top : top + side, left : left + side], None, fx=_ZOOM, fy=_ZOOM, interpolation=how)
         for part, how in ((image, cv2.INTER_CUBIC), (mask, cv2.INTER_NEAREST))
     ]
-    both = [_outlined(image, mask), _outlined(close[0], close[1])]
+    x, y = (_ZOOM * (at - low) + _ZOOM // 2 for at, low in zip(cross, (left, top), strict=True))
+    both = [_outlined(image, mask, cross), _outlined(close[0], close[1], (x, y))]
     tall = max(part.shape[0] for part in both)
     padded = [np.pad(part, ((0, tall - part.shape[0]), (0, 0), (0, 0))) for part in both]
     write_bytes(path, png_bytes(np.concatenate(padded, axis=1)))
@@ -48,6 +50,7 @@ def outline(region: Region) -> str:
     return "".join((*across, *down))
 
 
-def _outlined(image: NDArray[np.generic], mask: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _outlined(image: NDArray[np.generic], mask: NDArray[np.generic], cross: tuple[int, int]) -> NDArray[np.uint8]:
     contours, _ = cv2.findContours(np.asarray(mask, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return np.asarray(cv2.drawContours(np.array(image, np.uint8), contours, -1, _OUTLINE, 1))
+    outlined = cv2.drawContours(np.array(image, np.uint8), contours, -1, _OUTLINE, 1)
+    return np.asarray(cv2.drawMarker(outlined, cross, _OUTLINE, cv2.MARKER_CROSS, _CROSS))

@@ -274,7 +274,7 @@ class Session:
         return self._questions_json(found)
 
     def question(self, check_id: str, number: int) -> dict[str, Any]:
-        """A question with its region's place and outline, in pixels of the label map."""
+        """A question with the place of its cross, its region's place and outline, in pixels of the label map."""
         found = self.questions.current
         if found is None or found.id != check_id:
             raise InputError("no such set of questions is under way", hint="open the questions anew to go on")
@@ -283,7 +283,8 @@ class Session:
         height, width = region.mask.shape
         box = {"x": region.x, "y": region.y, "width": width, "height": height}
         size = {"width": row["width"], "height": row["height"]}
-        return {**{key: item[key] for key in ("name", "class")}, "size": size, "box": box, "outline": outline(region)}
+        shown = {key: item[key] for key in ("name", "class", "x", "y")}
+        return {**shown, "size": size, "box": box, "outline": outline(region)}
 
     def answer_question(self, check_id: str, number: int, verdict: str) -> dict[str, Any]:
         """Record an answer; return what all answers brought and which questions come next.

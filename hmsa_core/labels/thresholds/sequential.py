@@ -25,7 +25,7 @@ classes, each at its best candidate, need no more answers than are left. A bad g
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -206,8 +206,14 @@ class SequentialTest:
             return None
         return _Prospect(self, class_index).step(float(pixels[-1]) / budget)
 
-    def plan(self, left: float) -> list[Step]:
-        """What `left` answers are best spent on, the next first; [] where no candidate is worth them."""
+    def plan(self, left: float, given: Mapping[int, int] | None = None) -> list[Step]:
+        """What `left` answers are best spent on, the next first; [] where no candidate is worth them.
+
+        Args:
+            left: answers.
+            given: further answers that exist already, by the number of the class. A class that they are expected to
+                certify comes first, unless the current bet goes on.
+        """
         every = [c for c, one in enumerate(self.classes) if self.certified[c] + 1 < len(one.pixels)]
         prospects = [_Prospect(self, c) for c in every]
         most = max((float(one.gain[-1]) for one in prospects), default=0.0)
@@ -215,14 +221,21 @@ class SequentialTest:
         def steps(price: float) -> list[Step]:
             return [step for one in prospects if (step := one.step(price * most)) is not None]
 
+        def free(step: Step) -> float:
+            return (given or {}).get(step.class_index, 0)
+
+        def new(step: Step) -> float:
+            return max(0.0, step.needed - free(step))
+
         def is_too_much(number: int) -> bool:
-            return sum(step.needed for step in steps(_PRICES[number])) > left
+            return sum(map(new, steps(_PRICES[number]))) > left
 
         first = bisect_left(range(len(_PRICES)), True, key=is_too_much)
         found = steps(_PRICES[max(first - 1, 0)])
         if not found and first < len(_PRICES):
-            found = [step for step in steps(_PRICES[first]) if step.needed <= _STRETCH * left]
-        return sorted(found, key=lambda step: -step.worth)
+            found = [step for step in steps(_PRICES[first]) if step.needed <= _STRETCH * (left + free(step))]
+        found.sort(key=lambda step: -step.worth)
+        return found if found and found[0].goes_on else sorted(found, key=lambda step: new(step) > 0)
 
     def forecast(self, answers: float) -> list[Step]:
         """What so many more answers are expected to certify; the last step is cut off where they end."""

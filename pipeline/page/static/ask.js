@@ -10,6 +10,7 @@ import { report } from "./toast.js";
 const dialog = byId("ask");
 const run = byId("ask-run");
 const ZOOM = 3; // canvas pixels of the close view for a pixel of the label map
+const CROSS = 5; // canvas pixels of an arm of the cross
 const SECONDS = 3; // of an answer, for the estimate
 const FREE = [..."abcdefghijklnopqrstvwyz0123456789"]; // m, x and u are taken
 let store = null;
@@ -62,7 +63,7 @@ function progress() {
   setText(byId("ask-share"), answers ? `Right labels: ${range(before)} before, ${range(after)} after corrections.` : "");
 }
 
-function drawRegion(canvas, picture, { size, box, outline }, most) {
+function drawRegion(canvas, picture, { size, box, outline, x, y }, most) {
   const { width, height } = canvas.parentElement.getBoundingClientRect();
   const zoom = Math.min(most, Math.min(width, height) / (1.3 * Math.max(box.width, box.height)));
   const view = { width: width / zoom, height: height / zoom };
@@ -71,7 +72,8 @@ function drawRegion(canvas, picture, { size, box, outline }, most) {
   const ratio = window.devicePixelRatio || 1;
   const context = drawCrop(canvas, picture, size.width, view, zoom * ratio);
   if (!outlined) return;
-  const path = new Path2D(outline);
+  const arm = CROSS / zoom;
+  const path = new Path2D(`${outline}M${x + 0.5 - arm} ${y + 0.5}h${2 * arm}M${x + 0.5} ${y + 0.5 - arm}v${2 * arm}`);
   context.lineCap = "square";
   for (const [colour, thick] of [["#000", 3], ["#f0f", 1.5]]) {
     [context.strokeStyle, context.lineWidth] = [colour, thick / zoom];
@@ -118,9 +120,7 @@ async function showNext() {
 
 function finish() {
   const { answers, minutes, labelled, corrected } = questions.price.at(-1);
-  const left = questions.total - answers;
-  setText(byId("ask-summary"), `${answers} questions answered in ${minutes.toFixed(1)} minutes: ${compact(labelled)} pixels labelled, ${compact(corrected)} of them corrected.`
-    + (left ? ` ${left} regions were labelled already.` : "") + " pseudo-label sets them above its labels.");
+  setText(byId("ask-summary"), `${answers} questions answered in ${minutes.toFixed(1)} minutes: ${compact(labelled)} pixels labelled, ${compact(corrected)} of them corrected. pseudo-label sets them above its labels.`);
   setText(byId("ask-file"), questions.file);
   finished();
 }

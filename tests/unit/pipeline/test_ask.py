@@ -75,11 +75,13 @@ def test_the_mixture_favours_rare_classes_and_the_aim_gets_half(copied: Scenes) 
     assert Questions.draw(view, budget=600).id == plain.id != aimed.id
 
 
-def test_a_changed_answer_replaces_the_first_and_no_region_is_asked_twice(copied: Scenes) -> None:
+def test_a_changed_answer_replaces_the_first_and_a_region_that_is_shown_again_counts_no_pixel_twice(
+    copied: Scenes,
+) -> None:
     view = StoreView(copied.store)
     file = SpotFile(Questions, view)
     found = file.start(Questions.draw(view, budget=40))
-    number = next(found.open(view))
+    number = next(found.open())
     item, region = found.located(view, number), found.region(view, number)
     found = file.answer(found.id, number, "wall", "kim")
     found = file.answer(found.id, number, "pole", "kim")
@@ -93,9 +95,13 @@ def test_a_changed_answer_replaces_the_first_and_no_region_is_asked_twice(copied
     assert (corrected(view, item["name"]) == 255).sum() == region.mask.sum()
     again = file.start(Questions.draw(view, budget=40, seed=1, aim=[view.classes.classes[item["class"]]]))
     assert file.aside is not None
-    for other in again.open(view):
-        place = again.located(view, other)
-        assert corrected(view, place["name"])[place["y"], place["x"]] == UNTOUCHED
+    again.items[0] = {key: item[key] for key in ("name", "class", "low", "rank", "share")} | {"verdict": None}
+    assert next(again.open()) == 0, "its cross is evidence"
+    again.answer(view, 0, "wall", "kim")
+    assert again.items[0]["pixels"] == 0
+    assert (corrected(view, item["name"]) == view.classes.index("wall")).sum() == region.mask.sum()
+    again.undo(view, 0)
+    assert (corrected(view, item["name"]) == 255).sum() == region.mask.sum()
 
 
 def test_answers_survive_a_new_teacher_and_its_questions_are_new(copied: Scenes, tmp_path: Path) -> None:
