@@ -71,6 +71,12 @@ class _Draw(Item):
     number: int = 0
 
 
+class _Set(Strict):
+    budget: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    aim: list[str]
+
+
 class _Certificate(Strict):
     store: str
     who: str
@@ -81,7 +87,7 @@ class _Certificate(Strict):
     bound: str
     classes: list[_Class] = Field(min_length=1, max_length=255)
     items: list[_Draw]
-    questions: dict[str, dict[str, Any]] = Field({})
+    questions: dict[str, _Set] = Field({})
     results: dict[str, Any]
 
     @model_validator(mode="after")
@@ -247,7 +253,6 @@ class Certificate(SpotCheck):
         for set_id, by_class in self._given.waiting(self.items):
             given = {self._places[c]: draws for c, draws in by_class.items() if c in self._places}
             steps = self.test.plan(left, {c: len(draws) for c, draws in given.items()})
-            steps = [step for step in steps if left or step.class_index in given]
             if any(step.class_index in given for step in steps):
                 return steps[0], set_id, given.get(steps[0].class_index, [])
         return next(iter(self.test.plan(left) if left else []), None), "", []
@@ -450,7 +455,7 @@ class Certificate(SpotCheck):
         try:
             check_given(self.items, self.value["questions"], view)
         except HmsaError as error:
-            raise StoreError(f"{where}: {error.message}") from None
+            raise StoreError(f"{where}: refused: {error.message}") from None
         for number, item in enumerate(self.items):
             if "set" in item:
                 continue

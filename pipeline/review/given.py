@@ -66,21 +66,24 @@ def check_given(items: Sequence[Item], settings: Mapping[str, dict[str, Any]], v
         settings: `Given.settings`.
         view: the store.
     """
-    sets = {set_id: Questions.draw(view, **one) for set_id, one in settings.items()}
+    sets = {
+        set_id: Questions.draw(view, budget=one["budget"], seed=one["seed"], aim=one["aim"])
+        for set_id, one in settings.items()
+    }
     items = [item for item in items if "set" in item]
     order = list(dict.fromkeys(item["set"] for item in items))
     left = {set_id: {c: list[int]() for c in range(view.classes.num_classes)} for set_id in order}
     for set_id, by_class in left.items():
         if set_id not in sets or sets[set_id].id != set_id:
-            raise StoreError(f"refused: no questions {set_id} are drawn from this store")
+            raise StoreError(f"no questions {set_id} are drawn from this store")
         for number in sets[set_id].uniform(view):
             by_class[sets[set_id].items[number]["class"]].append(number)
     if [item["set"] for item in items] != sorted((item["set"] for item in items), key=order.index):
-        raise StoreError("refused: it goes back to an earlier set of questions")
+        raise StoreError("it goes back to an earlier set of questions")
     for item in items:
         of_class = left[item["set"]][item["class"]]
         asked = sets[item["set"]].items[of_class.pop(0)] if of_class and of_class[0] == item["number"] else None
         where = None if asked is None else (asked["name"], asked["rank"])
         at = pixel(view, item["name"], item["class"], 0, item["rank"])
         if where != (item["name"], item["rank"]) or any(at[key] != item[key] for key in at):
-            raise StoreError(f"refused: question {item['number']} is not the next one about its class")
+            raise StoreError(f"question {item['number']} is not the next one about its class")

@@ -168,7 +168,7 @@ class Questions(SpotCheck):
         return [n for n, i in enumerate(self.items) if chance.random() * i["share"] <= least[i["class"]]]
 
     def given(self, view: StoreView) -> list[Draw]:
-        """Uniform draws with their verdicts; none while a question is open, since who stops may do so by the answers."""
+        """Uniform draws with their verdicts; none while a question is open: who stops may do so by the answers."""
         if next(self.open(), None) is not None:
             return []
         found = [(n, self.items[n]) for n in self.uniform(view)]

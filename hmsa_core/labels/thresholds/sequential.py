@@ -214,18 +214,16 @@ class SequentialTest:
             given: further answers that exist already, by the number of the class. A class that they are expected to
                 certify comes first, unless the current bet goes on.
         """
+        given = given or {}
         every = [c for c, one in enumerate(self.classes) if self.certified[c] + 1 < len(one.pixels)]
-        prospects = [_Prospect(self, c) for c in every]
+        prospects = [_Prospect(self, c) for c in every if left or given.get(c)]
         most = max((float(one.gain[-1]) for one in prospects), default=0.0)
 
         def steps(price: float) -> list[Step]:
             return [step for one in prospects if (step := one.step(price * most)) is not None]
 
-        def free(step: Step) -> float:
-            return (given or {}).get(step.class_index, 0)
-
         def new(step: Step) -> float:
-            return max(0.0, step.needed - free(step))
+            return max(0.0, step.needed - given.get(step.class_index, 0))
 
         def is_too_much(number: int) -> bool:
             return sum(map(new, steps(_PRICES[number]))) > left
@@ -233,7 +231,11 @@ class SequentialTest:
         first = bisect_left(range(len(_PRICES)), True, key=is_too_much)
         found = steps(_PRICES[max(first - 1, 0)])
         if not found and first < len(_PRICES):
-            found = [step for step in steps(_PRICES[first]) if step.needed <= _STRETCH * (left + free(step))]
+            found = [
+                step
+                for step in steps(_PRICES[first])
+                if step.needed <= _STRETCH * (left + given.get(step.class_index, 0))
+            ]
         found.sort(key=lambda step: -step.worth)
         return found if found and found[0].goes_on else sorted(found, key=lambda step: new(step) > 0)
 

@@ -220,19 +220,6 @@ def test_the_price_says_when_to_stop(copied: Scenes, wrong: int, size: int, said
     assert value == pytest.approx(wrong * size / view.predicted.sum() * 100, abs=1e-3)
 
 
-def test_a_region_that_was_answered_before_counts_as_a_draw(copied: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
-    truth = ("--answers", copied.maps, "--ids", "train", "--json")
-    assert ask(copied, *truth, "--budget", 300) == 0
-    first = json.loads(capsys.readouterr().out)["price"][-1]
-    assert first["answers"] < 300, "in so few images some regions are drawn twice"
-    questions = Questions.load(Questions.path_of(copied.store))
-    alone = [item for item in questions.items if item["verdict"]]
-    without = price(Questions({"items": alone}), StoreView(copied.store))["price"][-1]
-    assert first["before"] != without["before"]
-    assert first["before"][2] - first["before"][1] < without["before"][2] - without["before"][1]
-    assert first["after"][0] > first["before"][0]
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

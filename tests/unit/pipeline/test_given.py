@@ -84,7 +84,7 @@ def test_draws_that_count_are_uniform_over_the_pixels_of_a_class(uneven: StoreVi
         return float(chisquare(np.bincount(drawn, minlength=6), len(drawn) * pixels / pixels.sum()).pvalue)
 
     assert min(chance(kept, c) for c in range(3)) > 1e-4
-    assert max(chance(list(range(20_000)), c) for c in range(3)) < 1e-9, "else this shows nothing"
+    assert max(chance(list(range(20_000)), c) for c in range(3)) < 1e-5, "else this shows nothing"
     again = Questions.draw(uneven, budget=20_000, aim=["sidewalk"])
     for item in again.items:
         item["verdict"] = "wrong"
@@ -94,8 +94,8 @@ def test_draws_that_count_are_uniform_over_the_pixels_of_a_class(uneven: StoreVi
 def test_finished_questions_certify_without_a_further_answer(
     copied: Scenes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ("ask", str(copied.store), "--answers", str(copied.maps), "--budget", "400", "--ids", "train")
-    assert main([*base]) == 0
+    view = StoreView(copied.store)
+    answered(view, Questions.draw(view, budget=2000), copied.truth)
     assert certify(copied, "--budget", 0) == 0
     found = certificate(copied)
     assert any(row["certified"] for row in found.results().values())
@@ -110,16 +110,14 @@ def test_finished_questions_certify_without_a_further_answer(
 
 
 def test_label_maps_judge_the_cross_and_people_by_their_answer(copied: Scenes) -> None:
-    options = ("--answers", str(copied.maps), "--budget", "300", "--ids", "train")
+    options = ("--answers", str(copied.maps), "--budget", "120", "--ids", "train")
     assert main(["ask", str(copied.store), *options]) == 0
     view, differ = StoreView(copied.store), 0
     found = Questions.load(Questions.path_of(copied.store))
     for item in found.items:
-        if item["verdict"]:
-            true = copied.truth[item["name"]][item["y"], item["x"]]
-            expected = "unsure" if true == IGNORE else "right" if true == item["class"] else "wrong"
-            assert item["cross"] == (expected if item["verdict"] != UNSURE else "unsure")
-            differ += item["cross"] != item["verdict"]
+        true = copied.truth[item["name"]][item["y"], item["x"]]
+        assert item["cross"] == ("unsure" if true == IGNORE else "right" if true == item["class"] else "wrong")
+        differ += item["cross"] != item["verdict"]
     assert differ, "some pixel is of another class than most of its region"
     asked = Questions.draw(view, budget=4, seed=1)
     for number, said in enumerate(("right", MIXED, UNSURE, "wall")):
@@ -157,7 +155,7 @@ def test_questions_count_once_the_last_is_answered_and_a_changed_answer_changes_
 def test_what_is_left_of_a_set_is_given_up_with_the_first_draw_of_the_next_one(copied: Scenes) -> None:
     view = StoreView(copied.store)
     for seed in (0, 1):
-        questions = Questions.draw(view, budget=150, seed=seed)
+        questions = Questions.draw(view, budget=800, seed=seed)
         SpotFile(Questions, view).start(questions)
         answered(view, questions, copied.truth)
     assert certify(copied, "--budget", 0) == 0
