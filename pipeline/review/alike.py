@@ -31,11 +31,11 @@ Ints = NDArray[np.intp]
 _RUN = 10  # images that are neighbours by name are held back together
 _FOLDS = 5
 _SHRINKAGE = (1.0, 3.0, 10.0, 30.0)  # of squared weights, added to the log loss of all answers
-_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities of the new class
-_CONFIDENCE = 0.99  # of each threshold's interval: 95 % for the five together
+_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities of the new class
+_CONFIDENCE = 0.993  # of each threshold's interval: 95 % for all together
 _LARGEST_WEIGHT = 4.0  # of an answer in the fit, in means: a rare draw does not rule it
 _NOT_OF_TRUNK = 5  # first columns of a description: see `describe`
-_COMPONENTS = 64  # of the trunk's columns
+_COMPONENTS = 128  # of the trunk's columns
 
 
 class Answers(NamedTuple):
