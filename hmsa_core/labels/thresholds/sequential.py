@@ -211,8 +211,7 @@ class SequentialTest:
 
         Args:
             left: answers.
-            given: further answers that exist already, by the number of the class. A class that they are expected to
-                certify comes first, unless the current bet goes on.
+            given: further answers that exist already, by the number of the class; without any left, they are all.
         """
         given = given or {}
         every = [c for c, one in enumerate(self.classes) if self.certified[c] + 1 < len(one.pixels)]
@@ -222,11 +221,9 @@ class SequentialTest:
         def steps(price: float) -> list[Step]:
             return [step for one in prospects if (step := one.step(price * most)) is not None]
 
-        def new(step: Step) -> float:
-            return max(0.0, step.needed - given.get(step.class_index, 0))
-
         def is_too_much(number: int) -> bool:
-            return sum(map(new, steps(_PRICES[number]))) > left
+            lacking = [step.needed - given.get(step.class_index, 0) for step in steps(_PRICES[number])]
+            return sum(lacking) > left if left else any(answers > 0 for answers in lacking)
 
         first = bisect_left(range(len(_PRICES)), True, key=is_too_much)
         found = steps(_PRICES[max(first - 1, 0)])
@@ -236,8 +233,7 @@ class SequentialTest:
                 for step in steps(_PRICES[first])
                 if step.needed <= _STRETCH * (left + given.get(step.class_index, 0))
             ]
-        found.sort(key=lambda step: -step.worth)
-        return found if found and found[0].goes_on else sorted(found, key=lambda step: new(step) > 0)
+        return sorted(found, key=lambda step: -step.worth)
 
     def forecast(self, answers: float) -> list[Step]:
         """What so many more answers are expected to certify; the last step is cut off where they end."""
