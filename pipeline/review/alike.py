@@ -31,8 +31,9 @@ Ints = NDArray[np.intp]
 _RUN = 10  # images that are neighbours by name are held back together
 _FOLDS = 5
 _SHRINKAGE = (1.0, 3.0, 10.0, 30.0)  # of squared weights, added to the log loss of all answers
-_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities of the new class
-_CONFIDENCE = 0.993  # of each threshold's interval: 95 % for all together
+_THRESHOLDS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # probabilities of the new class
+_GIVEN_HIGHER = 0.5  # below it, a threshold is tested where the one above has passed: that costs no confidence
+_CONFIDENCE = 0.99  # of each threshold's interval: 95 % for all together
 _LARGEST_WEIGHT = 4.0  # of an answer in the fit, in means: a rare draw does not rule it
 _NOT_OF_TRUNK = 5  # first columns of a description: see `describe`
 _COMPONENTS = 128  # of the trunk's columns
@@ -202,6 +203,8 @@ def judge(answers: Answers, classes: int) -> Judgement:
         draws = list(zip(answers.weight[decided].tolist(), good[decided].tolist(), strict=True))
         share, low, _ = weighted_share(draws, _CONFIDENCE)
         gain = float(answers.weight @ (good.astype(float) - bad) / answers.weight.sum())
+        if low <= 0.5 and threshold <= _GIVEN_HIGHER:
+            break
         if low > 0.5 and gain > best.gain:
             said = f"alike regions: {share:.0%} of {len(draws)} held-back changes are right (at least {low:.0%}): "
             best = Judgement(threshold, shrinkage, gain, f"{said}+{100 * gain:.2f} points of right labels expected")

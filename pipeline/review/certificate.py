@@ -255,7 +255,7 @@ class Certificate(SpotCheck):
             steps = self.test.plan(left, {c: len(draws) for c, draws in given.items()})
             if any(step.class_index in given for step in steps):
                 return steps[0], set_id, given.get(steps[0].class_index, [])
-        return next(iter(self.test.plan(left) if left else []), None), "", []
+        return next(iter(self.test.plan(left)), None), "", []
 
     def _serve(self, view: StoreView, set_id: str, draw: Draw, low: int, bet: int) -> None:
         self.value["questions"][set_id] = self._given.settings[set_id]
