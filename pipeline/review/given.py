@@ -4,7 +4,8 @@ A question draws a pixel with a known probability, and people say whether the la
 (`Questions.uniform`) are uniform over all pixels of their class. So they serve where the plan of a certificate wants a
 draw of the class: the plan chooses class, reach and bet before it looks at the answer, and takes the draws in order.
 Sets of questions come one after the other, and what is left of a set is given up with the first draw of the next one:
-whether there is a next one may depend on the answers of the set before, but not on its own.
+whether there is a next one may depend on the answers of the set before, but not on its own. So they end at the first
+set that was begun and left. Sets of one seed draw alike: the first one counts.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ class Given(NamedTuple):
 
     @classmethod
     def of(cls, view: StoreView) -> Given:
-        """All that lies next to a store."""
-        sets, settings = dict[str, list[Draw]](), dict[str, dict[str, Any]]()
-        for one in SpotFile(Questions, view).every():
-            if one.is_of(view) and (draws := one.given(view)):
+        """All that lies next to a store and counts."""
+        sets, settings, seeds = dict[str, list[Draw]](), dict[str, dict[str, Any]](), set[int]()
+        for one in (found for found in SpotFile(Questions, view).every() if found.is_of(view)):
+            seed, draws = one.value["seed"], one.given(view)
+            if draws and seed not in seeds:
                 sets[one.id] = draws
-                settings[one.id] = {"budget": len(one.items), "seed": one.value["seed"], "aim": one.value["aim"]}
+                settings[one.id] = {"budget": len(one.items), "seed": seed, "aim": one.value["aim"]}
+                seeds.add(seed)
+            elif any(item.get("cross") for item in one.items) and not draws:
+                break
         return cls(sets, settings)
 
     def waiting(self, items: Sequence[Item]) -> Iterator[tuple[str, dict[int, list[Draw]]]]:

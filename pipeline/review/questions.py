@@ -164,15 +164,15 @@ class Questions(SpotCheck):
         """
         shares = _shares(view, [view.classes.index(name) for name in self.value["aim"]])
         of_pixels = np.divide(shares, view.predicted, out=np.ones_like(shares), where=view.predicted > 0)
-        least, chance = of_pixels.min(axis=0), np.random.default_rng([self.value["seed"], _STREAM])
+        least, chance = of_pixels.min(axis=0), np.random.default_rng([self.value["seed"], 0, _STREAM])
         return [n for n, i in enumerate(self.items) if chance.random() * i["share"] <= least[i["class"]]]
 
     def given(self, view: StoreView) -> list[Draw]:
         """Uniform draws with their verdicts; none while a question is open: who stops may do so by the answers."""
-        if next(self.open(), None) is not None:
+        if any(item.get("cross") is None for item in self.items):
             return []
         found = [(n, self.items[n]) for n in self.uniform(view)]
-        return [Draw(n, i["name"], i["class"], i["rank"], i.get("cross") or "unsure") for n, i in found]
+        return [Draw(n, i["name"], i["class"], i["rank"], i["cross"]) for n, i in found]
 
     def last_of(self, who: str = "") -> int:
         """The question that a person answered last; InputError where none of these answers is left."""

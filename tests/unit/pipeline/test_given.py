@@ -21,6 +21,7 @@ from hmsa_core.labels.thresholds.sequential import candidates
 from hmsa_core.taxonomy import IGNORE
 from pipeline.cli.main import main
 from pipeline.review.certificate import Certificate
+from pipeline.review.given import Given
 from pipeline.review.questions import MIXED, UNSURE, Questions
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
@@ -132,13 +133,13 @@ def test_questions_count_once_the_last_is_answered_and_a_changed_answer_changes_
     file, sheet = SpotFile(Questions, view), SpotFile(Certificate, view)
     questions = Questions.draw(view, budget=200)
     answered(view, questions, copied.truth)
-    last = questions.items[-1]
-    last |= {"verdict": None}
+    last, verdict = questions.items[-1], questions.items[-1]["verdict"]
+    last |= {"verdict": None, "cross": None}
     questions.save(file.path)
     plan = Certificate.plan(view, target=TARGET, budget=100, classes=["road"])
     begun = sheet.start(plan)
     assert all("set" not in item for item in begun.items), "who stops early may have looked at the answers"
-    last |= {"verdict": last["cross"]}
+    last |= {"verdict": verdict, "cross": verdict}
     questions.save(file.path)
     begun = sheet.answer(begun.id, 0, "right")
     served = [item for item in begun.items if "set" in item]
@@ -162,6 +163,23 @@ def test_what_is_left_of_a_set_is_given_up_with_the_first_draw_of_the_next_one(c
     sets = [item["set"] for item in certificate(copied).items]
     assert len(set(sets)) == 2
     assert sets == sorted(sets, key=sets.index), "never back to the first"
+
+
+def test_sets_count_up_to_the_first_that_was_left_and_one_of_each_seed(copied: Scenes) -> None:
+    view, file = StoreView(copied.store), SpotFile(Questions, StoreView(copied.store))
+    for seed, budget, left in ((0, 40, False), (0, 60, False), (1, 40, True), (2, 40, False)):
+        questions = Questions.draw(view, budget=budget, seed=seed)
+        file.start(questions)
+        answered(view, questions, copied.truth)
+        if left:
+            questions.items[-1] |= {"verdict": None, "cross": None}
+            questions.save(file.path)
+    assert [one["seed"] for one in Given.of(view).settings.values()] == [0]
+    (begun,) = [one for one in file.every() if one.value["seed"] == 1]
+    for item in begun.items:
+        item |= {"verdict": None, "cross": None}
+    begun.save(file.path.with_name(f"{file.path.stem}-{begun.id}.json"))
+    assert [one["seed"] for one in Given.of(view).settings.values()] == [0, 2], "nobody has answered it"
 
 
 def _numbers(value: dict[str, Any]) -> list[dict[str, Any]]:
