@@ -49,7 +49,8 @@ class Given(NamedTuple):
         used, ids = [item for item in items if "set" in item], list(self.sets)
         last = used[-1]["set"] if used else next(iter(ids), None)
         for set_id in ids[ids.index(last) :] if last in ids else ():
-            taken, left = {item["class"]: item["number"] for item in used if item["set"] == set_id}, {}
+            taken = {item["class"]: item["number"] for item in used if item["set"] == set_id}
+            left: dict[int, list[Draw]] = {}
             for draw in self.sets[set_id]:
                 if draw.number > taken.get(draw.class_id, -1):
                     left.setdefault(draw.class_id, []).append(draw)
