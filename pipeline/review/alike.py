@@ -177,7 +177,7 @@ def _softmax(logits: Float64) -> Float64:
 
 
 def changes(head: Head, described: Float64, label: Ints) -> tuple[Ints, Float64]:
-    """The head's class of regions, rare ones favoured; its probability where it is another one than the label, else 0."""
+    """The head's class of regions, rare ones favoured; its probability where that is not the label, 0 elsewhere."""
     known = label != IGNORE
     p = np.zeros((len(label), head.classes))
     p[known] = head(described[known], label[known])
