@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import digest
-from hmsa_core.io.errors import ConfigError, HmsaError, StoreError
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, StoreError
 from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.bounds import find_bound
 from hmsa_core.labels.thresholds.sequential import Answer, ClassErrors, Floats, SequentialTest, Step, candidates
@@ -224,6 +224,12 @@ class Certificate(SpotCheck):
         """Read answers to questions about these labels; a verdict that was changed there changes here."""
         self._given = Given.of(view)
         self._given.refresh(self.items)
+
+    def answer(self, view: StoreView, number: int, verdict: str, who: str = "") -> None:
+        """Record or change the answer of a person to one item; an answer to a question is changed there."""
+        if "set" in self.located(view, number):
+            raise InputError(f"pixel {number} was answered as a question", hint="take that answer back: key q, then u")
+        super().answer(view, number, verdict, who)
 
     def draw_on(self, view: StoreView) -> None:
         """Add draws until enough wait for an answer, or no further draw is of use."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from hmsa_core.io import sealed
+from hmsa_core.io.errors import InputError
 from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.labels.thresholds.intervals import clopper_pearson
 from hmsa_core.labels.thresholds.sequential import candidates
@@ -145,6 +146,8 @@ def test_questions_count_once_the_last_is_answered_and_a_changed_answer_changes_
     served = [item for item in begun.items if "set" in item]
     assert served
     assert {item["class"] for item in served} == {view.classes.index("road")}
+    with pytest.raises(InputError, match="was answered as a question"):
+        sheet.answer(begun.id, begun.items.index(served[0]), "right")
     was = served[0]["verdict"]
     questions.items[served[0]["number"]]["cross"] = now = "wrong" if was == "right" else "right"
     questions.save(file.path)
