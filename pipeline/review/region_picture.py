@@ -17,7 +17,7 @@ from pipeline.review.view import StoreView
 _ZOOM = 3
 _CONTEXT = 4  # the close view is so many regions wide
 _OUTLINE = (255, 0, 255)
-_CROSS = 9  # pixels
+_CROSS, _CROSS_COLOUR = 9, (255, 255, 0)  # pixels
 
 
 def draw_question(view: StoreView, name: str, region: Region, cross: tuple[int, int], path: Path) -> None:
@@ -53,4 +53,6 @@ def outline(region: Region) -> str:
 def _outlined(image: NDArray[np.generic], mask: NDArray[np.generic], cross: tuple[int, int]) -> NDArray[np.uint8]:
     contours, _ = cv2.findContours(np.asarray(mask, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     outlined = cv2.drawContours(np.array(image, np.uint8), contours, -1, _OUTLINE, 1)
-    return np.asarray(cv2.drawMarker(outlined, cross, _OUTLINE, cv2.MARKER_CROSS, _CROSS))
+    for colour, thick in (((0, 0, 0), 3), (_CROSS_COLOUR, 1)):
+        outlined = cv2.drawMarker(outlined, cross, colour, cv2.MARKER_CROSS, _CROSS, thick)
+    return np.asarray(outlined)

@@ -73,11 +73,11 @@ function drawRegion(canvas, picture, { size, box, outline, x, y }, most) {
   const context = drawCrop(canvas, picture, size.width, view, zoom * ratio);
   if (!outlined) return;
   const arm = CROSS / zoom;
-  const path = new Path2D(`${outline}M${x + 0.5 - arm} ${y + 0.5}h${2 * arm}M${x + 0.5} ${y + 0.5 - arm}v${2 * arm}`);
+  const cross = `M${x + 0.5 - arm} ${y + 0.5}h${2 * arm}M${x + 0.5} ${y + 0.5 - arm}v${2 * arm}`;
   context.lineCap = "square";
-  for (const [colour, thick] of [["#000", 3], ["#f0f", 1.5]]) {
+  for (const [path, colour, thick] of [[outline, "#000", 3], [outline, "#f0f", 1.5], [cross, "#000", 3], [cross, "#ff0", 1.5]]) {
     [context.strokeStyle, context.lineWidth] = [colour, thick / zoom];
-    context.stroke(path);
+    context.stroke(new Path2D(path));
   }
 }
 
