@@ -145,8 +145,9 @@ class Head:
         seen = ((answers.described - self._mean) / self._scale)[:, _NOT_OF_TRUNK:]
         self._axes = np.linalg.svd(seen, full_matrices=False)[2][:_COMPONENTS].T  # principal components
         x, n = self._design(answers.described, answers.label), len(answers.label)
-        weight = np.minimum(answers.weight / answers.weight.mean(), _LARGEST_WEIGHT)[:, None]
-        self.rarity = (np.bincount(answers.said, answers.weight / answers.weight.mean(), classes) + 1) ** -_RARITY
+        relative = answers.weight / answers.weight.mean()
+        weight = np.minimum(relative, _LARGEST_WEIGHT)[:, None]
+        self.rarity = (np.bincount(answers.said, relative, classes) + 1) ** -_RARITY
         wanted = np.eye(classes)[answers.said]
 
         def loss(flat: Float64) -> tuple[float, Float64]:

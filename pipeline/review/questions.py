@@ -32,7 +32,7 @@ from pipeline.review.view import StoreView
 MAX_BUDGET = 20_000
 CELLS = 20
 _STREAM = 2  # keeps the choice of draws that count for certificates apart from the draws
-ROUND = 25  # questions that are asked in any order; it is short because the price counts draws in their order
+ROUND = 25  # questions that each person is asked in another order
 MIXED, UNSURE, RIGHT = "mixed", "unsure", "right"
 
 

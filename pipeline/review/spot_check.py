@@ -3,7 +3,8 @@
 Each item was drawn uniformly from all pixels that its class keeps from its code `low` on, independently of the others.
 Fields: "name" (image), "class", "rank" (place among these pixels of the image), "low", "verdict"; "x", "y", "code" once
 known. The kinds are an audit (a fixed number per class), a certificate (draws where answers prove most) and questions
-(about the region of a pixel). Answers of the first two are evidence about precision; audits guide certificates.
+(about the region of a pixel). Answers of the first two are evidence about precision. Audits guide certificates,
+finished questions serve as their draws.
 """
 
 from __future__ import annotations
