@@ -92,36 +92,53 @@ def spread(view: StoreView) -> dict[str, Any]:
     return {**count, "points": round(100 * found.gain, 3), "words": found.words}
 
 
-def describe(view: StoreView, name: str, trunk: RegionFeatures) -> tuple[Ints, Ints, Float64]:
-    """Regions of an image: number of each pixel's (HxW), their labels (R,) and descriptions (R, D)."""
+def describe(
+    view: StoreView, name: str, trunk: RegionFeatures, regions: Ints | None = None
+) -> tuple[Ints, Ints, Float64]:
+    """Regions of an image: number of each pixel's (HxW), their labels (R,) and descriptions (R, D).
+
+    `regions` are by default those that questions are asked about. A region of several labels has the most frequent.
+    """
     label, code = view.read(name)
-    regions = regions_of(label)
+    regions = regions_of(label) if regions is None else regions
     flat, pixels, (height, width) = regions.ravel(), np.bincount(regions.ravel()), label.shape
     rows, columns = np.indices(label.shape)
     level = code.astype(np.float64)
     planes = np.log((level + 1) / (NUM_CODES - level + 0.5)), rows / height, columns / width
     sure, y, x = (np.bincount(flat, plane.ravel()) / pixels for plane in planes)
-    labels = np.zeros(len(pixels), np.intp)
-    labels[flat] = label.ravel()
+    of_label = np.bincount(flat * 256 + label.ravel(), minlength=256 * len(pixels)).reshape(-1, 256)
     seen = trunk(read_image(view.pictures.picture_path(name)), regions)
-    return regions, labels, np.column_stack([sure, np.log(pixels), y, x, np.abs(x - 0.5), seen]).astype(np.float64)
+    described = np.column_stack([sure, np.log(pixels), y, x, np.abs(x - 0.5), seen])
+    return regions, of_label.argmax(1), described.astype(np.float64)
 
 
 def collect(view: StoreView, trunk: RegionFeatures) -> Answers:
-    """Answers about these labels that stand: a class was said, and nobody withdrew it."""
-    standing = {mark.id for mark in review_of(view).marks()}
+    """Answers about the labels of now and of earlier ones that stand: a class was said, and nobody withdrew it.
+
+    A teacher that has learned from answers is better there than elsewhere. Then less is corrected than might be.
+    """
+    review = review_of(view)
+    standing = {mark.id: mark for mark in review.marks() if mark.name in view}
     answered: dict[str, list[dict[str, Any]]] = {}
     for questions in SpotFile(Questions, view).every():
-        for item in questions.items if questions.is_of(view) else []:
+        for item in questions.items:
             if item.get("mark") in standing and item["answer"] not in (MIXED, UNSURE):
                 answered.setdefault(item["name"], []).append(item)
     described, rows = [np.zeros((0, _NOT_OF_TRUNK))], list[tuple[int, int, float, int]]()
     for name, items in sorted(answered.items()):
-        regions, _, of_image = describe(view, name, trunk)
-        part = of_image[[regions[item["y"], item["x"]] for item in items]]
-        described = [*described, part] if rows else [part]
-        run = view.position(name) // _RUN
-        rows += [(item["class"], view.classes.index(item["answer"]), 1 / item["share"], run) for item in items]
+        info, run = view.info(name), view.position(name) // _RUN
+        regions = np.zeros((info["height"], info["width"]), np.intp)
+        for number, item in enumerate(items, 1):
+            mark = standing[item["mark"]]
+            if mark.pixels is not None:
+                regions[mark.pixels.paste(np.zeros(regions.shape, np.uint8), view.classes, str(review.path))] = number
+        regions = np.unique(regions, return_inverse=True)[1].reshape(regions.shape)  # repeated answers hide others
+        _, label, of_image = describe(view, name, trunk, regions)
+        at = [regions[item["y"], item["x"]] for item in items]
+        described = [*described, of_image[at]] if rows else [of_image[at]]
+        said = [view.classes.index(item["answer"]) for item in items]
+        weights = [1 / item["share"] for item in items]
+        rows += zip(label[at], said, weights, [run] * len(items), strict=True)
     columns = np.array(rows, np.float64).reshape(-1, 4).T
     label, said, run_of = (columns[i].astype(np.intp) for i in (0, 1, 3))
     return Answers(np.concatenate(described), label, said, columns[2], run_of)

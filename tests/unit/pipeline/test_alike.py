@@ -29,6 +29,7 @@ from tests.support.label_scenes import LINEAGE
 TABLE = cityscapes()
 ROAD, BUILDING, WALL, SKY = map(TABLE.index, ("road", "building", "wall", "sky"))
 COLOURS = {ROAD: (90, 80, 90), BUILDING: (60, 70, 150), WALL: (70, 140, 90), SKY: (230, 200, 190)}
+OTHER_TEACHER = {**LINEAGE, "teacher": "51d0" * 16}
 ASK = ("--budget", "250", "--ids", "train", "--alike", "--json")
 
 
@@ -137,6 +138,22 @@ def test_an_answer_of_a_person_wins_and_each_fit_replaces_the_last(
     assert patch is not None
     assert alike.spread(StoreView(copied.store, images=copied.images))["regions"] == 0
     assert not alike_marks(copied), "what was withdrawn teaches nothing"
+
+
+def test_answers_teach_under_the_labels_of_another_teacher_too(
+    copied: Town, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spread(copied, "truth", capsys)
+    shutil.rmtree(copied.store)
+    with LabelStoreWriter(copied.store, OTHER_TEACHER, images_per_shard=20) as writer:
+        for name, truth in copied.truth.items():
+            label = np.where(truth == WALL, np.uint8(SKY), truth)
+            writer.add(name, label, np.full(label.shape, 0.8, np.float32), image_path=f"{name}.png")
+    found = alike.spread(StoreView(copied.store, images=copied.images))
+    assert found["answers"] == 250, "nobody was asked about these labels"
+    final = final_of(copied)
+    changed = sum(int((final.read_label(name)[truth == WALL] == WALL).sum()) for name, truth in copied.truth.items())
+    assert changed > 0.8 * sum(int((truth == WALL).sum()) for truth in copied.truth.values())
 
 
 def test_answers_at_random_change_nothing(copied: Town, capsys: pytest.CaptureFixture[str]) -> None:
