@@ -24,7 +24,7 @@ from tests.support.jobs import agent, errors_of, finish, last_logged_step, proce
 from tests.support.planted import Plan
 from tests.support.ranks import free_port
 from tests.support.training import assert_same_run, folder_bytes, train_spec, write_data
-from tests.support.waiting import crowd
+from tests.support.waiting import crowd, wait_for
 
 pytestmark = pytest.mark.chain
 
@@ -193,11 +193,7 @@ def test_a_second_job_in_the_same_folder_waits_for_the_first_before_it_loads_tor
     spec = spec_of(data, tmp_path / "work")
     with FileLock(spec.work / "rank0.lock"), started(spec) as process:
         # The lock is taken before torch is imported; a dying owner is given 30 s, so look at the process.
-        until = time.monotonic() + 30
-        while not _has_open(process.pid, spec.work / "rank0.lock"):
-            assert process.poll() is None
-            assert time.monotonic() < until, "it never came to its lock"
-            time.sleep(0.05)
+        wait_for("it comes to its lock", lambda: _has_open(process.pid, spec.work / "rank0.lock"), 30)
         time.sleep(1.5)  # it goes on waiting, and does nothing else
         assert process.poll() is None
         maps = Path(f"/proc/{process.pid}/maps").read_text()

@@ -303,15 +303,6 @@ def test_camvid_is_indexed_with_runs_of_three(camvid_tree, tmp_path):
     assert max(Counter(s.block for s in unlabelled).values()) == 3
 
 
-def test_full_size_pictures_pass_in_both_conventions(cities, tmp_path):
-    for convention in "AB":
-        tree = cities(convention, size=(1024, 2048))
-        tree.pair("train", "aachen_000000_000019").pair("val", "lindau_000000_000019")
-        build(source(tree), RolesSpec(), tmp_path / convention)
-        index = Index.load(tmp_path / convention / "target.parquet")
-        assert [(s.height, s.width) for s in index.samples] == [(1024, 2048)] * 2
-
-
 def found(city: str, sequence: int, frame: int, split: str = "train", label: str = "x") -> Found:
     name = f"{city}_{sequence:06d}_{frame:06d}"
     return Found(name, name, label, "", split, city, f"{city}_{sequence:06d}", frame)
