@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.cli.main import main
 from tests.support.browser_page import Page, serving
 from tests.support.chromium import chromium
-from tests.support.label_scenes import Scenes, make_scenes
+from tests.support.label_scenes import Scenes, inspected, make_scenes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,11 +53,4 @@ def page(browser: Any, server: str) -> Iterator[Page]:
 @pytest.fixture
 def inspect(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """`autolabel inspect ... --json` as an object."""
-
-    def run(*args: object) -> dict[str, Any]:
-        capsys.readouterr()
-        assert main(["inspect", *map(str, args), "--json"]) == 0
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return found
-
-    return run
+    return partial(inspected, capsys)

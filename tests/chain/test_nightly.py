@@ -33,16 +33,15 @@ from tests.support.nightly import (
     command,
     down,
     finish,
-    held,
     pid_of,
     processes_of,
-    ranks_of,
     receipts_of,
     run_of,
     run_processes_of,
     start,
     state,
     store_bytes,
+    strike_held,
     task_runs,
     up,
     worker_log,
@@ -195,12 +194,7 @@ def test_a_killed_worker_leaves_nothing_behind_and_the_next_night_makes_the_same
     work = orchestrated / "work" / "auto-infer"
     known = receipts_of(work)
     wait_for("the first new shard", lambda: receipts_of(work) - known, 600, every_s=0.01)
-    # The ranks stand still until the request to stop has reached them: what is left to do then is certain.
-    ranks = ranks_of(orchestrated)
-    assert ranks, "nobody infers"
-    with held(ranks) as received:
-        os.kill(pid_of(orchestrated, "worker"), signal.SIGKILL)
-        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 120)
+    strike_held(orchestrated, lambda: os.kill(pid_of(orchestrated, "worker"), signal.SIGKILL))
     wait_for("the run's processes end", lambda: not run_processes_of(orchestrated), 120)
     done = len(receipts_of(work) - known)
     assert 0 < done < len(LabelStore.open(undisturbed / "labels/raw").names()), "the kill came after the last shard"

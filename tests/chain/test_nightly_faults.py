@@ -21,7 +21,6 @@ from tests.support.nightly import (
     api,
     command,
     finish,
-    held,
     pid_of,
     processes_of,
     ranks_of,
@@ -30,6 +29,7 @@ from tests.support.nightly import (
     start,
     state,
     store_bytes,
+    strike_held,
     task_runs,
     up,
     worker_log,
@@ -56,13 +56,12 @@ def _cancel(folder: Path, run: str) -> None:
     command(sys.executable, "-m", "prefect", "flow-run", "cancel", run, cwd=folder)
 
 
-# What hits the run, and how many seconds later nothing of it may live.
-HITS: dict[str, tuple[Callable[[Path, str], None], float]] = {
-    "kill -9 of the worker": (lambda folder, _run: os.kill(pid_of(folder, "worker"), signal.SIGKILL), 120.0),
-    "kill -9 of the flow": (_kill_flow, 15.0),
-    "kill -9 of the server": (lambda folder, _run: os.killpg(pid_of(folder, "server"), signal.SIGKILL), 15.0),
-    "kill -9 of everything": (_kill_everything, 15.0),
-    "cancel by command line": (_cancel, 15.0),
+GONE_WITHIN_S = 15.0
+HITS: dict[str, Callable[[Path, str], None]] = {
+    "kill -9 of the flow": _kill_flow,
+    "kill -9 of the server": lambda folder, _run: os.killpg(pid_of(folder, "server"), signal.SIGKILL),
+    "kill -9 of everything": _kill_everything,
+    "cancel by command line": _cancel,
 }
 
 
@@ -76,18 +75,12 @@ def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_
     run = start(orchestrated, **NIGHT)
     waiting = start(orchestrated, **NIGHT)  # the worker takes one at a time: this one waits for its turn
     wait_for("the first new shard", lambda: receipts_of(work) - known, 600, every_s=0.01)
-    ranks = ranks_of(orchestrated)
-    assert ranks, "nobody infers"
-    strike, limit_s = HITS[hit]
     victims = set(run_processes_of(orchestrated))  # the waiting run may start as soon as this one has ended
-    with held(ranks) as received:
-        strike(orchestrated, run)
-        struck = time.monotonic()
-        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
+    struck = strike_held(orchestrated, lambda: HITS[hit](orchestrated, run))
     wait_for("the run's processes end", lambda: not victims & set(processes_of(orchestrated)), 120)
     seconds = time.monotonic() - struck
     # Fifteen seconds are a promise for a machine that has time; this one may be shared.
-    assert seconds < limit_s * crowd(), seconds
+    assert seconds < GONE_WITHIN_S * crowd(), seconds
     done = len(receipts_of(work) - known)
     assert 0 < done < len(LabelStore.open(undisturbed / "labels/raw").names()), "the hit came after the last shard"
 
@@ -149,17 +142,13 @@ def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undi
         )
     try:
         wait_for("the first new shard", lambda: receipts_of(work) - known or flow.poll() is not None, 600, every_s=0.01)
-        ranks = ranks_of(orchestrated)
-        assert ranks, (orchestrated.parent / "said.txt").read_text()
-        with held(ranks) as received:
-            flow.send_signal(signal.SIGINT)
-            struck = time.monotonic()
-            wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
+        assert ranks_of(orchestrated), (orchestrated.parent / "said.txt").read_text()
+        struck = strike_held(orchestrated, lambda: flow.send_signal(signal.SIGINT))
         wait_for("the run's processes end", lambda: flow.poll() is not None and not ranks_of(orchestrated), 120)
     finally:
         flow.kill()
         flow.wait()
-    assert time.monotonic() - struck < 15 * crowd()
+    assert time.monotonic() - struck < GONE_WITHIN_S * crowd()
     assert flow.returncode != 0
     assert not run_processes_of(orchestrated)
     assert finish(orchestrated, start(orchestrated, **NIGHT)) == "Completed"
@@ -175,11 +164,9 @@ def _kill_stage(folder: Path, known: set[Path]) -> set[Path]:
     """SIGKILL to the stage when it has made a new shard; return all shards that are there then."""
     work = folder / "work" / "auto-infer"
     wait_for("a new shard", lambda: receipts_of(work) - known and ranks_of(folder), 600, every_s=0.01)
-    with held(ranks_of(folder)) as received:
-        pid = _stage_pid(folder)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM), 60)
+    pid = _stage_pid(folder)
+    assert pid is not None
+    strike_held(folder, lambda: os.kill(pid, signal.SIGKILL))
     wait_for("the stage and its ranks end", lambda: not ranks_of(folder) or _stage_pid(folder) not in (None, pid), 60)
     return receipts_of(work)
 

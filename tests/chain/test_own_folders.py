@@ -74,8 +74,20 @@ def check(ws: Path, folders: UserFolders) -> None:
         assert choice.key in BUDGET or reduce(getitem, key.split("."), settings) == choice.value, key
 
 
+# Whose reading differs most: palette images, colours with alpha, 16 bits with gaps, one drive of two values, six images.
+# All others: `make test-slow`; tests/unit/pipeline/plan/test_plan.py reads, deals and plans each layout.
+KEPT = ("voc", "colours_with_file", "ids_with_gaps", "one_drive", "six_images")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="forks cannot compute on a GPU that torch knows")
-@pytest.mark.parametrize("layout", [case for case in LAYOUTS if case.id != "roboflow"])  # which is the next test's
+@pytest.mark.parametrize(
+    "layout",
+    [
+        case if case.id in KEPT else pytest.param(*case.values, id=case.id, marks=(*case.marks, pytest.mark.slow))
+        for case in LAYOUTS
+        if case.id != "roboflow"  # which is the next test's
+    ],
+)
 def test_a_folder_of_any_layout_runs_through_the_chain(
     layout: Callable[[Path], UserFolders], tmp_path: Path, forking: Forks
 ) -> None:

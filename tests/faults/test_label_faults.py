@@ -9,21 +9,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from hmsa_core.inference.folder import infer_job, label_folder
+from hmsa_core.inference.folder import label_folder
 from hmsa_core.inference.teachers import teacher
 from hmsa_core.io import atomic
 from pipeline.cli.main import main
-from pipeline.jobs import launcher
 from tests.support.faults import exit_at, faulty
-from tests.support.inference import job_context, noise_image, save_model
+from tests.support.inference import label_here, noise_image, save_model
 from tests.support.training import folder_bytes
 
 pytestmark = pytest.mark.fault
@@ -58,10 +56,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(autouse=True)
-def quick_and_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(
-        launcher, "run_job", lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop))
-    )
+def quick_and_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    label_here(monkeypatch)
     load, loaded = teacher.load_predictor, []
 
     def once(*args: object) -> object:
@@ -70,10 +66,6 @@ def quick_and_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
     monkeypatch.setattr(teacher, "load_predictor", once)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # the command sets it for its job; gone again afterwards
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(params=["new", "grown"])

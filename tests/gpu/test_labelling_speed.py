@@ -1,8 +1,6 @@
-"""Labelling with W48 at 1024x2048, {0.5, 1, 2} + flip: kernels, waits, bytes, memory, images a second."""
+"""Labelling with W48 at 1024x2048, {0.5, 1, 2} + flip: kernels, waits, bytes, memory."""
 
 from __future__ import annotations
-
-import time
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from tests.support.inference import noise_image
 
 SCALES = (0.5, 1.0, 2.0)
 SIZE = (1024, 2048)
-H100_SMS = 132
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +56,7 @@ def test_the_host_waits_for_nothing_while_an_image_is_begun(tiler):
     assert wait()[0].shape == SIZE
 
 
-def test_an_image_is_begun_in_a_fraction_of_the_time_that_it_takes(tiler):
-    image = noise_image(5, *SIZE)
-    start = time.perf_counter()
-    wait = tiler.begin(image, SCALES, True)
-    begun = time.perf_counter() - start
-    wait()
-    assert begun < 0.5 * (time.perf_counter() - start)
-
-
 def test_peak_memory_stays_below_20_gb(tiler):
     torch.cuda.reset_peak_memory_stats()
     tiler.label(noise_image(6, *SIZE), SCALES, True)
     assert torch.cuda.max_memory_allocated() < 20e9
-
-
-def test_images_a_second_keep_a_floor(tiler):
-    """5 a second on an H100, by the number of multiprocessors on another card."""
-    images = [noise_image(seed, *SIZE) for seed in range(8)]
-    torch.cuda.synchronize()
-    start, waiting = time.perf_counter(), []
-    for image in images:
-        waiting.append(tiler.begin(image, SCALES, True))
-        if len(waiting) > 1:
-            waiting.pop(0)()
-    waiting.pop()()
-    floor = 5 * torch.cuda.get_device_properties(0).multi_processor_count / H100_SMS
-    assert len(images) / (time.perf_counter() - start) >= floor

@@ -15,7 +15,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,17 @@ def _high_bit(path: Path, rng: random.Random) -> Path:
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data) // 10, len(data) - 3)] ^= 0x80
     path.write_bytes(data)
+    return path
+
+
+_ODD = (b"\0", b"<", b"]", b'"', b"NaN", b"-1", b"9" * 40)
+
+
+def _inserted(path: Path, rng: random.Random, odd: Sequence[bytes] = _ODD) -> Path:
+    """A few bytes more somewhere in the middle."""
+    data = path.read_bytes()
+    at = rng.randrange(len(data) // 10, len(data) * 9 // 10)
+    path.write_bytes(data[:at] + rng.choice(odd) + data[at:])
     return path
 
 
@@ -165,6 +176,7 @@ _CVAT: dict[str, Maker] = {
     "truncated zip": _zip(lambda data, rng: data[: rng.randrange(len(data) // 2, len(data) - 1)]),
     "bit flip": lambda out, rng: _high_bit(out / "annotations.xml", rng),
     "bit flip in a zip": _zip(_flipped_member),
+    "inserted text": lambda out, rng: _inserted(out / "annotations.xml", rng, (b"\0", b"<")),
     "huge counts -> runs of a mask": _in_mask("rle", lambda rng: f"0, {rng.randrange(10**12, 10**15)}"),
     "a count of 5000 digits -> no cvat file": _in_mask("rle", lambda _: "9" * 5000),
     "a box far away -> lies outside": _in_mask("left", lambda rng: str(rng.randrange(10**3, 10**30))),
@@ -245,6 +257,7 @@ def _region(task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 _STUDIO: dict[str, Maker] = {
     "truncated": _exported(_truncated),
     "bit flip": _exported(_high_bit),
+    "inserted text": _exported(lambda path, rng: _inserted(path, rng, (b"\0", b'"'))),
     "huge counts -> runs of a region": _studio(
         lambda t, rng: _region(t, rng)["value"].update(rle=[255] * rng.randrange(5, 500))
     ),
@@ -282,6 +295,7 @@ _COCO: dict[str, Maker] = {
     "truncated picture": _picture(_truncated, "panoptic", "panoptic.json"),
     "bit flip": lambda out, rng: _high_bit(out / "panoptic.json", rng),
     "bit flip in a picture": _picture(_flipped_png, "panoptic", "panoptic.json"),
+    "inserted text": lambda out, rng: _inserted(out / "panoptic.json", rng, (b"\0", b'"')),
     "huge counts -> is not in the JSON file": _annotation(
         lambda a, rng: a["segments_info"][0].update(id=rng.randrange(10**20, 10**40))
     ),
@@ -305,6 +319,7 @@ _COCO: dict[str, Maker] = {
 _FIFTYONE: dict[str, Maker] = {
     "truncated": _picture(_truncated, "labels"),
     "bit flip": _picture(_flipped_png, "labels"),
+    "inserted text": _picture(_inserted, "labels"),
     "huge counts": _picture(_giant_png, "labels"),
     "path escape -> no image of the export": _picture(
         lambda path, rng: path.rename(path.with_name(f"x..%2f{rng.randrange(10**6)}.png")), "labels"
@@ -385,6 +400,7 @@ _HUGGINGFACE: dict[str, Maker] = {
     "truncated": lambda out, rng: _truncated(_table(out), rng) and out,
     "bit flip": _flipped_page,
     "bit flip in a picture": _as_label(_png(_flipped_png)),
+    "inserted text": _as_label(_png(_inserted)),
     "huge counts": _as_label(_png(_giant_png)),
     "path escape": _row(lambda row, rng: row.update(name=f"../../../etc/passwd{rng.randrange(99)}")),
     "wrong size": _as_label(_png(_other_size)),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -117,6 +118,12 @@ class StopAfter(StopRequest):
     def is_set(self) -> bool:
         self._left -= 1
         return self._left < 0
+
+
+def label_here(patch: pytest.MonkeyPatch) -> None:
+    """`autolabel label` runs its job in this process; in one of its own: tests/chain."""
+    here = lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop))  # noqa: E731
+    patch.setattr("pipeline.jobs.launcher.run_job", here)
 
 
 def run_job_here(_ws: Any, spec: JobSpec) -> None:

@@ -7,12 +7,15 @@ trained network gives them, without training one.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from examples.streets.annotate import cityscapes_polygons, draw_cityscapes
@@ -24,6 +27,7 @@ from hmsa_core.labels.review import reviewed
 from hmsa_core.labels.store.format import binding, full_lineage
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy
 from hmsa_core.taxonomy import ClassTable, cityscapes
+from pipeline.cli.main import main
 from pipeline.review.questions import review_of
 from pipeline.review.view import StoreView
 
@@ -161,3 +165,13 @@ def make_scenes(
             right += np.bincount(joined[known & (label == truth)], minlength=256 * 19).reshape(19, 256)
     _policy(table, right, all_, folder / "policy.json")
     return Scenes(folder / "raw", images, folder / "policy.json", tuple(truths), truths)
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """`autolabel inspect ... --json` as an object; it has nothing else to say."""
+    capsys.readouterr()
+    assert main(["inspect", *map(str, arguments), "--json"]) == 0
+    wrote = capsys.readouterr()
+    assert wrote.err == ""
+    found: dict[str, Any] = json.loads(wrote.out)
+    return found

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,6 +172,20 @@ def held(pids: list[int]) -> Iterator[Callable[[int], bool]]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def strike_held(folder: Path, strike: Callable[[], object]) -> float:
+    """Hit a night while its ranks stand still, until the request to stop has reached them; the time of the blow.
+
+    What is left to do then is certain.
+    """
+    ranks = ranks_of(folder)
+    assert ranks, "nobody infers"
+    with held(ranks) as received:
+        strike()
+        struck = time.monotonic()
+        wait_for("the ranks are told to stop", lambda: received(signal.SIGTERM))
+    return struck
 
 
 def _has_signal(pid: int, number: int) -> bool:

@@ -95,6 +95,11 @@ MAPS: dict[str, tuple[str, bytes, np.ndarray | str]] = {
     "palette with void before a class": (".png", palette(KNOWN, COLOURS[[0, 9, 1, 2]]), "wrong-mode"),
     "palette whose numbers are no ids": (".png", palette(KNOWN + 40, np.roll(COLOURS, 40, axis=0)), KNOWN),
     "palette of greys that are the ids": (".png", compact(), "wrong-mode"),
+    "palette of greys for people": (
+        ".png",
+        palette(KNOWN, np.repeat(np.arange(0, 256, 80, np.uint8)[:, None], 3, 1)),
+        KNOWN,
+    ),
     "colours": (".png", saved(COLOURS[IDS]), IDS),
     "colours with alpha": (".png", saved(with_alpha(COLOURS[IDS], 255)), IDS),
     "colours, some transparent": (".png", saved(with_alpha(COLOURS[IDS], 9)), "wrong-mode"),

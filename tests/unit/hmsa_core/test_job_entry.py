@@ -23,6 +23,7 @@ from hmsa_core.job import apply_slurm, first_host
 from hmsa_core.spec import EvaluateSpec, InferSpec, Selection, load_spec, parse_spec, save_spec
 from tests.support.faults import faulty
 from tests.support.training import train_spec, write_data
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -194,26 +195,19 @@ def test_a_job_dies_with_the_process_that_started_it(spec_file: Path) -> None:
         parent = subprocess.Popen([sys.executable, "-c", code, str(spec_file)], stdout=subprocess.PIPE, text=True)
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        _wait(lambda: _catches_sigterm(child))  # installed right after the request to the kernel
+        wait_for(
+            "it catches SIGTERM", lambda: _catches_sigterm(child)
+        )  # installed right after the request to the kernel
         parent.send_signal(signal.SIGKILL)
         parent.wait()
         parent.stdout.close()
-        _wait(lambda: not Path(f"/proc/{child}").exists())
+        wait_for("the end of the job", lambda: not Path(f"/proc/{child}").exists())
 
 
 def _catches_sigterm(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     mask = next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1]
     return bool(int(mask, 16) & 1 << (signal.SIGTERM - 1))
-
-
-def _wait(condition: object, timeout_s: float = 10.0) -> None:
-    import time
-
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_specs_survive_a_round_trip(tmp_path: Path) -> None:

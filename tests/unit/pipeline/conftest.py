@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from pipeline.cli.main import main
 from pipeline.workspace import new_workspace
+from tests.support.label_scenes import inspected
 
 Said = Callable[..., "pytest.CaptureResult[str]"]
 
@@ -29,16 +30,9 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 
 @pytest.fixture
-def inspect(said: Said) -> Callable[..., dict[str, Any]]:
+def inspect(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """`autolabel inspect ... --json` as an object."""
-
-    def run(*arguments: object) -> dict[str, Any]:
-        wrote = said("inspect", *arguments, "--json")
-        assert wrote.err == ""
-        found: dict[str, Any] = json.loads(wrote.out)
-        return found
-
-    return run
+    return partial(inspected, capsys)
 
 
 @pytest.fixture

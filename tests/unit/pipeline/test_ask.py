@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -102,21 +101,6 @@ def test_a_changed_answer_replaces_the_first_and_a_region_that_is_shown_again_co
     assert (corrected(view, item["name"]) == view.classes.index("wall")).sum() == region.mask.sum()
     again.undo(view, 0)
     assert (corrected(view, item["name"]) == 255).sum() == region.mask.sum()
-
-
-def test_answers_survive_a_new_teacher_and_its_questions_are_new(copied: Scenes, tmp_path: Path) -> None:
-    view = StoreView(copied.store)
-    file = SpotFile(Questions, view)
-    found = file.start(Questions.draw(view, budget=5))
-    name = found.items[0]["name"]
-    file.answer(found.id, 0, "wall", "kim")
-    before = corrected(view, name)
-    shutil.rmtree(copied.store)
-    made = make_scenes(tmp_path / "new", teacher_seed=1)
-    shutil.copytree(made.store, copied.store)
-    now = StoreView(copied.store)
-    assert np.array_equal(corrected(now, name), before)
-    assert SpotFile(Questions, now).current is None
 
 
 def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from hmsa_core.io import sealed
-from hmsa_core.io.errors import InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.store.format import read_manifest
@@ -307,18 +306,6 @@ def test_a_changed_answer_counts_as_if_it_had_been_given_at_once(copied: Scenes)
     other = begin(view, **plan)
     other.items.extend(dict(item) for item in mistaken.items)
     assert mistaken.results() == other.results() != {"sky": before}
-
-
-def test_other_answers_than_of_its_plan_are_refused(copied: Scenes) -> None:
-    view = StoreView(copied.store)
-    file = SpotFile(Certificate, view)
-    plan = {"target": 0.9, "delta": 0.05, "budget": 60, "classes": CLASSES}
-    old = file.start(begin(view, seed=0, **plan))
-    file.answer(old.id, 0, "wrong")
-    file.start(begin(view, seed=1, **plan))
-    with pytest.raises(InputError, match="drawn since"):
-        file.answer(old.id, 1, "right")
-    assert len(list(copied.store.parent.glob("raw.certificate-*.json"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hmsa_core import taxonomy
 from hmsa_core.data import checks
@@ -304,15 +303,6 @@ def test_camvid_is_indexed_with_runs_of_three(camvid_tree, tmp_path):
     assert max(Counter(s.block for s in unlabelled).values()) == 3
 
 
-def test_full_size_pictures_pass_in_both_conventions(cities, tmp_path):
-    for convention in "AB":
-        tree = cities(convention, size=(1024, 2048))
-        tree.pair("train", "aachen_000000_000019").pair("val", "lindau_000000_000019")
-        build(source(tree), RolesSpec(), tmp_path / convention)
-        index = Index.load(tmp_path / convention / "target.parquet")
-        assert [(s.height, s.width) for s in index.samples] == [(1024, 2048)] * 2
-
-
 def found(city: str, sequence: int, frame: int, split: str = "train", label: str = "x") -> Found:
     name = f"{city}_{sequence:06d}_{frame:06d}"
     return Found(name, name, label, "", split, city, f"{city}_{sequence:06d}", frame)
@@ -379,34 +369,6 @@ def test_few_labelled_images_that_are_all_refused_stop_the_run_next_to_many_with
         save(path, np.full((16, 16), 700, np.uint16))
     with pytest.raises(InputError, match="3 of 3 images with a fine label cannot be used, the first: l000"):
         build(source(root, kind="folder", **given), roles, tmp_path / "bad")
-
-
-@pytest.mark.parametrize("form", ["colours of other classes", "a grey map", "its own colours", "greys for people"])
-def test_palette_maps_whose_colours_tell_other_classes_are_refused(tmp_path, form):
-    root = own_folder(tmp_path / "own", 4, 0)
-    for number, path in enumerate(sorted((root / "labels" / "train").iterdir())):
-        ids = np.asarray(Image.open(path)).copy()
-        colours = [(90 * i, 5, 7) for i in range(3)]
-        greys = [(i, i, i) for i in range(256)]
-        palette = {
-            "colours of other classes": [colours[1], colours[0], colours[2]],
-            "a grey map": [greys[1], greys[2], greys[0]],
-            "its own colours": colours,
-            "greys for people": [greys[0], greys[120], greys[240]],
-        }[form]
-        if number < 3:
-            ids[:3, 0] = (0, 1, 2)
-        image = Image.fromarray(ids, "P")
-        image.putpalette([v for colour in palette for v in colour])
-        image.save(path)
-    roles = RolesSpec(learn_splits=("train",))
-    spec = source(root, kind="folder", splits=("train",), max_bad=1.0)
-    if form in ("its own colours", "greys for people"):
-        assert build(spec, roles, tmp_path / "out").by_role == {"learn": 4}
-    else:
-        with pytest.raises(InputError, match="4 wrong-mode"):
-            build(spec, roles, tmp_path / "out")
-        assert "palette" in read_quarantine(tmp_path / "out/quarantine.parquet")[0].detail
 
 
 def test_blocks_by_city_sequence_image_or_run():

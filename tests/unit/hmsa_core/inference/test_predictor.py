@@ -122,8 +122,9 @@ def test_impossible_requests_are_refused_in_one_line():
     image = noise_image(8, 20, 20)
     with pytest.raises(ConfigError, match="a average model cannot be run as hierarchical"):
         predictor.open(image).label((1.0,), False, kind="hierarchical")
-    with pytest.raises(ConfigError, match="scales must be different numbers above 0 and up to 8, one of them 1"):
-        label_image(predictor, image, (0.5, 2.0), False)
+    for scales in ((), (0.5, 2.0), (1.0, 99.0), (1.0, np.inf), (1.0, -1.0), (1.0, 0.0), (1.0, 1.0)):
+        with pytest.raises(ConfigError, match="scales must be different numbers above 0 and up to 8, one of them 1"):
+            label_image(predictor, image, scales, False)
     with pytest.raises(InputError, match="an image must be uint8 HxWx3 RGB"):
         predictor.open(image.astype(np.float32))
     with pytest.raises(ConfigError, match="has no weights"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -635,43 +634,3 @@ def test_cvats_auto_annotation_gives_the_masks_of_the_checkpoints_label(tmp_path
         for shape in function.detect(_DetectionFunctionContextImpl(frame_name="a", conf_threshold=threshold), image):
             found[decode_mask(shape.points, image_width=64, image_height=48)] = shape.label_id
         assert np.array_equal(found, np.where(confidence >= (threshold or 0), label, 255))
-
-
-# --- damaged and hostile files ----------------------------------------------------------------------
-
-
-def _blow(data: bytes, rng: random.Random) -> bytes:
-    at = rng.randrange(len(data))
-    kind = rng.randrange(4)
-    if kind == 0:
-        return data[:at]
-    if kind == 1:
-        return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
-    if kind == 2:
-        return data[:at] + rng.choice([b"-1", b"9" * 40, b"\0", b"<", b"]", b'"', b"NaN"]) + data[at + 3 :]
-    return data[:at] + data[at + rng.randrange(1, 200) :]
-
-
-def test_two_hundred_mutated_files_are_refused_by_name_or_hold_whole_labels(
-    store: LabelStore, exports: Path, tmp_path: Path
-) -> None:
-    """A damaged file that is still a file of its format may be read; then its labels are valid ones."""
-    rng, refusals = random.Random(7), list[str]()
-    for fmt in TOOLS:
-        out = shutil.copytree(exports / fmt, tmp_path / fmt)
-        exported, returned = Exported(out), CORRECTORS[fmt](out, _spots(store))
-        pictures = sorted(p for below in ("labels", "panoptic") for p in (out / below).glob("*.png"))
-        victims = [(returned, file) for file in pictures[:1]] + [(returned, returned)] * returned.is_file()
-        victims += [(out / "annotations.xml",) * 2] if fmt == "cvat" else []
-        for turn in range(40):
-            given, file = victims[turn % len(victims)]
-            whole = file.read_bytes()
-            file.write_bytes(_blow(whole, rng))
-            try:
-                for each in exported.read(given):
-                    exported.check(each.name, each.label, "read")
-            except HmsaError as error:
-                refusals.append(error.message)
-            file.write_bytes(whole)
-    assert all(str(tmp_path) in said for said in refusals)
-    assert len(refusals) > 120

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import threading
 from dataclasses import replace
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, labels_id, marked_store, reviewed
 from hmsa_core.taxonomy import cityscapes
-from tests.support.faults import every_fault
 from tests.support.label_maps import toy_classes
 
 BOX = [[2, 1], [6, 1], [6, 4], [2, 4]]
@@ -185,18 +183,6 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert len(ReviewFile(tmp_path / "raw").marks()) == 20
-
-
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EACCES])
-def test_a_failed_write_leaves_the_old_file_or_the_new_one(tmp_path: Path, error: int) -> None:
-    review = ReviewFile(tmp_path / "raw")
-    review.add("a", "flag")
-    old = review.path.read_bytes()
-    for _ in every_fault(lambda: review.add("b", "accept"), error):
-        names = [mark.name for mark in ReviewFile(tmp_path / "raw").marks()]
-        assert names in (["a"], ["a", "b"])
-        review.path.write_bytes(old)
-    assert [mark.name for mark in review.marks()] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
 from hmsa_core.labels.store import reader
 from hmsa_core.labels.store.format import footer_sha256
-from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.taxonomy import mapillary
 from tests.support.label_maps import maps, opened, stored, toy_classes, write_store
 
@@ -188,17 +187,6 @@ def test_more_shards_than_may_be_open_are_all_served(tmp_path: Path, monkeypatch
     for name in [*given, *given]:
         assert np.array_equal(store.read(name)[0], given[name][0])
     assert len(store._files) == 2
-
-
-def test_publishing_links_the_files_and_mirrors_the_source(tmp_path: Path) -> None:
-    write_store(tmp_path / "work", 2)
-    publish_store(tmp_path / "work", tmp_path / "out")
-    assert opened(tmp_path / "out").names() == opened(tmp_path / "work").names()
-    assert (tmp_path / "out" / "shard-00000.parquet").stat().st_nlink == 2
-    (tmp_path / "out" / "junk.parquet").write_bytes(b"x")
-    write_store(tmp_path / "work", 2, start=2)
-    publish_store(tmp_path / "work", tmp_path / "out")
-    assert len(opened(tmp_path / "out")) == 4
 
 
 def test_duckdb_and_polars_read_the_shards_as_they_are(tmp_path: Path) -> None:

@@ -143,17 +143,6 @@ def test_flipped_bits_in_sidecar_tables_and_receipts_are_named(store: Path, file
             path.write_bytes(original)
 
 
-def test_any_flipped_bit_of_the_manifest_is_refused_at_once(store: Path) -> None:
-    path = store / "manifest.json"
-    original = path.read_bytes()
-    draw = random.Random(3)
-    for _ in range(200):
-        flip(path, draw.randrange(len(original)), draw.randrange(8))
-        with pytest.raises(StoreError, match=r"manifest\.json"):
-            LabelStore.open(store)
-        path.write_bytes(original)
-
-
 def test_every_truncation_is_named_without_reading_the_rest(whole: Path, store: Path) -> None:
     path = store / SHARD
     original = path.read_bytes()

@@ -209,19 +209,6 @@ def test_a_folder_that_holds_other_files_keeps_them_and_never_has_a_mixed_checkp
     assert found() == [1.0] * 3
 
 
-def test_a_checkpoint_whose_overwriting_fails_is_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def full_disk(*_args: object, **_kwargs: object) -> str:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("hmsa_core.io.sealed.write", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        models.save(micro(seed=1), folder, class_table=None, lineage={})
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    models.load(folder)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,24 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.inference.folder import infer_job
 from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.io import sealed
 from hmsa_core.io.locks import FileLock
 from hmsa_core.labels import LabelStore
 from hmsa_core.models import read_meta
 from hmsa_core.taxonomy import cityscapes
-from pipeline.jobs import launcher
 from pipeline.review.session import image_root
 from pipeline.review.view import StoreView
-from tests.support.inference import job_context, noise_image, save_model, small_model
+from tests.support.inference import label_here, noise_image, save_model, small_model
 from tests.support.teachers import colour_network, table
 from tests.support.waiting import assert_left_at_once, leave
 
@@ -48,14 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    """Run the job here instead of in a process of its own (tests/chain does that)."""
-    monkeypatch.setattr(
-        launcher, "run_job", lambda spec, *, stop: infer_job.run(spec, job_context(spec.work, stop=stop))
-    )
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    label_here(monkeypatch)
 
 
 def label(folder: Path, out: Path, *more: str, images: Path | None = None) -> list[str]:

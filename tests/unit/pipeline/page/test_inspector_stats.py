@@ -18,39 +18,11 @@ from hmsa_core.taxonomy import cityscapes
 from pipeline.review.pictures import _distances, _views, safe_colours
 from pipeline.review.precision import PrecisionSources, find_curves
 from pipeline.review.spot_check import Judged
-from pipeline.review.stats import (
-    ImageQuery,
-    OffGridError,
-    code_of,
-    image_rows,
-    parse_sort,
-    parse_thresholds,
-    store_stats,
-    to_policy,
-)
+from pipeline.review.stats import ImageQuery, image_rows, parse_sort, parse_thresholds, store_stats, to_policy
 from pipeline.review.view import StoreView
 from tests.support.label_scenes import Scenes
 
 EDGES = ConfidenceCode().edges
-
-
-def test_every_edge_is_its_own_code_however_many_zeros_are_written() -> None:
-    assert [code_of(edge + zeros) for edge in EDGES for zeros in ("", "000")] == [c for c in range(256) for _ in "ab"]
-
-
-@given(st.decimals(0, 1, places=6))
-def test_a_value_between_edges_is_refused_with_the_two_next_to_it(value: object) -> None:
-    if str(float(str(value))) in {str(float(edge)) for edge in EDGES}:
-        assert float(EDGES[code_of(str(value))]) == float(str(value))
-        return
-    with pytest.raises(OffGridError) as caught:
-        code_of(str(value))
-    near = caught.value.neighbours
-    assert float(near[0]) < float(str(value))
-    if len(near) == 2:
-        assert float(str(value)) < float(near[1])
-        assert EDGES.index(near[1]) == EDGES.index(near[0]) + 1
-    assert all(edge in caught.value.message for edge in near)
 
 
 def test_pins_win_over_the_common_threshold() -> None:
