@@ -146,10 +146,6 @@ class StopRequest:
         if self.is_set():
             raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
 
-    def set(self) -> None:
-        """Request a stop from inside the program."""
-        self._requested.acquire(blocking=False)
-
 
 def run_child(
     command: Sequence[str],
