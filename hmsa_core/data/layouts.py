@@ -350,14 +350,10 @@ def _scan_camvid(root: Path, source: SourceSpec) -> Scan:
     for subset, role in _CAMVID_ROLES.items():
         known = None if role in ("unlabelled", "guard") else labels
         for stem in splits[variant].get(subset, ()):
-            _add_camvid(stem, images, known, coarse, "train", role, result)
+            _add_camvid(stem, images, known, coarse, role, result)
     unused = len(images.keys() - {f.name for f in result.found} - {r.name for r in result.refused})
     if unused:
         result.notes.append(f"{unused} images are in no list of variant {variant} and are not used")
-    if source.official_val:
-        images, labels = _by_stem(root, "val/images", "image", result), _by_stem(root, "val/labels", "label", result)
-        for stem in splits.get("val_official", ()):
-            _add_camvid(stem, images, labels, {}, "val", "guard", result)
     return result
 
 
@@ -374,25 +370,19 @@ def _read_splits(path: Path, variant: str) -> dict[str, Any]:
 
 
 def _add_camvid(
-    stem: str,
-    images: dict[str, str],
-    labels: dict[str, str] | None,
-    coarse: dict[str, str],
-    split: str,
-    role: str,
-    out: Scan,
+    stem: str, images: dict[str, str], labels: dict[str, str] | None, coarse: dict[str, str], role: str, out: Scan
 ) -> None:
     match = _CAMVID_NAME.match(stem)
     if stem not in images:
-        out.refuse(stem, "", "image", split, "unpaired", "splits.json names it, no image is there")
+        out.refuse(stem, "", "image", "train", "unpaired", "splits.json names it, no image is there")
     elif labels is not None and stem not in labels:
-        out.refuse(stem, images[stem], "image", split, "unpaired", "no label has this stem")
+        out.refuse(stem, images[stem], "image", "train", "unpaired", "no label has this stem")
     elif match is None:
-        out.refuse(stem, images[stem], "image", split, "bad-name", "expected <drive>_<frame>")
+        out.refuse(stem, images[stem], "image", "train", "bad-name", "expected <drive>_<frame>")
     else:
         drive, frame = match["sequence"], int(match["frame"])
         label = labels[stem] if labels is not None else ""
-        out.found.append(Found(stem, images[stem], label, coarse.get(stem, ""), split, drive, drive, frame, role))
+        out.found.append(Found(stem, images[stem], label, coarse.get(stem, ""), "train", drive, drive, frame, role))
 
 
 _SCANNERS: dict[str, Callable[[Path, SourceSpec], Scan]] = {

@@ -7,7 +7,7 @@ exact, and fast while hashes differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations, count, pairwise
 from math import comb
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UInt64 = NDArray[np.uint64]
+_Pairs = tuple[NDArray[np.int64], NDArray[np.uint8]]  # i * n + j, and bits apart
 _ROWS = 1 << 20  # rows that are compared together: bounds memory
 
 
@@ -28,8 +29,9 @@ def near_duplicates(values: UInt64, bits: int, *, limit: int = 1_000_000) -> lis
 
     Of more than `limit` pairs (a standing camera), only the first are listed.
     """
-    n, found = len(values), _First(limit)
-    masks = _masks(n, bits)
+    n, masks = len(values), _masks(len(values), bits)
+    found, held = [(np.zeros(0, np.int64), np.zeros(0, np.uint8))], 0
+    bound = np.iinfo(np.int64).max  # no pair from here on can be among the first `limit`
     for m, mask in enumerate(masks):
         keys = values & mask
         order = np.argsort(keys, kind="stable")  # stable: i < j among equal keys
@@ -41,18 +43,22 @@ def near_duplicates(values: UInt64, bits: int, *, limit: int = 1_000_000) -> lis
                 at = at[at + step < n]
                 at = at[keys[at] == keys[at + step]]
                 pair = order[at] * n + order[at + step]
-                at, pair = at[pair < found.bound], pair[pair < found.bound]
+                at, pair = at[pair < bound], pair[pair < bound]
                 apart = np.bitwise_count(in_order[at] ^ in_order[at + step])
                 hit = np.flatnonzero(apart <= bits)
                 differing = in_order[at[hit]] ^ in_order[at[hit] + step]
                 # An earlier choice of pieces has already found a pair that agrees in it.
                 new = hit[np.all([differing & earlier for earlier in masks[:m]], axis=0)] if m else hit
-                found.add(pair[new], apart[new])
+                found.append((pair[new], apart[new]))
+                held += len(new)
+                if held > 2 * limit:
+                    found, held = [_first(found, limit)], limit
+                    bound = int(found[0][0][-1])
                 still.append(at)
             left = np.concatenate(still) if still else left[:0]
             if not len(left):
                 break
-    pairs, apart = found.result()
+    pairs, apart = _first(found, limit)
     return [(int(p) // n, int(p) % n, int(a)) for p, a in zip(pairs, apart, strict=True)]
 
 
@@ -95,24 +101,8 @@ def _masks(rows: int, bits: int) -> list[np.uint64]:
     return [np.uint64(sum(chosen)) for chosen in combinations(pieces, k)]
 
 
-class _First:
-    """The first `limit` pairs in order; pairs may arrive in any order."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-        self._parts: list[tuple[NDArray[np.int64], NDArray[np.uint8]]] = []
-        self.bound = np.iinfo(np.int64).max  # no pair from here on can be among them
-
-    def add(self, pairs: NDArray[np.int64], apart: NDArray[np.uint8]) -> None:
-        self._parts.append((pairs, apart))
-        self._held += len(pairs)
-        if self._held > 2 * self._limit:
-            self._parts = [self.result()]
-            self._held = len(self._parts[0][0])
-            self.bound = int(self._parts[0][0][-1]) if self._held else 0
-
-    def result(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        pairs = np.concatenate([np.zeros(0, np.int64), *(p for p, _ in self._parts)])
-        apart = np.concatenate([np.zeros(0, np.uint8), *(a for _, a in self._parts)])
-        order = np.argsort(pairs, kind="stable")[: self._limit]
-        return pairs[order], apart[order]
+def _first(parts: Sequence[_Pairs], limit: int) -> _Pairs:
+    """The first `limit` pairs in order, with their distances."""
+    pairs, apart = np.concatenate([p for p, _ in parts]), np.concatenate([a for _, a in parts])
+    order = np.argsort(pairs, kind="stable")[:limit]
+    return pairs[order], apart[order]

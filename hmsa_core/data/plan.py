@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from hmsa_core.config import PseudoConfig, SamplingConfig
 from hmsa_core.data.index import Sample
-from hmsa_core.data.sampling import CLASS, PIXELS, Allotment, Centroids, allot, cycle_capped, permutation, raw
+from hmsa_core.data.sampling import CLASS, PIXELS, Centroids, allot, cycle_capped, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
 
 Source = Literal["fine", "pseudo"]
@@ -35,20 +35,6 @@ class CropRequest:
     x: int  # centre to cover, pixels of the stored image, -1 = anywhere
     y: int
     seed: int  # of the augmentation, 63 bits
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """Numbers of an epoch's crops by the class they were chosen for (for the log)."""
-
-    epoch: int
-    crops: int
-    fine: int
-    pseudo: int
-    per_class: dict[str, list[int]]  # source -> crops chosen for each class
-    random: dict[str, int]  # source -> crops chosen for no class
-    empty: dict[str, list[int]]  # source -> classes without any centroid
-    capped: dict[str, list[int]]  # source -> classes whose share `max_repeats` limits
 
 
 class _Half:
@@ -114,7 +100,7 @@ class EpochPlan:
         if not self._fine.samples and min(self.pseudo_share(0), self.pseudo_share(epochs - 1)) < 1.0:
             raise ConfigError("no image with a fine label to learn from: check roles and splits of the selection")
         # An instance attribute, so that a plan (and its cache) can be freed and pickled.
-        self._cached: dict[int, tuple[list[CropRequest], EpochReport]] = {}
+        self._cached: dict[int, list[CropRequest]] = {}
         self._ends: dict[int, int] = {}  # lengths of the first and last epoch, outside the cache
 
     def __len__(self) -> int:
@@ -137,11 +123,29 @@ class EpochPlan:
 
     def crops(self, epoch: int) -> list[CropRequest]:
         """All crops of an epoch in their global order."""
-        return self._epoch(epoch)[0]
+        if not 0 <= epoch < self.epochs:
+            raise InputError(f"epoch {epoch} is outside the run's {self.epochs} epochs")
+        if epoch not in self._cached:
+            if len(self._cached) >= 2:
+                self._cached.pop(next(iter(self._cached)))
+            self._cached[epoch] = self._make(epoch)
+        return self._cached[epoch]
 
-    def report(self, epoch: int) -> EpochReport:
-        """Return the numbers of an epoch's crops by the class they were chosen for."""
-        return self._epoch(epoch)[1]
+    def report(self, epoch: int) -> dict[str, Any]:
+        """Numbers of an epoch's crops for the log: all, of each source, and by the class they were chosen for.
+
+        By source: `per_class` crops of each class, `random` crops of no class, `empty` classes without a centroid.
+        """
+        halves = {"fine": [self._fine], "pseudo": [half for _, half in self._pseudo]}
+        chosen = {source: [c.class_id for c in self.crops(epoch) if c.source == source] for source in halves}
+        counts = {s: np.bincount(np.array(i) + 1, minlength=self.num_classes + 1) for s, i in chosen.items() if i}
+        return {
+            "crops": self.length(epoch),
+            **{source: len(ids) for source, ids in chosen.items()},
+            "per_class": {source: n[1:].tolist() for source, n in counts.items()},
+            "random": {source: int(n[0]) for source, n in counts.items()},
+            "empty": {s: np.flatnonzero(~np.any([h.images for h in halves[s]], axis=0)).tolist() for s in counts},
+        }
 
     def length(self, epoch: int) -> int:
         """Crops of an epoch (`epoch_samples`, fewer with `empty_classes: released`)."""
@@ -184,26 +188,15 @@ class EpochPlan:
         rows = filled[pick_class % len(filled)]
         return self._fine.at_centroid(int(rows[pick_row % len(rows)]), seed >> 1)
 
-    def _epoch(self, epoch: int) -> tuple[list[CropRequest], EpochReport]:
-        if not 0 <= epoch < self.epochs:
-            raise InputError(f"epoch {epoch} is outside the run's {self.epochs} epochs")
-        if epoch not in self._cached:
-            if len(self._cached) >= 2:
-                self._cached.pop(next(iter(self._cached)))
-            self._cached[epoch] = self._make(epoch)
-        return self._cached[epoch]
-
-    def _make(self, epoch: int) -> tuple[list[CropRequest], EpochReport]:
+    def _make(self, epoch: int) -> list[CropRequest]:
         pseudo = int(self.epoch_samples * self.pseudo_share(epoch) + 0.5)
         picks: list[tuple[_Half, bool, int]] = []
-        shares: dict[str, Allotment] = {}
         ends = np.floor(pseudo * np.cumsum([0.0, *(share for share, _ in self._pseudo)]) + 0.5).astype(int).tolist()
         counts = [self.epoch_samples - pseudo, *(b - a for a, b in pairwise(ends))]
         for stream, (half, count) in enumerate(zip((self._fine, *(h for _, h in self._pseudo)), counts, strict=True)):
             if not count:
                 continue
-            share, rows, images = self._pick(half, count, epoch, stream)
-            shares[half.source] = share + shares[half.source] if half.source in shares else share
+            rows, images = self._pick(half, count, epoch, stream)
             picks += [(half, True, row) for row in rows] + [(half, False, image) for image in images]
         seeds = raw(self.seed, epoch, _SEEDS, count=len(picks))
         crops = []
@@ -211,24 +204,13 @@ class EpochPlan:
             half, at_centroid, what = picks[i]
             make = half.at_centroid if at_centroid else half.anywhere
             crops.append(make(what, int(number) >> 1))
-        fine = sum(crop.source == "fine" for crop in crops)
-        report = EpochReport(
-            epoch,
-            len(crops),
-            fine,
-            len(crops) - fine,
-            {s: list(a.counts) for s, a in shares.items()},
-            {s: sum(c.source == s and c.class_id < 0 for c in crops) for s in shares},
-            {s: list(a.empty) for s, a in shares.items()},
-            {s: list(a.capped) for s, a in shares.items()},
-        )
-        return crops, report
+        return crops
 
-    def _pick(self, half: _Half, count: int, epoch: int, stream: int) -> tuple[Allotment, list[int], list[int]]:
+    def _pick(self, half: _Half, count: int, epoch: int, stream: int) -> tuple[list[int], list[int]]:
         """Choose `count` crops of one source: centroid rows for classes, then images at random for the rest."""
         released = self.sampling.empty_classes == "released"
         cap = count if released else self.sampling.max_repeats
-        share = allot(
+        counts, anywhere = allot(
             count,
             self.sampling.class_uniform,
             [cap * n for n in half.images],
@@ -236,13 +218,13 @@ class EpochPlan:
             released=released,
         )
         rows: list[int] = []
-        for class_id, wanted in enumerate(share.counts):
+        for class_id, wanted in enumerate(counts):
             if wanted:
                 order = permutation(len(half.rows[class_id]), self.seed, epoch, _CLASS, stream, class_id)
                 pool = half.rows[class_id][order]
                 rows += (int(row) for row in cycle_capped(pool, half.centroids.image[pool], wanted, cap))
         images: list[int] = []
-        for turn in range(-(-share.random // len(half.samples)) if half.samples else 0):
+        for turn in range(-(-anywhere // len(half.samples)) if half.samples else 0):
             order = permutation(len(half.samples), self.seed, epoch, _RANDOM, stream, turn)
-            images += (int(i) for i in order[: share.random - len(images)])
-        return share, rows, images
+            images += (int(i) for i in order[: anywhere - len(images)])
+        return rows, images

@@ -154,23 +154,9 @@ def permutation(n: int, *key: int) -> NDArray[np.intp]:
     return np.argsort(raw(*key, count=n), kind="stable")
 
 
-@dataclass(frozen=True)
-class Allotment:
-    """Number of crops for each class, and of crops for no class."""
-
-    counts: tuple[int, ...]
-    random: int
-    empty: tuple[int, ...]
-    capped: tuple[int, ...]
-
-    def __add__(self, other: Allotment) -> Allotment:
-        """Return the sum of both; a class is empty if it is empty in both."""
-        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        empty, capped = set(self.empty) & set(other.empty), set(self.capped) | set(other.capped)
-        return Allotment(counts, self.random + other.random, tuple(sorted(empty)), tuple(sorted(capped)))
-
-
-def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int], *, released: bool) -> Allotment:
+def allot(
+    total: int, share: float, capacity: Sequence[int], order: Iterable[int], *, released: bool
+) -> tuple[list[int], int]:
     """Divide `total` crops between classes and random images.
 
     Args:
@@ -180,15 +166,13 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
         released: as the released code: int(total * share / C) each, an empty class's part is lost, no caps.
 
     Returns:
-        The allotment. Unless `released`, counts and random add up to `total`. The part of an empty or capped class
-        goes to the other classes, and crops that no class can take go to random images.
+        Crops of each class, and crops of random images. Unless `released`, they add up to `total`. The part of an empty
+        or capped class goes to the other classes, and crops that no class can take go to random images.
     """
     classes = len(capacity)
-    empty = tuple(c for c in range(classes) if capacity[c] == 0)
     if released:
         each = int(total * share / classes) if classes else 0
-        counts = tuple(0 if c in empty else each for c in range(classes))
-        return Allotment(counts, total - each * classes, empty, ())
+        return [each if most else 0 for most in capacity], total - each * classes
     filled, left = [0] * classes, int(total * share)
     open_classes = [int(c) for c in order if capacity[c] > 0]
     # All classes below capacity have equal numbers at any time, so the result is as even as the capacities allow.
@@ -199,9 +183,7 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
             filled[c] += taken
             left -= taken
         open_classes = [c for c in open_classes if filled[c] < capacity[c]]
-    fair = -(-int(total * share) // max(classes, 1))
-    capped = tuple(c for c in range(classes) if 0 < capacity[c] == filled[c] < fair)
-    return Allotment(tuple(filled), total - sum(filled), empty, capped)
+    return filled, total - sum(filled)
 
 
 def cycle_capped(rows: NDArray[np.integer], owners: NDArray[np.integer], wanted: int, cap: int) -> list[np.integer]:

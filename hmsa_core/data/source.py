@@ -74,9 +74,6 @@ class SourceSpec(Section):
     test_is_labelled: Annotated[bool, OnlyFor("cityscapes")] = Field(
         False, description="`test` holds real labels (the release's own are dummies)"
     )
-    official_val: Annotated[bool, OnlyFor("camvid")] = Field(
-        False, description="also index the official val clip (used for nothing)"
-    )
     images: _Folder = Field("images", description="folder below root; in it `<split>/` folders if `splits` is given")
     labels: _Folder = Field(
         "labels", description='folder below root, same stems; "" = none; a split without a folder there is unlabelled'

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -146,10 +145,6 @@ class StopRequest:
         if self.is_set():
             raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
 
-    def set(self) -> None:
-        """Request a stop from inside the program."""
-        self._requested.acquire(blocking=False)
-
 
 def run_child(
     command: Sequence[str],
@@ -212,20 +207,17 @@ def group_lives(group: int) -> bool:
 
     Zombies do not count: the first process of a container need not reap them.
     """
+    import psutil
+
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    return not sys.platform.startswith("linux") or any(_group_of(p) == group for p in Path("/proc").iterdir())
-
-
-def _group_of(process: Path) -> int:
-    """Return the process group of a living process, given by its folder in /proc; 0 for other processes."""
-    with contextlib.suppress(OSError):
-        if process.name.isdigit():
-            fields = (process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-            return 0 if fields[0] in "ZX" else int(fields[2])
-    return 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended meanwhile
+            if os.getpgid(process.pid) == group and process.status() not in ("zombie", "dead"):
+                return True
+    return False
 
 
 def end_group(child: subprocess.Popen[Any], deadline: float) -> None:

@@ -14,16 +14,6 @@ from hmsa_core.losses._training import is_softmax, training_loss
 from hmsa_core.losses.cross_entropy import cross_entropy
 from hmsa_core.losses.jaccard import jaccard
 from hmsa_core.losses.released_bce import released_bce
-from hmsa_core.losses.rmi import RmiParts, rmi_loss, rmi_parts
+from hmsa_core.losses.rmi import rmi_loss
 
-__all__ = [
-    "LossParts",
-    "RmiParts",
-    "cross_entropy",
-    "is_softmax",
-    "jaccard",
-    "released_bce",
-    "rmi_loss",
-    "rmi_parts",
-    "training_loss",
-]
+__all__ = ["LossParts", "cross_entropy", "is_softmax", "jaccard", "released_bce", "rmi_loss", "training_loss"]

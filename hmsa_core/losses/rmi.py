@@ -46,14 +46,6 @@ _REGION_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # derivatives by nine shif
 RmiIgnore = Literal["released", "masked"]
 
 
-class RmiParts(NamedTuple):
-    """The loss and its two halves; only `total` carries a gradient."""
-
-    total: Tensor
-    cross_entropy: Tensor
-    mutual_information: Tensor
-
-
 class Weights(NamedTuple):
     """Weights and mode of the two halves; RMI is not computed if its weight is 0."""
 
@@ -76,33 +68,25 @@ def rmi_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, rmi_ign
     Note:
         Covariances are sums over regions as released, not means: the value grows with the crop.
     """
-    return rmi_parts(logits, labels, ignore_index=ignore_index, rmi_ignore=rmi_ignore).total
-
-
-def rmi_parts(
-    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, rmi_ignore: RmiIgnore = "released"
-) -> RmiParts:
-    """Return `rmi_loss` with its two halves (unweighted) for the log."""
     if rmi_ignore not in ("released", "masked"):
         raise ConfigError(f"rmi_ignore = {rmi_ignore!r}: choose released or masked")
-    return bce_and_rmi(logits, labels, ignore_index, Weights(0.5, 0.5, rmi_ignore))
+    return bce_and_rmi(logits, labels, ignore_index, Weights(0.5, 0.5, rmi_ignore)).total
 
 
 def loss(logits: Tensor, labels: Tensor, options: LossConfig, ignore_index: int) -> LossParts:
-    """`rmi_parts` as a training loss; the log gets its halves as `bce` and `rmi`."""
-    found = rmi_parts(logits, labels, ignore_index=ignore_index, rmi_ignore=options.rmi_ignore)
-    return LossParts(found.total, {"bce": found.cross_entropy, "rmi": found.mutual_information})
+    """`rmi_loss` as a training loss; the log gets its halves as `bce` and `rmi`."""
+    return bce_and_rmi(logits, labels, ignore_index, Weights(0.5, 0.5, options.rmi_ignore))
 
 
-def bce_and_rmi(logits: Tensor, labels: Tensor, ignore_index: int, settings: Weights) -> RmiParts:
-    """Return the weighted sum of the two halves, and both unweighted."""
+def bce_and_rmi(logits: Tensor, labels: Tensor, ignore_index: int, settings: Weights) -> LossParts:
+    """Return the weighted sum of the two halves, and both unweighted as `bce` and `rmi`, which carry no gradient."""
     target = make_target(logits, labels, ignore_index)
     if settings.rmi and min(logits.shape[2:]) < POOL * (RADIUS - 1):
         raise InputError(f"RMI needs crops of at least 8 x 8 pixels, got {tuple(logits.shape[2:])}")
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
-        parts = _RegionMutualInformation.apply(logits.contiguous(), target, settings, wants_gradient)
-    return RmiParts(*parts)
+        total, bce, rmi = _RegionMutualInformation.apply(logits.contiguous(), target, settings, wants_gradient)
+    return LossParts(total, {"bce": bce, "rmi": rmi})
 
 
 class _RegionMutualInformation(torch.autograd.Function):

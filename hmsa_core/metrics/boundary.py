@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics.confusion import ratio
 from hmsa_core.taxonomy import IGNORE
 
 _WIDTH = 0.005  # share of the image diagonal: boundary region of the authors' evaluation on Cityscapes (paper: 0.02)
@@ -34,33 +33,23 @@ def inner_boundary(
     return band
 
 
-class BoundaryIoU:
-    """Boundary IoU of each of `num_classes` classes, intersections and unions summed over images."""
+def boundary_counts(pred: Any, label: Any, num_classes: int) -> NDArray[np.int64]:
+    """Pixels in the intersection and in the union of each class's boundaries in one image, (2, C): boundary IoU.
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.intersection = np.zeros(num_classes, np.int64)
-        self.union = np.zeros(num_classes, np.int64)
-
-    def update(self, pred: Any, label: Any) -> BoundaryIoU:
-        """Add one image: integer (H, W) arrays, pixels of `label` 255 are left out of both; return this object."""
-        pred, label = np.asarray(pred), np.asarray(label)
-        if pred.shape != label.shape or label.ndim != 2:
-            raise InputError(f"boundary IoU: expected two (H, W) maps, found {pred.shape} and {label.shape}")
-        distance = max(1, round(_WIDTH * math.hypot(*label.shape)))
-        valid = label != IGNORE
-        present = np.union1d(np.unique(label[valid]), np.unique(pred[valid]))
-        for k in present[(present >= 0) & (present < self.num_classes)]:
-            truth_band = inner_boundary((label == k) & valid, distance, ~valid)
-            pred_band = inner_boundary((pred == k) & valid, distance, ~valid)
-            self.intersection[k] += np.count_nonzero(truth_band & pred_band)
-            self.union[k] += np.count_nonzero(truth_band | pred_band)
-        return self
-
-    def iou(self) -> NDArray[np.float64]:
-        """float64 (C,): NaN for a class in neither truth nor prediction."""
-        result: NDArray[np.float64] = ratio(self.intersection, self.union)
-        return result
+    Integer (H, W) arrays; pixels of `label` 255 are left out of both.
+    """
+    pred, label = np.asarray(pred), np.asarray(label)
+    if pred.shape != label.shape or label.ndim != 2:
+        raise InputError(f"boundary IoU: expected two (H, W) maps, found {pred.shape} and {label.shape}")
+    distance = max(1, round(_WIDTH * math.hypot(*label.shape)))
+    valid = label != IGNORE
+    present = np.union1d(np.unique(label[valid]), np.unique(pred[valid]))
+    counts = np.zeros((2, num_classes), np.int64)
+    for k in present[(present >= 0) & (present < num_classes)]:
+        truth_band = inner_boundary((label == k) & valid, distance, ~valid)
+        pred_band = inner_boundary((pred == k) & valid, distance, ~valid)
+        counts[:, k] = np.count_nonzero(truth_band & pred_band), np.count_nonzero(truth_band | pred_band)
+    return counts
 
 
 def boundary_band(label: NDArray[np.uint8], radius_px: float) -> NDArray[np.bool_]:

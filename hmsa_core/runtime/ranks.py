@@ -50,17 +50,13 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(torch.zeros(1, dtype=torch.int32), group=self.control)
 
-    def maximum(self, value: int) -> int:
-        """Largest of all ranks' values; all ranks call it."""
-        if self.world == 1:
-            return value
-        message = torch.tensor([value], dtype=torch.int64)
-        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control)
-        return int(message.item())
-
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on at least one rank; all ranks call it."""
-        return bool(self.maximum(int(flag)))
+        if self.world == 1:
+            return flag
+        message = torch.tensor([int(flag)], dtype=torch.int64)
+        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(message.item())
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over all ranks, in place."""

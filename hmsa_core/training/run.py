@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -293,7 +292,7 @@ class _Run:
             images=counts["images"],
             pseudo=counts["pseudo"],
             pixels=pixels,
-            plan=asdict(self.data.plan.report(epoch)),
+            plan=self.data.plan.report(epoch),
             **means,
         )
 

@@ -109,12 +109,6 @@ class Trainer:
         return "none" if self.saved_step is None else f"step {self.saved_step}"
 
     def _pass(self, batch: PassBatch) -> None:
-        if len(batch.names) != self.config.batch_per_rank:
-            raise TrainingError(
-                f"rank {self.ranks.rank} has {len(batch.names)} crops in a pass of step {self.step}"
-                f" ({', '.join(batch.names)}), batch_per_rank is {self.config.batch_per_rank}:"
-                " batch norm and the mean of gradients need equal batches"
-            )
         parts = self._forward_backward(batch)
         if parts is None:
             raise self._out_of_memory(batch)

@@ -15,7 +15,6 @@ import numpy as np
 
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.sampled_precision import Labelled, sampled_precision
 from hmsa_core.inference.teachers.sources import Spec, lineage_of
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
@@ -176,19 +175,6 @@ def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfi
         "worst_precision": min(precisions, default=None),
         "beside": against_global(curves, policy),
     }
-
-
-def in_sampled_crops(ws: Workspace, store: LabelStore, role: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """Compare precision of kept pixels in the student sampler's crops with that of all pixels (`sampled_precision`)."""
-    index, policy = Index.load(role_index(ws, role)), chosen_policy(ws, store)
-    by_name, root = index.by_name(), ws.roots[index.root]
-
-    def images() -> Iterator[Labelled]:
-        for found in _pairs(store, index, root, names):
-            yield by_name[found.name], policy.apply(found.label, found.code), found.truth
-
-    least = ws.params.pseudo_label.min_component
-    return sampled_precision(images, store.classes.classes, ws.params.student_train, least)
 
 
 def against_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:

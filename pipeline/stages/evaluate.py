@@ -88,7 +88,6 @@ def run(ws: Workspace) -> None:
         kept["region"] = ws.params.calibrate.region
         kept["all_pixels"] = measure.kept_figures(found.curves, policy, ws.params.calibrate)
     classes = found.curves.classes.classes
-    kept["sampled"] = measure.in_sampled_crops(ws, found.store, "report", judgement.names)
     verdict = _verdict(ws, models, champion, results, judgement, classes)
 
     with new_tree(ws.path(OUT)) as out:
@@ -228,8 +227,7 @@ def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[s
     return {
         "mean_iou": means,
         "gain": {f"{a} - {b}": finite(np.nanmean(x.iou - y.iou)) for a, x, b, y in _pairs(ws, results)},
-        "kept": {k: kept[k] for k in ("precision", "coverage", "class_mean_precision", "class_mean_coverage")}
-        | {"precision_in_sampled_crops": kept["sampled"]["precision"]},
+        "kept": {k: kept[k] for k in ("precision", "coverage", "class_mean_precision", "class_mean_coverage")},
         "promote": verdict["promote"],
     }
 

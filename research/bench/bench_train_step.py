@@ -104,7 +104,7 @@ def run(case: str, rounds: int, runtime: RuntimeConfig, ranks: Ranks, peaks: tup
     trainers = {k: trainer(k, trunk, crop, int(batch), runtime, ranks) for k in ("single", "hierarchical")}
     times: dict[str, list[float]] = {kind: [] for kind in trainers}
     warm = [seconds(one, feed, 2) for one in trainers.values()]
-    steps = ranks.maximum(math.ceil(ROUND_S / min(warm)))
+    steps = max(ranks.gather(math.ceil(ROUND_S / min(warm))))
     for _ in range(rounds):
         for kind, one in trainers.items():
             times[kind].append(seconds(one, feed, steps))

@@ -203,7 +203,7 @@ def test_the_scaler_of_fp16_survives_an_overflow_and_a_resume(data: Path, tmp_pa
         real(self)
         scales.append(self.scaler.get_scale())
         if self.step == 6 and len(scales) == 6:
-            context_.stop.set()
+            context_.stop.request()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_update", update)

@@ -47,7 +47,7 @@ def stopped_in(step: int, *, between_passes: bool) -> Interruption:
             real(self, batch)  # type: ignore[arg-type]
             seen.append(self.step)
             if self.step == step and (between_passes or seen.count(step) == self.passes):
-                stop.set()
+                stop.request()
 
         patch.setattr(Trainer, "_pass", one_pass)
 

@@ -17,7 +17,7 @@ from hmsa_core.data.index import Sample
 from hmsa_core.data.transforms import resize_label, to_long_edge
 from hmsa_core.inference.folder.infer_job import read_ahead
 from hmsa_core.inference.network.predictor import Predictor, Tiler
-from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion_counts, finite, iou_of, mean_iou_of
+from hmsa_core.metrics import Reliability, boundary_band, boundary_counts, confusion_counts, finite, iou_of, mean_iou_of
 from hmsa_core.metrics.confusion import ratio
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import EvaluationSetting
@@ -123,8 +123,7 @@ def _add(
     band = boundary_band(label, max(1.0, BAND_PX * label.shape[0] / 1024))
     inside = band & (label != 255)
     out.band.append(confusion_counts(pred[inside], label[inside], classes)[:, :classes])
-    boundary = BoundaryIoU(classes).update(pred, label)
-    out.boundary.append(np.stack([boundary.intersection, boundary.union]))
+    out.boundary.append(boundary_counts(pred, label, classes))
     out.reliability.update(pred, confidence, label)
     if setting.mode == "model" and predictor.kind in ("hierarchical", "explicit"):
         maps = tiler.weights(image, setting.scales, setting.flip)

@@ -102,7 +102,7 @@ def test_a_source_shows_the_settings_of_its_layout_and_others_that_were_changed(
     text = annotated(_changed(Params.of_profile("camvid"), data=sources))
     assert text.count("    pattern: ") == 1
     assert re.search(r"max_bad_images: 10.*max_bad_images: 3", text, re.DOTALL)
-    assert "official_val" not in text
+    assert "test_is_labelled" not in text
     assert "    name: " not in text
 
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmsa_core.config import LossConfig
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.losses import _pixels, cross_entropy, released_bce, rmi, rmi_loss, rmi_parts
+from hmsa_core.losses import _pixels, cross_entropy, released_bce, rmi, rmi_loss
 from hmsa_core.losses.rmi import RmiIgnore
 from research.bench.reference.rmi_plain import rmi_plain
 
@@ -94,13 +95,12 @@ def test_scores_that_are_not_finite_give_a_loss_that_is_not(value: float) -> Non
 def test_masked_leaves_absent_classes_and_touched_regions_out() -> None:
     logits, labels = scene(7, (1, 3, 40, 40), ignored=0.0)
     labels[:] = labels % 2  # class 2 does not occur
-    released, masked = (rmi_parts(logits, labels, rmi_ignore=kind) for kind in ("released", "masked"))
+    released, masked = (rmi.loss(logits, labels, LossConfig(rmi_ignore=kind), 255) for kind in ("released", "masked"))
     constant = 0.5 * math.log(5e-4)
-    assert released.mutual_information.item() == pytest.approx(masked.mutual_information.item() + constant, rel=1e-6)
+    assert released.parts["rmi"].item() == pytest.approx(masked.parts["rmi"].item() + constant, rel=1e-6)
     # One ignored pixel: only regions around it stop to count, so far-away gradients hardly move ...
     labels[0, 0, 0] = 255
-    again = rmi_parts(logits, labels, rmi_ignore="masked")
-    (with_hole,) = torch.autograd.grad(again.mutual_information.new_zeros(()) + again.total, logits)
+    (with_hole,) = torch.autograd.grad(rmi_loss(logits, labels, rmi_ignore="masked"), logits)
     # ... and inside the regions that hold it, only the cross-entropy is left.
     alone = 0.5 * released_bce(logits, labels)
     (only_bce,) = torch.autograd.grad(alone, logits)
@@ -145,7 +145,7 @@ def test_the_cross_entropy_is_that_of_torch_for_sure_scores_and_very_many_classe
         expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
         expected /= labels.numel() + 1
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
-            ours = rmi_parts(logits.to(dtype), labels).cross_entropy.item()
+            ours = rmi.loss(logits.to(dtype), labels, LossConfig(), 255).parts["bce"].item()
             assert ours == pytest.approx(expected.item(), rel=tolerance)
 
 

@@ -56,7 +56,7 @@ def stopped_in_validation(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
     real = Validation._score
 
     def score(self: Validation, *args: object) -> object:
-        stop.set()
+        stop.request()
         return real(self, *args)  # type: ignore[arg-type]
 
     patch.setattr(Validation, "_score", score)

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from hmsa_core.io.atomic import read_json, sha256_file, write_json
 from hmsa_core.io.errors import ConfigError, DecodeError, HmsaError, IntegrityError, TrainingError
-from hmsa_core.io.process import StopRequest
 from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.models import build, load, read_meta, save
@@ -29,14 +28,13 @@ from hmsa_core.spec import Selection, ValidationData
 from hmsa_core.training import run as train
 from hmsa_core.training import train_spec as train_spec_of
 from hmsa_core.training import trainer
-from hmsa_core.training.data import PassBatch, Timeline, open_run_data
+from hmsa_core.training.data import open_run_data
 from hmsa_core.training.parallel import DdpReplicas
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
 from tests.support.ranks import run_ranks
 from tests.support.training import (
     CLASSES,
-    Plan,
     class_table,
     events,
     log_of,
@@ -533,13 +531,3 @@ def test_the_number_of_ranks_that_batch_norm_sees_is_part_of_the_key(data: Path,
     keys = {n: open_run_data(spec, replace(alone, norm_ranks=n)).key for n in (1, 8, 32)}
     assert len(set(keys.values())) == 3
     assert open_run_data(spec, replace(alone, world=4)).key == keys[1], "nor does the number of ranks count by itself"
-
-
-def test_a_pass_with_another_number_of_crops_is_refused_by_name(data: Path, tmp_path: Path) -> None:
-    spec = train_spec(data, tmp_path / "work", batch_per_rank=2)
-    ranks = Ranks(0, 1, 0, torch.device("cpu"))
-    model, _ = train.make_model(spec, len(CLASSES), ranks)
-    trainer = Trainer(spec.config, model, ranks, timeline=Timeline(Plan(8), 2), stop=StopRequest())  # type: ignore[arg-type]
-    images, labels = (torch.zeros(1, 64, 96, *more, dtype=torch.uint8) for more in ((3,), ()))
-    with pytest.raises(TrainingError, match=r"rank 0 has 1 crops in a pass of step 0 \(toy_001\), batch_per_rank is 2"):
-        trainer._pass(PassBatch(images, labels, ("toy_001",), np.zeros(6)))

@@ -90,5 +90,5 @@ def test_images_of_a_store_are_taken_as_often_as_its_weight_says() -> None:
     taken = Counter(crop.sample.name[0] for epoch in range(40) for crop in plan.crops(epoch))
     assert taken == {"f": 160, "x": 480, "y": 160}
     report = plan.report(0)
-    assert (report.crops, report.fine, report.pseudo) == (20, 4, 16)
-    assert sum(report.per_class["pseudo"]) + report.random["pseudo"] == 16
+    assert (report["crops"], report["fine"], report["pseudo"]) == (20, 4, 16)
+    assert sum(report["per_class"]["pseudo"]) + report["random"]["pseudo"] == 16

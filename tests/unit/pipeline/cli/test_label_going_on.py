@@ -183,7 +183,7 @@ def test_a_publication_that_was_cut_short_is_gone_on_with_and_without_its_work_r
 
 def test_a_stop_while_images_are_checked_is_heard_there(folder, tmp_path, started, monkeypatch, said):
     with monkeypatch.context() as at_start:
-        at_start.setattr(StopRequest, "install", lambda self: (self.set(), self)[1])
+        at_start.setattr(StopRequest, "install", lambda self: (self.request(), self)[1])
         error = said(*label(folder, tmp_path / "out"), status=InterruptedRunError.exit_code).err
     assert not started, "no job was started"
     assert "stopped while images were checked" in error
