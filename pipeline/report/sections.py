@@ -105,7 +105,7 @@ def trust(facts: Facts, before: Mapping[str, float] | None = None) -> Table:
     policy, figures = facts.used
     measured = {e.name: {"status": e.status, "threshold": e.threshold, **figures[e.name]} for e in policy.entries}
     labels = {row["name"]: row for row in facts.statistics.get("classes", [])}
-    report = {name: row["kept"] for name, row in facts.per_class.items()}
+    report = facts.metrics.get("kept", {}).get("classes", {})
     rows = results.class_rows(facts.names, measured=measured, report=report, labels=labels)
     for row, entry in zip(rows, policy.entries, strict=True):
         row["why"] = str(entry.evidence.get("reason", ""))
