@@ -149,7 +149,7 @@ def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfi
 
 def corrected_precision(
     pairs: NDArray[np.int64], calibration_pairs: NDArray[np.int64], curves: Curves, codes: NDArray[np.integer]
-) -> list[dict[str, float | None]]:
+) -> list[float | None]:
     """Precision per class on images that only have coarse labels, corrected for the bias of coarse labels.
 
     Coarse polygons lie inside objects, so agreement with them overestimates the precision. On calibration images the
@@ -157,15 +157,15 @@ def corrected_precision(
     `pairs` and `calibration_pairs` are StoreStatistics.pairs(), (C+1, C, 256); `codes` the policy's thresholds, (C,).
     """
     there, here = _agreement(calibration_pairs, codes), _agreement(pairs, codes)
-    result = []
+    result: list[float | None] = []
     for c, code in enumerate(np.asarray(codes).tolist()):
         total = int(curves.kept("total")[:, c, code].sum()) if code < NUM_CODES else 0
-        true = float(curves.kept("correct")[:, c, code].sum()) / total if total else None
-        estimate, reference, corrected = here[c], there[c], None
-        if estimate is not None and reference is not None and true is not None:
-            corrected = min(1.0, max(0.0, estimate + true - reference))
-        known = {"coarse": estimate, "calibration_coarse": reference, "calibration": true}
-        result.append(known | {"corrected": corrected})
+        estimate, reference = here[c], there[c]
+        if estimate is None or reference is None or not total:
+            result.append(None)
+            continue
+        true = float(curves.kept("correct")[:, c, code].sum()) / total
+        result.append(min(1.0, max(0.0, estimate + true - reference)))
     return result
 
 

@@ -40,7 +40,6 @@ UInt8 = NDArray[np.uint8]
 Graph = Callable[[UInt8], NDArray[Any]]  # N x 3 x H x W RGB -> the graph's output
 
 OPSET = 18  # the lowest opset that torch writes: every current runtime reads it
-OPSETS = (OPSET, 23)  # opsets that torch converts to
 _SMALLEST = 34  # pixels of a side at the lowest scale: the trunk's coarsest grid has two positions
 _STEPS = 64  # a scale is a multiple of its inverse: sizes are computed in whole numbers in the graph
 _CONVOLUTIONS = ["Conv"]  # operators that int8 computes; the fusion and the softmax stay in float32
@@ -184,10 +183,8 @@ def _one_line_error(what: str) -> Iterator[None]:
         raise ConfigError(f"{what} cannot be exported: {one_line(first)[:200]}") from error
 
 
-def check_onnx(opset: int) -> None:
-    """Raise a ConfigError, before minutes of work, if torch does not write this opset or packages are missing."""
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise ConfigError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[1]}")
+def check_onnx() -> None:
+    """Raise a ConfigError, before minutes of work, if packages are missing."""
     with needs_extra("onnx"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -214,11 +211,11 @@ def metadata(model: MultiScaleModel, scales: Sequence[float], *, argmax: bool, p
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
-def to_onnx(program: torch.export.ExportedProgram, about: dict[str, str], *, argmax: bool, opset: int = OPSET) -> bytes:
+def to_onnx(program: torch.export.ExportedProgram, about: dict[str, str], *, argmax: bool) -> bytes:
     """Bytes of an ONNX file; the same program gives the same bytes.
 
     Raises:
-        ConfigError: torch does not write this opset, or ONNX lacks an operator.
+        ConfigError: ONNX lacks an operator.
     """
     with _one_line_error("this model"), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
@@ -227,13 +224,10 @@ def to_onnx(program: torch.export.ExportedProgram, about: dict[str, str], *, arg
             (),
             input_names=["images"],
             output_names=["labels" if argmax else "probabilities"],
-            opset_version=opset,
+            opset_version=OPSET,
             verbose=False,
         )
         proto = made.model_proto  # type: ignore[union-attr]  # None only for the old exporter
-    found = next(one.version for one in proto.opset_import if one.domain == "")
-    if found != opset:
-        raise ConfigError(f"opset {opset}: torch wrote {found} instead", hint=f"leave out --opset ({OPSET})")
     return _with_metadata(proto, about)
 
 

@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--argmax", action="store_true", help="labels (uint8 trainIds) instead of probabilities")
     add("--half", action="store_true", help="the network computes in fp16, fusion and softmax in fp32")
     add("--int8", type=Path, metavar="DIR", help="int8 convolutions, calibrated on these images")
-    add("--opset", type=positive, metavar="N", help="of ONNX (default: 18)")
     text = "images to compare on (default: --int8's, the workspace's calibration images, or drawn ones)"
     add("--images", type=Path, metavar="DIR", help=text)
     add("--labels", type=Path, metavar="DIR", help="their labels, in the checkpoint's ids: prints mIoU")
@@ -65,9 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.io.atomic import write_bytes
     from hmsa_core.models import export
 
-    opset = args.opset or export.OPSET
     if args.out.suffix == ".onnx":
-        export.check_onnx(opset)
+        export.check_onnx()
     pictures, words = _pictures(args, options.meta)
     calibration = _images_of(args.int8) if args.int8 else None
     model, scales, suffix = models.load(options.checkpoint), options.scales, args.out.suffix
@@ -79,10 +77,7 @@ def run(args: argparse.Namespace) -> int:
         )
     program = export.trace(model, scales, argmax=args.argmax, half=args.half)
     about = export.metadata(model, scales, argmax=args.argmax, precision="fp16" if args.half else "fp32")
-    if suffix == ".onnx":
-        data = export.to_onnx(program, about, argmax=args.argmax, opset=opset)
-    else:
-        data = export.to_pt2(program, about)
+    data = export.to_onnx(program, about, argmax=args.argmax) if suffix == ".onnx" else export.to_pt2(program, about)
     expected = [export.reference_labels(model, batch, scales) for batch in _batches(pictures)]
     share = _compare(export.open_graph(data, suffix, where=str(args.out)), pictures, expected, options, words)
     if share < MIN_AGREEMENT:
@@ -102,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.out.suffix not in _SUFFIXES:
         raise ConfigError(f"{args.out}: expected a name that ends in {' or '.join(_SUFFIXES)}")
-    if args.out.suffix == ".pt2" and (args.int8 or args.opset):
-        raise ConfigError(f"--{'int8' if args.int8 else 'opset'} is for .onnx files, found {args.out}")
+    if args.out.suffix == ".pt2" and args.int8:
+        raise ConfigError(f"--int8 is for .onnx files, found {args.out}")
     if args.int8 and args.half:
         raise ConfigError("--int8 and --half exclude each other")
     if args.labels and not args.images:

@@ -49,12 +49,19 @@ def visible_devices() -> list[str]:
 
 def cpu_emulates_bf16() -> bool:
     """Whether this processor lists its instructions and bf16 is not among them: training in bf16 is slow then."""
-    try:
-        lines = CPUINFO.read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return False  # not Linux: the instructions are unknown
-    known = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":", 1)[1].split()}
+    fields = first_processor()
+    known = {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
     return bool(known) and not known & _BF16_UNITS
+
+
+def first_processor() -> dict[str, str]:
+    """Fields that the kernel lists for the first processor; {} where the kernel lists none (not Linux)."""
+    try:
+        text = CPUINFO.read_text("utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = [line.partition(":") for line in text.split("\n\n")[0].splitlines()]
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def gpu_list(field: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.jobs import machine
-from pipeline.jobs.devices import CPUINFO, gpu_list
+from pipeline.jobs.devices import first_processor, gpu_list
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -30,20 +30,10 @@ def versions() -> dict[str, str]:
 
 def describe_machine() -> dict[str, Any]:
     """Processor with its family (which decides bits and speed; a name may hide it), cores and GPUs by name."""
-    fields = _first_processor()
+    fields = first_processor()
     processor = fields.get("model name") or platform.processor() or platform.machine()
     family = {k: fields[k] for k in ("cpu family", "model") if k in fields}
     return {"processor": processor, "family": family, "cores": os.cpu_count(), "gpus": gpu_list("name")}
-
-
-def _first_processor() -> dict[str, str]:
-    """Fields that the kernel lists for the first processor; {} where the kernel lists none."""
-    try:
-        text = CPUINFO.read_text("utf-8", errors="replace")
-    except OSError:
-        return {}
-    lines = [line.partition(":") for line in text.split("\n\n")[0].splitlines()]
-    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def commit_of(root: Path, files: Sequence[str] = ()) -> dict[str, Any]:

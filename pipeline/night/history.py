@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,8 @@ from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import HmsaError, IntegrityError
 from hmsa_core.runtime.tracking import Mlflow
 from pipeline.jobs.measure import policy_file
+from pipeline.jobs.provenance import REPOSITORY, commit_of
 from pipeline.night.gatekeeper import looks, measured_aa
-from pipeline.night.prefect_services import REPO
 from pipeline.workspace.registry import Registry, damage
 from pipeline.workspace.workspace import Workspace
 
@@ -119,13 +118,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _code() -> str:
     """Version of the program, with the commit if the program runs from a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    except OSError:  # without git on the PATH the commit is unknown, as outside of a checkout
-        return __version__
-    commit = result.stdout.strip()
-    return f"{__version__} ({commit})" if result.returncode == 0 and commit else __version__
+    found = commit_of(REPOSITORY, ("hmsa_core", "pipeline"))
+    commit, dirty = found["commit"], "-dirty" if found["uncommitted"] else ""
+    return f"{__version__} ({commit[:7]}{dirty})" if commit else __version__
 
 
 def track_night(ws: Workspace, figures: Mapping[str, Any], path: Path) -> str:

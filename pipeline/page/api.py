@@ -56,6 +56,10 @@ def _whole_number(query: QueryParams, key: str, usual: int, highest: int) -> int
     return int(text)
 
 
+def _number_of_item(query: QueryParams) -> int:
+    return _whole_number(query, "item", 0, 10**6)
+
+
 def _name(query: QueryParams) -> str:
     name = query.get("name")
     if not name:
@@ -142,10 +146,6 @@ class Api:
             row["damaged"] = not session.view.is_served(row["name"])
         return {"total": total, "offset": offset, "reviewed": len(statuses), "images": found}
 
-    def image(self, query: QueryParams) -> Answer:
-        """Details of one image."""
-        return self._session.image_details(_name(query))
-
     def plane(self, query: QueryParams) -> Picture:
         """Label, confidence or human map as 8-bit grey PNG."""
         name = _name(query)
@@ -208,7 +208,7 @@ class Api:
         audit = self._session.audits.current
         if audit is None or audit.id != query.get("audit"):
             raise InputError("no such audit is under way")
-        return audit.located(self._session.view, _whole_number(query, "item", 0, 10**6))
+        return audit.located(self._session.view, _number_of_item(query))
 
     def draw_audit(self, body: Answer) -> Answer:
         """Draw a new audit."""
@@ -224,10 +224,6 @@ class Api:
         audit = self._session.audits.answer(*_verdict(body))
         return {"results": audit.results(), "overall": audit.overall()}
 
-    def certificate(self, _: QueryParams) -> Answer:
-        """The certificate of this store, or the reason why the stored certificate is void."""
-        return self._session.certificate()
-
     def begin_certificate(self, body: Answer) -> Answer:
         """Begin a certificate, or continue the existing certificate of the same plan."""
         target, names = body.get("target"), _texts(body, "classes")
@@ -236,30 +232,10 @@ class Api:
         budget, seed = _field(body, "budget", int, 300), _field(body, "seed", int, 0)
         return self._session.begin_certificate(target=float(target), budget=budget, seed=seed, classes=names)
 
-    def answer_certificate(self, body: Answer) -> Answer:
-        """Record one answer and continue the draws."""
-        return self._session.answer_certificate(*_verdict(body))
-
-    def questions(self, _: QueryParams) -> Answer:
-        """The questions of this store, or the reason why stored ones are void."""
-        return self._session.current_questions()
-
-    def question(self, query: QueryParams) -> Answer:
-        """One question with its region."""
-        return self._session.question(query.get("audit", ""), _whole_number(query, "item", 0, 10**6))
-
     def draw_questions(self, body: Answer) -> Answer:
         """Draw new questions after those that the page shows."""
         budget, names = _field(body, "budget", int, 100), _texts(body, "classes")
         return self._session.draw_questions(budget=budget, classes=names, after=_field(body, "after", str, ""))
-
-    def answer_question(self, body: Answer) -> Answer:
-        """Record one answer."""
-        return self._session.answer_question(*_verdict(body))
-
-    def undo_question(self, body: Answer) -> Answer:
-        """Withdraw the reviewer's last answer."""
-        return self._session.undo_question(_field(body, "audit", str, ""))
 
     def _weigher(self) -> WeightJobs:
         if self._weights is None:
@@ -271,10 +247,6 @@ class Api:
         name = _field(body, "name", str, "")
         self._session.image(name)
         return self._weigher().start(name)
-
-    def weights_state(self, query: QueryParams) -> Answer:
-        """State of the job that computes the scale weights of an image."""
-        return self._weigher().state(_name(query))
 
     def weight(self, query: QueryParams) -> Picture:
         """Weight of one scale as grey PNG, 255 = 1.0."""
@@ -302,17 +274,34 @@ class Api:
 
     def routes(self) -> list[Route]:
         """All routes below /api."""
-        gets = {"store": self.store, "stats": self.stats, "images": self.images, "image": self.image}
-        gets |= {"review": self.reviews, "audit": self.audit, "audit/item": self.audit_item}
-        gets |= {"certificate": self.certificate, "weights": self.weights_state}
-        gets |= {"questions": self.questions, "questions/item": self.question}
+        session = self._session
+        gets: dict[str, Callable[[QueryParams], Answer]] = {
+            "store": self.store,
+            "stats": self.stats,
+            "images": self.images,
+            "image": lambda query: session.image_details(_name(query)),
+            "review": self.reviews,
+            "audit": self.audit,
+            "audit/item": self.audit_item,
+            "certificate": lambda _: session.certificate(),
+            "questions": lambda _: session.current_questions(),
+            "questions/item": lambda query: session.question(query.get("audit", ""), _number_of_item(query)),
+            "weights": lambda query: self._weigher().state(_name(query)),
+        }
         near = {"plane": self.plane, "picture": self.picture, "weight": self.weight}
         small = {"mini": self.mini, "thumb": self.thumb}
-        posts = {"review": self.add_review, "policy": self.save_policy, "weights": self.start_weights}
-        posts |= {"audit": self.draw_audit, "audit/answer": self.answer_audit}
-        posts |= {"certificate": self.begin_certificate, "certificate/answer": self.answer_certificate}
-        posts |= {"questions": self.draw_questions, "questions/answer": self.answer_question}
-        posts |= {"questions/undo": self.undo_question}
+        posts: dict[str, Callable[[Answer], Answer]] = {
+            "review": self.add_review,
+            "policy": self.save_policy,
+            "audit": self.draw_audit,
+            "audit/answer": self.answer_audit,
+            "certificate": self.begin_certificate,
+            "certificate/answer": lambda body: session.answer_certificate(*_verdict(body)),
+            "questions": self.draw_questions,
+            "questions/answer": lambda body: session.answer_question(*_verdict(body)),
+            "questions/undo": lambda body: session.undo_question(_field(body, "audit", str, "")),
+            "weights": self.start_weights,
+        }
         made = [("GET", path, self._getting(answer)) for path, answer in gets.items()]
         made += [("GET", path, self._drawing(draw, self._foreground)) for path, draw in near.items()]
         made += [("GET", path, self._drawing(draw, self._background)) for path, draw in small.items()]

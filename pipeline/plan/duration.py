@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from hmsa_core.data.decode import read_image
 from hmsa_core.taxonomy import plain
@@ -16,11 +15,6 @@ from pipeline.workspace.yaml_text import parse_yaml
 _START = 8.0  # seconds in which the processes of a stage start
 
 
-class _Size(NamedTuple):
-    height: int
-    width: int
-
-
 def expected_seconds(plan: Plan) -> float:
     """Seconds of `dvc repro` on this machine; measures for some seconds.
 
@@ -30,7 +24,7 @@ def expected_seconds(plan: Plan) -> float:
     params = Params.parse(parse_yaml(plan.params_text().encode(), Path("params.yaml")))
     counts = {role: len(plan.roles.images(role, labelled=True)) for role in ("learn", "calibrate", "report")}
     counts["unlabelled"] = len(plan.roles.images("unlabelled"))
-    sizes = {role: [_Size(*plan.values.size)] * count for role, count in counts.items()}
+    sizes = {role: [plan.values.size] * count for role, count in counts.items()}
     work = megapixels(params, {"pretrain": [], **sizes})
     seconds = _START * len(stages_of_chain(params.data))
     labelling = work.pop("calibrate") + work.pop("auto-infer")

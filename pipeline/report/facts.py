@@ -36,7 +36,6 @@ class Facts:
     summary: dict[str, Any]  # data/index/summary.json
     quarantine: list[QuarantineRow]
     metrics: dict[str, Any]
-    per_class: dict[str, Any]
     verdict: dict[str, Any]
     statistics: dict[str, Any]  # of labels/final
     shift: dict[str, Any]  # labels/shift.json
@@ -69,7 +68,6 @@ def collect(ws: Workspace) -> Facts:
         summary=json_of(ws, "data/index/summary.json"),
         quarantine=read_quarantine(ws.path("data/index/quarantine.parquet")),
         metrics=metrics,
-        per_class=json_of(ws, "evaluation/per_class.json"),
         verdict=json_of(ws, "evaluation/verdict.json"),
         statistics=json_of(ws, "labels/final/statistics.json"),
         shift=json_of(ws, "labels/shift.json"),

@@ -9,12 +9,11 @@ from typing import Any
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import ThresholdPolicy
-from pipeline.report.render import Name, Share, Status, Table, number
+from pipeline.report.render import Name, Share, Table
 from pipeline.report.verdict import sentences
 from pipeline.workspace.counts import fine_pixels
 from pipeline.workspace.workspace import Workspace
 
-Row = dict[str, object]  # name of a column -> its cell
 _ORDER = {"teacher": 0, "student": 1, "control": 2}
 
 
@@ -72,62 +71,6 @@ def how_run(setting: Mapping[str, Any]) -> str:
     if setting.get("long_edge"):
         text += f", long edge {setting['long_edge']}"
     return text if setting.get("score_at", "original") == "original" else f"{text}, scored at that size"
-
-
-def class_rows(
-    names: Sequence[object],
-    *,
-    measured: Mapping[str, Mapping[str, Any]] | None = None,
-    report: Mapping[str, Mapping[str, Any]] | None = None,
-    labels: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Row]:
-    """One row per class with all figures of its threshold; a column without its source holds dashes.
-
-    Args:
-        names: the classes as they are shown, in order.
-        measured: status, threshold and figures on the calibration images by class.
-        report: status, threshold and figures on the report images by class (`kept` of metrics.json).
-        labels: status, threshold and counts of the training labels by class (`classes` of statistics.json).
-    """
-    known = [source or {} for source in (measured, report, labels)]
-    return [_class_row(name, *(source.get(str(name), {}) for source in known)) for name in names]
-
-
-def _class_row(name: object, measured: Mapping[str, Any], report: Mapping[str, Any], labels: Mapping[str, Any]) -> Row:
-    decided = measured or report or labels
-    threshold = decided.get("threshold")
-    ends = Share(report.get("precision"), report.get("lower"), report.get("upper"))
-    row: Row = {
-        "class": name,
-        "status": Status(decided.get("status", "")),
-        "threshold": threshold or "–",
-        # Without a threshold no pixel is kept, so no block holds kept pixels.
-        "blocks": number(measured.get("effective_blocks") if threshold else None, 0),
-        "report 95 %": ends.interval if report.get("upper") is not None else "–",
-        "report blocks": number(report.get("blocks"), 0),
-    }
-    for key, source, column, digits in _FIGURES:
-        row[key] = Share({"": measured, "report ": report, "labels ": labels}[source].get(column), digits=digits)
-    for column in ("teacher_gave", "passed", "from_teacher", "from_human", "both", "from_alike", "final"):
-        row[column.replace("_", " ")] = f"{labels[column]:,}" if column in labels else "–"
-    return row
-
-
-# column, its source, key of the source, digits
-_FIGURES = (
-    ("precision", "", "precision", 2),
-    ("lower bound", "", "lower", 2),
-    ("marginal", "", "marginal", 1),
-    ("void", "", "void", 1),
-    ("report precision", "report ", "precision", 2),
-    ("report coverage", "report ", "coverage", 1),
-    ("labels coverage", "labels ", "coverage", 1),
-)
-
-
-def class_table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
-    """Table of the chosen columns of `class_rows`; `columns` is {column: heading}."""
-    return Table(list(columns.values()), [[row[key] for key in columns] for row in rows])
 
 
 def has_alike(classes: Iterable[Mapping[str, Any]]) -> bool:

@@ -12,7 +12,7 @@ from pipeline.report import advice, results
 from pipeline.report.charts import curve_grid
 from pipeline.report.facts import Facts
 from pipeline.report.meanings import MEANINGS
-from pipeline.report.render import Raw, Share, Table, esc, number, points, titled
+from pipeline.report.render import Raw, Share, Status, Table, esc, number, points, titled
 from pipeline.report.strips import Strip
 
 _DRIFT_SHOWN = 6
@@ -88,11 +88,6 @@ def evaluation(facts: Facts) -> Raw:
     )
 
 
-_TRUST = {key: key for key in ("class", "status", "threshold", "blocks", "precision", "lower bound", "marginal")}
-_TRUST |= {"report precision": "report set", "report 95 %": "report set 95 %", "labels coverage": "coverage"}
-_TRUST |= {"change": "change", "void": "on void", "why": "why"}
-
-
 def trust(facts: Facts, before: Mapping[str, float] | None = None) -> Table:
     """Table of the thresholds in use, a row per class; no rows without labels or without calibration images.
 
@@ -103,15 +98,30 @@ def trust(facts: Facts, before: Mapping[str, float] | None = None) -> Table:
     if facts.used is None or not facts.used[1]:
         return Table([], [])
     policy, figures = facts.used
-    measured = {e.name: {"status": e.status, "threshold": e.threshold, **figures[e.name]} for e in policy.entries}
     labels = {row["name"]: row for row in facts.statistics.get("classes", [])}
-    report = {name: row["kept"] for name, row in facts.per_class.items()}
-    rows = results.class_rows(facts.names, measured=measured, report=report, labels=labels)
-    for row, entry in zip(rows, policy.entries, strict=True):
-        row["why"] = str(entry.evidence.get("reason", ""))
-        coverage, old = labels.get(str(row["class"]), {}).get("coverage"), (before or {}).get(str(row["class"]))
-        row["change"] = "" if old is None or coverage is None else _change(coverage - old)
-    return results.class_table(rows, {k: v for k, v in _TRUST.items() if before is not None or k != "change"})
+    report = facts.metrics.get("kept", {}).get("classes", {})
+    rows: list[dict[str, object]] = []
+    for name, entry in zip(facts.names, policy.entries, strict=True):
+        measured, judged = figures[entry.name], report.get(entry.name, {})
+        coverage, old = labels.get(entry.name, {}).get("coverage"), (before or {}).get(entry.name)
+        change = "" if old is None or coverage is None else _change(coverage - old)
+        ends = Share(judged.get("precision"), judged.get("lower"), judged.get("upper"))
+        row = {
+            "class": name,
+            "status": Status(entry.status),
+            "threshold": entry.threshold or "–",
+            # Without a threshold no pixel is kept, so no block holds kept pixels.
+            "blocks": number(measured.get("effective_blocks") if entry.threshold else None, 0),
+            "precision": Share(measured.get("precision"), digits=2),
+            "lower bound": Share(measured.get("lower"), digits=2),
+            "marginal": Share(measured.get("marginal")),
+            "report set": Share(ends.value, digits=2),
+            "report set 95 %": ends.interval if ends.high is not None else "–",
+            "coverage": Share(coverage),
+        }
+        row |= {} if before is None else {"change": change}
+        rows.append(row | {"on void": Share(measured.get("void")), "why": str(entry.evidence.get("reason", ""))})
+    return Table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _change(value: float) -> str:
@@ -189,10 +199,6 @@ def _lines(counts: Mapping[str, int]) -> Raw:
     return Raw("<br>".join(esc(f"{n} {name}") for name, n in counts.items()))  # a single wide line would leave the page
 
 
-_LABELS = {key: key for key in ("class", "threshold", "teacher gave", "passed")} | {"labels coverage": "coverage %"}
-_LABELS |= {key: key for key in ("from teacher", "from human", "both", "from alike", "final")}
-
-
 def data(facts: Facts) -> Raw:
     """Counts by role, quarantine with reasons, near-duplicates, training labels."""
     counted = ("by_role", "by_split", "blocks")
@@ -224,9 +230,17 @@ def labels(facts: Facts) -> Raw:
     statistics, used = facts.statistics, esc(facts.settings["pseudo_label"]["threshold"])
     if not statistics:
         return Raw("<p>No training labels were made.</p>")
-    rows = results.class_rows(facts.names, labels={row["name"]: row for row in statistics["classes"]})
-    has_alike = results.has_alike(statistics["classes"])
-    shown = results.class_table(rows, {k: v for k, v in _LABELS.items() if has_alike or k != "from alike"})
+    counts = ["teacher_gave", "passed", "from_teacher", "from_human", "both", "from_alike", "final"]
+    if not results.has_alike(statistics["classes"]):
+        counts.remove("from_alike")
+    by_class = {row["name"]: row for row in statistics["classes"]}
+    rows = []
+    for name in facts.names:
+        row = by_class.get(name.text, {})
+        cells = [f"{row[key]:,}" if key in row else "–" for key in counts]
+        rows.append([name, row.get("threshold") or "–", *cells[:2], Share(row.get("coverage")), *cells[2:]])
+    heads = [key.replace("_", " ") for key in counts]
+    shown = Table(["class", "threshold", *heads[:2], "coverage %", *heads[2:]], rows)
     return Raw(
         f"<p>Thresholds of both policies (these labels were made with <code>{used}</code>), and the share of each "
         "class in a source of labels. Crops show rare classes more often than that (student_train.sampling).</p>"

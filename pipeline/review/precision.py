@@ -100,7 +100,7 @@ class PrecisionSources:
         corrected: list[float | None] = [None] * len(codes)
         curves, coarse = self._evidence.curves, self._evidence.coarse
         if curves is not None and coarse is not None:
-            corrected = [row["corrected"] for row in corrected_precision(*coarse, curves, codes)]
+            corrected = corrected_precision(*coarse, curves, codes)
         return [self._of_class(c, int(code), corrected[c]) for c, code in enumerate(codes)]
 
     def _of_class(self, c: int, code: int, corrected: float | None) -> Precision | None:

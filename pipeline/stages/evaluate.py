@@ -94,8 +94,6 @@ def run(ws: Workspace) -> None:
         _publish_counts(ws, folders, out)
         figures = _metrics(ws, models, results, judgement, kept, classes)
         atomic.write_json(out / "metrics.json", figures | {"labels": _of_labels(found.curves)})
-        atomic.write_json(out / "per_class.json", _per_class(results, kept, classes))
-        found.save_curves(out)
         atomic.write_json(out / "verdict.json", verdict)
     write_metrics(ws, STAGE, _flat(ws, results, kept, verdict))
     _plot(ws, results, classes)
@@ -205,19 +203,6 @@ def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scor
     return pairs + [(f"{first} {main}", scores[main], f"{first} {o}", scores[o]) for o in others]
 
 
-def _per_class(results: Results, kept: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        name: {
-            "iou": {
-                model: {setting: finite(s.iou[c]) for setting, s in by_setting.items()}
-                for model, by_setting in results.items()
-            },
-            "kept": kept["classes"][name],
-        }
-        for c, name in enumerate(classes)
-    }
-
-
 def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
     """Figures that `dvc metrics diff` compares."""
     means = {
@@ -233,13 +218,11 @@ def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[s
 
 
 def _publish_counts(ws: Workspace, folders: Mapping[str, Path], out: Path) -> None:
-    """confusions-MODEL.npz of the main setting, confusions-MODEL-SETTING.npz of the others, summary-MODEL.json."""
-    main, *others = (s.name for s in ws.params.evaluate.settings)
+    """confusions-MODEL.npz of the main setting, summary-MODEL.json."""
+    main = ws.params.evaluate.settings[0].name
     for model, folder in folders.items():
         atomic.publish_file(folder / f"{main}.npz", out / f"confusions-{model}.npz")
         atomic.publish_file(folder / "summary.json", out / f"summary-{model}.json")
-        for other in others:
-            atomic.publish_file(folder / f"{other}.npz", out / f"confusions-{model}-{other}.npz")
 
 
 def _plot(ws: Workspace, results: Results, classes: tuple[str, ...]) -> None:
@@ -257,7 +240,6 @@ def _record_unverified(ws: Workspace, models: Mapping[str, Path]) -> None:
     verdict = {"promote": False, "sentence": reason, "reasons": [reason]}
     with new_tree(ws.path(OUT)) as out:
         atomic.write_json(out / "metrics.json", {"unverified": reason, "weights_sha256": weights})
-        atomic.write_json(out / "per_class.json", {})
         atomic.write_json(out / "verdict.json", verdict | {"candidate_weights_sha256": weights["student"]})
     write_metrics(ws, STAGE, {"unverified": reason, "promote": False})
     plots.bars(ws.path(f"plots/{STAGE}-iou.png"), ["none"], {"IoU": [None]}, title="Nobody was judged", x="IoU")

@@ -23,7 +23,7 @@ from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise, measured_masks, read_mask
-from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rules
+from hmsa_core.labels.merge import MergeRules, measure_rules
 from hmsa_core.labels.review import Labels, Mark, ReviewFile, labels_id, reviewed
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.store.writer import publish_store
@@ -33,11 +33,9 @@ from hmsa_core.labels.thresholds.shift import shift_report
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
 from pipeline.jobs import measure
-from pipeline.jobs.measure import PAIRS
 from pipeline.jobs.support import check_classes, provenance, role_index, warn, write_metrics
 from pipeline.report import plots
 from pipeline.workspace import keys
-from pipeline.workspace.counts import read_pairs
 from pipeline.workspace.table import VERSIONS
 from pipeline.workspace.workspace import Workspace
 
@@ -162,7 +160,7 @@ def _tell_of_other_coarse_labels(raw: LabelStore, drawn: Mapping[str, str]) -> N
     if others:
         _LOG.warning(
             "%s: %d image%s other human coarse labels than when %s labelled: merged as they are now; what %s counts "
-            "of them (agreement with people, in labels/shift.json and on the page) is as of then",
+            "of them (agreement with people, on the page) is as of then",
             STAGE,
             others,
             *(("s have", "they were") if others > 1 else (" has", "it was")),
@@ -215,18 +213,12 @@ def _fine_labels(ws: Workspace, at_least: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _shift(ws: Workspace, policy: ThresholdPolicy, curves: Curves | None) -> dict[str, Any]:
-    """Report whether the evidence covers these images: per class and city, and precision judged by coarse labels."""
+    """Report whether the evidence covers these images, per class and city."""
     if curves is None:
         return {"skipped": "no calibration for this teacher: nothing to compare with"}
     statistics = StoreStatistics.open(ws.path("labels/raw"))
     histograms = {city: statistics.totals(city) for city in statistics.city_names()}
-    report: dict[str, Any] = {"cities": shift_report(curves, histograms, policy, ws.params.calibrate.shift_limit)}
-    pairs = ws.path(f"calibration/{PAIRS}")
-    if pairs.exists():
-        counted = read_pairs(pairs, curves.classes.num_classes)
-        by_class = corrected_precision(statistics.pairs(), counted, curves, policy.codes())
-        report["coarse"] = dict(zip(curves.classes.classes, by_class, strict=True))
-    return report
+    return {"cities": shift_report(curves, histograms, policy, ws.params.calibrate.shift_limit)}
 
 
 def _report(ws: Workspace, statistics: dict[str, Any]) -> None:

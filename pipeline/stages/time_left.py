@@ -53,7 +53,8 @@ def _seconds(ws: Workspace, stage: str, images: Images) -> float:
 
 def work_of(params: Params, images: Images) -> dict[str, float]:
     """Megapixels of each stage through networks of this project: another network that labels has another speed."""
-    work = megapixels(params, images)
+    sizes = {name: [(image.height, image.width) for image in found] for name, found in images.items()}
+    work = megapixels(params, sizes)
     return work if params.auto_infer.teacher is None else work | {"calibrate": 0.0, "auto-infer": 0.0}
 
 

@@ -134,7 +134,7 @@ TABLE = (
         outs=("evaluation",),
         plots=("plots/evaluate-iou.png", "plots/evaluate-confusion.png"),
         params=("auto_infer", "calibrate", "pseudo_label.threshold"),
-        version=2,
+        version=3,
     ),
     Stage(
         "report",

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from hmsa_core.config import InferConfig, TrainConfig
 from hmsa_core.spec import EvaluationSetting
 from pipeline.workspace.params import Params
 from pipeline.workspace.table import STAGES
 
+Sizes = Sequence[tuple[int, int]]  # height and width of images
+
 _BACKWARD = 3  # passes that a training pass costs: forward, and twice that backward
 
 
-class Sized(Protocol):
-    """An image whose size is known."""
-
-    @property
-    def height(self) -> int:
-        """Pixels."""
-
-    @property
-    def width(self) -> int:
-        """Pixels."""
-
-
-def megapixels(params: Params, images: Mapping[str, Sequence[Sized]]) -> dict[str, float]:
+def megapixels(params: Params, images: Mapping[str, Sizes]) -> dict[str, float]:
     """Megapixels that each stage sends through a network; stages without a network have none.
 
     Args:
         params: the settings.
-        images: those with labels of "pretrain", "learn", "calibrate" and "report", and those of "unlabelled".
+        images: sizes of those with labels of "pretrain", "learn", "calibrate" and "report", and those of "unlabelled".
     """
     learn = len(images["learn"])
     trainings = 2 if params.student_train.control else 1
@@ -57,10 +46,10 @@ def crops(images: int, config: TrainConfig) -> int:
     return config.epochs * (config.epoch_samples or images) if images else 0
 
 
-def labelled(images: Sequence[Sized], config: InferConfig | EvaluationSetting) -> float:
+def labelled(images: Sizes, config: InferConfig | EvaluationSetting) -> float:
     """Megapixels of labelling images."""
     passes = sum(scale**2 for scale in config.scales) * (2 if config.flip else 1)
-    return passes * sum(image.height * image.width for image in images) / 1e6
+    return passes * sum(height * width for height, width in images) / 1e6
 
 
 def in_words(seconds: float) -> str:

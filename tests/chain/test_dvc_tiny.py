@@ -46,7 +46,6 @@ def test_everything_that_the_design_names_is_there(whole: Whole) -> None:
         "labels/final/centroids.parquet",
         "labels/final/statistics.json",
         "evaluation/metrics.json",
-        "evaluation/per_class.json",
         "evaluation/verdict.json",
         "evaluation/confusions-teacher.npz",
         "evaluation/confusions-control.npz",

@@ -101,7 +101,7 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
 def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
     """Prefect's artifacts hold the numbers of the metric files, and nothing else."""
     metrics = (f"metrics/{stage}.json" for stage in ("pseudo-label", "evaluate", "calibrate"))
-    names = (*metrics, "evaluation/per_class.json", "labels/final/statistics.json")
+    names = (*metrics, "evaluation/metrics.json", "labels/final/statistics.json")
     read = {name: atomic.read_json(folder / name) for name in names}
     funnel = {row["step"]: row["in all"] for row in found["auto-label-funnel"]}
     assert funnel["labelled by the teacher"] == atomic.read_json(folder / "metrics/auto-infer.json")["images"]
@@ -114,8 +114,9 @@ def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
         assert row["threshold"] == "–" if threshold is None else float(row["threshold"]) == threshold
         assert row["status"] == calibrated["status"][row["class"]]
     for row in found["auto-label-verdict"]:
-        iou = read["evaluation/per_class.json"][row["name"]]["iou"]
-        assert (row["candidate"], row["incumbent"]) == (iou["student"]["multi"], iou["teacher"]["multi"])
+        judged = read["evaluation/metrics.json"]["models"]
+        iou = (judged[name]["settings"]["multi"]["classes"][row["name"]] for name in ("student", "teacher"))
+        assert [row["candidate"], row["incumbent"]] == [value for value, _, _ in iou]
     gain = 100 * read["metrics/evaluate.json"]["gain"]["student - teacher"]
     assert f"student {gain:+.2f} points against teacher" in found["auto-label-morning"]
     assert "auto-label-cost" not in found, "a night in which no stage ran cost nothing"

@@ -15,7 +15,7 @@ import { startPanel, useWhole } from "./panel.js";
 import { startPolicy } from "./policy.js";
 import { mark, startReview } from "./review.js";
 import { ahead, onScene, scene, show, startScene } from "./scene.js";
-import { addressQuery, fromQuery, mirrorAddress, state, thresholdParams, update, watch } from "./state.js";
+import { fromQuery, mirrorAddress, state, thresholdParams, update, watch } from "./state.js";
 import { parseThreshold } from "./thresholds.js";
 import { online, report, toast } from "./toast.js";
 import { startToolbar } from "./toolbar.js";
@@ -161,7 +161,7 @@ async function start() {
   store = await api.json("store");
   store.edgeValues = store.edges.map(Number);
   startNumbers(store);
-  const patch = { base: store.start, ...fromQuery(addressQuery(), store, parse) };
+  const patch = { base: store.start, ...fromQuery(location.search, store, parse) };
   if (patch.base === "policy" && !store.policy) throw new Error("the address asks for a policy, but the server was started without --policy");
   Object.assign(state, patch);
   for (const part of [startViewport, startScene, startGrid, startOverlay, startToolbar, startPanel, startClasses, startPolicy]) part(store);

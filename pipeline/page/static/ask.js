@@ -1,8 +1,9 @@
 // Questions about regions: a region is shown, a key says what it is, and the answer becomes labels at once.
 
 import { api } from "./api.js";
-import { corner, drawCrop, judgingKeys, pictureOf } from "./closeup.js";
+import { corner, drawCrop, judgingKeys, pictureOf, submit } from "./closeup.js";
 import { byId, compact, fill, h, percent, setText } from "./dom.js";
+import { remember } from "./loader.js";
 import { coloursOf, css } from "./palette.js";
 import { state } from "./state.js";
 import { report } from "./toast.js";
@@ -37,14 +38,7 @@ function keysOf(classes) {
 }
 
 /** A question with its region, asked of the server once. */
-function detail(number) {
-  if (!known.has(number)) {
-    const found = api.json("questions/item", { audit: questions.id, item: number });
-    known.set(number, found);
-    found.catch(() => known.delete(number));
-  }
-  return known.get(number);
-}
+const detail = (number) => remember(known, Infinity, number, () => api.json("questions/item", { audit: questions.id, item: number }));
 
 const lookAhead = () => queue.slice(1).forEach((number) => detail(number).then(({ name }) => pictureOf(name)).catch(() => {}));
 
@@ -193,17 +187,9 @@ function setup() {
   byId("ask-budget").focus();
 }
 
-async function begin(event) {
-  event.preventDefault();
-  byId("ask-start").disabled = true;
-  try {
-    const classes = byId("ask-aim").value.split(",").map((name) => name.trim()).filter(Boolean);
-    open(await api.post("questions", { budget: Number(byId("ask-budget").value), classes, after: questions?.id ?? "" }));
-  } catch (error) {
-    report(error);
-  } finally {
-    byId("ask-start").disabled = !store.hasPictures;
-  }
+async function begin() {
+  const classes = byId("ask-aim").value.split(",").map((name) => name.trim()).filter(Boolean);
+  open(await api.post("questions", { budget: Number(byId("ask-budget").value), classes, after: questions?.id ?? "" }));
 }
 
 function key(event) {
@@ -251,7 +237,7 @@ export function startAsk(data, onFinished) {
   byId("ask-undo").addEventListener("click", () => { run.focus(); undo(); });
   for (const id of ["ask-more", "ask-others"]) byId(id).addEventListener("click", setup);
   for (const id of ["ask-close-button", "ask-finish"]) byId(id).addEventListener("click", () => dialog.close());
-  byId("ask-form").addEventListener("submit", begin);
+  byId("ask-form").addEventListener("submit", (event) => submit(event, byId("ask-start"), begin));
   byId("ask-pictures").hidden = store.hasPictures;
   byId("ask-start").disabled = !store.hasPictures;
   const estimate = () => setText(byId("ask-estimate"), `about ${Math.max(1, Math.round((Number(byId("ask-budget").value) * SECONDS) / 60))} min`);

@@ -2,7 +2,7 @@
 // evidence for the precision of each class.
 
 import { api } from "./api.js";
-import { corner, drawCrop, judgingKeys, pictureOf } from "./closeup.js";
+import { corner, drawCrop, judgingKeys, pictureOf, submit } from "./closeup.js";
 import { byId, fill, h, percent, setText } from "./dom.js";
 import { loadPlanes, prefetch } from "./loader.js";
 import { coloursOf, css } from "./palette.js";
@@ -175,32 +175,16 @@ function back() {
   showItem();
 }
 
-async function certify(event) {
-  event.preventDefault();
-  byId("certificate-start").disabled = true;
-  try {
-    const classes = state.focus >= 0 && byId("audit-focus").checked ? [store.classes[state.focus].name] : [];
-    const target = Number((Number(byId("certificate-target").value) / 100).toFixed(4));
-    open(await api.post("certificate", { target, budget: Number(byId("certificate-budget").value), classes }));
-  } catch (error) {
-    report(error);
-  } finally {
-    byId("certificate-start").disabled = false;
-  }
+const chosen = () => (state.focus >= 0 && byId("audit-focus").checked ? [store.classes[state.focus].name] : []);
+
+async function certify() {
+  const target = Number((Number(byId("certificate-target").value) / 100).toFixed(4));
+  open(await api.post("certificate", { target, budget: Number(byId("certificate-budget").value), classes: chosen() }));
 }
 
-async function begin(event) {
-  event.preventDefault();
-  byId("audit-start").disabled = true;
-  try {
-    const perClass = Number(byId("audit-per-class").value);
-    const classes = state.focus >= 0 && byId("audit-focus").checked ? [store.classes[state.focus].name] : [];
-    open(await api.post("audit", { per_class: perClass, seed: Number(byId("audit-seed").value), classes, ...thresholdParams(state, store) }));
-  } catch (error) {
-    report(error);
-  } finally {
-    byId("audit-start").disabled = false;
-  }
+async function begin() {
+  const perClass = Number(byId("audit-per-class").value);
+  open(await api.post("audit", { per_class: perClass, seed: Number(byId("audit-seed").value), classes: chosen(), ...thresholdParams(state, store) }));
 }
 
 function open(found) {
@@ -248,8 +232,8 @@ export async function openAudit() {
 export function startAudit(data, onFinished) {
   store = data;
   finished = onFinished;
-  byId("audit-form").addEventListener("submit", begin);
-  byId("certificate-form").addEventListener("submit", certify);
+  byId("audit-form").addEventListener("submit", (event) => submit(event, byId("audit-start"), begin));
+  byId("certificate-form").addEventListener("submit", (event) => submit(event, byId("certificate-start"), certify));
   judgingKeys(dialog, byId("audit-run"), key);
   dialog.addEventListener("close", () => { turn += 1; if (audit) finished(); });
   for (const verdict of ["right", "wrong", "unsure"]) byId(`audit-${verdict}`).addEventListener("click", () => answer(verdict));

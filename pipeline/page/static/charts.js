@@ -16,6 +16,18 @@ const inkOf = (node) => {
 const axisX = (code, width) => PAD.left + (code / CODES) * (width - PAD.left - PAD.right);
 const codeAtX = (x, width) => clamp(Math.round(((x - PAD.left) / (width - PAD.left - PAD.right)) * CODES), 0, CODES - 1);
 
+const STEPS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -CODES, End: CODES };
+
+/** Keys of a slider move a threshold by steps of the code. */
+export function codeKeys(node, current, onCode) {
+  node.addEventListener("keydown", (event) => {
+    const step = STEPS[event.key];
+    if (!step) return;
+    event.preventDefault();
+    onCode(clamp(Math.min(current(), CODES - 1) + step, 0, CODES - 1));
+  });
+}
+
 function slide(node, { onCode, codeAt, current }) {
   node.addEventListener("pointerdown", (down) => {
     node.setPointerCapture(down.pointerId);
@@ -26,14 +38,7 @@ function slide(node, { onCode, codeAt, current }) {
     node.addEventListener("pointerup", end, { once: true });
     node.addEventListener("pointercancel", end, { once: true });
   });
-  node.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
-    const target = event.key === "Home" ? 0 : event.key === "End" ? CODES - 1 : step ? clamp(Math.min(current(), CODES - 1) + step, 0, CODES - 1) : null;
-    if (target === null) return;
-    event.preventDefault();
-    event.stopPropagation();
-    onCode(target);
-  });
+  codeKeys(node, current, onCode);
 }
 
 function describe(node, threshold, store, text) {

@@ -1,5 +1,6 @@
 // The table of classes: colour, visibility, own threshold, what it keeps, how right that is and how we know.
 
+import { codeKeys } from "./charts.js";
 import { byId, fill, h, percent, setText } from "./dom.js";
 import { icon } from "./icons.js";
 import { storeSums } from "./numbers.js";
@@ -7,7 +8,7 @@ import { coloursOf, css } from "./palette.js";
 import { setPin } from "./panel.js";
 import { scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
-import { at, CODES, edgeText, nearestCode, parseThreshold, WITHHELD } from "./thresholds.js";
+import { at, edgeText, nearestCode, parseThreshold, WITHHELD } from "./thresholds.js";
 
 const CHIPS = {
   given: ["own", "given by hand"],
@@ -108,12 +109,7 @@ function makeRow(c) {
   };
   parts.slider.addEventListener("input", () => setPin(c, nearestCode(store.edgeValues, Number(parts.slider.value))));
   parts.slider.addEventListener("change", () => showRow(c));
-  parts.slider.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    setPin(c, Math.min(CODES - 1, Math.max(0, Math.min(scene.thresholds[c], CODES - 1) + step)));
-  });
+  codeKeys(parts.slider, () => scene.thresholds[c], (code) => setPin(c, code));
   parts.node = h("li.class-row", { dataset: { class: name } },
     parts.eye, parts.name, parts.value, parts.kept, parts.precision,
     h("span.class-status", {}, parts.chip), parts.slider, parts.bar);

@@ -1,19 +1,14 @@
 // Judging one place after the other in a dialog (click audit, questions): a part of the photograph, and the keys.
 
 import { api } from "./api.js";
+import { remember } from "./loader.js";
+import { report } from "./toast.js";
 
 const KEEP = 8;
 const pictures = new Map();
 
 /** The photograph of an image, decoded; the last few are kept. */
-export function pictureOf(name) {
-  const found = pictures.get(name) ?? load(name);
-  pictures.delete(name);
-  pictures.set(name, found);
-  if (pictures.size > KEEP) pictures.delete(pictures.keys().next().value);
-  found.catch(() => pictures.delete(name));
-  return found;
-}
+export const pictureOf = (name) => remember(pictures, KEEP, name, () => load(name));
 
 async function load(name) {
   const picture = new Image();
@@ -38,6 +33,19 @@ export function drawCrop(canvas, picture, mapWidth, { left, top, width, height }
   }
   context.setTransform(zoom, 0, 0, zoom, -left * zoom, -top * zoom);
   return context;
+}
+
+/** Do the work of a form that was sent; its button waits meanwhile. */
+export async function submit(event, button, work) {
+  event.preventDefault();
+  button.disabled = true;
+  try {
+    await work();
+  } catch (error) {
+    report(error);
+  } finally {
+    button.disabled = false;
+  }
 }
 
 /** Keys of a dialog while its part `run` is shown; `act(event)` is true for a key that it used. */

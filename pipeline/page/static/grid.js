@@ -74,7 +74,7 @@ export function neighbour(step) {
 
 const positionOf = (name) => order.get(name) ?? -1;
 
-const BADGES = { accept: ["check", "accepted"], flag: ["flag", "flagged"] };
+const BADGES = { accept: "accepted", flag: "flagged" };
 
 function makeTile(position) {
   const tile = h("div.tile", { role: "option", id: `tile-${position}`, css: { top: `${Math.floor(position / COLUMNS) * ROW}px`, left: `${(position % COLUMNS) * 50}%` } });
@@ -125,9 +125,9 @@ function fillTile(tile, row) {
   setText(tile.share, metric(row).split(/ (?=[a-z])/)[0]); // the words would leave no room for the name
   tile.share.title = metric(row);
   tile.bar.firstChild.style.width = row.pixels ? `${(100 * row.kept) / row.pixels}%` : "0";
-  fill(tile.badge, BADGES[row.review] && icon(BADGES[row.review][0]));
+  fill(tile.badge, BADGES[row.review] && icon(row.review));
   tile.badge.className = `badge ${row.review || ""}`;
-  tile.setAttribute("aria-label", `${row.name}, ${metric(row)}${BADGES[row.review] ? `, ${BADGES[row.review][1]}` : ""}`);
+  tile.setAttribute("aria-label", `${row.name}, ${metric(row)}${BADGES[row.review] ? `, ${BADGES[row.review]}` : ""}`);
   tile.setAttribute("aria-selected", String(row.name === state.image));
   tile.picture.hidden = !row.picture;
   if (isSame) return;

@@ -17,24 +17,20 @@ async function fetchPlanes(name, side) {
   return planes;
 }
 
-function remember(key, make) {
-  if (cache.has(key)) {
-    const hit = cache.get(key);
-    cache.delete(key);
-    cache.set(key, hit);
-    return hit;
-  }
-  const promise = make().catch((error) => {
+/** What `make()` promises, kept in `cache` with the last `keep` that were asked for; a failure is not kept. */
+export function remember(cache, keep, key, make) {
+  const found = cache.get(key) ?? make().catch((error) => {
     cache.delete(key);
     throw error;
   });
-  cache.set(key, promise);
-  if (cache.size > KEEP) cache.delete(cache.keys().next().value);
-  return promise;
+  cache.delete(key);
+  cache.set(key, found);
+  if (cache.size > keep) cache.delete(cache.keys().next().value);
+  return found;
 }
 
 /** Planes of an image of store `side` ("a" or "b"): {width, height, index, histogram}. */
-export const loadPlanes = (name, side = "a") => remember(`${side}/${name}`, () => fetchPlanes(name, side));
+export const loadPlanes = (name, side = "a") => remember(cache, KEEP, `${side}/${name}`, () => fetchPlanes(name, side));
 
 /** The human label of an image as a plane of train ids, or null where there is none. */
 export async function loadHuman(name) {

@@ -1,6 +1,6 @@
 // The right-hand panel: one threshold for all, live totals, the two charts.
 
-import { binsOf, makeCurve, makeHistogram } from "./charts.js";
+import { binsOf, codeKeys, makeCurve, makeHistogram } from "./charts.js";
 import { byId, clamp, compact, debounce, fill, h, percent, setText, sharp } from "./dom.js";
 import { imageSums, measure, storeSums } from "./numbers.js";
 import { coloursOf, css } from "./palette.js";
@@ -157,12 +157,7 @@ export function startPanel(data) {
   draw = { histogram: makeHistogram(byId("histogram"), store, { onCode: move }), curve: makeCurve(byId("curve"), store, { onCode: move }) };
   slider.addEventListener("input", () => setGlobal(nearestCode(store.edgeValues, Number(slider.value))));
   slider.addEventListener("change", showSlider); // the thumb snaps to the code
-  slider.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -CODES, End: CODES }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    setGlobal(globalCode() + step);
-  });
+  codeKeys(slider, globalCode, setGlobal);
   byId("threshold-down").addEventListener("click", () => nudge(-1));
   byId("threshold-up").addEventListener("click", () => nudge(1));
   field.addEventListener("change", typed);

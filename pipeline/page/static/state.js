@@ -145,19 +145,11 @@ export function fromQuery(search, store, parse) {
 let writeAddress = () => {};
 const mirror = debounce(() => writeAddress(), 150);
 
-/** The state in the address, without its first character. */
-export const addressQuery = () => (location.search || location.hash).slice(1);
-
 /** Keep the address in step with the state from now on. */
 export function mirrorAddress(store) {
   writeAddress = () => {
     const query = toQuery(state, store);
-    if (query === addressQuery()) return;
-    try {
-      history.replaceState(null, "", query ? `?${query}` : location.pathname);
-    } catch {
-      history.replaceState(null, "", `#${query}`); // a page opened from a folder may only change its fragment
-    }
+    if (query !== location.search.slice(1)) history.replaceState(null, "", query ? `?${query}` : location.pathname);
   };
   mirror();
 }

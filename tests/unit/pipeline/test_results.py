@@ -13,7 +13,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
 from pipeline.jobs.provenance import commit_of
 from pipeline.report.render import Name, Share, Status, Table
-from pipeline.report.results import against_global, class_rows, class_table, differences, iou_by_class, summary_text
+from pipeline.report.results import against_global, differences, iou_by_class, summary_text
 from pipeline.workspace.workspace import Workspace
 
 MARKUP = "<script>alert(1)</script>"
@@ -66,21 +66,6 @@ def test_the_teacher_comes_first_and_a_class_without_a_figure_has_a_dash(metrics
     assert table.head == ["class", "teacher · multi", "student · multi"]
     assert _cells(table) == [["road", "90.0", "91.0"], ["sky", "–", "–"], ["mean", "50.0", "61.0"]]
     assert '<td>90.0 <span class="range">80.0…95.0</span></td><td>91.0</td>' in table.html()
-
-
-def test_each_column_holds_the_figures_of_its_own_source() -> None:
-    own = {"status": "measured", "threshold": "0.90", "precision": 0.99, "effective_blocks": 7.4}
-    rows = class_rows(
-        ["road", "sky"],
-        measured={"road": own, "sky": {"status": "withheld", "threshold": None, "effective_blocks": 3.0}},
-        report={"road": {"precision": 0.5}},
-        labels={"road": {"coverage": 0.25, "final": 1234}},
-    )
-    columns = ("class", "status", "blocks", "precision", "report precision", "labels coverage", "final")
-    assert _cells(class_table(rows, {key: key for key in columns})) == [
-        ["road", "measured", "7", "99.00", "50.00", "25.0", "1,234"],
-        ["sky", "withheld", "–", "–", "–", "–", "–"],
-    ]
 
 
 def test_the_terminal_says_in_ten_lines_what_was_learned_kept_right_and_gained_and_what_is_next(
