@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hmsa_core.metrics import confusion_counts, iou_of
+from hmsa_core.metrics import ConfusionMatrix, iou_of
 from hmsa_core.taxonomy import IGNORE
 
 Image = npt.NDArray[np.uint8]
@@ -58,11 +58,11 @@ def colour_position_baseline(
             table += np.bincount(index, minlength=table.size).reshape(table.shape)
     share = tables[-1].sum(axis=0) / max(float(tables[-1].sum()), 1.0)
     weight = np.where(share > 0, 1.0 / np.maximum(share, 1e-9) ** _BALANCE, 0.0).astype(np.float32)
-    counts = np.zeros((num_classes, num_classes + 1), np.int64)
+    found = ConfusionMatrix(num_classes)
     for image, label in zip(test_images, test_labels, strict=True):
-        counts += confusion_counts(_predict(image, tables, weight).reshape(label.shape), label, num_classes)
-    present = counts.sum(axis=1) > 0
-    return float(np.mean(iou_of(counts)[present])) if present.any() else float("nan")
+        found.update(_predict(image, tables, weight).reshape(label.shape), label)
+    present = found.counts.sum(axis=1) > 0
+    return float(np.mean(iou_of(found.counts)[present])) if present.any() else float("nan")
 
 
 def _predict(image: Image, tables: list[Counts], weight: Counts) -> npt.NDArray[np.uint8]:

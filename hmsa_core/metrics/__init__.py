@@ -2,10 +2,19 @@
 
 from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou, holm
 from hmsa_core.metrics.boundary import boundary_band, boundary_counts
-from hmsa_core.metrics.confusion import by_category, by_city, confusion_counts, finite, iou_of, mean_iou_of
+from hmsa_core.metrics.confusion import (
+    ConfusionMatrix,
+    by_category,
+    by_city,
+    confusion_counts,
+    finite,
+    iou_of,
+    mean_iou_of,
+)
 from hmsa_core.metrics.reliability import Reliability
 
 __all__ = [
+    "ConfusionMatrix",
     "Interval",
     "Reliability",
     "bootstrap_difference",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes, cityscapes_categories
+from hmsa_core.taxonomy import ClassTable, cityscapes, cityscapes_categories
 
 Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -23,24 +23,24 @@ Scores = NDArray[np.float64]
 _BLOCK_PIXELS = 1 << 22
 
 
-def confusion_counts(pred: Any, label: Any, num_classes: int) -> Counts:
+def confusion_counts(pred: Any, label: Any, num_classes: int, ignore_index: int = 255) -> Counts:
     """Count (truth, prediction) pairs of one or many images of the same shape.
 
     Args:
         pred: integer array or tensor, any shape. A value that is no class counts as no prediction.
-        label: same shape; class 0..C-1 or 255, which is left out.
+        label: same shape; class 0..C-1 or `ignore_index`, which is left out.
         num_classes: C, at most 255.
 
     Returns:
         int64 (C, C + 1); the last column holds labelled pixels for which `pred` gave no class.
 
     Raises:
-        InputError: shapes differ, or a label is neither a class nor 255.
+        InputError: shapes differ, or a label is neither a class nor `ignore_index`.
     """
     if not 1 <= num_classes <= 255:
         raise InputError(f"confusion matrix: num_classes must be 1..255, found {num_classes}")
-    pred_u8 = _as_bytes(pred, num_classes, "prediction")
-    label_u8 = _as_bytes(label, num_classes, "label", strict=True)
+    pred_u8 = _as_bytes(pred, num_classes, None, "prediction")
+    label_u8 = _as_bytes(label, num_classes, ignore_index, "label")
     if pred_u8.shape != label_u8.shape:
         raise InputError(f"confusion matrix: prediction {pred_u8.shape} and label {label_u8.shape} differ in shape")
     table = np.zeros((256, 256), np.int64)
@@ -52,31 +52,34 @@ def confusion_counts(pred: Any, label: Any, num_classes: int) -> Counts:
             [flat_label[block][None], flat_pred[block][None]], [0, 1], None, [256, 256], [0, 256, 0, 256]
         )
         table += hist.astype(np.int64)
-    _refuse(np.flatnonzero(table.sum(1)[num_classes:IGNORE]) + num_classes, num_classes)
+    stray = np.flatnonzero(table.sum(1)[num_classes:255]) + num_classes
+    if stray.size:
+        raise InputError(
+            f"confusion matrix: label {stray[0]} is neither a class 0..{num_classes - 1} nor {ignore_index} (ignore)"
+        )
     counts = np.empty((num_classes, num_classes + 1), np.int64)
     counts[:, :num_classes] = table[:num_classes, :num_classes]
     counts[:, num_classes] = table[:num_classes, num_classes:].sum(1)
     return counts
 
 
-def _as_bytes(values: Any, num_classes: int, what: str, *, strict: bool = False) -> NDArray[np.uint8]:
-    """Convert integers to uint8 with 255 = ignored or no prediction; `strict` refuses other values than classes."""
+def _as_bytes(values: Any, num_classes: int, ignore_index: int | None, what: str) -> NDArray[np.uint8]:
+    """Convert integers to uint8 with 255 = ignored or no prediction; labels outside 0..254 are refused."""
     array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     if array.dtype != np.uint8 and array.dtype.kind not in "iub":
         raise InputError(f"confusion matrix: {what} must hold integers, found {array.dtype}")
-    if array.dtype == np.uint8:
+    if array.dtype == np.uint8 and ignore_index in (None, 255):
         return np.ascontiguousarray(array)
     is_class = (array >= 0) & (array < num_classes)
-    if strict:
-        _refuse(array[~is_class & (array != IGNORE)], num_classes)
-    return np.where(is_class, array, IGNORE).astype(np.uint8)
-
-
-def _refuse(stray: NDArray[Any], num_classes: int) -> None:
-    if stray.size:
-        raise InputError(
-            f"confusion matrix: label {stray[0]} is neither a class 0..{num_classes - 1} nor {IGNORE} (ignore)"
-        )
+    if ignore_index is not None:
+        stray = array[~is_class & (array != ignore_index)]
+        if stray.size:
+            raise InputError(
+                f"confusion matrix: {what} {stray.flat[0]} is neither a class 0..{num_classes - 1} "
+                f"nor {ignore_index} (ignore)"
+            )
+        is_class &= array != ignore_index
+    return np.where(is_class, array, 255).astype(np.uint8)
 
 
 def iou_of(counts: Counts | Scores) -> Scores:
@@ -100,6 +103,30 @@ def ratio(part: Any, whole: Any) -> Any:
     with np.errstate(invalid="ignore", divide="ignore"):
         result = np.where(whole > 0, np.asarray(part, np.float64) / whole, np.nan)
     return result if result.ndim else float(result)
+
+
+class ConfusionMatrix:
+    """Confusion counts of at most 255 classes summed over images; pixels of label `ignore_index` count nowhere."""
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        if not 1 <= num_classes <= 255:
+            raise InputError(f"confusion matrix: num_classes must be 1..255, found {num_classes}")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.counts: Counts = np.zeros((num_classes, num_classes + 1), np.int64)
+
+    def update(self, pred: Any, label: Any) -> ConfusionMatrix:
+        """Add a prediction and its label (numpy or torch integers of one shape); return this object."""
+        self.counts += confusion_counts(pred, label, self.num_classes, self.ignore_index)
+        return self
+
+    def iou(self) -> Scores:
+        """float64 (C,): intersection over union, NaN for a class in neither truth nor prediction."""
+        return iou_of(self.counts)
+
+    def mean_iou(self) -> float:
+        """Mean of `iou` over the classes that are scored."""
+        return float(mean_iou_of(self.iou()))
 
 
 def finite(value: float | np.floating[Any]) -> float | None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics import by_category, confusion_counts, iou_of, mean_iou_of
+from hmsa_core.metrics import ConfusionMatrix, by_category, confusion_counts, iou_of, mean_iou_of
 from hmsa_core.taxonomy import cityscapes, cityscapes_categories, from_file
 
 # Confusion and IoU that the released code gives for a 7-class case with ignored pixels, one class that is in
@@ -33,10 +33,10 @@ RELEASED_MEAN = 0.3786069031323161
 GOLDEN = Path(__file__).parents[3] / "reference" / "iou.npz"
 
 
-def brute_force(pred, label, num_classes):
+def brute_force(pred, label, num_classes, ignore=255):
     counts = np.zeros((num_classes, num_classes + 1), np.int64)
     for p, t in zip(pred.ravel().tolist(), label.ravel().tolist(), strict=True):
-        if t != 255:
+        if t != ignore:
             counts[t, p if 0 <= p < num_classes else num_classes] += 1
     return counts
 
@@ -44,27 +44,27 @@ def brute_force(pred, label, num_classes):
 def test_the_released_code_counts_the_same_confusions_and_iou():
     with np.load(GOLDEN) as golden:
         pred, label, hist = golden["pred"], golden["gt"], golden["hist"]
-    counts = confusion_counts(pred, label, 7)
-    np.testing.assert_array_equal(counts[:, :-1], hist)
-    np.testing.assert_allclose(iou_of(counts), RELEASED_IOU, rtol=1e-12)
-    assert mean_iou_of(iou_of(counts)) == pytest.approx(RELEASED_MEAN, rel=1e-12)
+    matrix = ConfusionMatrix(7).update(pred, label)
+    np.testing.assert_array_equal(matrix.counts[:, :-1], hist)
+    np.testing.assert_allclose(matrix.iou(), RELEASED_IOU, rtol=1e-12)
+    assert matrix.mean_iou() == pytest.approx(RELEASED_MEAN, rel=1e-12)
 
 
 def test_a_class_in_neither_is_nan_and_one_only_predicted_scores_zero():
-    iou = iou_of(confusion_counts(np.array([0, 1, 1, 3]), np.array([0, 1, 0, 255]), 4))
+    matrix = ConfusionMatrix(4).update(np.array([0, 1, 1, 3]), np.array([0, 1, 0, 255]))
+    iou = matrix.iou()
     assert iou[0] == 0.5
     assert iou[1] == 0.5
     assert np.isnan(iou[2])
     assert np.isnan(iou[3]), "a prediction on an ignored pixel counts nowhere"
-    assert mean_iou_of(iou) == 0.5
-    assert iou_of(confusion_counts(np.array([1]), np.array([0]), 2)).tolist() == [0.0, 0.0]
-    unanswered = confusion_counts(np.array([0, 255], np.uint8), np.array([0, 0], np.uint8), 2)
-    assert iou_of(unanswered)[0] == 0.5, "missed, not ignored"
+    assert matrix.mean_iou() == 0.5
+    assert ConfusionMatrix(2).update(np.array([1]), np.array([0])).iou().tolist() == [0.0, 0.0]
+    unanswered = ConfusionMatrix(2).update(np.array([0, 255], np.uint8), np.array([0, 0], np.uint8))
+    assert unanswered.iou()[0] == 0.5, "missed, not ignored"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        nothing = iou_of(np.zeros((3, 4), np.int64))
-        assert math.isnan(mean_iou_of(nothing))
-        assert np.isnan(nothing).all()
+        assert math.isnan(ConfusionMatrix(3).mean_iou())
+        assert np.isnan(ConfusionMatrix(3).iou()).all()
 
 
 def test_torch_tensors_and_numpy_arrays_of_any_integer_type_count_the_same():
@@ -79,28 +79,30 @@ def test_torch_tensors_and_numpy_arrays_of_any_integer_type_count_the_same():
         lambda a: torch.from_numpy(a),
         lambda a: torch.from_numpy(a).to(torch.uint8),
     ):
-        np.testing.assert_array_equal(confusion_counts(convert(pred), convert(label), 5), expected)
+        matrix = ConfusionMatrix(5).update(convert(pred), convert(label))
+        np.testing.assert_array_equal(matrix.counts, expected)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_counts_equal_brute_force_and_torchmetrics(num_classes, seed):
+@given(st.integers(1, 20), st.integers(0, 2**32 - 1), st.sampled_from([255, -1, 99]))
+def test_counts_equal_brute_force_and_torchmetrics_for_any_ignore_value(num_classes, seed, ignore):
     from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 20, 2))
     pred = rng.integers(-1, num_classes + 2, shape)
     label = rng.integers(0, num_classes, shape)
-    label[rng.random(shape) < 0.3] = 255
-    np.testing.assert_array_equal(confusion_counts(pred, label, num_classes), brute_force(pred, label, num_classes))
+    label[rng.random(shape) < 0.3] = ignore
+    counts = confusion_counts(pred, label, num_classes, ignore)
+    np.testing.assert_array_equal(counts, brute_force(pred, label, num_classes, ignore))
     if num_classes > 1:
         answered = torch.from_numpy(pred % num_classes), torch.from_numpy(label)
-        options = {"num_classes": num_classes, "ignore_index": 255}
-        counts = confusion_counts(*answered, num_classes)
+        options = {"num_classes": num_classes, "ignore_index": ignore}
+        matrix = ConfusionMatrix(num_classes, ignore).update(*answered)
         theirs = multiclass_confusion_matrix(*answered, **options).numpy()
-        np.testing.assert_array_equal(counts[:, :-1], theirs)
+        np.testing.assert_array_equal(matrix.counts[:, :-1], theirs)
         theirs = multiclass_jaccard_index(*answered, average="none", **options).numpy()
-        np.testing.assert_allclose(np.nan_to_num(iou_of(counts)), theirs, rtol=1e-6)  # they call an absent class 0
+        np.testing.assert_allclose(np.nan_to_num(matrix.iou()), theirs, rtol=1e-6)  # they call an absent class 0
 
 
 def test_blocks_add_up_beyond_the_exact_range_of_float32_counters(monkeypatch):
@@ -121,9 +123,9 @@ def test_blocks_add_up_beyond_the_exact_range_of_float32_counters(monkeypatch):
 )
 def test_maps_that_cannot_be_scored_and_more_classes_than_a_byte_can_hold_are_refused_in_one_line(pred, label, message):
     with pytest.raises(InputError, match=message):
-        confusion_counts(pred, label, 3)
+        ConfusionMatrix(3).update(pred, label)
     with pytest.raises(InputError, match=r"num_classes must be 1\.\.255, found 256"):
-        confusion_counts(pred, label, 256)
+        ConfusionMatrix(256)
 
 
 def test_scores_of_many_matrices_at_once_equal_those_one_by_one():
@@ -186,12 +188,13 @@ def test_classes_without_a_group_are_no_category_together(tmp_path):
 
 
 def check_against_official(pairs, folder, table):
-    counts = sum(confusion_counts(pred, table.id_to_train[truth], 19) for truth, pred in pairs)
-    ours = iou_of(counts)
+    ours = ConfusionMatrix(19)
+    for truth, pred in pairs:
+        ours.update(pred, table.id_to_train[truth])
     classes, categories, mean = official_scores(pairs, folder, table)
-    np.testing.assert_allclose(ours, classes, atol=1e-6, rtol=0)
-    assert mean_iou_of(ours) == pytest.approx(mean, abs=1e-6, nan_ok=True)
-    for name, value in by_category(counts, cityscapes()).items():
+    np.testing.assert_allclose(ours.iou(), classes, atol=1e-6, rtol=0)
+    assert ours.mean_iou() == pytest.approx(mean, abs=1e-6, nan_ok=True)
+    for name, value in by_category(ours.counts, cityscapes()).items():
         theirs = None if math.isnan(categories[name]) else pytest.approx(categories[name], abs=1e-6)
         assert value == theirs, name
-    return int(np.isnan(ours).sum())
+    return int(np.isnan(ours.iou()).sum())
