@@ -188,7 +188,7 @@ def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: _S
         source = np.where(corrected == UNTOUCHED, source, by_hand)
     for ignored in (recipe.masks.get((label.shape[0], label.shape[1])), flagged):
         if ignored is not None:
-            final = apply_mask(final, ignored, name)
+            final = np.where(ignored, np.uint8(IGNORE), final)
             source = np.where(ignored, np.uint8(SOURCES["none"]), source)
     teacher = (source == SOURCES["teacher"]) | (source == SOURCES["both"])
     facts = {key: row[key] for key in ("city", "image_path", "coarse_path", "image_sha256")}
@@ -341,10 +341,3 @@ def read_mask(path: str | Path) -> Mask:
     if image is None or image.ndim != 2 or image.dtype != np.uint8:
         raise InputError(f"{where}: a mask must be an 8-bit grey PNG (0 = ignored)")
     return np.asarray(image == 0)
-
-
-def apply_mask(label: NDArray[np.uint8], mask: Mask, where: str = "the mask") -> NDArray[np.uint8]:
-    """The label with 255 where the mask is True; another size is an InputError, never a resize."""
-    if mask.shape != label.shape:
-        raise InputError(f"{where}: mask is {mask.shape}, the label {label.shape}", hint="one mask for each camera")
-    return np.where(mask, np.uint8(IGNORE), label)

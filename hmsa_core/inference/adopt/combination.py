@@ -107,7 +107,7 @@ def _temperature(member: Float32, pixels: Pixels) -> float:
 
 def _select(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.bool_]) -> tuple[float, ...]:
     """How often ensemble selection takes each member."""
-    part = pixels if fit.all() else Pixels(pixels.truth[fit], pixels.image[fit], pixels.block[fit], pixels.blocks)
+    part = pixels if fit.all() else Pixels(pixels.truth[fit], pixels.block[fit], pixels.blocks)
     given = [one if fit.all() else one[fit] for one in members]
     taken, total, best = [0.0] * len(given), np.zeros_like(given[0]), -1.0
     for _ in range(_ROUNDS):

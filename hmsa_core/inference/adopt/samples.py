@@ -42,17 +42,11 @@ class Picture:
 
 @dataclass
 class Pixels:
-    """The drawn pixels of all images: truth (255 = unknown), number of the image and of its block, each (n,)."""
+    """The drawn pixels of all images: truth (255 = unknown) and number of the block, each (n,)."""
 
     truth: UInt8
-    image: NDArray[np.int32]
     block: NDArray[np.int32]
     blocks: tuple[str, ...]
-
-    @property
-    def images(self) -> int:
-        """Number of images."""
-        return int(self.image[-1]) + 1
 
 
 @dataclass
@@ -87,14 +81,13 @@ def grid(shape: tuple[int, int], pixels: int) -> tuple[NDArray[np.intp], NDArray
 def draw(pictures: Sequence[Picture]) -> Pixels:
     """The drawn pixels of the images."""
     names = tuple(sorted({one.block for one in pictures}))
-    truths, images, blocks = [], [], []
-    for i, one in enumerate(pictures):
+    truths, blocks = [], []
+    for one in pictures:
         shape = one.image().shape[:2]
         rows, columns = grid((shape[0], shape[1]), PIXELS // len(pictures))
         truths.append(one.truth()[rows, columns] if one.truth else np.full(len(rows), IGNORE, np.uint8))
-        images.append(np.full(len(rows), i, np.int32))
         blocks.append(np.full(len(rows), names.index(one.block), np.int32))
-    return Pixels(np.concatenate(truths), np.concatenate(images), np.concatenate(blocks), names)
+    return Pixels(np.concatenate(truths), np.concatenate(blocks), names)
 
 
 def run(

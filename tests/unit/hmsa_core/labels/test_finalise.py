@@ -19,7 +19,6 @@ from hmsa_core.labels.finalise import (
     STATISTICS,
     CentroidSettings,
     Recipe,
-    apply_mask,
     finalise,
     measured_masks,
     read_mask,
@@ -261,13 +260,10 @@ def test_cameras_of_other_sizes_or_with_few_images_get_no_mask_of_others() -> No
     assert set(measured_masks(labels, 0.9, 3)) == {(10, 12), (8, 8)}
 
 
-def test_a_mask_file_reads_back_and_ignores_its_pixels_and_is_never_resized_and_must_be_grey(tmp_path: Path) -> None:
+def test_a_mask_file_reads_back_and_must_be_grey(tmp_path: Path) -> None:
     mask = _truth(3) == 255
     cv2.imwrite(str(tmp_path / "mask.png"), np.where(mask, 0, 255).astype(np.uint8))
     assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
-    assert np.array_equal(apply_mask(np.full((10, 12), 7, np.uint8), mask), np.where(mask, 255, 7))
-    with pytest.raises(InputError, match="mask is"):
-        apply_mask(np.zeros((5, 5), np.uint8), np.zeros((5, 6), bool))
     cv2.imwrite(str(tmp_path / "rgb.png"), np.zeros((4, 4, 3), np.uint8))
     for file, message in (("rgb.png", "8-bit grey"), ("none.png", "not found")):
         with pytest.raises(InputError, match=message):
