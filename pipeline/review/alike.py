@@ -117,8 +117,7 @@ def collect(view: StoreView, trunk: RegionFeatures) -> Answers:
 
     A teacher that has learned from answers is better there than elsewhere. Then less is corrected than might be.
     """
-    review = review_of(view)
-    standing = {mark.id: mark for mark in review.marks() if mark.name in view}
+    standing = {mark.id: mark for mark in review_of(view).marks() if mark.name in view}
     answered: dict[str, list[dict[str, Any]]] = {}
     for questions in SpotFile(Questions, view).every():
         for item in questions.items:
@@ -127,11 +126,10 @@ def collect(view: StoreView, trunk: RegionFeatures) -> Answers:
     described, rows = [np.zeros((0, _NOT_OF_TRUNK))], list[tuple[int, int, float, int]]()
     for name, items in sorted(answered.items()):
         info, run = view.info(name), view.position(name) // _RUN
-        regions = np.zeros((info["height"], info["width"]), np.intp)
+        height, width = info["height"], info["width"]
+        regions = np.zeros((height, width), np.intp)
         for number, item in enumerate(items, 1):
-            mark = standing[item["mark"]]
-            if mark.pixels is not None:
-                regions[mark.pixels.paste(np.zeros(regions.shape, np.uint8), view.classes, str(review.path))] = number
+            regions[reviewed([standing[item["mark"]]], height, width, view.classes)[1] != UNTOUCHED] = number
         regions = np.unique(regions, return_inverse=True)[1].reshape(regions.shape)  # repeated answers hide others
         _, label, of_image = describe(view, name, trunk, regions)
         at = [regions[item["y"], item["x"]] for item in items]

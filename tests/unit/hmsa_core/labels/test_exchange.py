@@ -25,7 +25,7 @@ from hmsa_core.labels.merge import MergeRules
 from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.labels.thresholds.settings import MergeConfig
-from hmsa_core.metrics import confusion_counts, iou_of
+from hmsa_core.metrics import ConfusionMatrix, iou_of
 from hmsa_core.taxonomy import cityscapes, from_file, mapillary
 from tests.support.faults import every_exit, every_fault
 from tests.support.label_maps import maps, opened, stored, toy_classes, write_store
@@ -450,7 +450,7 @@ def test_exported_label_ids_get_our_iou_from_the_official_cityscapes_scripts(tmp
     """What a user would hand in: `export --format cityscapes`, read by the benchmark's own program."""
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 
-    table, ours = cityscapes(), 0
+    table, ours = cityscapes(), ConfusionMatrix(19)
     truths = {}
     with LabelStoreWriter(tmp_path / "store", {"teacher": "a" * 64}, 2) as writer:
         for i in range(4):
@@ -459,7 +459,7 @@ def test_exported_label_ids_get_our_iou_from_the_official_cityscapes_scripts(tmp
             truth = np.where(maps(50 + i, (32, 48))[1] < 0.4, 255, np.roll(label, 2, axis=1)).astype(np.uint8)
             truths[name] = np.array([*table.train_to_id, *[0] * 237], np.uint8)[truth]
             writer.add(name, label, confidence, city="city")
-            ours += confusion_counts(label, truth, 19)
+            ours.update(label, truth)
     export_store(LabelStore.open(tmp_path / "store"), tmp_path / "out", "cityscapes")
     official.args.evalInstLevelScore = False
     confusion = official.generateMatrix(official.args)
@@ -469,4 +469,4 @@ def test_exported_label_ids_get_our_iou_from_the_official_cityscapes_scripts(tmp
         official.evaluatePair(str(answer), str(tmp_path / f"{name}_gt.png"), confusion, {}, {}, official.args)
     theirs = [official.getIouScoreForLabel(i, confusion, official.args) for i in table.train_to_id]
     assert np.isfinite(theirs).sum() > 10
-    np.testing.assert_allclose(iou_of(ours), theirs, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(iou_of(ours.counts), theirs, atol=1e-6, rtol=0)

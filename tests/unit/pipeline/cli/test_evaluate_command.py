@@ -20,7 +20,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.atomic import write_json
 from hmsa_core.io.errors import IntegrityError
 from hmsa_core.lineage import LearnedImage, Lineage
-from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
+from hmsa_core.metrics import ConfusionMatrix, iou_of, mean_iou_of
 from tests.support.inference import save_model, small_model
 from tests.support.training import CLASSES, class_table, picture
 
@@ -100,13 +100,12 @@ def redraw(copied: Path, change) -> None:
 
 
 def expected_scores(folder: Path, scales: tuple[float, ...], flip: bool) -> NDArray[np.float64]:
-    predictor, counts = Predictor(small_model()), 0
+    predictor, matrix = Predictor(small_model()), ConfusionMatrix(4)
     for path in sorted((folder / "images").iterdir()):
         image = cv2.imread(str(path))[..., ::-1]
         label, _ = label_image(predictor, np.ascontiguousarray(image), scales, flip)
-        truth = cv2.imread(str(folder / f"labels/{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        counts += confusion_counts(label, truth, 4)
-    return iou_of(counts)
+        matrix.update(label, cv2.imread(str(folder / f"labels/{path.stem}.png"), cv2.IMREAD_UNCHANGED))
+    return iou_of(matrix.counts)
 
 
 def test_json_holds_the_scores_of_the_checkpoints_own_scales_or_of_chosen_ones(folder, scores):
