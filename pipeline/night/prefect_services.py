@@ -22,11 +22,11 @@ from pathlib import Path
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, needs_extra, one_line
 from hmsa_core.io.locks import FileLock
+from pipeline.jobs.provenance import REPOSITORY
 from pipeline.night.reaper import nightly_lock, reap
 
 HOST = "127.0.0.1"
 POOL = "local-process"
-REPO = Path(__file__).resolve().parents[2]
 _MARK = "# Written by `make orchestrate`: lets the prefect command find this workspace's server.\n"
 _START_S = 300.0  # longest start of a server: one that migrates its database on a busy machine
 
@@ -51,7 +51,8 @@ class Services:
 
     def environment(self) -> dict[str, str]:
         """Environment of every Prefect process of this workspace."""
-        paths = {"PYTHONPATH": str(REPO), "PATH": str(Path(sys.executable).parent)}  # this code and its console scripts
+        scripts = Path(sys.executable).parent
+        paths = {"PYTHONPATH": str(REPOSITORY), "PATH": str(scripts)}  # this code and its console scripts
         return {
             "PREFECT_WORKER_QUERY_SECONDS": "5",
             **os.environ,
@@ -62,7 +63,7 @@ class Services:
             "PREFECT_CLI_PROMPT": "false",
             "DVC_NO_ANALYTICS": "1",
             "AUTO_LABEL_ROOT": str(self.workspace),
-            "AUTO_LABEL_CODE": str(REPO),
+            "AUTO_LABEL_CODE": str(REPOSITORY),
             **{name: os.pathsep.join(filter(None, [path, os.environ.get(name)])) for name, path in paths.items()},
         }
 
@@ -180,7 +181,9 @@ class Services:
         """Run a `prefect` command; a failure raises HmsaError with the last lines of its output."""
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
         env = self.environment()
-        result = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
+        result = subprocess.run(
+            command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
+        )
         if result.returncode:
             tail = " | ".join((result.stdout + result.stderr).strip().splitlines()[-3:])
             raise HmsaError(f"prefect {' '.join(arguments[:2])} failed against {self.api_url}: {tail}")
@@ -233,10 +236,10 @@ def spare_loopback() -> str:
 
 
 def _deployment_file(services: Services) -> Path:
-    local, shipped = services.workspace / "prefect.yaml", REPO / "prefect.yaml"
+    local, shipped = services.workspace / "prefect.yaml", REPOSITORY / "prefect.yaml"
     if not local.exists() and not shipped.exists():  # installed from a wheel
         raise ConfigError(
-            f"{local}: no deployment there, and the code at {REPO} is no checkout, whose own would do",
+            f"{local}: no deployment there, and the code at {REPOSITORY} is no checkout, whose own would do",
             hint="copy prefect.yaml of the repository into the workspace",
         )
     return local if local.exists() else shipped

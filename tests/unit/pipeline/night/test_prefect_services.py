@@ -40,7 +40,7 @@ def test_without_a_checkout_the_missing_deployment_is_reported_before_anything_s
 ) -> None:
     (tmp_path / "ws").mkdir()
     (tmp_path / "ws" / "dvc.yaml").write_text("stages: {}\n")
-    monkeypatch.setattr(prefect_services, "REPO", tmp_path / "site-packages")
+    monkeypatch.setattr(prefect_services, "REPOSITORY", tmp_path / "site-packages")
     with pytest.raises(ConfigError, match="no deployment there") as refused:
         up(Services(tmp_path / "ws"))
     assert "copy prefect.yaml" in refused.value.hint
