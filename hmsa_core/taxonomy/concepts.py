@@ -18,7 +18,10 @@ _CONCEPTS: dict[str, tuple[str, str]] = {
         "road",
     ),
     "crosswalk": ("crosswalk, zebra crossing, crosswalk plain, lane marking crosswalk", "lane marking, road"),
-    "lane": ("bike lane, service lane, parking, parking block, road shoulder, dirt track, manhole", "road"),
+    "lane": (
+        "bike lane, service lane, parking, parking aisle, parking block, road shoulder, dirt track, manhole, pothole",
+        "road",
+    ),
     "sidewalk": ("sidewalk, pavement, footpath, footway, pedestrian area, path, walkway", ""),
     "curb": ("curb, curb cut, kerb", "sidewalk, road"),
     "building": (
@@ -28,7 +31,10 @@ _CONCEPTS: dict[str, tuple[str, str]] = {
     "bridge": ("bridge, tunnel, overpass", "building, construction"),
     "wall": ("wall, wall brick, wall concrete, wall stone, stone wall, retaining wall", "building, construction"),
     "construction": ("construction, structure, built", ""),
-    "fence": ("fence, fencing, railing, rail, guard rail, barrier, cage, hedge fence", "construction"),
+    "fence": (
+        "fence, fencing, railing, rail, guard rail, guardrail, barrier, temporary barrier, cage, hedge fence",
+        "construction",
+    ),
     "pole": (
         "pole, column pole, utility pole, street light, streetlight, lamp post, traffic sign frame, post, "
         "column, pillar",
@@ -73,17 +79,21 @@ def _by_name() -> dict[str, str]:
 def concept_of(name: str) -> str | None:
     """The concept that a class name means, or None for an unknown one.
 
-    Only the first of several names counts ("road, route"); capitals, underscores, hyphens, brackets, a closing "-other"
-    or "-merged" and a plural do not matter.
+    Only the first of several names counts ("road, route"). Capitals, underscores, hyphens, brackets, a closing
+    "-other", "-merged" or "group" and a plural do not matter. Of "Traffic Light - Cyclists" the first part decides.
     """
     first = re.split(r"[,;/]", name)[0]
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", first)
-    words = re.sub(r"[^a-z]+", " ", spaced.lower()).split()
-    while len(words) > 1 and words[-1] in ("other", "general", "misc", "merged"):
-        words.pop()
-    plain, known = " ".join(words), _by_name()
-    tries = (plain, plain.removesuffix("s"))
-    return next((known[one] for one in tries if one in known), None)
+    known = _by_name()
+    for part in (first, re.sub(r"\(.*?\)", " ", first), re.sub(r"\(.*?\)", " ", first.split(" - ")[0])):
+        spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", part)
+        words = re.sub(r"[^a-z]+", " ", spaced.lower()).split()
+        while len(words) > 1 and words[-1] in ("other", "general", "misc", "merged", "group"):
+            words.pop()
+        plain = " ".join(words)
+        for one in (plain, plain.removesuffix("s")):
+            if one in known:
+                return known[one]
+    return None
 
 
 def propose(names: Sequence[str], targets: Sequence[str]) -> dict[int, int]:

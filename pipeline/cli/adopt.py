@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("teacher", nargs="+", metavar="SPEC", help="onnx:FILE, hf:FOLDER, scores:FOLDER or a checkpoint folder")
     add("--images", required=True, type=Path, metavar="DIR", help="images like those that shall be labelled")
     add("--labels", type=Path, metavar="DIR", help="label maps of some of them, of the same names")
+    text = "what they hold, as in `evaluate` (default: ids of the class file, or colours)"
+    add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=text)
     add("--classes", required=True, metavar="FILE", help="a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0")
     add("--out", type=Path, default=Path("teacher.yaml"), metavar="FILE", help="default: teacher.yaml")
     add("--yes", action="store_true", help="write classes that labels alone name: you have looked at the table")
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Choose the thresholds, print the evidence, write the file."""
+    """Choose how the networks are used, print the evidence, write the file."""
     if args.out.suffix not in (".yaml", ".yml"):
         raise InputError(f"--out {args.out}: must end in .yaml, by which --teacher knows such a file")
     threads = pin_threads(args)
@@ -39,11 +41,12 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.io.atomic import write_text
 
     classes = load_classes(Path(), args.classes)
-    found = adopt_folder(args.teacher, args.images, args.labels, classes, runtime_of(args, threads=threads), tell)
+    runtime = runtime_of(args, threads=threads)
+    found = adopt_folder(args.teacher, args.images, args.labels, classes, runtime, tell, ids=args.ids)
     sys.stdout.write("\n".join([*maps(found), "", *table(found)]) + "\n")
     if found.unconfirmed and not args.yes:
         raise ConfigError(
-            f"{found.unconfirmed[0]}: nothing names its classes; they were found by overlap with labels alone",
+            f"{found.unconfirmed[0]}: no known name says what its classes are; they were found by labels alone",
             hint="look at the map above; then repeat the command with --yes",
         )
     write_text(args.out, to_yaml(found, args.out))

@@ -165,10 +165,10 @@ def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int
 
 def _print(brought: dict[str, Any], left: int, out: Path) -> None:
     heads, shares = ("answers", "minutes", "labelled", "corrected", "ignored"), ("before", "after")
-    sys.stdout.write("".join(f"{head:>12}" for head in heads) + "".join(f"{head:>22}" for head in shares) + "\n")
+    sys.stdout.write("".join(f"{head:>12}" for head in heads) + "".join(f"{head:>24}" for head in shares) + "\n")
     for row in brought["price"]:
         ends = ["{:.1%} [{:.1%}, {:.1%}]".format(*row[head]) for head in shares]
-        sys.stdout.write("".join(f"{row[head]:>12,}" for head in heads) + "".join(f"{end:>22}" for end in ends) + "\n")
+        sys.stdout.write("".join(f"{row[head]:>12,}" for head in heads) + "".join(f"{end:>24}" for end in ends) + "\n")
     sys.stdout.write("(pixels; labels that are right before and after corrections, 95 % interval)\n")
     last = brought["last"]
     sys.stdout.write(

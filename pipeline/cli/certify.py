@@ -127,6 +127,7 @@ def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) ->
             f"{name:22}{row['threshold'] or 'none':>10}{row['draws']:>10}{row['right']:>10}{row['unsure']:>10}"
             f"{estimate:>10}{row['lower']:>10.1%}{row['coverage']:>10.1%}\n"
         )
+    write("(estimate: of the answers at the threshold, or where there is none yet, at the next one to be tried)\n")
     write(f"\n{out}\n")
 
 

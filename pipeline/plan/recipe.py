@@ -231,7 +231,10 @@ RULES: dict[str, Rule | tuple[Any, str]] = {
         if f.learn < _LEAST_CROPS
         else (None, "as many as images learn")
     ),
-    "evaluate.max_gap": lambda f: (f.step, "neighbours in time do not judge" if f.step else "no windows of frames"),
+    "evaluate.max_gap": lambda f: (
+        f.step,
+        "neighbours in time do not judge" if f.step else "too few labels to set neighbours aside",
+    ),
     "evaluate.settings": _settings,
 }
 

@@ -100,10 +100,12 @@ def _saved_by_people(ws: Workspace, row: Stage) -> dict[str, Any]:
 
 
 def _data_files(ws: Workspace, row: Stage) -> dict[Path, str]:
-    """Fingerprints of the data sets that a stage reads: DVC counts files that arrive meanwhile as read."""
+    """Fingerprints of the folders that a stage reads: DVC counts files that arrive meanwhile as read."""
     sources = (ws.params.data.target, ws.params.data.pretrain) if row.name == "prepare" else ()
-    roots = [ws.resolve(source.root) for source in sources if source and not is_url(source.root)]
-    return {root: _fingerprint(root) for root in roots}
+    local = [source for source in sources if source and not is_url(source.root)]
+    # The root of plain folders is whatever lies around them: this workspace, too.
+    folders = [ws.resolve(source.root) / folder for source in local for folder in source.folders or ("",)]
+    return {folder: _fingerprint(folder) for folder in folders}
 
 
 def _fingerprint(root: Path) -> str:

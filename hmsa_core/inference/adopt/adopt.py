@@ -11,24 +11,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
+from hmsa_core.data.index import Sample
 from hmsa_core.data.walk import stem_of, walk
 from hmsa_core.inference.adopt import fitting
 from hmsa_core.inference.adopt.combination import agreeing_weights, combine
 from hmsa_core.inference.adopt.fitting import Mapped
 from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, View, Views, draw, run
-from hmsa_core.inference.evaluation.labelled_files import blocks_of, label_reader, pairs_of
+from hmsa_core.inference.evaluation.labelled_files import Ids, blocks_of, check_labels, label_reader, pairs_of
 from hmsa_core.inference.network.predictor import Tiler
+from hmsa_core.inference.teachers.classes import class_map
 from hmsa_core.inference.teachers.combining import average
 from hmsa_core.inference.teachers.networks import Network
 from hmsa_core.inference.teachers.run_options import run_options
-from hmsa_core.inference.teachers.scores import read_scores
+from hmsa_core.inference.teachers.scores import check_files, picture_names, read_scores
 from hmsa_core.inference.teachers.sources import Source, Spec, onnx_metadata, parse
 from hmsa_core.inference.teachers.teacher import open_network
 from hmsa_core.inference.teachers.teacher_files import Adopted, Member, Table
@@ -38,6 +40,7 @@ from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
 _IMAGES = 40  # at most, for all choices
+_LEAST_KEPT = 0.01  # share of the pixels that a threshold worth printing keeps
 _BLOCK = 3  # neighbours that intervals and folds keep together, as `autolabel evaluate` does
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _TRIED = 8  # images on which ways to take an image are compared
@@ -53,6 +56,7 @@ _INPUTS = (
 # Label sets whose number of classes tells them where a network names none: proposed, and checked by labels.
 _KNOWN_SETS: dict[int, Callable[[], ClassTable]] = {19: cityscapes}
 Tell = Callable[[str], None]
+File = TypeVar("File", Path, Sample)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Row:
 class Adoption:
     """What was chosen, and why.
 
-    `kept` has coverage and precision of the whole at 0.9 and at the least threshold that is 95 % right.
+    `kept` has coverage and precision of the whole at 0.9 and at the least threshold that is 95 % right (if any is).
     """
 
     adopted: Adopted
@@ -80,7 +84,7 @@ class Adoption:
     kept: tuple[tuple[float, float, float], ...]  # threshold, coverage, precision
     certainty: float | None  # that stacking gains on held-out blocks; None = not tried
     is_by_labels: bool
-    unconfirmed: tuple[str, ...]  # members whose classes nothing names
+    unconfirmed: tuple[str, ...]  # members whose classes nobody names: labels alone do
 
 
 @dataclass
@@ -105,11 +109,22 @@ class _Candidate:
 
 
 def adopt_folder(
-    teachers: Spec, images: Path, labels: Path | None, classes: ClassTable, runtime: RuntimeConfig, tell: Tell
+    teachers: Spec,
+    images: Path,
+    labels: Path | None,
+    classes: ClassTable,
+    runtime: RuntimeConfig,
+    tell: Tell,
+    *,
+    ids: Ids = "auto",
 ) -> Adoption:
-    """`adopt` on a folder of images and, perhaps, a folder of their label maps; in this process."""
+    """`adopt` on a folder of images and, perhaps, a folder of their label maps, which hold `ids`; in this process."""
+    for source in parse(teachers):
+        if source.adopted is not None:
+            raise ConfigError(f"{source}: is what `adopt` has written", hint="give the networks themselves")
+        _ = source.files  # whether they are there
     context = JobContext(Path(), start_ranks(runtime, {}), runtime)
-    return adopt(teachers, pictures_of(images, labels, classes), classes, context, tell)
+    return adopt(teachers, pictures_of(images, labels, classes, ids, tell), classes, context, tell)
 
 
 def adopt(
@@ -131,6 +146,7 @@ def adopt(
     is_labelled = bool((pixels.truth != IGNORE).any())
     found = [_look_at(source, pictures, pixels, classes, context, tell) for source in parse(teachers)]
     members = [fitting.apply(one.views.probabilities(one.chosen), one.targets, classes.num_classes) for one in found]
+    tell("choose how the networks are combined")
     if is_labelled:
         combination = combine(members, pixels)
         weights, temperatures = combination.weights, combination.temperatures
@@ -141,6 +157,7 @@ def adopt(
     used = [i for i, weight in enumerate(weights) if weight > 0]
     adopted = Adopted(
         classes=classes.classes,
+        class_table=classes.to_json(),
         members=tuple(_member(found[i], classes, weights[i], temperatures[i]) for i in used),
         stacking=stacking,
     )
@@ -158,30 +175,38 @@ def adopt(
         _kept(whole, pixels),
         certainty,
         is_labelled,
-        tuple(str(one.source) for one in found if not one.names),
+        tuple(str(one.source) for one in found if {m.why for m in one.maps if m.target is not None} == {"labels"}),
     )
 
 
-def pictures_of(images: Path, labels: Path | None, classes: ClassTable) -> list[Picture]:
+def pictures_of(images: Path, labels: Path | None, classes: ClassTable, ids: Ids, tell: Tell) -> list[Picture]:
     """At most `_IMAGES` images of a folder, evenly spread; with labels those that have one.
 
     Raises:
-        InputError: no image, no pair, or a label map that holds other values than the classes' ids.
+        InputError: no image, no pair, or a label map of other proportions. DecodeError: one that holds no classes.
     """
-    files: list[tuple[str, Path, Path | None]]
     if labels is None:
-        files = [(stem_of(path), path, None) for path in walk(images).paths()]
+        files = [(stem_of(path), path) for path in walk(images).paths()]
         if not files:
             raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder")
-    else:
-        files = [(one.name, Path(one.image), Path(one.label)) for one in pairs_of(images, labels)[0]]
-    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _IMAGES)).round().astype(int))]
-    blocks = blocks_of([name for name, _, _ in chosen], _BLOCK)
-    read = label_reader(classes)
+        return [Picture(name, partial(read_image, path), None, block) for (name, path), block in _spread(files)]
+    classes = classes.of_train_ids() if ids == "train" else classes
+    read = label_reader(classes, colours=ids == "colours")
+    pairs, _, notes = pairs_of(images, labels, train_ids=ids == "train")
+    chosen = _spread([(one.name, one) for one in pairs])
+    for note in (*notes, *check_labels([one for (_, one), _ in chosen], classes, read, ids)):
+        tell(note)
     return [
-        Picture(Path(name).name, partial(read_image, path), partial(read, label) if label else None, block)
-        for (name, path, label), block in zip(chosen, blocks, strict=True)
+        Picture(Path(name).name, partial(read_image, one.image), partial(read, one.label), block)
+        for (name, one), block in chosen
     ]
+
+
+def _spread(files: Sequence[tuple[str, File]]) -> list[tuple[tuple[str, File], str]]:
+    """At most `_IMAGES` (name, file), evenly spread, and the block of each."""
+    places = np.unique(np.linspace(0, len(files) - 1, min(len(files), _IMAGES)).round().astype(int))
+    chosen = [files[i] for i in places]
+    return list(zip(chosen, blocks_of([name for name, _ in chosen], _BLOCK), strict=True))
 
 
 def _look_at(
@@ -190,12 +215,18 @@ def _look_at(
     """Run one network and choose its map, its input and its scales."""
     if source.family == "checkpoint":
         return _checkpoint(source, pictures, pixels, classes, context)
-    source = replace(source, given=source.table.model_copy(update={"classes": {}}))  # they are what is looked for
+    # Without a table of its own: classes are what is looked for.
+    source = replace(source, given=source.table.model_copy(update={"classes": source.table.classes or {}}))
     if source.family == "scores":
-        views = run(pictures, [View(1.0)], lambda one, image, _: _scores(source, one.name, image))
+        check_files(source, [one.name for one in pictures])
+        channels = source.names or picture_names(source)
+        if not isinstance(channels, int):
+            source = replace(source, given=source.table.model_copy(update={"names": channels}))
+        views = run(pictures, [View(1.0)], lambda one, image, _: _scores(source, channels, one.name, image))
     else:
         source, network = _best_input(source, pictures, classes, context, tell)
         scales = (1.0,) if network.is_fixed else SCALES
+        tell(f"{source}: run at {', '.join(f'{scale:g}' for scale in scales)} times the size, and mirrored")
         views = _run_network(network, pictures, [View(scale, flip) for scale in scales for flip in (False, True)])
         if network.gives != source.table.output and network.gives == "probabilities":
             tell(f"{source}: its scores lie in [0, 1]: taken for probabilities")
@@ -236,7 +267,8 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
     counts = [fitting.overlap(views.scores[view].astype(np.float32), pixels, classes.num_classes) for view in tries]
     for one in counts if len(source.names) == 1 else ():
         one[1] = 0  # what is not a sigmoid's class is no class
-    maps = [fitting.map_classes(names, one, classes) for one in counts]
+    by_table = class_map(source, classes).targets if source.table.classes else None
+    maps = [fitting.map_classes(names, one, classes, by_table) for one in counts]
 
     def score(i: int) -> float:
         if not counts[i].any():
@@ -272,8 +304,8 @@ def _run_network(network: Network, pictures: Sequence[Picture], views: Sequence[
     return run(pictures, views, predict)
 
 
-def _scores(source: Source, name: str, image: UInt8) -> Float32:
-    return read_scores(source, name, source.names or 0, (image.shape[0], image.shape[1]))
+def _scores(source: Source, channels: Sequence[str] | int, name: str, image: UInt8) -> Float32:
+    return read_scores(source, name, channels, (image.shape[0], image.shape[1]))
 
 
 def _best_input(
@@ -291,6 +323,8 @@ def _best_input(
         tried = replace(source, given=source.table.model_copy(update=values))
         try:
             network = _opened(tried, context)
+            if network.takes_bytes and scored and variant.order == scored[-1][1].table.order:
+                continue
             views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
             one = _candidate(tried, views, drawn, classes)
         except HmsaError as error:
@@ -304,7 +338,7 @@ def _best_input(
     if not scored:
         raise next(iter(failed.values()))
     for message in failed:
-        tell(message)
+        tell(f"left out of these trials: {message}")
     _, best, network = max(scored, key=lambda one: one[0])
     trials = ", ".join(f"{_said(one)} {score:.3f}" for score, one, _ in scored)
     tell(f"{source}: nothing says how it takes an image; tried {trials}; taken: {_said(best)}")
@@ -372,8 +406,9 @@ def _kept(predicted: Float32, pixels: Pixels) -> tuple[tuple[float, float, float
     right = predicted.argmax(1)[known] == pixels.truth[known]
 
     def at(threshold: float) -> tuple[float, float, float]:
-        keep: NDArray[np.bool_] = best >= threshold
-        return threshold, float(keep.mean()), float(right[keep].mean()) if keep.any() else 1.0
+        keep: NDArray[np.bool_] = (best >= threshold) & (best > 0)  # a pixel without any class is never kept
+        return threshold, float(keep.mean()), float(right[keep].mean()) if keep.any() else 0.0
 
-    precise = next((row for step in range(100) if (row := at(step / 100))[2] >= 0.95), None)
+    rows = (at(step / 100) for step in range(100))
+    precise = next((row for row in rows if row[1] >= _LEAST_KEPT and row[2] >= 0.95), None)
     return (at(0.9), *((precise,) if precise else ()))

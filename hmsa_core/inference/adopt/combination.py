@@ -16,7 +16,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 from hmsa_core.inference.adopt.fitting import confusions, mean_iou
 from hmsa_core.inference.adopt.samples import Float32, Pixels
-from hmsa_core.inference.teachers.combining import FLOOR, average, cool, stack
+from hmsa_core.inference.teachers.combining import FLOOR, UNKNOWN, average, cool, stack
 from hmsa_core.inference.teachers.teacher_files import Stacking
 from hmsa_core.metrics import bootstrap_difference
 from hmsa_core.taxonomy import IGNORE
@@ -124,13 +124,16 @@ def fit_stacking(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.boo
     """Weights (M, C) and bias (C,) of the smallest class-balanced log loss, shrunk to the plain mean of logarithms.
 
     Classes weigh by the square root of their frequency's inverse, so that rare ones count without ruling the fit.
+    A class that no member ever gives takes no part.
     """
-    known = np.flatnonzero(fit & (pixels.truth != IGNORE))
+    given = np.any([one.any(0) for one in members], axis=0)
+    position = np.append(np.where(given, np.cumsum(given) - 1, IGNORE), np.full(256 - len(given), IGNORE))
+    known = np.flatnonzero(fit & (position[pixels.truth] != IGNORE))
     known = known[:: max(1, len(known) // _FIT_PIXELS)]
-    truth = pixels.truth[known].astype(np.intp)
-    logs = np.stack([np.log(np.maximum(one[known], FLOOR)) for one in members])  # M, n, C
+    truth = position[pixels.truth[known]].astype(np.intp)
+    logs = np.stack([np.log(np.maximum(one[known][:, given], FLOOR)) for one in members])  # M, n, classes
     count, classes = logs.shape[0], logs.shape[2]
-    share = np.bincount(truth, minlength=classes) / len(truth)
+    share = np.bincount(truth, minlength=classes) / max(1, len(truth))
     weight = (1 / np.sqrt(np.maximum(share, _EPSILON)))[truth]
     weight /= weight.sum()
     onehot = np.eye(classes)[truth]
@@ -149,7 +152,8 @@ def fit_stacking(members: Sequence[Float32], pixels: Pixels, fit: NDArray[np.boo
         return float(-(weight * np.log(right)).sum() + _SHRINKAGE * (away**2).sum()), gradient + 2 * _SHRINKAGE * away
 
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
-    rows, bias = found[:-classes].reshape(count, classes), found[-classes:]
+    rows, bias = np.zeros((count, len(given))), np.full(len(given), UNKNOWN)
+    rows[:, given], bias[given] = found[:-classes].reshape(count, classes), found[-classes:]
     return Stacking(
         weights=tuple(tuple(round(float(v), 4) for v in row) for row in rows),
         bias=tuple(round(float(v), 4) for v in bias),

@@ -38,7 +38,10 @@ def table(found: Adoption) -> list[str]:
         ends = "" if row.interval is None else f"[{100 * row.interval[0]:.1f}, {100 * row.interval[1]:.1f}]"
         lines.append(f"{row.name:{width}}  {score}  {ends:12}  {row.seconds:13.2f}  {row.how}".rstrip())
     for threshold, coverage, precision in found.kept:
-        lines.append(f"threshold {threshold:g} keeps {coverage:.1%} of the pixels, {precision:.1%} of them right")
+        what = f"{coverage:.1%} of the pixels, {precision:.1%} of them right" if coverage else "no pixel"
+        lines.append(f"threshold {threshold:g} keeps {what}")
+    if len(found.kept) == 1:
+        lines.append("no threshold keeps 1% of the pixels or more with 95% of them right")
     if found.certainty is not None:
         used = "used" if found.adopted.stacking else "not used"
         lines.append(f"stacking by class gains on held-out blocks with a certainty of {found.certainty:.0%}: {used}")

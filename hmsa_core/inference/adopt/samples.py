@@ -32,7 +32,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: its name, its pixels (uint8 HxWx3 RGB), its true labels (uint8 HxW) or None, its block."""
+    """One image: its name, its pixels (uint8 HxWx3 RGB), its true labels (uint8, any size) or None, its block."""
 
     name: str
     image: Callable[[], UInt8]
@@ -83,9 +83,10 @@ def draw(pictures: Sequence[Picture]) -> Pixels:
     names = tuple(sorted({one.block for one in pictures}))
     truths, blocks = [], []
     for one in pictures:
-        shape = one.image().shape[:2]
-        rows, columns = grid((shape[0], shape[1]), PIXELS // len(pictures))
-        truths.append(one.truth()[rows, columns] if one.truth else np.full(len(rows), IGNORE, np.uint8))
+        height, width = one.image().shape[:2]
+        rows, columns = grid((height, width), PIXELS // len(pictures))
+        label = one.truth() if one.truth else np.full((1, 1), IGNORE, np.uint8)
+        truths.append(label[rows * label.shape[0] // height, columns * label.shape[1] // width])
         blocks.append(np.full(len(rows), names.index(one.block), np.int32))
     return Pixels(np.concatenate(truths), np.concatenate(blocks), names)
 

@@ -154,6 +154,8 @@ def named_classes(teacher: Spec) -> ClassTable:
         ConfigError: it names none, or a table maps them to others that are not given.
     """
     for source in parse(teacher):
+        if source.adopted is not None:
+            return source.adopted.table
         if source.table.classes is None and source.names:
             meta = read_meta(source.path) if source.family == "checkpoint" else {}
             return ClassTable.of_meta(meta) or plain(source.names)

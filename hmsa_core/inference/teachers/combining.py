@@ -9,6 +9,7 @@ from hmsa_core.inference.teachers.teacher_files import Adopted, Stacking
 
 Float32 = NDArray[np.float32]
 FLOOR = 1e-4  # a smaller probability counts as this one: a member that does not know a class vetoes no pixel
+UNKNOWN = -1000.0  # bias of a class that no member knows: its probability is 0
 
 
 def combine(adopted: Adopted, probabilities: list[Float32]) -> Float32:
@@ -40,6 +41,7 @@ def average(probabilities: list[Float32], weights: list[float]) -> Float32:
 def stack(probabilities: list[Float32], by: Stacking) -> Float32:
     """Softmax over classes of the weighted log-probabilities plus bias, C x ... float32.
 
+    Probabilities sum to those of the member that knows the most of a pixel: what is no class of ours stays without one.
     Source: log-linear pooling (Genest and Zidek 1986) with a weight a member and class.
     """
     weights, bias = np.asarray(by.weights, np.float32), np.asarray(by.bias, np.float32)
@@ -49,4 +51,5 @@ def stack(probabilities: list[Float32], by: Stacking) -> Float32:
         logits += np.log(np.maximum(one, FLOOR)) * row.reshape(tail)
     logits -= logits.max(0, keepdims=True)
     np.exp(logits, out=logits)
-    return np.asarray(logits / logits.sum(0, keepdims=True), np.float32)
+    known = np.max([one.sum(0, keepdims=True) for one in probabilities], axis=0)
+    return np.asarray(logits / logits.sum(0, keepdims=True) * np.minimum(known, 1.0), np.float32)

@@ -73,6 +73,7 @@ class Network(Engine):
         self._is_checked = False
         self.resizes = size is not None  # whatever the image's size is
         self.is_fixed = False  # whether it takes one size alone
+        self.takes_bytes = False  # as they are, without mean and std
 
     def open(self, image: NDArray[np.uint8]) -> ImagePass:
         """Begin with one image, uint8 HxWx3 RGB."""
@@ -190,7 +191,7 @@ class OnnxNetwork(Network):
         # `autolabel export-model` says it in a sentence.
         output = str(known.get("output", "")).partition(":")[0]
         super().__init__(source, size=fixed or table.size, output=output, **values)
-        self.is_fixed = fixed is not None
+        self.is_fixed, self.takes_bytes = fixed is not None, self._dtype == np.uint8
 
     def scores(self, images: Tensor) -> Tensor:
         """Run the graph."""

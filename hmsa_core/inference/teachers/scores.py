@@ -35,6 +35,13 @@ def check_files(source: Source, images: Sequence[str]) -> None:
         )
 
 
+def picture_names(source: Source) -> tuple[str, ...] | int:
+    """Classes of a folder of pictures NAME/CLASS.png by their file names; how many, where these are numbers; else 0."""
+    found = {path.stem for path in source.files if path.suffix == ".png"}
+    numbers = [int(stem) for stem in found if stem.isdecimal()]
+    return 1 + max(numbers) if found and len(numbers) == len(found) else tuple(sorted(found)) or 0
+
+
 def read_scores(source: Source, name: str, channels: Sequence[str] | int, size: tuple[int, int]) -> Float32:
     """Probabilities of an image, T x H x W float32 at `size`; `channels`: names of the T classes, or their number.
 

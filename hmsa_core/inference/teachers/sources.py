@@ -95,7 +95,11 @@ class Source:
     def files(self) -> tuple[Path, ...]:
         """The files that decide what it computes. InputError: they are not there, or of a form that is refused."""
         if self.adopted is not None:
-            return (self.path, *(file for member in self.members for file in member.files))
+            try:
+                return (self.path, *(file for member in self.members for file in member.files))
+            except InputError as error:
+                hint = error.hint or f"paths in {self.path} start from its folder: move networks and file together"
+                raise InputError(error.message, hint=hint) from error
         return _FILES[self.family](self.path)
 
     @cached_property
@@ -110,6 +114,7 @@ class Source:
         """Digest of everything that decides what it computes; of a checkpoint, that of its weights."""
         if self.adopted is not None:
             content = self.adopted.model_dump(mode="json", exclude={"members": {"__all__": {"teacher"}}})
+            del content["class_table"]  # it decides no label
             return digest({"method": _METHOD, "adopted": content, "members": [m.digest for m in self.members]})
         if self.family == "checkpoint":
             weights = str(read_meta(self.path)["weights_sha256"])
@@ -143,8 +148,13 @@ def _one(text: str) -> Source:
     if colon and family in FAMILIES and rest:
         return Source(family, Path(rest), table_path)
     path = local_folder(text)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml"):
         return Source("adopted", path)
+    if path.suffix in (".pth", ".pt", ".ckpt") and path.is_file():
+        raise ConfigError(
+            f"teacher {text}: is a file of torch, not a checkpoint folder",
+            hint="`autolabel import-checkpoint` converts released ones; others: export to ONNX, and write onnx:FILE",
+        )
     if colon and not path.exists() and "/" not in family:
         known = f"known: {', '.join(FAMILIES)}, or the path of a checkpoint folder"
         raise ConfigError(

@@ -163,7 +163,8 @@ class _FirstImages:
     def _signs(self) -> list[str]:
         names, known = self._mapping.classes.classes, set(self._mapping.targets.values())
         never = [names[i] for i in sorted(known - self._seen)]
-        signs = [f"all pixels are {names[next(iter(self._seen))]}"] if len(self._seen) == 1 else []
+        is_one = len(self._seen) == 1 < len(known)
+        signs = [f"all pixels are {names[next(iter(self._seen))]}"] if is_one else []
         if self._least > _CERTAIN:
             signs.append("each pixel is as good as certain")
         if not signs and 2 * len(never) >= len(known):

@@ -3,6 +3,7 @@
 An adopted teacher is several networks, how each takes its images, and how they are combined:
 
     classes: [road, building, ...]         # ours, in the order of trainIds
+    class_table: {...}                     # optional: their colours, groups and ids in files
     members:
       - teacher: onnx:net.onnx             # relative to this file
         classes: {0: road, 2: building}    # its channel (or name) -> ours; further keys as of `Table`
@@ -13,19 +14,21 @@ An adopted teacher is several networks, how each takes its images, and how they 
     stacking: {weights: [[...], ...], bias: [...]}   # optional: a row a member, a column a class
 
 Without `stacking` the members' probabilities are averaged by `weight`. With it the logit of a class is the weighted sum
-of the members' log-probabilities of that class, plus a bias (log-linear pooling: Genest and Zidek 1986).
+of the members' log-probabilities of that class, plus a bias (log-linear pooling: Genest and Zidek 1986); -1000 stands
+for a class that no member knows.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, Strict, model_validator
 
 from hmsa_core.config import LARGEST_SCALE, Positive, PositiveInt, Section
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.taxonomy import ClassTable, plain
 
 T = TypeVar("T", bound=Section)
 Triple = Annotated[tuple[float, float, float], Strict(False)]
@@ -81,10 +84,22 @@ class Adopted(Section):
 
     classes: Annotated[tuple[str, ...], Strict(False)] = Field(min_length=2)
     members: Annotated[tuple[Member, ...], Strict(False)] = Field(min_length=1)
+    class_table: dict[str, Any] | None = None  # JSON of a ClassTable
     stacking: Stacking | None = None
+
+    @property
+    def table(self) -> ClassTable:
+        """Our classes."""
+        return plain(self.classes) if self.class_table is None else ClassTable.from_json(self.class_table)
 
     @model_validator(mode="after")
     def _fits(self) -> Adopted:
+        try:
+            table = self.table
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise ValueError(f"class_table: is none ({error})") from error
+        if table.classes != self.classes:
+            raise ValueError("class_table: has other names than `classes`")
         if self.stacking is not None:
             count, rows = len(self.classes), (*self.stacking.weights, self.stacking.bias)
             if len(rows) != len(self.members) + 1 or any(len(row) != count for row in rows):

@@ -38,6 +38,7 @@ from pipeline.workspace import settings
 from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.workspace import Workspace
 from tests.support.label_maps import maps, write_store
+from tests.support.own_folders import six_images
 from tests.support.photographs import edited, photograph, photographs, work_over
 
 pytestmark = pytest.mark.long
@@ -397,6 +398,13 @@ def test_images_that_arrive_while_prepare_runs_are_indexed_or_named(copied, monk
     assert "newa_0001" in names, "dvc would take it for seen"
     assert len(runs) == (2 if times == 1 else 4)
     assert (f"files in {folder} go on changing" in caplog.text) == (times > 1)
+
+
+@pytest.mark.usefixtures("no_tools")
+def test_a_workspace_beside_its_images_is_no_image_that_arrives(tmp_path, said, caplog):
+    said("init", tmp_path / "ws", *six_images(tmp_path).arguments)
+    runner.run_stage(Workspace(tmp_path / "ws"), "prepare")
+    assert "go on changing" not in caplog.text
 
 
 @pytest.fixture

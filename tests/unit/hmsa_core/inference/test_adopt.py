@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,18 @@ from PIL import Image
 
 from hmsa_core.config import InferConfig, RuntimeConfig
 from hmsa_core.inference.adopt.adopt import Adoption, adopt_folder
+from hmsa_core.inference.adopt.report import table as table_of
 from hmsa_core.inference.adopt.report import to_yaml
+from hmsa_core.inference.evaluation.labelled_files import Ids
 from hmsa_core.inference.teachers.combining import average, cool, stack
 from hmsa_core.inference.teachers.sources import lineage_of, parse
 from hmsa_core.inference.teachers.teacher import open_teacher
 from hmsa_core.inference.teachers.teacher_files import Stacking
-from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.errors import ConfigError, DecodeError, InputError
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable, cityscapes
 from hmsa_core.taxonomy.concepts import propose
-from tests.support.teachers import colour_network, nearest_colour
+from tests.support.teachers import colour_network, nearest_colour, table
 from tests.support.training import CLASSES, class_table, picture
 
 TABLE = class_table()
@@ -46,10 +49,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _adopt(root: Path, *specs: str, labels: bool = True, classes: ClassTable = TABLE) -> tuple[Adoption, list[str]]:
+def _adopt(
+    root: Path, *specs: str, labels: bool | str = True, classes: ClassTable = TABLE, ids: Ids = "auto"
+) -> tuple[Adoption, list[str]]:
     said: list[str] = []
-    found = adopt_folder(specs, root / "images", root / "labels" if labels else None, classes, RUNTIME, said.append)
-    return found, said
+    maps = root / ("labels" if labels is True else labels) if labels else None
+    return adopt_folder(specs, root / "images", maps, classes, RUNTIME, said.append, ids=ids), said
 
 
 def _targets(found: Adoption, member: int = 0) -> dict[str, str | None]:
@@ -143,6 +148,8 @@ def test_a_network_of_plain_torch_is_recovered_and_labels_as_its_file_says(
     road = CLASSES.index("road")
     right = (teacher.predict("x", image)[road] > 0.5) == (label == road)
     assert right[label != 255].mean() > 0.9
+    if kind == "one channel":  # what it takes for no road has no class, whatever labels say
+        assert set(np.unique(teacher.label("x", image)[0])) == {road, 255}
 
 
 def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(photographs: Path, tmp_path: Path) -> None:
@@ -152,6 +159,73 @@ def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(photog
     assert {one.channel: one.why for one in found.maps[0] if one.target is not None} == dict.fromkeys(
         (0, 1, 3, 4), "labels"
     )
+
+
+def test_placeholders_are_no_names(photographs: Path, tmp_path: Path) -> None:
+    names = [f"LABEL_{i}" for i in range(len(ENGLISH))]
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": names})
+    found, _ = _adopt(photographs, f"onnx:{network}")
+    assert found.unconfirmed == (f"onnx:{network}",)
+
+
+def test_a_map_that_a_person_wrote_is_kept(photographs: Path, tmp_path: Path) -> None:
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    table(network, "classes: {street: road, house: road, automobile: null, 'Sky, cloud': sky}")
+    found, _ = _adopt(photographs, f"onnx:{network}")
+    assert _targets(found) == {"street": "road", "house": "road", "automobile": None, "Sky, cloud": "sky", "dog": None}
+
+
+def test_label_maps_of_another_size_are_read_at_the_same_places(photographs: Path, tmp_path: Path) -> None:
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    (tmp_path / "images").symlink_to(photographs / "images")
+    for folder, size in (("twice", (256, 192)), ("half", (64, 48)), ("tall", (64, 96))):
+        (tmp_path / folder).mkdir()
+        for path in (photographs / "labels").iterdir():
+            Image.open(path).resize(size, Image.Resampling.NEAREST).save(tmp_path / folder / path.name)
+    usual = _adopt(photographs, f"onnx:{network}")[0].rows[-1].mean_iou
+    for folder in ("twice", "half"):
+        found, said = _adopt(tmp_path, f"onnx:{network}", labels=folder)
+        assert found.rows[-1].mean_iou == pytest.approx(usual, abs=0.06)
+        assert any("another size" in line for line in said)
+    with pytest.raises(InputError, match="do not show the same"):
+        _adopt(tmp_path, f"onnx:{network}", labels="tall")
+
+
+def test_label_maps_may_hold_train_ids(photographs: Path, tmp_path: Path) -> None:
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    classes = TABLE.with_ids([10 * (i + 1) for i in range(len(CLASSES))], (0,))
+    with pytest.raises(DecodeError) as caught:
+        _adopt(photographs, f"onnx:{network}", classes=classes)
+    assert "--ids train" in (caught.value.hint or "")
+    assert _adopt(photographs, f"onnx:{network}", classes=classes, ids="train")[0].rows[-1].mean_iou > 0.8
+
+
+@pytest.mark.parametrize("numbers", [False, True], ids=["names", "numbers"])
+def test_a_folder_of_pictures_by_class_is_a_network(photographs: Path, tmp_path: Path, numbers: bool) -> None:
+    for path in (photographs / "labels").iterdir():
+        label = np.array(Image.open(path))
+        (tmp_path / "scores" / path.stem).mkdir(parents=True)
+        for c, name in enumerate(CLASSES):
+            scores = np.where(label == c, 200, 10).astype(np.uint8)
+            Image.fromarray(scores).save(tmp_path / "scores" / path.stem / f"{c if numbers else name}.png")
+    found, _ = _adopt(photographs, f"scores:{tmp_path / 'scores'}")
+    assert found.rows[-1].mean_iou > 0.95
+    assert bool(found.unconfirmed) == numbers
+    out = tmp_path / "teacher.yaml"
+    out.write_text(to_yaml(found, out))
+    context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
+    teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
+    image, label = np.array(Image.open(next((photographs / "images").iterdir()))), np.array(Image.open(path))
+    known = label != 255
+    assert (teacher.label(path.stem, image)[0] == label)[known].mean() > 0.99
+
+
+def test_a_threshold_that_keeps_nothing_is_not_called_right(photographs: Path, tmp_path: Path) -> None:
+    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    found, _ = _adopt(photographs, f"onnx:{network}")
+    text = "\n".join(table_of(replace(found, kept=((0.9, 0.0, 0.0),))))
+    assert "threshold 0.9 keeps no pixel" in text
+    assert "no threshold keeps 1% of the pixels or more with 95% of them right" in text
 
 
 def test_without_names_and_labels_one_line_says_what_to_give(photographs: Path, tmp_path: Path) -> None:
@@ -258,6 +332,9 @@ def test_nineteen_names_of_cityscapes_become_the_eleven_of_camvid() -> None:
         ("SUVPickupTruck", "car"),
         ("Column_Pole", "pole"),
         ("bird", None),
+        ("Traffic Light - General (Upright)", "traffic light"),
+        ("Lane Marking (only) - Stop Line", "road"),
+        ("Person Group", "person"),
     ],
 )
 def test_names_of_the_fields_label_sets(name: str, target: str | None) -> None:

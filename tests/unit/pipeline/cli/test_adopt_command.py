@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core.labels import LabelStore
+from hmsa_core.taxonomy import from_file
 from tests.support.teachers import colour_network
 from tests.support.training import CLASSES, class_file, picture
 
@@ -48,9 +49,30 @@ def test_the_written_file_labels_a_folder(given: Path, said) -> None:
     assert "automobile -> car (by name" in printed
     assert "ignored: dog" in printed
     said("label", "--teacher", "teacher.yaml", "--images", "images", "--out", "store", "--threads", "1")
-    assert LabelStore.open("store").classes.classes == CLASSES
+    assert LabelStore.open("store").classes == from_file(given / "classes.json")
     again = ("label", "--teacher", "teacher.yaml", "--scales", "1", "--images", "images", "--out", "other")
     assert "says itself at which scales" in said(*again, status=2).err
+    (given / "away").mkdir()
+    (given / "teacher.yaml").rename(given / "away/teacher.yaml")
+    gone = said("label", "--teacher", "away/teacher.yaml", "--images", "images", "--out", "third", status=3).err
+    assert "paths in away/teacher.yaml start from its folder" in gone
+
+
+def test_what_is_no_network_is_one_line(given: Path, said) -> None:
+    colour_network(given / "net.onnx", names=NAMES, ours=OURS)
+    said(*ADOPT)
+    (given / "net.pth").touch()
+    (given / "empty").mkdir()
+    for spec, wrong, status in (
+        ("teacher.yaml", "is what `adopt` has written", 2),
+        ("missing.yaml", "missing.yaml: cannot be read", 2),
+        ("net.pth", "net.pth: is a file of torch", 2),
+        ("scores:empty", "scores:empty: no .npz", 3),
+        ("hf:empty", "hf:empty: no config.json", 3),
+    ):
+        assert wrong in said("adopt", spec, *ADOPT[2:], status=status).err
+    missing = ("label", "--teacher", "missing.yaml", "--images", "images", "--out", "store", "--classes")
+    assert "missing.yaml: cannot be read" in said(*missing, "classes.json", status=2).err
 
 
 def test_classes_that_labels_alone_name_are_written_after_a_look(given: Path, said) -> None:
