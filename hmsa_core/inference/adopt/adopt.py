@@ -215,8 +215,8 @@ def _look_at(
     """Run one network and choose its map, its input and its scales."""
     if source.family == "checkpoint":
         return _checkpoint(source, pictures, pixels, classes, context)
-    # Without a table of its own: classes are what is looked for.
-    source = replace(source, given=source.table.model_copy(update={"classes": source.table.classes or {}}))
+    by_table = class_map(source, classes).targets if source.table.classes else None
+    source = replace(source, given=source.table.model_copy(update={"classes": {}}))  # they are what is looked for
     if source.family == "scores":
         check_files(source, [one.name for one in pictures])
         channels = source.names or picture_names(source)
@@ -239,6 +239,9 @@ def _look_at(
             if by_labels
             else fitting.agreeing_scales(views)
         )
+    if by_table is not None and by_table != one.targets:
+        other = [m.name for m in one.maps if by_table.get(m.channel) != m.target]
+        tell(f"{source}: classes were looked for anew; in {source.table_path} these are mapped otherwise: {other}")
     return one
 
 
@@ -267,8 +270,7 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
     counts = [fitting.overlap(views.scores[view].astype(np.float32), pixels, classes.num_classes) for view in tries]
     for one in counts if len(source.names) == 1 else ():
         one[1] = 0  # what is not a sigmoid's class is no class
-    by_table = class_map(source, classes).targets if source.table.classes else None
-    maps = [fitting.map_classes(names, one, classes, by_table) for one in counts]
+    maps = [fitting.map_classes(names, one, classes) for one in counts]
 
     def score(i: int) -> float:
         if not counts[i].any():

@@ -6,7 +6,7 @@ predictions agree most with each other (mirror images, neighbouring scales, othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class Mapped:
     channel: int
     name: str
     target: int | None
-    why: str  # table | name | labels | labels against the name | nothing
+    why: str  # name | labels | labels against the name | nothing
     share: float | None
     pixels: int
 
@@ -47,29 +47,23 @@ def overlap(scores: Float32, pixels: Pixels, num_classes: int) -> NDArray[np.int
     return counts.reshape(scores.shape[1], num_classes).astype(np.int64)
 
 
-def map_classes(
-    names: Sequence[str], counts: NDArray[np.int64], classes: ClassTable, by_table: Mapping[int, int] | None = None
-) -> list[Mapped]:
+def map_classes(names: Sequence[str], counts: NDArray[np.int64], classes: ClassTable) -> list[Mapped]:
     """Map each channel by its name, corrected where the labels clearly say something else.
 
     Args:
         names: of the channels; () where nothing names them: labels alone decide.
         counts: `overlap`; all zeros without labels.
         classes: ours.
-        by_table: {channel: class} that a person wrote: nothing corrects it.
     """
-    proposed = by_table if by_table is not None else propose(names, classes.classes)
-    why = "name" if by_table is None else "table"
-    return [_map_one(i, names[i] if names else str(i), proposed.get(i), why, row) for i, row in enumerate(counts)]
+    proposed = propose(names, classes.classes) if names else {}
+    return [_map_one(i, names[i] if names else str(i), proposed.get(i), row) for i, row in enumerate(counts)]
 
 
-def _map_one(channel: int, name: str, proposed: int | None, why: str, row: NDArray[np.int64]) -> Mapped:
+def _map_one(channel: int, name: str, proposed: int | None, row: NDArray[np.int64]) -> Mapped:
     total, best = int(row.sum()), int(row.argmax())
     share = float(row[best] / total) if total else 0.0
-    target, is_open = proposed, why == "name"
-    if proposed is None:
-        why = "nothing"
-    if is_open and total >= _FEW and share >= _CLEAR and best != proposed:
+    target, why = proposed, "name" if proposed is not None else "nothing"
+    if total >= _FEW and share >= _CLEAR and best != proposed:
         if proposed is None:
             target, why = best, "labels"
         elif row[proposed] < _DOUBT * total:

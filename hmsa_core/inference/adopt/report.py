@@ -14,13 +14,15 @@ from hmsa_core.inference.adopt.fitting import Mapped
 
 def to_yaml(found: Adoption, out: Path) -> str:
     """The text of the file at `out`; members below its folder are named relative to it."""
-    values = found.adopted.model_dump(mode="json", exclude_defaults=True)
+    values = found.adopted.model_dump(mode="json", exclude_defaults=True, exclude={"class_table"})
     for member in values["members"]:
         member["teacher"] = _portable(member["teacher"], out.resolve().parent)
     how = "by labels" if found.is_by_labels else "by agreement alone, without labels: check the result on some images"
     lines = ["# A teacher of several networks, made by `autolabel adopt`; chosen " + how + "."]
     lines += [f"# {line}" for line in table(found)]
-    return "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+    lines.append(yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120) + "# as in the class file")
+    classes = yaml.safe_dump(found.adopted.class_table, sort_keys=False, default_flow_style=True, width=120)
+    return "\n".join(lines) + f"\nclass_table: {classes}"
 
 
 def _portable(spec: str, folder: Path) -> str:
