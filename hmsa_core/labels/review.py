@@ -21,10 +21,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,6 +42,7 @@ Region = tuple[tuple[float, float], ...]
 Verdict = Literal["accept", "flag", "correct"]
 Labels = NDArray[np.uint8]
 NOTE_LIMIT, REGION_LIMIT = 2000, 500  # characters, corners
+_SHORT = 4096  # bytes of a line that is kept in memory
 UNTOUCHED = 254  # in corrections; class tables have fewer classes
 
 
@@ -176,6 +177,28 @@ def _mark(value: dict[str, Any]) -> Mark:
     return Mark(*made, alike=value.get("alike") is True)
 
 
+class _Line(NamedTuple):
+    """A line: its id, and a mark or the id that it withdraws."""
+
+    id: str
+    mark: Mark | None
+    withdraws: str
+
+
+@lru_cache(maxsize=1 << 14)  # lines stay as they are, and every answer of a person reads the file again
+def _line(line: bytes) -> _Line:
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise MarkError(f"expected an object, found {type(value).__name__}")
+    if "withdraws" in value:
+        return _Line(str(value.get("id")), None, str(value["withdraws"]))
+    return _Line(str(value["id"]), _mark(value), "")
+
+
+def _read(line: bytes) -> _Line:
+    return (_line if len(line) < _SHORT else _line.__wrapped__)(line)
+
+
 class ReviewFile:
     """Reads and appends marks. Writers take a lock; readers always see whole lines.
 
@@ -236,17 +259,15 @@ class ReviewFile:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise MarkError(f"expected an object, found {type(value).__name__}")
-                if "withdraws" in value:
-                    standing.pop(str(value["withdraws"]), None)
-                else:
-                    standing[str(value["id"])] = _mark(value)
+                found = _read(line)
             except (ValueError, TypeError, KeyError, RecursionError, MarkError) as error:
                 raise IntegrityError(
                     f"{self.path}: line {number} is not a review mark ({error})", hint="correct or remove that line"
                 ) from error
+            if found.mark is None:
+                standing.pop(found.withdraws, None)
+            else:
+                standing[found.id] = found.mark
         return list(standing.values())
 
     def of(self, name: str) -> list[Mark]:
@@ -281,7 +302,7 @@ class ReviewFile:
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         if lines:
             self._parse()  # nothing is written behind a damaged line
-        taken = {str(json.loads(line).get("id")) for line in lines if line.strip()}
+        taken = {_read(line).id for line in lines if line.strip()}
         found: list[str] = []
         for position, content in enumerate(contents):
             ids = (digest([place, content])[:16] for place in count(len(lines) + position))

@@ -97,7 +97,7 @@ class SpotCheck:
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        write_json(path, self.value)
+        write_json(path, self.value, indent=None)  # written at every answer
 
     @property
     def id(self) -> str:
