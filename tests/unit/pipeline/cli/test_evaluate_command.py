@@ -476,6 +476,10 @@ def test_missing_folders_and_files_are_one_line(folder, refused, change, message
     assert message in refused(folder, **change)
 
 
+def test_a_network_of_another_tool_is_sent_elsewhere(folder, refused):
+    assert "onnx:net.onnx: is no checkpoint" in refused(folder, "--baseline", "onnx:net.onnx", status=2)
+
+
 @pytest.mark.parametrize("scales", ["0.5,2", "1,nan"])
 def test_scales_without_1_or_that_no_image_can_be_brought_to_are_refused(folder, refused, scales):
     line = refused(folder, "--scales", scales, status=2)
