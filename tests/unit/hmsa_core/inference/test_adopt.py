@@ -18,7 +18,7 @@ from hmsa_core.inference.adopt.adopt import Adoption, adopt_folder
 from hmsa_core.inference.adopt.report import table as table_of
 from hmsa_core.inference.adopt.report import to_yaml
 from hmsa_core.inference.evaluation.labelled_files import Ids
-from hmsa_core.inference.teachers.combining import average, cool, stack
+from hmsa_core.inference.teachers.combining import UNKNOWN, average, cool, stack
 from hmsa_core.inference.teachers.sources import lineage_of, parse
 from hmsa_core.inference.teachers.teacher import open_teacher
 from hmsa_core.inference.teachers.teacher_files import Stacking
@@ -360,4 +360,8 @@ def test_combinations_are_probabilities_and_keep_the_order_of_one_member(
     assert (cooled.argmax(0) == one.argmax(0)).mean() > 0.99 or np.ptp(one) < 1e-5
     same = stack([one, one], Stacking(weights=((0.5,) * len(one),) * 2, bias=(0.0,) * len(one)))
     assert np.allclose(same, one, atol=1e-3)
+    unknown = Stacking(weights=((0.5,) * len(one),) * 2, bias=(UNKNOWN, *(0.0,) * (len(one) - 1)))
+    less = stack([one / 2, one / 4], unknown)  # half of each pixel at least is of no class of ours
+    assert np.allclose(less.sum(0), 0.5, atol=1e-4)
+    assert not less[0].any()
     assert np.allclose(average([one, one], [1.0, 3.0]), one, atol=1e-5)
