@@ -34,6 +34,7 @@ FAMILIES = ("onnx", "hf", "scores")
 _MAP = "?map="
 SCORE_SUFFIXES = (".npz", ".npy", ".png")
 _METHOD = 1  # raised when teachers of other tools are run in another way: labels are then not mixed
+_STACKED = 2  # the same of members that are stacked
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class Source:
         if self.adopted is not None:
             content = self.adopted.model_dump(mode="json", exclude={"members": {"__all__": {"teacher"}}})
             del content["class_table"]  # it decides no label
-            return digest({"method": _METHOD, "adopted": content, "members": [m.digest for m in self.members]})
+            method = _METHOD if self.adopted.stacking is None else _STACKED
+            return digest({"method": method, "adopted": content, "members": [m.digest for m in self.members]})
         if self.family == "checkpoint":
             weights = str(read_meta(self.path)["weights_sha256"])
             return weights if self.table == Table() else digest({"weights": weights, "table": self._table_json()})
