@@ -101,7 +101,7 @@ def evaluate(
         if source.family != "checkpoint":
             raise ConfigError(
                 f"{source}: is no checkpoint of this project",
-                hint="`autolabel adopt --labels` measures other networks, `autolabel certify` the labels that they made",
+                hint="`autolabel adopt --labels` measures other networks, `autolabel certify` the labels they made",
             )
     runs = [run_options(one, scales, flip, runtime) for one in (checkpoint, baseline) if one is not None]
     folders = Folders(Path(images), Path(labels), str(classes), **more)
