@@ -103,7 +103,8 @@ def _list(registry: Registry, current: str, *, as_json: bool) -> None:
     teaching = current.rpartition("/")[2]
     if as_json:
         rows = [{"version": v.name, "current": v.name == teaching, **v.record} for v in versions]
-        sys.stdout.write(json.dumps({"teacher": current, "versions": rows}, indent=1, sort_keys=True) + "\n")
+        listed = {"teacher": current, "champion": champion and champion.name, "versions": rows}
+        sys.stdout.write(json.dumps(listed, indent=1, sort_keys=True) + "\n")
         return
     sys.stdout.write(f"teacher now: {current}\n")
     for version in versions:

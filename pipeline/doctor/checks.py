@@ -29,6 +29,7 @@ from pipeline.night.gatekeeper import looks, measured_aa
 from pipeline.stages.disk import disk_need
 from pipeline.workspace.named_files import hint_of_root, missing_files
 from pipeline.workspace.registry import Registry, damage, version_damage
+from pipeline.workspace.table import TABLE
 from pipeline.workspace.workspace import Workspace
 
 _SHM = Path("/dev/shm")  # noqa: S108 - what torch's loader processes use
@@ -258,16 +259,22 @@ def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
         except HmsaError as error:
             problems = [error.message]
         for problem in problems:
-            yield Finding(name, "broken", problem, _restore(name))
+            yield Finding(name, "broken", problem, _restore(ws, name))
         if not problems:
             yield Finding(
                 name, "ok", "every shard matches its digest" if deep else "manifest is whole, no file is missing"
             )
 
 
-def _restore(name: str) -> str:
-    """Command that restores an output of a stage from DVC's cache."""
-    return f"rm -r {name} && dvc checkout {name}"
+def _restore(ws: Workspace, name: str) -> str:
+    """Command that restores an output of a stage: from DVC's cache, or without DVC by making it again.
+
+    Without DVC the output is a hard link of the stage's work, so that both are damaged.
+    """
+    stage = next((row.name for row in TABLE if name in row.outs), None)
+    if stage is None or ws.path("dvc.lock").exists():
+        return f"rm -r {name} && dvc checkout {name}"
+    return f"rm -r {name} work/{stage} && autolabel run --to {stage}"
 
 
 # -- files that no stage makes again ---------------------------------------------------------------------
@@ -346,7 +353,7 @@ def _checkpoints(ws: Workspace) -> Iterator[Finding]:
         elif folder.parent == registry:
             yield Finding(name, "broken", fault, _fix_version(ws, folder))
         elif name in outs:
-            yield Finding(name, "broken", fault, _restore(name))
+            yield Finding(name, "broken", fault, _restore(ws, name))
         else:
             files = " ".join(shlex.quote(f"{name}/{file}") for file in _FILES)
             yield Finding(name, "broken", fault, f"rm -f {files}  # then import it again: DVC has no copy of it")

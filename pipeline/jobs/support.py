@@ -12,9 +12,9 @@ from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig, key_materi
 from hmsa_core.data.index import Index
 from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse, resolved
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
+from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError
 from hmsa_core.io.trees import new_tree, publish_tree
-from hmsa_core.labels.store.format import listed_files, read_manifest
+from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.models import read_meta
 from hmsa_core.result_keys import evaluate_material, infer_material, train_material
@@ -266,10 +266,10 @@ def _planned(plan: Path) -> dict[str, str]:
 
 
 def _is_whole(store: Path) -> bool:
-    """Whether all files of a finished store exist (their digests are checked when they are read)."""
+    """Whether all files of a finished store are there, of the right size (digests are checked where they are read)."""
     try:
-        return all((store / file).exists() for file in listed_files(read_manifest(store)))
-    except StoreError:
+        return not LabelStore.open(store).problems
+    except HmsaError:
         return False
 
 

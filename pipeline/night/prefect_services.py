@@ -86,6 +86,8 @@ class Services:
         except LockedError:
             return None
         try:
+            if name == "server":  # before it listens: who interrupts this start finds its port later
+                atomic.write_json(self._port_file, {"port": self.port})
             with (self.folder / f"{name}.log").open("ab") as log:
                 child = subprocess.Popen(
                     command,
@@ -167,8 +169,7 @@ class Services:
         return not self._pointer.exists() or self._pointer.read_text("utf-8").startswith(_MARK)
 
     def remember(self) -> None:
-        """Save the port, and let a plain `prefect` command in the workspace find the server."""
-        atomic.write_json(self._port_file, {"port": self.port})
+        """Let a plain `prefect` command in the workspace find the server."""
         if self._owns_pointer():
             atomic.write_text(self._pointer, f'{_MARK}[api]\nurl = "{self.api_url}"\n')
 

@@ -81,7 +81,7 @@ class LabelStore:
         if store.problems:
             raise StoreError(
                 f"{path}: refused, {len(store.problems)} problem(s): " + "; ".join(map(str, store.problems)),
-                hint="run `autolabel verify` for the list; make the named shards again",
+                hint="`autolabel verify` lists them; in a workspace `autolabel doctor` names what restores the store",
             )
         return store
 

@@ -481,6 +481,15 @@ def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(ws, m
     assert stores[0] != stores[1] == stores[2] == stores[3]
 
 
+def test_a_torn_shard_is_made_again_by_the_next_run(ws, monkeypatch):
+    prepare.run(ws)
+    _checkpoint(ws, "teacher", "a")
+    monkeypatch.setattr(support, "run_job", lambda _ws, spec: _label(spec))
+    shard = next(_stored(ws, "a_0001", "b_0001").glob("*.parquet"))
+    os.truncate(shard, shard.stat().st_size - 100)
+    assert not LabelStore.open(_stored(ws, "a_0001", "b_0001"), strict=True).problems
+
+
 def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(ws, monkeypatch):
     prepare.run(ws)
     _checkpoint(ws, "teacher", "a")

@@ -142,6 +142,7 @@ def test_a_champion_that_nobody_can_find_is_named(
 def test_damage_of_a_checkpoint_is_named_next_to_the_other_models_and_taken_from_dvcs_cache(
     workspace: Workspace,
 ) -> None:
+    workspace.path("dvc.lock").write_text("schema: '2.0'\n")
     checkpoint(workspace.path("models/student"))
     atomic.write_bytes(workspace.path("models/model.pth"), b"released")  # files of others are no checkpoints
     atomic.write_bytes(workspace.path("models/registry/model.txt"), b"notes")
@@ -168,7 +169,10 @@ def test_damage_of_a_checkpoint_is_named_next_to_the_other_models_and_taken_from
 def test_a_torn_manifest_is_named_with_its_store(workspace: Workspace, deep: bool) -> None:
     atomic.write_text(workspace.path("labels/raw/manifest.json"), '{"digest"')
     finding = found(workspace.root, "labels/raw", deep=deep)
-    assert (finding.state, finding.fix) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
+    again = "rm -r labels/raw work/auto-infer && autolabel run --to auto-infer"  # DVC has no copy
+    assert (finding.state, finding.fix) == ("broken", again)
+    workspace.path("dvc.lock").write_text("schema: '2.0'\n")
+    assert found(workspace.root, "labels/raw", deep=deep).fix == "rm -r labels/raw && dvc checkout labels/raw"
 
 
 # -- files that no stage makes again ---------------------------------------------------------------------

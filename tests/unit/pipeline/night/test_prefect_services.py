@@ -35,6 +35,18 @@ def test_a_server_that_runs_on_another_port_is_reported_at_once(
     Services(tmp_path, port=free_port()).check_port()
 
 
+def test_a_start_that_is_interrupted_has_left_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prefect_services.subprocess, "Popen", interrupted)
+    used = free_port()
+    (tmp_path / ".orchestrate").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        Services(tmp_path, port=used).start("server", "server", "start")
+    assert Services(tmp_path).port == used
+
+
 def test_without_a_checkout_the_missing_deployment_is_reported_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

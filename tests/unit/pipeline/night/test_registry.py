@@ -332,7 +332,8 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     version = registry.register(checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
     registry.promote(version)
     assert "50.00" in models("list").out
-    assert json.loads(models("list", "--json").out)["versions"][0]["current"] is True
+    listed = json.loads(models("list", "--json").out)
+    assert (listed["champion"], listed["versions"][0]["current"]) == (version.name, True)
     atomic.write_json(version.path / "record.json", version.record | {"metrics": {"mean_iou": None}})
     assert f"{version.name}  mIoU      ?" in models("list").out
     refused = models("promote", "models/student", status=3).err
