@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
-from hmsa_core.data.index import Sample
 from hmsa_core.data.walk import stem_of, walk
 from hmsa_core.inference.adopt import fitting
 from hmsa_core.inference.adopt.combination import agreeing_weights, combine
@@ -56,7 +55,6 @@ _INPUTS = (
 # Label sets whose number of classes tells them where a network names none: proposed, and checked by labels.
 _KNOWN_SETS: dict[int, Callable[[], ClassTable]] = {19: cityscapes}
 Tell = Callable[[str], None]
-File = TypeVar("File", Path, Sample)
 
 
 @dataclass(frozen=True)
@@ -186,27 +184,27 @@ def pictures_of(images: Path, labels: Path | None, classes: ClassTable, ids: Ids
         InputError: no image, no pair, or a label map of other proportions. DecodeError: one that holds no classes.
     """
     if labels is None:
-        files = [(stem_of(path), path) for path in walk(images).paths()]
+        files = list(walk(images).paths())
         if not files:
             raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder")
-        return [Picture(name, partial(read_image, path), None, block) for (name, path), block in _spread(files)]
+        names = [stem_of(path) for path in files]
+        return [Picture(names[i], partial(read_image, files[i]), None, block) for i, block in _spread(names)]
     classes = classes.of_train_ids() if ids == "train" else classes
     read = label_reader(classes, colours=ids == "colours")
     pairs, _, notes = pairs_of(images, labels, train_ids=ids == "train")
-    chosen = _spread([(one.name, one) for one in pairs])
-    for note in (*notes, *check_labels([one for (_, one), _ in chosen], classes, read, ids)):
+    chosen = [(pairs[i], block) for i, block in _spread([one.name for one in pairs])]
+    for note in (*notes, *check_labels([one for one, _ in chosen], classes, read, ids)):
         tell(note)
     return [
-        Picture(Path(name).name, partial(read_image, one.image), partial(read, one.label), block)
-        for (name, one), block in chosen
+        Picture(Path(one.name).name, partial(read_image, one.image), partial(read, one.label), block)
+        for one, block in chosen
     ]
 
 
-def _spread(files: Sequence[tuple[str, File]]) -> list[tuple[tuple[str, File], str]]:
-    """At most `_IMAGES` (name, file), evenly spread, and the block of each."""
-    places = np.unique(np.linspace(0, len(files) - 1, min(len(files), _IMAGES)).round().astype(int))
-    chosen = [files[i] for i in places]
-    return list(zip(chosen, blocks_of([name for name, _ in chosen], _BLOCK), strict=True))
+def _spread(names: Sequence[str]) -> list[tuple[int, str]]:
+    """Places of at most `_IMAGES` names, evenly spread, and the block of each."""
+    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), _IMAGES)).round().astype(int)).tolist()
+    return list(zip(places, blocks_of([names[i] for i in places], _BLOCK), strict=True))
 
 
 def _look_at(

@@ -20,9 +20,9 @@ def to_yaml(found: Adoption, out: Path) -> str:
     how = "by labels" if found.is_by_labels else "by agreement alone, without labels: check the result on some images"
     lines = ["# A teacher of several networks, made by `autolabel adopt`; chosen " + how + "."]
     lines += [f"# {line}" for line in table(found)]
-    lines.append(yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120) + "# as in the class file")
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
     classes = yaml.safe_dump(found.adopted.class_table, sort_keys=False, default_flow_style=True, width=120)
-    return "\n".join(lines) + f"\nclass_table: {classes}"
+    return "\n".join(lines) + f"\n{text}# as in the class file\nclass_table: {classes}"
 
 
 def _portable(spec: str, folder: Path) -> str:

@@ -96,11 +96,11 @@ class Source:
     def files(self) -> tuple[Path, ...]:
         """The files that decide what it computes. InputError: they are not there, or of a form that is refused."""
         if self.adopted is not None:
-            try:
-                return (self.path, *(file for member in self.members for file in member.files))
-            except InputError as error:
-                hint = error.hint or f"paths in {self.path} start from its folder: move networks and file together"
-                raise InputError(error.message, hint=hint) from error
+            missing = next((member for member in self.members if not member.path.exists()), None)
+            if missing is not None:
+                hint = f"paths in {self.path} start from its folder: move networks and file together"
+                raise InputError(f"{missing}: is not there", hint=hint)
+            return (self.path, *(file for member in self.members for file in member.files))
         return _FILES[self.family](self.path)
 
     @cached_property
