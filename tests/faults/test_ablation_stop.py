@@ -43,7 +43,8 @@ def stop(*_):
     time.sleep(1); open("saved", "w").close(); os._exit(143)
 signal.signal(signal.SIGTERM, stop)
 die_with_parent()
-open("ready", "w").close(); time.sleep(60)
+open("ready", "w").close()
+while True: time.sleep(0.1)  # a signal that comes just before one long sleep would be handled after the sleep
 """
 
 

@@ -527,7 +527,7 @@ def test_a_signal_ends_a_stage_without_jobs_with_143_and_it_can_go_on(ws, sig):
     # A stage that takes its time: the loop is ours, so the signal has to break into it.
     code = (
         "import sys, time; import pipeline.stages.prepare as p; "
-        "p.run = lambda ws: (sys.stderr.write('running\\n'), sys.stderr.flush(), time.sleep(60)); "
+        "p.run = lambda ws: (sys.stderr.write('running\\n'), sys.stderr.flush(), [time.sleep(0.1) for _ in range(600)]); "
         "from pipeline.cli.main import main; sys.exit(main(['stage', 'prepare', '--workspace', sys.argv[1]]))"
     )
     command = [sys.executable, "-c", code, str(ws.root)]
