@@ -30,7 +30,6 @@ from hmsa_core.inference.evaluation.labelled_files import (
 from hmsa_core.inference.evaluation.scoring import Labelled, Scores, score, summarise
 from hmsa_core.inference.network.predictor import Predictor, load_predictor
 from hmsa_core.inference.teachers.run_options import RunOptions, run_options
-from hmsa_core.inference.teachers.sources import parse
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.leaks import find_leaks
@@ -97,12 +96,6 @@ def evaluate(
         HmsaError: its kind says whose fault it is.
     """
     runtime = runtime or RuntimeConfig(precision="fp32")
-    for source in parse([one for one in (checkpoint, baseline) if one is not None]):
-        if source.family != "checkpoint":
-            raise ConfigError(
-                f"{source}: is no checkpoint of this project",
-                hint="`autolabel adopt --labels` measures other networks, `autolabel certify` the labels they made",
-            )
     runs = [run_options(one, scales, flip, runtime) for one in (checkpoint, baseline) if one is not None]
     folders = Folders(Path(images), Path(labels), str(classes), **more)
     samples = _pairs(folders, tell)

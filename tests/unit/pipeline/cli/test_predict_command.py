@@ -56,3 +56,9 @@ def test_a_missing_image_or_a_folder_in_place_of_images_is_reported_before_any_i
     error = predict(out, tmp_path / "there.png", tmp_path / "gone.png", status=3).err
     assert error == f"error: {tmp_path / 'gone.png'}: no such file\n"
     assert not out.exists()
+
+
+def test_a_network_of_another_tool_is_sent_to_the_commands_that_run_it(said, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), noise_image(0, 40, 60))
+    error, hint = said("predict", tmp_path / "a.png", "--checkpoint", "onnx:net.onnx", status=2).err.splitlines()
+    assert (error, "autolabel label" in hint) == ("error: onnx:net.onnx: is no checkpoint of this project", True)
