@@ -88,7 +88,7 @@ def run_options(
     if source.family != "checkpoint":
         raise ConfigError(
             f"{source}: is no checkpoint of this project",
-            hint="`autolabel label` runs other networks, `adopt --labels` measures them, `certify` measures their labels",
+            hint="`autolabel label` runs other networks, `adopt --labels` measures them, `certify` their labels",
         )
     meta = read_meta(source.path)
     check_labels(meta, source.path)
