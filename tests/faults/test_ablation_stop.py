@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.errors import InterruptedRunError
+from tests.support.waiting import WAITS
 
 pytestmark = pytest.mark.fault
 
@@ -44,8 +45,8 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 die_with_parent()
 open("ready", "w").close()
-while True: time.sleep(0.1)  # a signal that comes just before one long sleep would be handled after the sleep
 """
+STAGE += WAITS
 
 
 def test_a_stop_reaches_the_stages_and_comes_back_when_they_have_saved(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from tests.support.chain import environment
 
+# Last line of a script that handles signals: one that came just before a single long sleep would wait for its end.
+WAITS = "while True: time.sleep(0.1)\n"
+
 
 def wait_for(what: str, condition: Callable[[], object], timeout_s: float = 120.0, *, every_s: float = 0.05) -> float:
     """Wait until a condition holds and give the seconds that it took; fail with its name."""

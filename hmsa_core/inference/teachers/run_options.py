@@ -11,6 +11,7 @@ from hmsa_core.config import SCALES, RuntimeConfig, check_scales
 from hmsa_core.inference.teachers.classes import class_map, named_classes
 from hmsa_core.inference.teachers.sources import Spec, only_checkpoint, parse, resolved
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.remote import local_folder
 from hmsa_core.models import read_meta
 from hmsa_core.models.checkpoint import check_class_count, check_labels
 from hmsa_core.taxonomy import ClassTable, plain
@@ -90,10 +91,11 @@ def run_options(
             f"{source}: is no checkpoint of this project",
             hint="`autolabel label` runs other networks, `adopt --labels` measures them, `certify` their labels",
         )
-    meta = read_meta(source.path)
-    check_labels(meta, source.path)
+    path = local_folder(checkpoint)
+    meta = read_meta(path)
+    check_labels(meta, path)
     inference = meta.get("inference") or {}
     usual = (1.0,) if meta["kind"] == "single" else SCALES
     chosen = check_scales(scales if scales is not None else inference.get("scales") or usual)
     flipped = flip if flip is not None else bool(inference.get("flip", True))
-    return RunOptions(source.path, meta, chosen, flipped, runtime)
+    return RunOptions(path if path.is_dir() else path.parent, meta, chosen, flipped, runtime)

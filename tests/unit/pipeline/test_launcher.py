@@ -20,6 +20,7 @@ from hmsa_core.io.process import StopRequest
 from hmsa_core.spec import FineData, InferSpec, Selection, TrainSpec
 from pipeline.jobs import devices, launcher
 from pipeline.jobs.nodes import Meeting
+from tests.support.waiting import WAITS
 
 RECORD = (
     "import json,sys,pathlib; w = pathlib.Path({work!r}); (w/'error.json').write_text({record!r}); sys.exit({status})"
@@ -112,8 +113,7 @@ def test_a_stop_request_reaches_the_job_and_is_reported_as_interrupted(tmp_path:
         "import signal,sys,time,pathlib\n"
         f"w = pathlib.Path({str(tmp_path)!r})\n"
         "def save(*_):\n (w/'saved').write_text('yes'); sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, save); (w/'up').write_text('1')\n"
-        "while True: time.sleep(0.1)  # a signal that comes just before one long sleep would be handled after it\n"
+        "signal.signal(signal.SIGTERM, save); (w/'up').write_text('1')\n" + WAITS
     )
     stop = StopRequest()
 

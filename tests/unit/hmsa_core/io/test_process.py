@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.process import group_lives
+from tests.support.waiting import WAITS
 
 pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
 
@@ -32,8 +33,8 @@ def stop(*_):
     open(sys.argv[1] + ".saved", "w").write("yes"); sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 open(sys.argv[1], "w").write(str(os.getpid()))
-while True: time.sleep(0.1)  # a signal that comes just before one long sleep would be handled after the sleep
 """
+POLITE += WAITS
 SLOW_TO_SAVE = POLITE.replace('open(sys.argv[1] + ".saved"', 'time.sleep(1.5); open(sys.argv[1] + ".saved"')
 STUBBORN = """
 import signal, sys, os, time

@@ -62,3 +62,9 @@ def test_a_network_of_another_tool_is_sent_to_the_commands_that_run_it(said, tmp
     cv2.imwrite(str(tmp_path / "a.png"), noise_image(0, 40, 60))
     error, hint = said("predict", tmp_path / "a.png", "--checkpoint", "onnx:net.onnx", status=2).err.splitlines()
     assert (error, "autolabel label" in hint) == ("error: onnx:net.onnx: is no checkpoint of this project", True)
+
+
+def test_a_class_table_of_a_checkpoint_is_refused_not_dropped(said, checkpoint, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), noise_image(0, 40, 60))
+    given = f"{checkpoint}?map={tmp_path / 'table.yaml'}"
+    assert "no checkpoint" in said("predict", tmp_path / "a.png", "--checkpoint", given, status=3).err

@@ -19,7 +19,7 @@ import pytest
 from hmsa_core.io.process import group_lives
 from pipeline.night import stage_process
 from pipeline.night.stage_process import ServerGoneError, ServerWatch, StageFailedError, run_stage, stop_group
-from tests.support.waiting import wait_for
+from tests.support.waiting import WAITS, wait_for
 
 PLAIN = (sys.executable, "-m", "dvc")
 pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
@@ -88,8 +88,8 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 print("ready", flush=True)
-while True: time.sleep(0.1)  # a signal that comes just before one long sleep would be handled after the sleep
 """
+POLITE_CHILD += WAITS
 
 
 def test_stopping_lets_the_stage_below_dvc_save_its_progress(tmp_path: Path) -> None:
