@@ -94,7 +94,7 @@ def bootstrap_difference(
     """
     runs, ids = as_runs(confusions, blocks)
     others, _ = as_runs(baseline, blocks)
-    if [r.shape for r in runs] != [o.shape for o in others]:
+    if [r.shape[:2] for r in runs] != [o.shape[:2] for o in others]:  # one of them may count pixels without a label
         raise InputError(f"paired bootstrap: shapes differ: {[r.shape for r in runs]} and {[o.shape for o in others]}")
     plan = Draws(ids, draws, seed)
     (whole, drawn), (their_whole, their_drawn) = plan.scores(runs), plan.scores(others)

@@ -1,11 +1,12 @@
-"""Score a checkpoint on a folder of images and a folder of labels with the same stems.
+"""Score a network on a folder of images and a folder of labels with the same stems.
 
 Labels hold the ids of the class file, or, with --ids train, trainIds (255 = ignored), or, with --ids colours, the
 colours of the class file. Images of any size; a label of another size than its image is scored at its own size.
 Folders may hold sub-folders; Cityscapes' names (leftImg8bit/val, gtFine/val) and CamVid's (*_L.png) are known.
 
 autolabel evaluate --checkpoint models/student --images DIR --labels DIR --classes classes.json --json --details
-autolabel evaluate --checkpoint models/student --baseline models/control --images DIR --labels DIR --classes FILE
+autolabel evaluate --checkpoint models/student --baseline teacher.yaml --images DIR --labels DIR --classes FILE
+autolabel evaluate --teacher onnx:a.onnx --images DIR --labels DIR --classes FILE
 autolabel evaluate --checkpoint models/pretrain --images DIR --labels DIR --classes mapillary_v1.2 --long-edge 2177
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.inference_options import add_options, pin_threads, positive, runtime_of, tell
+from pipeline.cli.inference_options import add_options, pin_threads, positive, runtime_of, teacher_of, tell
 
 ANSWER = "hmsa-evaluation"  # format of `autolabel evaluate --json`
 
@@ -43,10 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)"
     add("--details", action="store_true", help=text)
     add("--plots", type=Path, metavar="DIR", help="--details, and as pictures there: confusions, reliability, IoU")
-    add("--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval")
+    text = "a second checkpoint, or a SPEC as for --teacher: the difference is printed with its interval"
+    add("--baseline", metavar="F", help=text)
     text = "neighbours by number that intervals draw together, for pictures of one drive are alike (default: 3)"
     add("--block-length", type=positive, default=3, metavar="N", help=text)
-    add_options(parser, modes=True)
+    add_options(parser, teachers=True, modes=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     made = {"command": args.command_line, **describe_run(("hmsa_core", "pipeline"))} if args.json else {}
     names = ("ids", "skip_unlabelled", "mode", "long_edge", "score_at", "block_length")
     result = evaluate(
-        args.checkpoint,
+        teacher_of(args),
         args.images,
         args.labels,
         args.classes,
@@ -134,10 +136,10 @@ def _text(result: dict[str, Any]) -> str:
 
 
 def _run_as(model: dict[str, Any], baseline: dict[str, Any]) -> str:
-    """Settings of both runs as text, since each checkpoint may have other scales."""
+    """Settings of both runs as text, since each may have other scales."""
     from pipeline.report.results import how_run
 
-    text = [how_run(one) for one in (model, baseline)]
+    text = [how_run(one) if one["scales"] else "the scales of its file" for one in (model, baseline)]
     return f"both at {text[0]}" if text[0] == text[1] else f"model at {text[0]}, baseline at {text[1]}"
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hmsa_core.io.errors import ConfigError
+
 if TYPE_CHECKING:
     from hmsa_core.config import RuntimeConfig
+    from hmsa_core.inference.teachers.sources import Source
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ENGINE = "who runs the processes: this machine, or Ray (docs/scaling.md; default: local)"
@@ -55,6 +59,23 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def teacher_of(args: argparse.Namespace) -> tuple[Source, ...]:
+    """What --checkpoint, --teacher and --map name."""
+    from hmsa_core.inference.teachers.sources import parse
+
+    sources = parse(args.teacher or args.checkpoint)
+    if args.map is None:
+        return sources
+    if len(sources) > 1:
+        raise ConfigError("--map is of one teacher", hint="of several, put a table next to each: FILE.teacher.yaml")
+    source = replace(sources[0], map=args.map)
+    if source.table.classes is None:
+        raise ConfigError(
+            f"--map {args.map}: says nothing of classes", hint="write `classes: {THEIRS: OURS, ...}` there"
+        )
+    return (source,)
 
 
 def pin_threads(args: argparse.Namespace) -> int:

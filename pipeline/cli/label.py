@@ -13,16 +13,14 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.cli.inference_options import ENGINE, add_options, pin_threads, runtime_of, tell
+from pipeline.cli.inference_options import ENGINE, add_options, pin_threads, runtime_of, teacher_of, tell
 
 if TYPE_CHECKING:
     from hmsa_core.inference.teachers.run_options import TeacherOptions
-    from hmsa_core.inference.teachers.sources import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,23 +82,7 @@ def _options(args: argparse.Namespace, threads: int) -> TeacherOptions:
 
     classes = load_classes(Path(), args.classes) if args.classes else None
     runtime = runtime_of(args, threads=threads, ranks=args.ranks)
-    return teacher_options(_teacher(args), classes, args.scales, args.flip, runtime)
-
-
-def _teacher(args: argparse.Namespace) -> tuple[Source, ...]:
-    from hmsa_core.inference.teachers.sources import parse
-
-    sources = parse(args.teacher or args.checkpoint)
-    if args.map is None:
-        return sources
-    if len(sources) > 1:
-        raise ConfigError("--map is of one teacher", hint="of several, put a table next to each: FILE.teacher.yaml")
-    source = replace(sources[0], map=args.map)
-    if source.table.classes is None:
-        raise ConfigError(
-            f"--map {args.map}: says nothing of classes", hint="write `classes: {THEIRS: OURS, ...}` there"
-        )
-    return (source,)
+    return teacher_options(teacher_of(args), classes, args.scales, args.flip, runtime)
 
 
 def _pin_threads(args: argparse.Namespace) -> int:

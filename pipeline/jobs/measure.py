@@ -78,7 +78,7 @@ def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ..
     store = LabelStore.open(folder, strict=True)
     index = Index.load(index_path)
     config, root = ws.params.calibrate, ws.roots[index.root]
-    pairs = _pairs(store, index, root, names)
+    pairs = labelled(store, index, root, names)
     curves = Curves.measure(pairs, store.classes, config=config, lineage=store.lineage)
     if config.region == "all":
         return Precision(store, curves, curves)
@@ -88,11 +88,12 @@ def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ..
             raise ConfigError(wrong, hint="set calibrate.region to all")
         warn(stage, f"{wrong}: all of their pixels are judged")
         return Precision(store, curves, curves)
-    outside = outside_coarse(_pairs(store, index, root, names))
+    outside = outside_coarse(labelled(store, index, root, names))
     return Precision(store, curves, Curves.measure(outside, store.classes, config=config, lineage=store.lineage))
 
 
-def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:
+def labelled(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:
+    """The named images with the teacher's label and with the truth."""
     for sample in index.select(names=names):
         if sample.name not in store:
             continue  # the file changed since `prepare`: the store's manifest lists it as skipped

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
-from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels import LabelStore
 from hmsa_core.leaks import Judgement
-from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, gate, iou_of, mean_iou_of
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, confusion_counts, finite, gate, iou_of, mean_iou_of
 from pipeline.jobs import measure
 from pipeline.jobs.support import evaluate_model, role_index, warn, weights_of, write_metrics
 from pipeline.report import plots
@@ -40,7 +40,7 @@ class Scores:
 
     names: tuple[str, ...]
     blocks: tuple[str, ...]
-    confusions: NDArray[np.int64]  # (N, C, C), rows = truth
+    confusions: NDArray[np.int64]  # (N, C, C), rows = truth; of labels (N, C, C + 1): last, no label
 
     @classmethod
     def load(cls, path: Path) -> Scores:
@@ -87,15 +87,15 @@ def run(ws: Workspace) -> None:
     if found.judged is not found.curves:
         kept["region"] = ws.params.calibrate.region
         kept["all_pixels"] = measure.kept_figures(found.curves, policy, ws.params.calibrate)
-    classes = found.curves.classes.classes
+    classes, labels = found.curves.classes.classes, _of_labels(ws, found.store, judgement.names)
     verdict = _verdict(ws, models, champion, results, judgement, classes)
 
     with new_tree(ws.path(OUT)) as out:
         _publish_counts(ws, folders, out)
-        figures = _metrics(ws, models, results, judgement, kept, classes)
-        atomic.write_json(out / "metrics.json", figures | {"labels": _of_labels(found.curves)})
+        figures = _metrics(ws, models, results, labels, judgement, kept, classes)
+        atomic.write_json(out / "metrics.json", figures)
         atomic.write_json(out / "verdict.json", verdict)
-    write_metrics(ws, STAGE, _flat(ws, results, kept, verdict))
+    write_metrics(ws, STAGE, _flat(ws, results, labels, kept, verdict))
     _plot(ws, results, classes)
 
 
@@ -154,6 +154,7 @@ def _metrics(
     ws: Workspace,
     models: Mapping[str, Path],
     results: Results,
+    labels: Scores,
     judgement: Judgement,
     kept: dict[str, Any],
     classes: tuple[str, ...],
@@ -177,20 +178,28 @@ def _metrics(
         },
         "differences": {
             f"{a} - {b}": bootstrap_difference(x.confusions, y.confusions, x.blocks, **options).to_json(classes)
-            for a, x, b, y in _pairs(ws, results)
+            for a, x, b, y in _pairs(ws, results, labels)
         },
         "kept": {"threshold": ws.params.pseudo_label.threshold, **kept},
+        "labels": {
+            "mean_iou": finite(mean_iou_of(labels.iou)),
+            "classes": dict(zip(classes, map(finite, labels.iou), strict=True)),
+        },
     }
 
 
-def _of_labels(curves: Curves) -> dict[str, Any]:
-    """IoU of the auto-labels themselves on the report images, before any threshold."""
-    iou = curves.iou
-    by_class = zip(curves.classes.classes, iou, strict=True)
-    return {"mean_iou": finite(mean_iou_of(iou)), "classes": {name: finite(value) for name, value in by_class}}
+def _of_labels(ws: Workspace, store: LabelStore, names: tuple[str, ...]) -> Scores:
+    """Counts of the auto-labels themselves on the report images, before any threshold."""
+    index = Index.load(role_index(ws, "report"))
+    images = [
+        (image.name, image.block, confusion_counts(image.label, image.truth, index.classes.num_classes))
+        for image in measure.labelled(store, index, ws.roots[index.root], names)
+    ]
+    found, blocks, confusions = zip(*images, strict=True)
+    return Scores(found, blocks, np.stack(confusions))
 
 
-def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scores]]:
+def _pairs(ws: Workspace, results: Results, labels: Scores) -> list[tuple[str, Scores, str, Scores]]:
     """Comparisons to report, each on the same images: (name, scores, baseline, scores)."""
     main, *others = (s.name for s in ws.params.evaluate.settings)
     pairs = [
@@ -198,12 +207,17 @@ def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scor
         for a, b in (("student", "control"), ("student", "teacher"), ("student", "incumbent"), ("control", "teacher"))
         if a in results and b in results
     ]
+    student = results["student"][main]
+    if ws.params.auto_infer.teacher is not None and student.names == labels.names:  # no model here is that teacher
+        pairs.append(("student", student, "auto-labels", labels))
     first = next(iter(results))  # the teacher, or the student where no teacher is trained
     scores = results[first]
     return pairs + [(f"{first} {main}", scores[main], f"{first} {o}", scores[o]) for o in others]
 
 
-def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+def _flat(
+    ws: Workspace, results: Results, labels: Scores, kept: dict[str, Any], verdict: dict[str, Any]
+) -> dict[str, Any]:
     """Figures that `dvc metrics diff` compares."""
     means = {
         model: {setting: finite(np.nanmean(s.iou)) for setting, s in by_setting.items()}
@@ -211,7 +225,7 @@ def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[s
     }
     return {
         "mean_iou": means,
-        "gain": {f"{a} - {b}": finite(np.nanmean(x.iou - y.iou)) for a, x, b, y in _pairs(ws, results)},
+        "gain": {f"{a} - {b}": finite(np.nanmean(x.iou - y.iou)) for a, x, b, y in _pairs(ws, results, labels)},
         "kept": {k: kept[k] for k in ("precision", "coverage", "class_mean_precision", "class_mean_coverage")},
         "promote": verdict["promote"],
     }

@@ -1,4 +1,4 @@
-"""Score checkpoints on a folder of images and a folder of labels: what `autolabel evaluate` prints.
+"""Score networks on a folder of images and a folder of labels: what `autolabel evaluate` prints.
 
 Labels are read before a network is: a value that is no class at the last of a thousand pictures costs no night.
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hmsa_core.config import RuntimeConfig
+from hmsa_core.config import InferConfig, RuntimeConfig
 from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import holds_train_ids, read_image
 from hmsa_core.data.index import Sample
@@ -29,11 +29,13 @@ from hmsa_core.inference.evaluation.labelled_files import (
 )
 from hmsa_core.inference.evaluation.scoring import Labelled, Scores, score, summarise
 from hmsa_core.inference.network.predictor import Predictor, load_predictor
-from hmsa_core.inference.teachers.run_options import RunOptions, run_options
+from hmsa_core.inference.teachers.run_options import TeacherOptions, teacher_options
+from hmsa_core.inference.teachers.sources import Spec, digest_of, lineage_of, only_checkpoint, parse
+from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.leaks import find_leaks
-from hmsa_core.lineage import Lineage, lineage_of_checkpoint
+from hmsa_core.lineage import Lineage
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, by_category, by_city, finite
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import EvaluationSetting
@@ -62,29 +64,30 @@ class Folders:
 
 
 def evaluate(
-    checkpoint: str | Path,
+    model: Spec,
     images: str | Path,
     labels: str | Path,
     classes: str | Path,
     *,
-    baseline: str | Path | None = None,
+    baseline: Spec | None = None,
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     runtime: RuntimeConfig | None = None,
     tell: Tell = _LOG.warning,
     **more: Any,
 ) -> dict[str, Any]:
-    """Score a checkpoint on a folder of images and a folder of labels of the same stems.
+    """Score a network on a folder of images and a folder of labels of the same stems.
 
         scores = evaluate("models/student", "images", "labels", "classes.json")
         scores["mean_iou"], scores["iou"]["road"], scores["interval"]
 
     Args:
-        checkpoint: a checkpoint folder or a file in it.
+        model: a checkpoint folder or a file in it, a file of `autolabel adopt`, onnx:FILE, hf:FOLDER,
+            scores:FOLDER, or a list of these (their mean).
         images, labels: folders; labels hold ids of the class file, trainIds or colours (`ids`).
         classes: a class file, or cityscapes, mapillary_v1.2, mapillary_v2.0.
-        baseline: a second checkpoint; "baseline" and "difference" with its interval are in the result.
-        scales, flip: None = each checkpoint's own.
+        baseline: a second one; "baseline" and "difference" with its interval are in the result.
+        scales, flip: None = each checkpoint's own; of other networks 1, not mirrored.
         runtime: threads, device, precision; None = one thread, fp32.
         tell: gets a line for each thing that may mislead.
         more: further fields of `Folders`.
@@ -96,22 +99,23 @@ def evaluate(
         HmsaError: its kind says whose fault it is.
     """
     runtime = runtime or RuntimeConfig(precision="fp32")
-    runs = [run_options(one, scales, flip, runtime) for one in (checkpoint, baseline) if one is not None]
     folders = Folders(Path(images), Path(labels), str(classes), **more)
-    samples = _pairs(folders, tell)
     given = load_classes(Path(), folders.classes)
     if folders.ids == "train":
         given = given.of_train_ids()
+    specs = [one for one in (model, baseline) if one is not None]
+    runs = [teacher_options(one, None if only_checkpoint(one) else given, scales, flip, runtime) for one in specs]
+    samples = _pairs(folders, tell)
     if folders.ids == "colours" and not Path(folders.classes).is_file():
         raise ConfigError(f"--ids colours is for class files; label maps of {folders.classes} hold ids")
-    table = _as_trained(given, runs[0], folders, samples, tell)
+    table = _as_trained(given, runs, folders, samples, tell)
     for second in runs[1:]:
         _check_baseline(table, runs[0], second, folders, tell)
     read_label = label_reader(table, colours=folders.ids == "colours")
     _note(tell, *check_labels(samples, given, read_label, folders.ids))
     _tell_blocks([sample.block for sample in samples], folders.block_length, tell)
-    context = JobContext(runs[0].checkpoint, start_ranks(runtime, {}), runtime)
-    opened = [(load_predictor(run.checkpoint, context), _lineage_of(run)) for run in runs]  # before one is scored
+    context = JobContext(Path(), start_ranks(runtime, {}), runtime)
+    opened = [(_open(run, table, samples, context), _lineage_of(run)) for run in runs]  # before one is scored
     scored = [
         _score(run, *loaded, context, folders, samples, table, read_label)
         for run, loaded in zip(runs, opened, strict=True)
@@ -164,76 +168,92 @@ def _tell_blocks(blocks: list[str], length: int, tell: Tell) -> None:
         )
 
 
-def _tell_learned(learned: dict[str, Any], options: RunOptions, images: int, tell: Tell) -> None:
+def _tell_learned(learned: dict[str, Any], options: TeacherOptions, images: int, tell: Tell) -> None:
     if learned["images"]:
         tell(
-            f"warning: {options.checkpoint} has learned from {learned['images']} of these {images} images "
+            f"warning: {options} has learned from {learned['images']} of these {images} images "
             f"({learned['first']}): its figures are not those of unseen images"
         )
     for gap in learned["unknown"]:
-        tell(f"note: {options.checkpoint}: what it learned from is not known in full: {gap}")
+        tell(f"note: {options}: what it learned from is not known in full: {gap}")
 
 
 def _as_trained(
-    classes: ClassTable, run: RunOptions, folders: Folders, samples: Sequence[Sample], tell: Tell
+    classes: ClassTable, runs: Sequence[TeacherOptions], folders: Folders, samples: Sequence[Sample], tell: Tell
 ) -> ClassTable:
     """The classes in the checkpoint's order; those that have other names there are taken by their number."""
+    run = runs[0]
     trained, names = _names_of(run, classes, folders.classes), [name.lower() for name in classes.classes]
     if trained == names:
         return classes
     numbered = folders.ids == "train" or any(holds_train_ids(sample.label) for sample in samples)
+    numbered |= any(only_checkpoint(one.teacher) is None for one in runs)  # their classes are mapped to those given
     if sorted(trained) == sorted(names) and len(set(trained)) == len(trained) and not numbered:
-        _note(tell, f"{folders.classes}: its classes are taken by name, {run.checkpoint} has another order")
+        _note(tell, f"{folders.classes}: its classes are taken by name, {run} has another order")
         return in_order_of(classes, trained)
     _tell_other_names(trained, names, run, folders.classes, tell)
     return classes
 
 
-def _check_baseline(classes: ClassTable, run: RunOptions, baseline: RunOptions, folders: Folders, tell: Tell) -> None:
+def _check_baseline(
+    classes: ClassTable, run: TeacherOptions, baseline: TeacherOptions, folders: Folders, tell: Tell
+) -> None:
     """The counts of both go by the first one's order."""
     trained, names = _names_of(baseline, classes, folders.classes), [name.lower() for name in classes.classes]
     if trained != names:
-        _tell_other_names(trained, names, baseline, str(run.checkpoint), tell)
+        _tell_other_names(trained, names, baseline, str(run), tell)
 
 
-def _names_of(options: RunOptions, classes: ClassTable, given: str) -> list[str]:
+def _names_of(options: TeacherOptions, classes: ClassTable, given: str) -> list[str]:
     """A checkpoint's class names in lower case; those that were given where it has none."""
-    count = options.meta["num_classes"]
+    count = options.num_classes
     if classes.num_classes != count:
         raise ConfigError(
-            f"{given} has {classes.num_classes} classes, {options.checkpoint} was trained for {count}",
+            f"{given} has {classes.num_classes} classes, {options} was trained for {count}",
             hint="give the class file of the data set that the checkpoint was trained for",
         )
-    table = options.meta.get("class_table")
+    table = options.class_table
     return [row["name"].lower() for row in table["classes"]] if table else [name.lower() for name in classes.classes]
 
 
 def _tell_other_names(
-    trained: Sequence[str], names: Sequence[str], options: RunOptions, given: str, tell: Tell
+    trained: Sequence[str], names: Sequence[str], options: TeacherOptions, given: str, tell: Tell
 ) -> None:
     """Some names differ and no other: by number. A name with another number: neither by name nor by number."""
     first = next(i for i, (a, b) in enumerate(zip(trained, names, strict=True)) if a != b)
-    message = f"{given}: class {first} is {names[first]!r}, in {options.checkpoint} it is {trained[first]!r}"
+    message = f"{given}: class {first} is {names[first]!r}, in {options} it is {trained[first]!r}"
     moved = next((name for i, name in enumerate(names) if name in trained and trained[i] != name), None)
     if moved is not None:
         raise ConfigError(
             f"{message}, and {moved!r} has another number: they cannot be compared by number",
-            hint=f"the names of {options.checkpoint} in their order: {', '.join(trained)}",
+            hint=f"the names of {options} in their order: {', '.join(trained)}",
         )
     _note(tell, f"{message}; classes are compared by their number")
 
 
-def _lineage_of(run: RunOptions) -> Lineage:
-    """The images that the weights learned from; a damaged list ends the run before a checkpoint is scored."""
+def _open(
+    run: TeacherOptions, classes: ClassTable, samples: Sequence[Sample], context: JobContext
+) -> Predictor | Teacher:
+    alone = only_checkpoint(run.teacher)
+    if alone is not None:
+        return load_predictor(alone, context)
+    config = InferConfig(scales=run.scales, flip=run.flip, runtime=run.runtime)
+    teacher = open_teacher(run.teacher, config, classes, context)
+    teacher.check([sample.name for sample in samples])
+    return teacher
+
+
+def _lineage_of(run: TeacherOptions) -> Lineage:
+    """The images that the weights learned from; a damaged list ends the run before a network is scored."""
     try:
-        return lineage_of_checkpoint(run.checkpoint)
+        return lineage_of(run.teacher)
     except IntegrityError as error:  # a checkpoint that was copied without its list can still be scored
         return Lineage(unknown=(error.message,))
 
 
 def _score(
-    run: RunOptions,
-    predictor: Predictor,
+    run: TeacherOptions,
+    network: Predictor | Teacher,
     lineage: Lineage,
     context: JobContext,
     folders: Folders,
@@ -241,7 +261,7 @@ def _score(
     classes: ClassTable,
     read_label: LabelReader,
 ) -> tuple[Scores, dict[str, Any]]:
-    """A checkpoint's counts, and its figures as they are printed; an image that it has learned from is counted too."""
+    """A network's counts, and its figures as they are printed; an image that it has learned from is counted too."""
     setting = EvaluationSetting(
         name="evaluate",
         scales=run.scales,
@@ -261,7 +281,7 @@ def _score(
         )
         return Labelled(found, image, read_label(sample.label))
 
-    scores = score(predictor, [setting], samples, read, context, details=folders.details)[setting.name]
+    scores = score(network, [setting], samples, read, context, details=folders.details)[setting.name]
     summary = summarise(scores, setting, classes)
     counts = np.sum(scores.confusions, axis=0)
     interval = bootstrap_iou(np.stack(scores.confusions), scores.of("block"))
@@ -271,10 +291,12 @@ def _score(
         "category_iou": by_category(counts, classes),
         # The same set of pictures and labels has the same digest wherever it lies.
         "judged": digest(sorted([s.image_sha256, s.label_sha256] for s in scores.samples)),
-        "checkpoint": run.meta["weights_sha256"],
-        "precision": predictor.precision,
+        "checkpoint": digest_of(run.teacher),
+        "precision": network.precision,
         "learned": _learned(scores.samples, lineage),
     }
+    if any(source.adopted for source in parse(run.teacher)):
+        figures |= {"scales": None, "flip": None}  # each network has those of its file
     if folders.details:
         figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order
     return scores, figures
@@ -306,5 +328,5 @@ def _details(scores: Scores, summary: dict[str, Any], counts: Any) -> dict[str, 
         **{key: summary[key] for key in ("boundary", "band", "ece", "weights") if key in summary},
         "reliability": {k: [finite(v) for v in diagram[k].tolist()] for k in ("confidence", "accuracy", "pixels")},
         "cities": by_city(np.stack(scores.confusions), scores.of("city")),
-        "confusion": counts.tolist(),
+        "confusion": counts[:, : len(counts)].tolist(),
     }

@@ -76,11 +76,11 @@ def _npz_bytes(scores: Scores, classes: ClassTable) -> bytes:
         "names": np.array(scores.of("name"), dtype=str),
         "blocks": np.array(scores.of("block"), dtype=str),
         "cities": np.array(scores.of("city"), dtype=str),
-        "confusions": np.array(scores.confusions, np.int64).reshape(-1, count, count),
+        "confusions": np.array(scores.confusions, np.int64).reshape(-1, count, count + 1)[..., :count],
         "classes": np.array(classes.classes, dtype=str),
     }
     if scores.band:
-        arrays["band_confusions"] = np.array(scores.band, np.int64)
+        arrays["band_confusions"] = np.array(scores.band, np.int64)[..., :count]
         arrays["boundary"] = np.array(scores.boundary, np.int64)
         arrays |= {f"reliability_{k}": v for k, v in scores.reliability.diagram().items()}
     if scores.weights:

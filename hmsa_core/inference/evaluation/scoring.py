@@ -1,4 +1,4 @@
-"""Score a network on labelled images: the one loop that reads, labels and counts, for an index and for folders alike.
+"""Score networks on labelled images: the one loop that reads, labels and counts, for an index and for folders alike.
 
 Everything is counted per image, so that any statistic can follow.
 """
@@ -17,6 +17,8 @@ from hmsa_core.data.index import Sample
 from hmsa_core.data.transforms import resize_label, to_long_edge
 from hmsa_core.inference.folder.infer_job import read_ahead
 from hmsa_core.inference.network.predictor import Predictor, Tiler
+from hmsa_core.inference.teachers.teacher import Teacher
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.metrics import Reliability, boundary_band, boundary_counts, confusion_counts, finite, iou_of, mean_iou_of
 from hmsa_core.metrics.confusion import ratio
 from hmsa_core.runtime.ranks import JobContext
@@ -27,6 +29,7 @@ BAND_PX = 8.0  # pixels at 1024 lines, scaled with the height: half the width of
 BINS = 20  # of the reliability diagram
 UInt8 = NDArray[np.uint8]
 Size = tuple[int, int]
+Maps = tuple[UInt8, NDArray[np.float32]]  # label and confidence
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Scores:
     """Counts of one setting; every list has one entry per image."""
 
     samples: list[Sample] = field(default_factory=list)
-    confusions: list[NDArray[np.int64]] = field(default_factory=list)  # C x C, rows = truth
-    band: list[NDArray[np.int64]] = field(default_factory=list)  # C x C, near boundaries of the truth
+    confusions: list[NDArray[np.int64]] = field(default_factory=list)  # C x C + 1, rows = truth, last: no label
+    band: list[NDArray[np.int64]] = field(default_factory=list)  # the same near boundaries of the truth
     boundary: list[NDArray[np.int64]] = field(default_factory=list)  # 2 x C, intersection and union
     weights: list[NDArray[np.float64]] = field(default_factory=list)  # S x C x 2, sums away from and in the band
     reliability: Reliability = field(default_factory=lambda: Reliability(BINS))
@@ -54,8 +57,45 @@ class Scores:
         return [getattr(sample, what) for sample in self.samples]
 
 
+class _Network:
+    """A checkpoint's network, which is run as each setting says."""
+
+    def __init__(self, predictor: Predictor, settings: Sequence[EvaluationSetting]) -> None:
+        for setting in settings:
+            predictor.check_kind(setting.mode)
+        self._tiler, self.num_classes = Tiler(predictor), predictor.num_classes
+        self._learns_weights = predictor.kind in ("hierarchical", "explicit")
+
+    def label(self, _name: str, image: UInt8, setting: EvaluationSetting, size: Size) -> Maps:
+        return self._tiler.label(image, setting.scales, setting.flip, kind=setting.mode, size=size)
+
+    def weights(self, image: UInt8, setting: EvaluationSetting) -> dict[float, NDArray[np.float32]]:
+        """Weight of each scale at each pixel; empty where the network has learned none."""
+        if setting.mode != "model" or not self._learns_weights:
+            return {}
+        return self._tiler.weights(image, setting.scales, setting.flip)
+
+
+class _Labels:
+    """What a teacher labels with the scales and the flip that it was opened with."""
+
+    def __init__(self, teacher: Teacher, settings: Sequence[EvaluationSetting]) -> None:
+        if any(setting.mode != "model" for setting in settings):
+            raise ConfigError(f"{teacher.sources[0]}: only checkpoints fuse scales in another mode than `model`")
+        self._teacher, self.num_classes = teacher, teacher.classes.num_classes
+
+    def label(self, name: str, image: UInt8, _setting: EvaluationSetting, size: Size) -> Maps:
+        label, confidence = self._teacher.label(name, image)
+        if label.shape == size:
+            return label, confidence
+        return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+
+    def weights(self, _image: UInt8, _setting: EvaluationSetting) -> dict[float, NDArray[np.float32]]:
+        return {}
+
+
 def score(
-    predictor: Predictor,
+    network: Predictor | Teacher,
     settings: Sequence[EvaluationSetting],
     samples: Sequence[Sample],
     read: Callable[[Sample], Labelled],
@@ -66,7 +106,8 @@ def score(
     """Label and count the images of all ranks under each setting; all ranks call it, each scores every world-th image.
 
     Args:
-        predictor, settings: the network, and how it is run. What settings have in common is computed once.
+        network: a checkpoint's; or a teacher, which was opened with its scales and flip.
+        settings: how a checkpoint is run. What they have in common is computed once.
         samples: the images, in the order of the result; no name occurs twice.
         read: decodes an image and its label, in another thread. It may complete the sample that it returns.
         context: ranks, progress, stop request.
@@ -78,13 +119,12 @@ def score(
     Raises:
         ConfigError: the network cannot be run in a setting's mode. InterruptedRunError: a stop was requested.
     """
-    for setting in settings:
-        predictor.check_kind(setting.mode)
+    judged = _Labels(network, settings) if isinstance(network, Teacher) else _Network(network, settings)
     # A scale's attention is computed unless it is a setting's highest. Settings with higher scales go first, those
     # without attention last: then no scale is run a second time to get it.
     order = sorted(settings, key=lambda s: (s.long_edge or 0, s.mode != "model", -max(s.scales)))
     scores = {setting.name: Scores() for setting in settings}
-    tiler, mine = Tiler(predictor), samples[context.ranks.rank :: context.ranks.world]
+    mine = samples[context.ranks.rank :: context.ranks.world]
     what = "evaluate" if context.ranks.world == 1 else f"evaluate (rank 0 of {context.ranks.world})"
     with context.progress(len(mine), what=what) as progress:
         for item in read_ahead(mine, read):
@@ -94,39 +134,31 @@ def score(
                 edge = setting.long_edge or max(item.image.shape[:2])
                 if edge not in resized:
                     resized[edge] = to_long_edge(item.image, edge)
-                _add(scores[setting.name], item, resized[edge], setting, tiler, predictor, details=details)
+                _add(scores[setting.name], item, resized[edge], setting, judged, details=details)
             progress.update()
     parts = context.ranks.gather(scores)
     return {setting.name: _merged([part[setting.name] for part in parts], samples) for setting in settings}
 
 
 def _add(
-    out: Scores,
-    item: Labelled,
-    image: UInt8,
-    setting: EvaluationSetting,
-    tiler: Tiler,
-    predictor: Predictor,
-    *,
-    details: bool,
+    out: Scores, item: Labelled, image: UInt8, setting: EvaluationSetting, judged: _Network | _Labels, *, details: bool
 ) -> None:
     """Label one image, resized as the setting wants it, and count."""
     size = (image.shape[0], image.shape[1])
     label = resize_label(item.label, size) if setting.score_at == "resized" else item.label
     scored_at = (label.shape[0], label.shape[1])
-    pred, confidence = tiler.label(image, setting.scales, setting.flip, kind=setting.mode, size=scored_at)
-    classes = predictor.num_classes
+    pred, confidence = judged.label(item.sample.name, image, setting, scored_at)
+    classes = judged.num_classes
     out.samples.append(item.sample)
-    out.confusions.append(confusion_counts(pred, label, classes)[:, :classes])
+    out.confusions.append(confusion_counts(pred, label, classes))
     if not details:
         return
     band = boundary_band(label, max(1.0, BAND_PX * label.shape[0] / 1024))
     inside = band & (label != 255)
-    out.band.append(confusion_counts(pred[inside], label[inside], classes)[:, :classes])
+    out.band.append(confusion_counts(pred[inside], label[inside], classes))
     out.boundary.append(boundary_counts(pred, label, classes))
     out.reliability.update(pred, confidence, label)
-    if setting.mode == "model" and predictor.kind in ("hierarchical", "explicit"):
-        maps = tiler.weights(image, setting.scales, setting.flip)
+    if maps := judged.weights(image, setting):
         out.weights.append(_weight_sums(maps, label, band, classes))
 
 

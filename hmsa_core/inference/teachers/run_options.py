@@ -46,6 +46,9 @@ class TeacherOptions:
     flip: bool
     runtime: RuntimeConfig
 
+    def __str__(self) -> str:
+        return " + ".join(self.teacher)
+
 
 def teacher_options(
     teacher: Spec, classes: ClassTable | None, scales: Sequence[float] | None, flip: bool | None, runtime: RuntimeConfig
@@ -89,7 +92,7 @@ def run_options(
     if source.family != "checkpoint":
         raise ConfigError(
             f"{source}: is no checkpoint of this project",
-            hint="`autolabel label` runs other networks, `adopt --labels` measures them, `certify` their labels",
+            hint="`autolabel label` runs other networks, `evaluate` scores them, `certify` tests their labels",
         )
     path = local_folder(checkpoint)
     meta = read_meta(path)

@@ -119,8 +119,9 @@ class Curves:
     @property
     def iou(self) -> NDArray[np.float64]:
         """IoU of each class of the labels before any threshold, (C,); NaN for a class that the images do not show."""
-        counts = self.joint.sum(axis=2)
-        return np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)
+        counts, truth = self.joint.sum(axis=2), self.truth.sum(axis=0)
+        missed = truth - counts.sum(axis=1)  # pixels without a label
+        return np.where(truth > 0, iou_of(np.column_stack([counts, missed])), np.nan)
 
     def subset(self, blocks: Sequence[int]) -> Curves:
         """The curves of some blocks; joint counts and conflicts remain those of all blocks."""

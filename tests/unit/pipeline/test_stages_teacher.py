@@ -117,6 +117,9 @@ def test_without_a_teacher_the_student_starts_elsewhere_and_is_judged_against_th
     assert set(metrics["models"]) == {"student", "control"}
     assert verdict["incumbent"] == "control"
     assert 0 < metrics["labels"]["mean_iou"] <= 1
+    student = metrics["models"]["student"]["settings"][metrics["main_setting"]]["value"]
+    gap = metrics["differences"]["student - auto-labels"]
+    assert gap["value"] == pytest.approx(student - metrics["labels"]["mean_iou"])
     page = chain.path("report/index.html").read_text("utf-8")
     assert "The auto-labels themselves reach" in page
     assert apply_verdict(chain)["promoted"] is None, "what the foreign network learned from is not known"

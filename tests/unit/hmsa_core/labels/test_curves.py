@@ -54,6 +54,12 @@ def test_only_pixels_of_the_region_count_and_conflicts_count_everywhere() -> Non
     assert curves.conflicts.pixels.tolist() == Curves.measure([whole], CLASSES).conflicts.pixels.tolist()
 
 
+def test_a_pixel_without_a_label_is_missed_by_its_class() -> None:
+    curves = Curves.measure([_image([[0, 255, 1, 1]], [[9, 9, 9, 9]], [[0, 0, 1, 255]])], CLASSES)
+    assert curves.iou[:2].tolist() == [0.5, 1.0]
+    assert np.isnan(curves.iou[2:]).all(), "no image shows them"
+
+
 def test_the_bands_lie_at_the_boundary_and_away_from_it_and_scale_with_the_height_of_the_image() -> None:
     truth = np.zeros((1024, 64), np.uint8)
     truth[:, 32:] = 1

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import hmsa_core
 from hmsa_core import models, taxonomy
 from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.inference.evaluation.labelled_files import blocks_of, pairs_of
@@ -22,6 +23,7 @@ from hmsa_core.io.errors import IntegrityError
 from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.metrics import ConfusionMatrix, iou_of, mean_iou_of
 from tests.support.inference import save_model, small_model
+from tests.support.teachers import TO_OURS, colour_network, table
 from tests.support.training import CLASSES, class_table, picture
 
 pytestmark = pytest.mark.long
@@ -61,7 +63,7 @@ def evaluate(said):
 
     def run(folder: Path, *more: object, status: int = 0, **given: object):
         usual = {"checkpoint": "model", "images": "images", "labels": "labels", "classes": "classes.json"} | given
-        folders = [part for name, place in usual.items() for part in (f"--{name}", folder / place)]
+        folders = [part for name, place in usual.items() if place for part in (f"--{name}", folder / place)]
         return said("evaluate", *folders, "--device", "cpu", "--threads", "1", *more, status=status)
 
     return run
@@ -476,8 +478,31 @@ def test_missing_folders_and_files_are_one_line(folder, refused, change, message
     assert message in refused(folder, **change)
 
 
-def test_a_network_of_another_tool_is_sent_elsewhere(folder, refused):
-    assert "onnx:net.onnx: is no checkpoint" in refused(folder, "--baseline", "onnx:net.onnx", status=2)
+def test_a_network_of_another_tool_scores_what_its_labels_do(folder, scores, evaluate, refused, tmp_path):
+    network = colour_network(tmp_path / "colours.onnx")
+    spec = f"onnx:{network}"
+    assert "5 of its 5 classes are none of" in refused(folder, "--baseline", spec, status=2)
+    table(network, f"classes: {json.dumps(TO_OURS)}")
+    pairs = folder / "images", folder / "labels", folder / "classes.json"
+    alone, both = hmsa_core.evaluate(spec, *pairs, block_length=1), scores(folder, "--baseline", spec)
+    assert both["baseline"]["iou"] == alone["iou"]
+    assert both["difference"]["value"] == pytest.approx(both["mean_iou"] - alone["mean_iou"])
+    assert "is not listed" in alone["learned"]["unknown"][0]
+    store, matrix = hmsa_core.label(pairs[0], spec, tmp_path / "store", classes=pairs[2]), ConfusionMatrix(4)
+    for name in store.names():
+        matrix.update(store.read_label(name), cv2.imread(str(pairs[1] / f"{name}.png"), cv2.IMREAD_UNCHANGED))
+    np.testing.assert_allclose(list(alone["iou"].values()), iou_of(matrix.counts))
+    assert "only checkpoints fuse scales" in refused(folder, "--baseline", spec, "--mode", "average", status=2)
+    member = {"teacher": "onnx:colours.onnx", "scales": [1.5], "classes": TO_OURS}
+    write_json(tmp_path / "teacher.yaml", {"classes": list(CLASSES), "members": [member]})
+    adopted = scores(folder, "--teacher", tmp_path / "teacher.yaml", checkpoint=None)
+    assert (adopted["scales"], adopted["flip"]) == (None, None)
+    assert adopted["mean_iou"] != alone["mean_iou"]
+    lines = evaluate(folder, "--baseline", tmp_path / "teacher.yaml").out.splitlines()
+    assert lines[0] == "model at {0.5, 1}, baseline at the scales of its file"
+    assert "at which scales each network runs" in refused(
+        folder, "--baseline", tmp_path / "teacher.yaml", "--flip", status=2
+    )
 
 
 @pytest.mark.parametrize("scales", ["0.5,2", "1,nan"])
