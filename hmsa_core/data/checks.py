@@ -124,7 +124,7 @@ class Verifier:
             return read()
         except DecodeError as error:
             path = getattr(found, part)
-            detail = error.message.removeprefix(f"{self.root / path}: ")
+            detail = "; ".join(filter(None, (error.message.removeprefix(f"{self.root / path}: "), error.hint)))
             out.refused.append(Refused(found.name, path, part, found.split, error.reason, detail))
             return None
 

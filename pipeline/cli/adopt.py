@@ -37,13 +37,15 @@ def run(args: argparse.Namespace) -> int:
     threads = pin_threads(args)
     from hmsa_core.data.layouts import load_classes
     from hmsa_core.inference.adopt.adopt import adopt_folder
-    from hmsa_core.inference.adopt.report import maps, table, to_yaml
+    from hmsa_core.inference.adopt.report import how, maps, table, to_yaml
     from hmsa_core.io.atomic import write_text
 
     classes = load_classes(Path(), args.classes)
     runtime = runtime_of(args, threads=threads)
     found = adopt_folder(args.teacher, args.images, args.labels, classes, runtime, tell, ids=args.ids)
     sys.stdout.write("\n".join([*maps(found), "", *table(found)]) + "\n")
+    if not found.is_by_labels:
+        tell(f"chosen {how(found)}, or give --labels")
     if found.unconfirmed and not args.yes:
         raise ConfigError(
             f"{found.unconfirmed[0]}: no known name says what its classes are; they were found by labels alone",

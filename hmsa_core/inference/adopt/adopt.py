@@ -42,6 +42,7 @@ _IMAGES = 40  # at most, for all choices
 _LEAST_KEPT = 0.01  # share of the pixels that a threshold worth printing keeps
 _BLOCK = 3  # neighbours that intervals and folds keep together, as `autolabel evaluate` does
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+_CLOSE = 0.02  # mIoU or kappa by which two ways to take an image cannot be told apart
 _TRIED = 8  # images on which ways to take an image are compared
 # Ways in which published networks take their images, tried where nothing says it: ImageNet's mean and deviation,
 # [-1, 1], [0, 1], [0, 255], and Caffe's blue-green-red bytes without their mean.
@@ -316,6 +317,7 @@ def _best_input(
         return source, _opened(source, context)
     some = pictures[:: max(1, len(pictures) // _TRIED)]
     drawn = draw(some)
+    by_labels = bool((drawn.truth != IGNORE).any())
     scored: list[tuple[float, Source, Network]] = []
     failed: dict[str, HmsaError] = {}
     for variant in _INPUTS:
@@ -331,7 +333,7 @@ def _best_input(
             failed[error.message] = error
             continue
         score = fitting.agreement(views, 1.0)
-        if (drawn.truth != IGNORE).any():
+        if by_labels:
             mapped = fitting.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
             score = fitting.mean_iou(mapped, drawn)
         scored.append((score, tried, network))
@@ -339,9 +341,13 @@ def _best_input(
         raise next(iter(failed.values()))
     for message in failed:
         tell(f"left out of these trials: {message}")
-    _, best, network = max(scored, key=lambda one: one[0])
+    reached, best, network = max(scored, key=lambda one: one[0])
     trials = ", ".join(f"{_said(one)} {score:.3f}" for score, one, _ in scored)
-    tell(f"{source}: nothing says how it takes an image; tried {trials}; taken: {_said(best)}")
+    by = "mIoU" if by_labels else "agreement with the mirror image"
+    tell(f"{source}: nothing says how it takes an image; tried, by {by}: {trials}; taken: {_said(best)}")
+    if near := [_said(one) for score, one, _ in scored if one is not best and score > reached - _CLOSE]:
+        more = "" if by_labels else ", or give --labels"
+        tell(f"{source}: {near[0]} fits about as well: write mean, std and order in {source.table_path}{more}")
     return best, network
 
 

@@ -38,6 +38,11 @@ class Mapped:
     share: float | None
     pixels: int
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the labels contradict the name, and no other class is clear."""
+        return self.why == "name" and self.pixels >= _FEW and self.share is not None and self.share < _DOUBT
+
 
 def overlap(scores: Float32, pixels: Pixels, num_classes: int) -> NDArray[np.int64]:
     """Pixels of (channel with the highest score, true class), int64 (T, C)."""

@@ -17,12 +17,16 @@ def to_yaml(found: Adoption, out: Path) -> str:
     values = found.adopted.model_dump(mode="json", exclude_defaults=True, exclude={"class_table"})
     for member in values["members"]:
         member["teacher"] = _portable(member["teacher"], out.resolve().parent)
-    how = "by labels" if found.is_by_labels else "by agreement alone, without labels: check the result on some images"
-    lines = ["# A teacher of several networks, made by `autolabel adopt`; chosen " + how + "."]
+    lines = ["# A teacher of several networks, made by `autolabel adopt`; chosen " + how(found) + "."]
     lines += [f"# {line}" for line in table(found)]
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
     classes = yaml.safe_dump(found.adopted.class_table, sort_keys=False, default_flow_style=True, width=120)
     return "\n".join(lines) + f"\n{text}# as in the class file\nclass_table: {classes}"
+
+
+def how(found: Adoption) -> str:
+    """How it was chosen, in words."""
+    return "by labels" if found.is_by_labels else "by agreement alone, without labels: check the result on some images"
 
 
 def _portable(spec: str, folder: Path) -> str:
@@ -63,4 +67,5 @@ def maps(found: Adoption) -> list[str]:
 
 def _arrow(one: Mapped, classes: Sequence[str]) -> str:
     share = "" if one.share is None else f", {one.share:.0%} of {one.pixels} drawn pixels"
-    return f"{one.name} -> {classes[one.target or 0]} (by {one.why}{share})"
+    against = " against the labels" if one.is_doubtful else ""
+    return f"{one.name} -> {classes[one.target or 0]} (by {one.why}{against}{share})"

@@ -21,6 +21,7 @@ Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 PIXELS = 150_000  # in all images together
 _SMALLEST_LOG = math.log(1e-6)
+_LOG_ROUNDING = 0.01  # of such a logarithm as float16
 
 
 class View(NamedTuple):
@@ -57,8 +58,13 @@ class Views:
     seconds: dict[View, float] = field(default_factory=dict)
 
     def probabilities(self, views: Sequence[View]) -> Float32:
-        """Softmax of the mean over views, (n, T) float32: as scales and mirror images are averaged in a run."""
+        """Softmax of the mean over views, (n, T) float32: as scales and mirror images are averaged in a run.
+
+        One view alone is as it was given: finished scores may sum to less than 1.
+        """
         total = self.scores[views[0]].astype(np.float32)
+        if len(views) == 1:
+            return np.where(total > _SMALLEST_LOG + _LOG_ROUNDING, np.exp(total), np.float32(0))
         for view in views[1:]:
             total += self.scores[view]
         total /= np.float32(len(views))

@@ -67,7 +67,8 @@ class Network(Engine):
                 f"{source}: mean and std are of values from 0 to 255, here pixels lie in [0, 1]",
                 hint=f"divide them by 255: write `mean: {mean}` and `std: {std}` in {source.table_path}",
             )
-        self._table = normalising_table(*values)
+        # Columns are the channels in the order in which the network takes them.
+        self._table = normalising_table(*(v[::-1] if self._is_bgr else v for v in values))
         self.gives = source.table.output or output  # None: not known
         self.is_tried = False  # by `adopt`, which takes scores in [0, 1] for probabilities and says so
         self._is_checked = False
@@ -247,7 +248,7 @@ def _output(source: Source, session: Any) -> str:
     why = f"none is called {wanted!r}" if wanted else "which of them holds the scores is not known"
     raise ConfigError(
         f"{source}: has the outputs {', '.join(outputs)}; {why}",
-        hint=f"say `scores: {fit[-1]}`, or another one, in {source.table_path}",
+        hint=f"say `scores: NAME` in {source.table_path}; NAME is one of {', '.join(fit)}",
     )
 
 

@@ -221,6 +221,27 @@ def test_a_folder_of_pictures_by_class_is_a_network(photographs: Path, tmp_path:
     assert (teacher.label(path.stem, image)[0] == label)[known].mean() > 0.99
 
 
+def test_scores_that_leave_something_open_are_measured_as_they_label(photographs: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "scores").mkdir()
+    for path in (photographs / "labels").iterdir():
+        label = np.array(Image.open(path))
+        given = random.uniform(0.7, 1.0, label.shape) * (label < len(CLASSES))  # the rest is no class of ours
+        scores = np.stack([np.where(label == c, given, 0) for c in range(len(CLASSES))])
+        np.save(tmp_path / "scores" / f"{path.stem}.npy", scores.astype(np.float32))
+    found, _ = _adopt(photographs, f"scores:{tmp_path / 'scores'}")
+    out = tmp_path / "teacher.yaml"
+    out.write_text(to_yaml(found, out))
+    context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
+    teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
+    kept = []
+    for path in (photographs / "images").iterdir():
+        known = np.array(Image.open(photographs / "labels" / f"{path.stem}.png")) != 255
+        kept.append((teacher.label(path.stem, np.array(Image.open(path)))[1] >= 0.9)[known].mean())
+    assert found.kept[0][1] == pytest.approx(np.mean(kept), abs=0.02)
+    assert found.kept[0][1] < 0.9
+
+
 def test_a_threshold_that_keeps_nothing_is_not_called_right(photographs: Path, tmp_path: Path) -> None:
     network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
     found, _ = _adopt(photographs, f"onnx:{network}")

@@ -75,7 +75,7 @@ def two_outputs(path: Path) -> Path:
 ASKED = {
     "one channel": (one_channel, "which class its one channel is, is not known", "classes: {0: OURS}"),
     "sigmoid": (sigmoid, r"its scores lie in \[0, 1\]", "`output: probabilities` .*or `output: logits`"),
-    "two outputs": (two_outputs, "has the outputs aux, s; which of them", "say `scores: s`"),
+    "two outputs": (two_outputs, "has the outputs aux, s; which of them", "say `scores: NAME` .* one of aux, s"),
     "argmax": (
         lambda path: network(path, [conv(), helper.make_node("ArgMax", ["s"], ["y"], axis=1)], {"y": None}, made=TensorProto.INT64),
         r"its output y is tensor\(int64\): numbers of classes",
@@ -111,6 +111,14 @@ def test_what_can_be_understood_in_two_ways_is_one_line_that_says_what_to_write(
     assert "\n" not in caught.value.message
     assert len(caught.value.message) + len(caught.value.hint) < 500
     assert re.search(hint, caught.value.hint)
+
+
+def test_mean_and_deviation_stay_with_their_colour_where_blue_comes_first(tmp_path: Path) -> None:
+    weights = np.concatenate([np.eye(3), np.zeros((1, 3))]).astype(np.float32)[:, :, None, None]
+    net = network(tmp_path / "net.onnx", [conv()], {"s": None}, weights=weights)
+    table(net, "order: bgr\nmean: [0.5, 0.25, 0.0]\nstd: [1.0, 0.5, 1.0]")
+    shares = opened(net).predict("a", np.full((8, 8, 3), (255, 0, 51), np.uint8))
+    np.testing.assert_allclose(np.log(shares[:3] / shares[3])[:, 0, 0], [0.2, -0.5, 0.5], atol=1e-5)
 
 
 def test_the_answers_are_taken(tmp_path: Path) -> None:
