@@ -5,6 +5,7 @@ The morning page shows these images as "arrived". Only `prepare` indexes and qua
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hmsa_core.io.remote import fetched
 from pipeline.workspace.workspace import Workspace
 
 _NAMED = 20  # examples kept of each kind
+_KINDS = ("arrived", "copies", "near", "gone")
 
 
 def discover(ws: Workspace) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def discover(ws: Workspace) -> dict[str, Any]:
     )
     near = [[name, known[i].name, found[name]] for name, (i, _) in zip(hashes, matches, strict=True) if i >= 0]
     arrived, gone = [[name, found[name]] for name in new], sorted(names - set(found))
-    lists: dict[str, list[Any]] = {"arrived": arrived, "copies": copies, "near": near, "gone": gone}
+    lists: dict[str, list[Any]] = dict(zip(_KINDS, (arrived, copies, near, gone), strict=True))
     if known:
         sentence = f"{len(new)} new images ({len(copies)} copies, {len(near)} near-copies of known ones)"
         sentence += f", {len(gone)} gone" if gone else ""
@@ -58,3 +60,11 @@ def discover(ws: Workspace) -> dict[str, Any]:
     examples = {key: rows[:_NAMED] for key, rows in lists.items()}
     counts = {key: len(rows) for key, rows in lists.items()}
     return {**counts, "first": not known, "examples": examples, "sentence": sentence}
+
+
+def joined(before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What two nights found, of which the first one ended without a page."""
+    if not before:
+        return now
+    examples = {key: [*before["examples"][key], *now["examples"][key]][:_NAMED] for key in _KINDS}
+    return now | {key: before[key] + now[key] for key in _KINDS} | {"examples": examples}

@@ -38,6 +38,7 @@ from pipeline.report.sections import trust
 from pipeline.report.since import artifacts, as_markdown
 from pipeline.stages.disk import check_machine
 from pipeline.workspace.dvc_yaml import SETTINGS_STAGE
+from pipeline.workspace.registry import Registry
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 
@@ -78,7 +79,7 @@ def auto_label(
         lock.acquire()
     except LockedError as error:
         if _ENGINE not in lock.owner():  # a night that is under way writes its page itself
-            _publish_failure(ws, Tonight({}, {}, changes, failed=error.message, arguments=arguments), error)
+            _publish_failure(ws, _failed(Tonight({}, {}, changes, arguments=arguments), error), error)
         raise
     try:
         _settle_dead_runs(ws)
@@ -111,26 +112,38 @@ def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arg
     seconds: dict[str, float] = {}
     tonight = Tonight(arrived, {}, changes, seconds, arguments=arguments)
     try:
+        left = history.begin(ws, tonight.began)
+        if left:
+            tonight = replace(tonight, before=f"the night of {left['began']} ended without a page: {left['why']}")
         chosen = _chosen(stages)
         with parameters_of_night(ws.root, changes):
             _ = ws.params  # read now: a page written after the block must show these parameters
             history.check_readable(ws)
             unchanged = dvc_unchanged(ws.root)
             check_machine_task(ws, [] if unchanged else chosen)
-            arrived |= discover_task(ws)
+            arrived |= discover.joined(left.get("arrived", {}), discover_task(ws))
+            history.note(ws, arrived=arrived)
+            tonight = replace(tonight, teacher=Registry(ws.root).current())  # the gate may put another in its place
             if not unchanged:  # this stage writes the settings that DVC compares
                 log = get_run_logger()
                 run_stage(SETTINGS_STAGE, ws.root, say=log.info, alive=ServerWatch(PREFECT_API_URL.value()).alive)
             for stage in chosen:
+                history.note(ws, stage=stage)
                 took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
                 seconds |= {stage: took} if took else {}
             if "evaluate" in chosen:
                 tonight = replace(tonight, verdict=gate_task(ws, promote=arguments.get("promote", True)))
     except (HmsaError, OSError) as error:
-        tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
-        _publish_failure(ws, replace(tonight, failed=morning.reason_of(error), tail=tail), error)
+        _publish_failure(ws, _failed(tonight, error), error)
         raise
     return publish_task(ws, tonight)
+
+
+def _failed(tonight: Tonight, error: HmsaError | OSError) -> Tonight:
+    """The night with what ended it early."""
+    hint = error.hint if isinstance(error, HmsaError) else ""
+    tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
+    return replace(tonight, failed=morning.reason_of(error), hint=hint or "", tail=tail)
 
 
 def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError | OSError) -> None:

@@ -20,6 +20,7 @@ from pipeline.workspace.registry import Registry, damage
 from pipeline.workspace.workspace import Workspace
 
 HISTORY = "work/nightly/history.jsonl"
+_RUNNING = "work/nightly/running.json"  # the night under way; one that was killed leaves it behind
 NIGHTS = 30
 _NAMED = 4  # most changed parameters that are written out
 
@@ -29,11 +30,40 @@ def nights(ws: Workspace) -> list[dict[str, Any]]:
     return records.read(ws.path(HISTORY), "a night", ("night",))
 
 
-def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Append tonight; return the last NIGHTS nights."""
-    before = nights(ws)
+def remember(ws: Workspace, line: Mapping[str, Any]) -> None:
+    """Append a night."""
+    nights(ws)  # nothing is written behind a damaged line
     records.append(ws.path(HISTORY), line)
-    return [*before, dict(line)][-NIGHTS:]
+
+
+def carried(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A failed night of unknown inputs: the next night is compared with the last night of known ones."""
+    before = (nights(ws) or [{}])[-1]
+    known = {key: before[key] for key in ("counts", "coverage") if key in before}
+    return known | {"night": {**before.get("night", {}), "overrides": dict(overrides)}, "kind": "failed"}
+
+
+def begin(ws: Workspace, began: str) -> dict[str, Any]:
+    """Note that a night runs. One that was killed before its page joins the history; its note is returned, or {}."""
+    path = ws.path(_RUNNING)
+    left: dict[str, Any] = atomic.read_json(path) if path.exists() else {}
+    if left:
+        left["why"] = f"it was stopped or killed in stage {left['stage']}" if "stage" in left else "it was killed"
+        remember(ws, carried(ws, {}) | {"began": left["began"], "why": left["why"]})
+    atomic.write_json(path, {"began": began})
+    return left
+
+
+def note(ws: Workspace, **facts: Any) -> None:
+    """Add facts to the note of the night that runs: what arrived, the stage that it has reached."""
+    atomic.write_json(ws.path(_RUNNING), atomic.read_json(ws.path(_RUNNING)) | facts)
+
+
+def end(ws: Workspace, began: str) -> None:
+    """Remove the note of the night that began then: it has a page."""
+    path = ws.path(_RUNNING)
+    if path.exists() and atomic.read_json(path)["began"] == began:
+        path.unlink()
 
 
 def check_readable(ws: Workspace) -> None:
@@ -55,8 +85,8 @@ def check_readable(ws: Workspace) -> None:
     measured_aa(ws)
 
 
-def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs of a night, for the comparison with the night before: images, parameters, code, teacher.
+def describe(ws: Workspace, overrides: Mapping[str, Any], teacher: str) -> dict[str, Any]:
+    """Inputs of a night, for the comparison with the night before: images, parameters, code, its `teacher`.
 
     Without an index the images of the night before are taken: DVC removes the index before `prepare` runs.
     """
@@ -67,7 +97,7 @@ def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
         "roles": atomic.read_json(summary)["target"]["by_role"] if summary.exists() else before.get("roles", {}),
         "params": _flat(ws.params.model_dump(mode="json")),
         "code": _code(),
-        "teacher": Registry(ws.root).current(),
+        "teacher": teacher or Registry(ws.root).current(),
         "overrides": dict(overrides),
     }
 

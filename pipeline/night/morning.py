@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from hmsa_core.data.index import Index, read_quarantine
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import HmsaError, one_line
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
@@ -40,13 +40,12 @@ _INSPECTOR = "http://127.0.0.1:8733/"  # `autolabel serve` on its default port
 _QUEUE = 20  # regions to review, about a minute each
 _CHOSEN, _RANDOM = 12, 3  # pictures: by expected loss, and at random
 _LISTED = 50  # most images that a count links to
-_CARRIED = ("counts", "coverage")  # fields that the next night compares with
 _STEPS = {
     "arrived": "images arrived",
     "duplicate": "copies of known images",
     "quarantined": "quarantined",
     "labelled": "labelled by the teacher",
-    "kept": "pixels kept, %",
+    "kept": "pixels with a training label, %",
     "conflicts": "pixels against a human's label",
     "corrected": "corrected in review",
 }
@@ -63,7 +62,10 @@ class Tonight:
     failed: str = ""  # why the night ended early
     tail: tuple[str, ...] = ()  # last lines of the stage that failed
     arguments: Mapping[str, Any] = field(default_factory=dict)  # other arguments of the run that are not defaults
-    began: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    began: str = field(default_factory=lambda: _now())
+    hint: str = ""  # how to fix why the night ended early
+    teacher: str = ""  # that taught this night; "" = the one that teaches now
+    before: str = ""  # of an earlier night that ended without a page, in words
 
     @property
     def kind(self) -> str:
@@ -82,6 +84,9 @@ class Tonight:
             "kind": self.kind,
             "sentences": tuple(of_night(self.verdict, self.failed, metrics, statistics, spread_is_measured=spread)),
             "began": self.began,
+            "ended": _now(),
+            "hint": self.hint,
+            "may_roll_back": ws.path("models/registry/history.jsonl").exists(),
             "decision": self.verdict.get("decision", ""),
             "tail": self.tail,
             "overrides": self.overrides,
@@ -89,6 +94,10 @@ class Tonight:
             "verdict": self.verdict,
             "seconds": self.seconds,
         }
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def publish(ws: Workspace, tonight: Tonight) -> tuple[Since, Facts | None]:
@@ -99,12 +108,16 @@ def publish(ws: Workspace, tonight: Tonight) -> tuple[Since, Facts | None]:
     """
     try:
         facts, hindered = _report(ws, tonight)
-        since = _whole(ws, tonight, hindered)
+        since, line = _whole(ws, tonight, hindered)
     except (HmsaError, OSError) as error:
         if not tonight.failed:
             raise
-        facts, since = None, _least(ws, tonight, error)
-    write_night(ws.path(PAGE), ws.root, since, facts)
+        facts, (since, line) = None, _least(ws, tonight, error)
+    with records.saving(ws.path(PAGE)):
+        write_night(ws.path(PAGE), ws.root, since, facts)
+    if line:
+        history.remember(ws, line)
+    history.end(ws, tonight.began)
     return since, facts
 
 
@@ -125,22 +138,23 @@ def reason_of(error: HmsaError | OSError) -> str:
     return error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
 
 
-def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> Since:
-    night = history.describe(ws, tonight.overrides)
+def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> tuple[Since, dict[str, Any]]:
+    """The page's data, and the night as the history keeps it."""
+    night = history.describe(ws, tonight.overrides, tonight.teacher)
     statistics = json_of(ws, "labels/final/statistics.json")
-    before = (history.nights(ws) or [{}])[-1]
+    nights = history.nights(ws)
+    before = nights[-1] if nights else {}
     counts, links = _counts(ws, tonight.arrived, statistics)
     if tonight.failed:  # DVC removes a stage's output before the stage runs, so a missing output is no loss
         counts |= _kept_counts(ws, before.get("counts", {}))
     added = {key: round(value - before.get("counts", {}).get(key, 0.0), 2) for key, value in counts.items()}
-    added["arrived"] = tonight.arrived.get("arrived", 0)
     cost = cost_of(ws, tonight.seconds, statistics)
     looks = _worth_a_look(ws, policy_in_use(ws))
     health, warnings = _health(ws, tonight)
-    gain = tonight.verdict.get("gain", {})
+    gain, known = tonight.verdict.get("gain", {}), tonight.known(ws)
     line = {
         "night": night,
-        "kind": tonight.kind,
+        **_outcome(known, tonight),
         "candidate": gain.get("candidate"),
         "gain": gain.get("value"),
         "kept": statistics.get("labelled_share"),
@@ -150,11 +164,10 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> Since:
         "counts": counts,
         "coverage": {row["name"]: row["coverage"] for row in statistics.get("classes", [])},
     }
-    differs = tuple(history.differs(ws, night))  # before `remember` appends tonight's line
-    return Since(
-        **tonight.known(ws),
-        differs=differs,
-        warnings=(*hindered, *looks.pop("alarms"), *warnings),
+    since = Since(
+        **known,
+        differs=tuple(history.differs(ws, night)),
+        warnings=(*filter(None, [tonight.before]), *hindered, *looks.pop("alarms"), *warnings),
         health=health,
         funnel=tuple(
             {"step": words, "tonight": added[key], "in all": counts[key], "images": links[key]}
@@ -163,24 +176,30 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> Since:
         cost=cost,
         serve=_serve(ws),
         coverage=before.get("coverage", {}),
-        nights=tuple(history.remember(ws, line)),
+        nights=(*nights, line)[-history.NIGHTS :],
         **looks,
     )
+    return since, line
 
 
-def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> Since:
+def _outcome(known: Mapping[str, Any], tonight: Tonight) -> dict[str, Any]:
+    """How the night ended, as the history keeps it."""
+    why = {"why": tonight.failed} if tonight.failed else {}
+    return {key: known[key] for key in ("kind", "began", "ended")} | why
+
+
+def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> tuple[Since, dict[str, Any]]:
+    """The same of a failed night whose files cannot be read; no line where the history cannot be read either."""
     why, known = reason_of(hindered), tonight.known(ws)
-    warnings = [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
+    warnings = [line for line in (tonight.before,) if line]
+    warnings += [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
     try:
-        before = (history.nights(ws) or [{}])[-1]
+        nights = history.nights(ws)
     except HmsaError as error:
         warnings += [] if error.message in (why, tonight.failed) else [error.message]
-        return Since(**known, warnings=tuple(warnings))
-    # The inputs of this night are unknown: the next night is compared with the last night of known inputs.
-    night = {**before.get("night", {}), "overrides": dict(tonight.overrides)}
-    line = {key: before[key] for key in _CARRIED if key in before}
-    nights = history.remember(ws, {**line, "night": night, "kind": "failed"})
-    return Since(**known, warnings=tuple(warnings), nights=tuple(nights))
+        return Since(**known, warnings=tuple(warnings)), {}
+    line = history.carried(ws, tonight.overrides) | _outcome(known, tonight)
+    return Since(**known, warnings=tuple(warnings), nights=(*nights, line)[-history.NIGHTS :]), line
 
 
 # -- from arrived to corrected -----------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -55,6 +56,8 @@ class Services:
         paths = {"PYTHONPATH": str(REPOSITORY), "PATH": str(scripts)}  # this code and its console scripts
         return {
             "PREFECT_WORKER_QUERY_SECONDS": "5",
+            # One log holds many nights; Prefect leaves out the day.
+            "PREFECT_LOGGING_FORMATTERS_STANDARD_DATEFMT": "%Y-%m-%d %H:%M:%S",
             **os.environ,
             "PREFECT_API_URL": self.api_url,
             "PREFECT_HOME": str(self.folder / "prefect"),
@@ -222,7 +225,8 @@ def up(services: Services) -> list[str]:
     pid = services.start("worker", *worker, "--name", f"worker-{services.port}")
     lines.append("worker runs already" if pid is None else f"worker started (process {pid})")
     lines.append(f"web page: {services.api_url.removesuffix('/api')}")
-    lines.append(f"now: {direct}prefect deployment run auto-label/nightly")
+    there = "" if Path.cwd() == services.workspace else f"cd {shlex.quote(str(services.workspace))} && "
+    lines.append(f"now: {there}{direct}prefect deployment run auto-label/nightly")
     return lines
 
 

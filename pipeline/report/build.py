@@ -35,9 +35,12 @@ def write_night(path: Path, folder: Path, since: Since, facts: Facts | None) -> 
     """Write a night's page: the report and the section "Since last night"; facts None = no report could be read."""
     title = f"auto-label: {since.kind}"
     badge = Raw(f"<span class='badge {esc(since.kind.replace(' ', '-'))}'>{esc(since.kind)}</span>")
-    parts = [badge, _head(f"night of {since.began}", since.sentences), section(since, str(folder))]
+    parts = [badge, _head(f"night of {since.began} to {since.ended}", since.sentences), section(since, str(folder))]
     if facts is not None:
-        parts[2:2] = [sections.tiles(facts)]
+        old = (
+            Raw("<p class='soft'>Figures of the last night that was judged:</p>") if since.kind == "failed" else Raw("")
+        )
+        parts[2:2] = [old, sections.tiles(facts)]
         parts += _results(facts, since)
     atomic.write_text(path, page(title, "".join(parts)))
 

@@ -80,7 +80,7 @@ _REST = {
     "confidence": "the teacher's probability that its label is right",
     "weight of": "how much the model relies on this scale at each pixel; the weights of all scales add up to 1",
     "student mIoU": "mean over the classes of IoU of each night's student, in percent",
-    "hours": "time that the stages of the night took",
+    "device hours": "time that the stages of the night took, times the GPUs or processes that computed",
     "roles": "what images may be used for: learn, calibrate, report, unlabelled, guard (nothing)",
     "splits": "parts of the data set as its folders name them",
     "refused": "images that could not be used, listed below",

@@ -32,7 +32,7 @@ def tiles(facts: Facts) -> Raw:
             found.append(_tile(Share(gain["value"], sign="+"), text, "difference"))
     if kept := facts.metrics.get("kept", {}):
         found.append(_tile(Share(kept["precision"], digits=2), "% of kept pixels right, on report images", "right"))
-        found.append(_tile(Share(kept["coverage"]), "% of pixels kept", "kept"))
+        found.append(_tile(Share(kept["coverage"]), "% of pixels kept, on report images", "kept"))
     return Raw(f"<div class='tiles'>{''.join(found)}</div>" if found else "")
 
 

@@ -14,9 +14,9 @@ _PAYS_SHOWN = 5
 _SERIES = (
     ("student mIoU", "candidate", 100.0, 2),
     ("gain", "gain", 100.0, 2),
-    ("kept %", "kept", 100.0, 1),
+    ("labelled %", "kept", 100.0, 1),
     ("images", "images", 1.0, 0),
-    ("hours", "hours", 1.0, 2),
+    ("device hours", "hours", 1.0, 2),
 )
 
 
@@ -27,6 +27,9 @@ class Since:
     kind: str  # promoted, kept, not judged or failed
     sentences: tuple[str, ...]
     began: str
+    ended: str
+    hint: str = ""  # how to fix why the night ended early
+    may_roll_back: bool = False
     decision: str = ""  # the gate's decision in words
     tail: tuple[str, ...] = ()  # last lines of the stage that failed
     overrides: Mapping[str, Any] = field(default_factory=dict)  # parameters of this night
@@ -57,12 +60,13 @@ def section(since: Since, folder: str) -> Raw:
         ("Your twenty minutes", _queue(since)),
         ("Where the next 50 answers pay", _pays(since.pays)),
         ("The last 30 nights", _nights(since.nights)),
-        ("Cost", _cost(since.cost)),
+        ("Cost", _cost(since)),
         ("Health", _list(since.health)),
         ("What to type", _commands(since, folder)),
     ]
     cards = "".join(f"<div class='card'><h3>{esc(title)}</h3>{html}</div>" for title, html in parts if html)
-    head = f"<p class='soft'>{esc(since.decision)}</p>{tail}"
+    hint = f"<p><b>How to fix it:</b> {esc(since.hint)}</p>" if since.hint else ""
+    head = f"<p class='soft'>{esc(since.decision)}</p>{hint}{tail}"
     shown = f"<h3>Pictures: most pixels that are kept and expected to be wrong</h3>{since.thumbnails or ''}"
     shown *= since.thumbnails is not None
     return Raw(f"<section><h2>Since last night</h2>{head}<div class='cards'>{cards}</div>{shown}</section>")
@@ -87,7 +91,8 @@ def _count(value: float) -> str:
     return f"{value:,.2f}" if isinstance(value, float) and value != int(value) else f"{int(value):,}"
 
 
-def _cost(cost: Mapping[str, Any]) -> str:
+def _cost(since: Since) -> str:
+    cost = since.cost
     if not cost:
         return ""
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in cost["stages"].items())
@@ -96,7 +101,8 @@ def _cost(cost: Mapping[str, Any]) -> str:
         ["labels of 1,000 images", number(cost["per_1000_images"], 3)],
         ["a million kept pixels", number(cost["per_million_kept"], 4)],
     ]
-    soft = f"<p class='soft'>{esc(spent or 'no stage had anything to do')}</p>"
+    none = "it ended before a stage was done" if since.kind == "failed" else "no stage had anything to do"
+    soft = f"<p class='soft'>{esc(spent or none)}</p>"
     return Table(["", cost["unit"]], rows).html() + soft
 
 
@@ -108,12 +114,9 @@ def _commands(since: Since, folder: str) -> str:
         again += ["-p", f"params={_json(since.overrides)}"]
         given = (("-S", f"{key}={_json(value)}") for key, value in since.overrides.items())
         repro = ["dvc", "exp", "run", *(part for pair in given for part in pair)]
-    lines = [
-        ("roll back", ["autolabel", "models", "rollback"]),
-        ("run the night again", again),
-        ("reproduce without Prefect", repro),
-        ("what is broken", ["autolabel", "doctor"]),
-    ]
+    lines = [("run the night again", again), ("reproduce without Prefect", repro)]
+    lines.insert(0 if since.kind == "failed" else 2, ("what is broken", ["autolabel", "doctor"]))
+    lines += [("roll back", ["autolabel", "models", "rollback"])] * since.may_roll_back
     items = "".join(f"<li>{esc(purpose)}: <code>{esc(shlex.join(command))}</code></li>" for purpose, command in lines)
     return f"<p>in <code>{esc(folder)}</code>:</p><ul>{items}</ul>"
 
@@ -155,7 +158,9 @@ def _nights(nights: Sequence[Mapping[str, Any]]) -> str:
         shown = f"<span>{esc(title)}</span><b>{number(last, digits)}</b>{_spark(values, kinds)}"
         cells.append(f"<div{titled(title)}>{shown}</div>")
     legend = f"{len(nights)} so far; a dot marks the last night, a promotion (green) or a failed night (red)"
-    return f"<div class='sparks'>{''.join(cells)}</div><p class='soft'>{legend}</p>"
+    rows = [[night.get("began", "–"), night.get("kind", ""), night.get("why", "")] for night in reversed(nights)]
+    listed = f"<details><summary>each night</summary>{Table(['began', 'outcome', 'why'], rows).html()}</details>"
+    return f"<div class='sparks'>{''.join(cells)}</div><p class='soft'>{legend}</p>{listed}"
 
 
 def _spark(values: Sequence[float | None], kinds: Sequence[str]) -> str:
@@ -180,7 +185,8 @@ def _spark(values: Sequence[float | None], kinds: Sequence[str]) -> str:
 
 def as_markdown(since: Since, page: str) -> str:
     """The head of the page as Markdown; `page` is the path of the page."""
-    lines = [f"## {' '.join(since.sentences)}", f"Night of {since.began}", since.decision]
+    lines = [f"## {' '.join(since.sentences)}", f"Night of {since.began} to {since.ended}", since.decision]
+    lines += [f"How to fix it: {since.hint}"] if since.hint else []
     lines += [str(since.verdict.get("sentence", "")), *(f"- {line}" for line in since.differs)]
     if since.tail:
         lines.append("```\n" + "\n".join(since.tail[-15:]) + "\n```")

@@ -61,7 +61,7 @@ def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> Non
         if STAGES.index(stage) <= STAGES.index(reader):
             what = "no checkpoint folder" if "init" in key else "no such file or folder"
             raise ConfigError(
-                f"params.yaml: {key}: {value}: {what} (stage {reader} reads it)",
+                f"params.yaml: {key}: {value}: {what} (it is needed until stage {reader} is done)",
                 hint="correct it; paths are relative to the workspace",
             )
     _check_trunks(root, params, stage)

@@ -276,7 +276,10 @@ class _Params(Section):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read and check a params.yaml; ConfigError with one line for the first mistake."""
-        return cls.parse(read_yaml(path))
+        document = read_yaml(path)
+        if not document.values:
+            raise ConfigError(f"{path}: is empty", hint="`git checkout params.yaml` brings the committed one back")
+        return cls.parse(document)
 
     @classmethod
     def of_profile(cls, name: str) -> Self:

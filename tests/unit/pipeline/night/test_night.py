@@ -69,7 +69,9 @@ def test_bad_parameters_of_a_run_are_on_the_page(ws: Workspace, given: dict[str,
     assert "The night ended early" in page
     assert message in page
     assert "What differs from last night" in page, "the whole page"
-    assert [night["kind"] for night in nights] == ["failed"]
+    assert "models rollback" not in page, "nothing was promoted"
+    ((kind, why),) = [(night["kind"], night["why"]) for night in nights]
+    assert (kind, message in why) == ("failed", True)
 
 
 def test_a_night_whose_prepare_failed_has_a_page_and_keeps_the_images_of_the_night_before(ws: Workspace) -> None:
@@ -105,6 +107,40 @@ def test_a_night_that_cannot_begin_leaves_no_page_of_yesterday_unless_another_ni
     if has_page:
         assert "(autolabel models aa)" in page
         assert re.search(rf"night of {datetime.now(UTC):%Y-%m-%d} \d\d:\d\d UTC", page)
+
+
+def test_a_killed_night_is_in_the_history_and_on_the_next_page_with_the_images_that_it_found(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*images: str) -> dict[str, Any]:
+        rows = [[name, f"images/{name}.png"] for name in images]
+        lists = {"arrived": rows, "copies": [], "near": [], "gone": []}
+        return {key: len(each) for key, each in lists.items()} | {"examples": lists, "first": False, "sentence": ""}
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nightly, "dvc_unchanged", lambda _root: True)
+    monkeypatch.setattr(nightly, "check_machine_task", lambda *_: None)
+    monkeypatch.setattr(nightly.stage_task, "with_options", lambda **_: killed)
+    for images in (("a", "b"), ("c",)):
+        monkeypatch.setattr(nightly, "discover_task", lambda _ws, images=images: found(*images))
+        with pytest.raises(KeyboardInterrupt):
+            nightly.auto_label.fn(str(ws.root), stages=["calibrate"])
+    assert ws.path(PAGE).read_text() == "yesterday's"
+    monkeypatch.setattr(nightly, "discover_task", lambda _ws: found())
+    monkeypatch.setattr(nightly.stage_task, "with_options", lambda **_: lambda *_, **__: 1.0)
+    write_store(ws.path("labels/raw"), 2)
+    nightly.auto_label.fn(str(ws.root), stages=["calibrate"])
+    lines = [json.loads(line) for line in ws.path(HISTORY).read_text().splitlines()]
+    assert [(line["kind"], line.get("why")) for line in lines[1:]] == [
+        *[("failed", "it was stopped or killed in stage calibrate")] * 2,
+        ("not judged", None),
+    ]
+    page = ws.path(PAGE).read_text()
+    assert "ended without a page: it was stopped or killed in stage calibrate" in page
+    for name in ("a", "b", "c"):
+        assert f"images/{name}.png" in page
 
 
 @pytest.mark.parametrize("given", [{}, {"threshold": 0.85}])
@@ -143,7 +179,9 @@ def test_a_damaged_history_ends_the_night_before_its_first_stage_and_is_on_the_p
         file.write('{"torn": ')
     with pytest.raises(IntegrityError, match=rf"{name}: line \d is not"):
         nightly.auto_label.fn(str(ws.root))
-    assert f"{name}: line " in ws.path(PAGE).read_text()
+    page = ws.path(PAGE).read_text()
+    assert f"{name}: line " in page
+    assert "How to fix it:</b> correct or remove that line" in page
     assert path.read_text().endswith('{"torn": '), "nothing is written behind it"
 
 
@@ -196,4 +234,4 @@ def test_a_night_on_a_machine_without_git_is_described_without_its_commit(
     shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
     atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert history.describe(Workspace(tmp_path), {})["code"] == __version__
+    assert history.describe(Workspace(tmp_path), {}, "")["code"] == __version__
