@@ -161,8 +161,9 @@ def run(spec: TrainSpec, context: JobContext) -> None:
         context.log.write("finished", step=total)
         return
     job = _Run(spec, context, data)
-    trainer = job.trainer
-    progress = context.progress(total * batch, what=spec.stage, unit="crops", initial=trainer.step * batch)
+    trainer, trained = job.trainer, spec.lineage.get("job", "")
+    what = spec.stage if trained in spec.stage else f"{spec.stage} ({trained})"  # student-train trains a control, too
+    progress = context.progress(total * batch, what=what, unit="crops", initial=trainer.step * batch)
     with feeding(data, job.timeline, context.ranks, spec.config, trainer.step, job.clock) as feed, progress:
         while trainer.step < total:
             job.validate()

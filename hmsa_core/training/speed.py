@@ -50,4 +50,5 @@ def seconds_an_image(
     """
     context = JobContext(Path(), start_ranks(config.runtime, {}), config.runtime)
     opened = open_teacher(teacher, config, classes, context)
+    opened.check([name])
     return fastest(lambda: opened.label(name, image), _BUDGET) / config.runtime.ranks

@@ -36,9 +36,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"unknown profile {args.profile!r}: expected one of {', '.join(PROFILES)}")
     if args.action == "resolve":
         from pipeline.workspace.dvc_yaml import check_dvc_yaml
+        from pipeline.workspace.named_files import check_roots
 
         ws = Workspace.find(args.workspace)
         check_dvc_yaml(ws.path("dvc.yaml"), ws.params)
+        check_roots(ws)  # DVC would say only that a path is missing
         write_resolved(ws)
         return 0
     params = Params.of_profile(args.profile) if args.profile else Workspace.find(args.workspace).params

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "join": ("pipeline.cli.join", "make this machine a node of a workspace's jobs over several nodes"),
     "adopt": ("pipeline.cli.adopt", "find out how public networks label your images best, as one teacher file"),
     "label": ("pipeline.cli.label", "label a folder of images with a checkpoint into a label store"),
-    "advise": ("pipeline.cli.advise", "what gain to expect of auto-labels, and which classes to label instead"),
+    "advise": ("pipeline.cli.advise", "what calibration shows of the teacher, and which classes to label by hand"),
     "inspect": ("pipeline.cli.inspect", "what a threshold keeps, per class and image, from statistics alone"),
     "serve": ("pipeline.cli.serve", "the web page: drag the threshold, watch the mask"),
     "certify": ("pipeline.cli.certify", "thresholds with a promise, from answers about drawn pixels"),

@@ -36,7 +36,7 @@ _THRESHOLDS = {
     "teach": "threshold of the policy that serves a student",
     "precision": "share of kept pixels whose label is right, on calibration images, in percent",
     "lower bound": "the precision is at least this, with the confidence that calibrate.confidence sets",
-    "report set": "precision on the report images, which chose nothing",
+    "report set": "precision on the report images, which chose no threshold",
     "marginal": "precision of the least sure pixels that are kept",
     "coverage": "share of the pixels of the class that is kept, in percent",
     "change": "coverage against last night, in points",

@@ -10,7 +10,7 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import ThresholdPolicy
 from pipeline.report.render import Name, Share, Table
-from pipeline.report.verdict import sentences
+from pipeline.report.verdict import is_known, sentences
 from pipeline.workspace.counts import fine_pixels
 from pipeline.workspace.workspace import Workspace
 
@@ -30,7 +30,8 @@ def differences(metrics: Mapping[str, Any]) -> Table:
         sure = None not in (found["low"], found["high"]) and (found["low"] > 0 or found["high"] < 0)
         share = Share(found["value"], found["low"], found["high"], 2, "+")
         value = Share(found["value"], digits=2, sign="+")
-        rows.append([name, value, share.interval, found["blocks"], "yes" if sure else "no"])
+        known = ("yes" if sure else "no") if is_known(metrics, found) else "too few blocks"
+        rows.append([name, value, share.interval, found["blocks"], known])
     head = f"difference ({metrics['main_setting']} where none is named)"
     return Table([head, "points", "95 % interval", "blocks", "excludes zero"], rows)
 

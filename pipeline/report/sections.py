@@ -63,7 +63,7 @@ def gate(verdict: Mapping[str, Any]) -> Raw:
         [row["name"], *(Share(row[key], sign="+" * (key == "gain")) for key in columns), row["verdict"], row["why"]]
         for row in verdict.get("classes", [])
     ]
-    head = ["class", "student", "teacher", "gain", "verdict", "why"]
+    head = ["class", "student", str(verdict.get("incumbent", "teacher")), "gain", "verdict", "why"]
     lines = [sentence, *(f"Against it: {reason}." for reason in reasons), *notes]
     if champion := verdict.get("champion"):
         lines.append(f"Reference (champion) {champion['name']}: {points(champion['mean_iou'])} mIoU.")
@@ -140,7 +140,7 @@ def thresholds(facts: Facts, before: Mapping[str, float] | None) -> Raw:
     promises = "; ".join(f"<b>{status}</b>: {esc(PROMISES[status])}" for status in statuses)
     return Raw(
         f"<p>Thresholds in use (<code>{used}</code>, pseudo_label.threshold){_where(kept)}. Blocks are those of the "
-        f"kept pixels on calibration images; the report set is the check on images that chose nothing.</p>{shown}"
+        f"kept pixels on calibration images; the report set is the check on images that chose no threshold.</p>{shown}"
         f"{_drift(facts)}<h3>What calibration measured</h3><p>Each class keeps pixels from the confidence "
         f"on {_chosen(policy, target)}. What each status promises: {promises}.</p><h3>Precision (up) over "
         "coverage (right) on the calibration images; dashed: the target</h3>"

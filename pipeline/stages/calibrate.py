@@ -60,7 +60,7 @@ def run(ws: Workspace) -> None:
             "longer, correct the labels, or set a lower target (docs/thresholds.md)",
         )
     scarce = [e.name for e in policy.entries if "warning" in e.evidence]
-    if scarce:
+    if scarce and ws.params.pseudo_label.threshold == "policy":
         warn(STAGE, f"little of {', '.join(scarce)} is kept (calibration/policy.json says why)")
 
 

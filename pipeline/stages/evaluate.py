@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.index import Index
+from hmsa_core.inference.teachers.sources import parse
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import LabelStore
 from hmsa_core.leaks import Judgement
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, confusion_counts, finite, gate, iou_of, mean_iou_of
 from pipeline.jobs import measure
-from pipeline.jobs.support import evaluate_model, role_index, warn, weights_of, write_metrics
+from pipeline.jobs.support import evaluate_model, labelling_teacher, role_index, warn, weights_of, write_metrics
 from pipeline.report import plots
 from pipeline.workspace.counts import read_counts
 from pipeline.workspace.registry import Registry, knows_other_classes
@@ -166,6 +167,7 @@ def _metrics(
         "classes": list(classes),
         "settings": [s.model_dump(mode="json") for s in config.settings],
         "judgement": judgement.to_json(),
+        "min_blocks": config.gate.min_blocks,
         "models": {
             name: {
                 "weights_sha256": weights_of(models[name]),
@@ -184,8 +186,17 @@ def _metrics(
         "labels": {
             "mean_iou": finite(mean_iou_of(labels.iou)),
             "classes": dict(zip(classes, map(finite, labels.iou), strict=True)),
+            "chosen_on": _chosen_on(ws, judgement),
         },
     }
+
+
+def _chosen_on(ws: Workspace, judgement: Judgement) -> int:
+    """Report images by which `autolabel adopt` also chose how the labelling networks are used."""
+    files = [source.adopted for source in parse(labelling_teacher(ws)) if source.adopted is not None]
+    seen = {digest for file in files for digest in file.images}
+    index = Index.load(role_index(ws, "report"))
+    return sum(sample.image_sha256 in seen for sample in index.select(names=judgement.names))
 
 
 def _of_labels(ws: Workspace, store: LabelStore, names: tuple[str, ...]) -> Scores:

@@ -16,7 +16,7 @@ from typing import Any
 from hmsa_core import taxonomy
 from hmsa_core.config import SamplingConfig
 from hmsa_core.data import prepare
-from hmsa_core.data.index import ROLES, Index
+from hmsa_core.data.index import ROLES, Index, read_quarantine
 from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.walk import walk
 from hmsa_core.io.engine import Engine
@@ -29,12 +29,13 @@ from hmsa_core.taxonomy import ClassTable
 from pipeline.jobs.support import INDEX, warn, write_metrics
 from pipeline.report import plots
 from pipeline.workspace import keys
-from pipeline.workspace.named_files import hint_of_root
+from pipeline.workspace.named_files import check_roots
 from pipeline.workspace.params import Params
 from pipeline.workspace.table import VERSIONS
 from pipeline.workspace.workspace import Workspace
 
 STAGE = "prepare"
+_NAMED = 3  # left-out files that the log names
 _LOG = logging.getLogger(__name__)
 
 
@@ -53,14 +54,13 @@ def run(ws: Workspace) -> None:
     }
     work = keys.open_work(ws.work(STAGE), "index", material)
     out = work / "index"
-    for name, root in ws.roots.items():
-        if not root.is_dir():
-            raise InputError(f"{root}: data set folder not found", hint=hint_of_root(ws, name))
+    check_roots(ws)
+    for name in ws.roots:
         _warn(_linked(ws.source(name)))
         _warn(_outside(ws.source(name)))
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
     if params.data.pretrain is None:
-        note = "no pretraining set is given: teacher-train starts from scratch"
+        note = "no pretraining set is given (data.pretrain): nothing to pretrain"
         pretrain = prepare.write_empty(out, "pretrain", taxonomy.mapillary(), note)
     else:
         learning = _all_learn(params.data.pretrain)
@@ -239,7 +239,9 @@ def _tell(ws: Workspace, summary: prepare.Summary) -> None:
     if summary.refused:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.refused.items())
         table = ws.path(INDEX) / "quarantine.parquet"
-        _LOG.warning("%s %s: left out: %s; each is named in %s", STAGE, summary.root, reasons, table)
+        rows = [row for row in read_quarantine(table) if row.root == summary.root][:_NAMED]
+        first = "; ".join(f"{row.path}: {row.detail or row.reason}" for row in rows)
+        _LOG.warning("%s %s: left out: %s: %s (all are in %s)", STAGE, summary.root, reasons, first, table)
     for note in summary.all_notes():
         _LOG.info("%s %s: %s", STAGE, summary.root, note)
 

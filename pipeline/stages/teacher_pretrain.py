@@ -27,7 +27,7 @@ def run(ws: Workspace) -> None:
                 hint="teacher_train.init_from starts the teacher from these weights",
             )
         why = "is given" if ws.params.data.pretrain is None else "has an image with a fine label in a training split"
-        reason = f"no pretraining set {why} (data.pretrain): teacher-train starts from scratch"
+        reason = f"no pretraining set {why} (data.pretrain): nothing to pretrain"
         training.skip(ws, STAGE, "models/pretrain", reason)
         return
     init_from = ws.resolve(config.init_from) if config.init_from else None

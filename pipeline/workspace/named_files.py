@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hmsa_core.inference.teachers.sources import parse
-from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.io.remote import is_url, local_path
 from pipeline.workspace.params import Params
 from pipeline.workspace.table import STAGES, TABLE
@@ -53,6 +53,13 @@ def hint_of_root(ws: Workspace, name: str) -> str:
         return "autolabel demo-data"
     keys = f"data.{name}.root or data.{name}.kind" if ws.roots[name].is_dir() else f"data.{name}.root"
     return f"correct {keys} in params.yaml"
+
+
+def check_roots(ws: Workspace) -> None:
+    """Raise an InputError where the folder of a data set is missing."""
+    for name, root in ws.roots.items():
+        if not root.is_dir():
+            raise InputError(f"{root}: data set folder not found", hint=hint_of_root(ws, name))
 
 
 def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> None:

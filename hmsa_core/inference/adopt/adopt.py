@@ -33,6 +33,7 @@ from hmsa_core.inference.teachers.scores import check_files, picture_names, read
 from hmsa_core.inference.teachers.sources import Source, Spec, onnx_metadata, parse
 from hmsa_core.inference.teachers.teacher import open_network
 from hmsa_core.inference.teachers.teacher_files import Adopted, Member, Table
+from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.metrics import bootstrap_iou
 from hmsa_core.runtime.ranks import JobContext, start_ranks
@@ -159,6 +160,7 @@ def adopt(
         class_table=classes.to_json(),
         members=tuple(_member(found[i], classes, weights[i], temperatures[i]) for i in used),
         stacking=stacking,
+        images=tuple(sorted(sha256_file(one.file) for one in pictures)) if is_labelled else (),
     )
     seconds = [one.views.time(one.chosen) for one in found]
     rows = [
@@ -189,7 +191,7 @@ def pictures_of(images: Path, labels: Path | None, classes: ClassTable, ids: Ids
         if not files:
             raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder")
         names = [stem_of(path) for path in files]
-        return [Picture(names[i], partial(read_image, files[i]), None, block) for i, block in _spread(names)]
+        return [Picture(names[i], files[i], partial(read_image, files[i]), None, block) for i, block in _spread(names)]
     classes = classes.of_train_ids() if ids == "train" else classes
     read = label_reader(classes, colours=ids == "colours")
     pairs, _, notes = pairs_of(images, labels, train_ids=ids == "train")
@@ -197,7 +199,7 @@ def pictures_of(images: Path, labels: Path | None, classes: ClassTable, ids: Ids
     for note in (*notes, *check_labels([one for one, _ in chosen], classes, read, ids)):
         tell(note)
     return [
-        Picture(Path(one.name).name, partial(read_image, one.image), partial(read, one.label), block)
+        Picture(Path(one.name).name, Path(one.image), partial(read_image, one.image), partial(read, one.label), block)
         for one, block in chosen
     ]
 

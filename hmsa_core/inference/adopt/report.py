@@ -14,14 +14,16 @@ from hmsa_core.inference.adopt.fitting import Mapped
 
 def to_yaml(found: Adoption, out: Path) -> str:
     """The text of the file at `out`; members below its folder are named relative to it."""
-    values = found.adopted.model_dump(mode="json", exclude_defaults=True, exclude={"class_table"})
+    values = found.adopted.model_dump(mode="json", exclude_defaults=True, exclude={"class_table", "images"})
     for member in values["members"]:
         member["teacher"] = _portable(member["teacher"], out.resolve().parent)
     lines = ["# A teacher of several networks, made by `autolabel adopt`; chosen " + how(found) + "."]
     lines += [f"# {line}" for line in table(found)]
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
     classes = yaml.safe_dump(found.adopted.class_table, sort_keys=False, default_flow_style=True, width=120)
-    return "\n".join(lines) + f"\n{text}# as in the class file\nclass_table: {classes}"
+    images = yaml.safe_dump({"images": list(found.adopted.images)}) if found.adopted.images else ""
+    images = f"# labelled images by which all of this was chosen, SHA-256\n{images}" if images else ""
+    return "\n".join(lines) + f"\n{text}# as in the class file\nclass_table: {classes}{images}"
 
 
 def how(found: Adoption) -> str:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,9 +34,10 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: its name, its pixels (uint8 HxWx3 RGB), its true labels (uint8, any size) or None, its block."""
+    """One image: its name, its file, its pixels (uint8 HxWx3 RGB), true labels (uint8, any size) or None, its block."""
 
     name: str
+    file: Path
     image: Callable[[], UInt8]
     truth: Callable[[], UInt8] | None
     block: str

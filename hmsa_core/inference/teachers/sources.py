@@ -115,7 +115,7 @@ class Source:
         """Digest of everything that decides what it computes; of a checkpoint, that of its weights."""
         if self.adopted is not None:
             content = self.adopted.model_dump(mode="json", exclude={"members": {"__all__": {"teacher"}}})
-            del content["class_table"]  # it decides no label
+            del content["class_table"], content["images"]  # they decide no label
             method = _METHOD if self.adopted.stacking is None else _STACKED
             return digest({"method": method, "adopted": content, "members": [m.digest for m in self.members]})
         if self.family == "checkpoint":

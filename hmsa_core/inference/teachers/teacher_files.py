@@ -86,6 +86,9 @@ class Adopted(Section):
     members: Annotated[tuple[Member, ...], Strict(False)] = Field(min_length=1)
     class_table: dict[str, Any] | None = None  # JSON of a ClassTable
     stacking: Stacking | None = None
+    images: Annotated[tuple[str, ...], Strict(False)] = Field(
+        (), description="SHA-256 of the labelled images by which all of this was chosen"
+    )
 
     @property
     def table(self) -> ClassTable:

@@ -52,7 +52,7 @@ class Exported:
         if not where.is_file():
             raise InputError(
                 f"{path}: no export for another tool ({EXPORTED}/index.json is missing)",
-                hint="give the folder that `autolabel export` wrote for a tool, with the photographs",
+                hint="give the folder that `autolabel export --format cvat`, or that of another tool, wrote",
             )
         index = read_json(where)
         try:

@@ -57,7 +57,7 @@ def test_a_difference_is_sure_only_where_its_interval_lies_on_one_side_of_zero(m
     assert _cells(differences(metrics)) == [
         ["student - teacher", "+11.00", "+1.00 … +20.00", "8", "yes"],
         ["student - control", "+1.00", "-1.00 … +20.00", "8", "no"],
-        ["of one block", "+11.00", "no interval", "8", "no"],
+        ["of one block", "+11.00", "no interval", "8", "too few blocks"],
     ]
 
 

@@ -11,9 +11,10 @@ import pytest
 from hmsa_core import models
 from hmsa_core.data.index import Index
 from hmsa_core.inference.teachers.sources import digest_of
-from hmsa_core.io.atomic import read_json
+from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.leaks import Judgement
 from hmsa_core.lineage import Lineage, learned
 from pipeline.jobs import support
 from pipeline.night.gatekeeper import apply_verdict
@@ -124,6 +125,15 @@ def test_without_a_teacher_the_student_starts_elsewhere_and_is_judged_against_th
     assert "The auto-labels themselves reach" in page
     assert apply_verdict(chain)["promoted"] is None, "what the foreign network learned from is not known"
     assert "The auto-labels themselves reach" in advise(chain).sentences[1]
+    assert metrics["labels"]["chosen_on"] == 0
+    judged = Index.load(chain.path("data/index/report.parquet")).samples
+    member = {"teacher": "onnx:teachers/net.onnx", "classes": {"strasse": "road", "auto": "car", "himmel": "sky"}}
+    classes = Index.load(chain.path("data/index/target.parquet")).classes.classes
+    file = {"classes": classes, "members": [member], "images": [judged[0].image_sha256]}
+    write_json(chain.path("teacher.yaml"), file)
+    adopted = edited(chain, {"auto_infer.teacher": "teacher.yaml"})
+    judgement = Judgement(tuple(sample.name for sample in judged), (), {})
+    assert evaluate._chosen_on(adopted, judgement) == 1
 
 
 @pytest.mark.parametrize(

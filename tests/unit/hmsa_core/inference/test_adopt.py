@@ -22,6 +22,7 @@ from hmsa_core.inference.teachers.combining import UNKNOWN, average, cool, stack
 from hmsa_core.inference.teachers.sources import lineage_of, parse
 from hmsa_core.inference.teachers.teacher import open_teacher
 from hmsa_core.inference.teachers.teacher_files import Stacking
+from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable, cityscapes
@@ -68,6 +69,8 @@ def test_other_names_and_a_normalisation_that_nothing_tells_are_found(
 ) -> None:
     network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
     found, said = _adopt(photographs, f"onnx:{network}", labels=labels)
+    digests = sorted(map(sha256_file, (photographs / "images").iterdir()))
+    assert list(found.adopted.images) == (digests if labels else [])
     wanted = {name: TO_OURS.get(name) for name in ENGLISH}
     assert _targets(found) == wanted
     assert any("nothing says how it takes an image" in line for line in said)

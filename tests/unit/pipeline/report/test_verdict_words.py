@@ -14,11 +14,11 @@ NO_WORDS = ("gate", "alpha", "look", "champion", "incumbent", "A/A")
 
 def _metrics(against: str = "teacher", control: bool = True, **ends: float | None) -> dict[str, Any]:
     """Teacher 39.0, student 44.3, control 43.0; ends of both differences are those given."""
-    gain = {"value": 0.054, "low": ends.get("low", 0.042), "high": ends.get("high", 0.062)}
+    gain = {"value": 0.054, "low": ends.get("low", 0.042), "high": ends.get("high", 0.062), "blocks": 10}
     means = {"teacher": 0.39, "incumbent": 0.39, "student": 0.443, "control": 0.43}
     found = {f"student - {against}": gain} | ({"student - control": {**gain, "value": 0.013}} if control else {})
     models = {name: {"settings": {"multi": {"value": value}}} for name, value in means.items()}
-    return {"main_setting": "multi", "models": models, "differences": found}
+    return {"main_setting": "multi", "models": models, "differences": found, "min_blocks": 10}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,6 @@ def _metrics(against: str = "teacher", control: bool = True, **ends: float | Non
         ((0.042, 0.062), "The student is better: 44.3 against 39.0 mIoU (+5.4, interval 4.2 to 6.2).", "helped"),
         ((-0.01, 0.02), "The student is not shown to be better than the teacher: 44.3", "are not shown to help"),
         ((-0.03, -0.01), "The student is worse: 44.3 against 39.0", "did harm"),
-        ((None, None), "The student has 44.3 against 39.0 mIoU (+5.4); one block", "are not shown to help"),
     ],
 )
 @pytest.mark.parametrize("against", ["teacher", "incumbent"])
@@ -41,6 +40,30 @@ def test_each_outcome_has_its_sentence(
     assert more == [SEEDS] * (labels == "helped"), "nothing would be promoted otherwise"
     assert sentences(metrics, {}, spread_is_measured=True) == [student, twin]
     assert not any(word in line for word in NO_WORDS for line in (student, twin))
+
+
+@pytest.mark.parametrize(("blocks", "low"), [(9, 0.042), (1, None)])
+def test_few_blocks_of_report_images_call_nothing_better(blocks: int, low: float | None) -> None:
+    metrics = _metrics(low=low, high=low)
+    for gain in metrics["differences"].values():
+        gain["blocks"] = blocks
+    few = f"not known: the report images have {blocks} of the 10 blocks that an interval needs."
+    student, twin = sentences(metrics, {}, spread_is_measured=False)
+    assert student.startswith("The student has 44.3 against 39.0 mIoU (+5.4")
+    assert student.endswith(f"; whether it is better is {few}")
+    assert twin.startswith("The same training without them reaches 43.0 (+1.3")
+    assert twin.endswith(f"; whether the auto-labels helped is {few}")
+
+
+def test_what_a_student_leaves_of_its_labels_and_who_may_promote_it_is_said() -> None:
+    metrics = _metrics("control") | {"labels": {"mean_iou": 0.62, "chosen_on": 3}}
+    metrics["differences"]["student - auto-labels"] = {"value": -0.177, "low": -0.2, "high": -0.1, "blocks": 10}
+    metrics["judgement"] = {"unknown_lineage": ["student: onnx abc: what it learned from is not listed"]}
+    helped, gap, who = sentences(metrics, {}, spread_is_measured=False)
+    assert "helped" in helped
+    assert "by 3 of these images it was also chosen" in gap
+    assert "The student reaches 44.3 of it; a longer training" in gap
+    assert "`autolabel models promote` do" in who
 
 
 @pytest.mark.parametrize(("labels", "said"), [(0.5, "they know more"), (0.42, "they teach nothing new. Adopt")])
