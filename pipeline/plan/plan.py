@@ -10,7 +10,8 @@ from typing import Any
 from hmsa_core.data.index import ROLES
 from hmsa_core.data.plain import deal_roles, place_images
 from hmsa_core.data.source import SourceSpec
-from hmsa_core.inference.teachers.sources import resolved
+from hmsa_core.inference.teachers.sources import chosen_on, resolved
+from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import InputError
 from pipeline.plan.blocks import TABLE, Roles, deal_images
 from pipeline.plan.classes import Classes, find_classes, teachers_classes
@@ -159,12 +160,27 @@ def make_plan(
         coarse,
         folders.coarse is not None,
     )
+    if teacher is not None:
+        _note_seen(roles, reading, teacher, findings)
     choices = recipe(facts) if teacher is None else recipe_of_student(facts, _absolute(teacher))
     return Plan(reading, found, values, roles, choices, findings)
 
 
 def _absolute(teacher: str) -> tuple[str, ...]:
     return resolved(teacher, lambda path: path.expanduser().resolve())
+
+
+def _note_seen(roles: Roles, reading: Reading, teacher: str, findings: Findings) -> None:
+    """Images that shall judge, and by which `autolabel adopt` has chosen already."""
+    seen = chosen_on(_absolute(teacher))
+    for role in ("report", "calibrate") if seen else ():
+        images = roles.images(role, labelled=True)
+        if count := sum(sha256_file(reading.root / one.image) in seen for one in images):
+            findings.note(
+                f"by {count} of the {len(images)} images of role {role} `autolabel adopt` has chosen how the networks "
+                "are used, so their figures are a little too good",
+                "label others, or adopt again with the images of role learn",
+            )
 
 
 def _plan_of_labels(

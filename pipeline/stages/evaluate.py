@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.index import Index
-from hmsa_core.inference.teachers.sources import parse
+from hmsa_core.inference.teachers.sources import chosen_on
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import LabelStore
@@ -186,16 +186,14 @@ def _metrics(
         "labels": {
             "mean_iou": finite(mean_iou_of(labels.iou)),
             "classes": dict(zip(classes, map(finite, labels.iou), strict=True)),
-            "chosen_on": _chosen_on(ws, judgement),
+            "chosen_on": _seen_by_adopt(ws, judgement),
         },
     }
 
 
-def _chosen_on(ws: Workspace, judgement: Judgement) -> int:
+def _seen_by_adopt(ws: Workspace, judgement: Judgement) -> int:
     """Report images by which `autolabel adopt` also chose how the labelling networks are used."""
-    files = [source.adopted for source in parse(labelling_teacher(ws)) if source.adopted is not None]
-    seen = {digest for file in files for digest in file.images}
-    index = Index.load(role_index(ws, "report"))
+    seen, index = chosen_on(labelling_teacher(ws)), Index.load(role_index(ws, "report"))
     return sum(sample.image_sha256 in seen for sample in index.select(names=judgement.names))
 
 

@@ -30,7 +30,7 @@ from hmsa_core.inference.evaluation.labelled_files import (
 from hmsa_core.inference.evaluation.scoring import Labelled, Scores, score, summarise
 from hmsa_core.inference.network.predictor import Predictor, load_predictor
 from hmsa_core.inference.teachers.run_options import TeacherOptions, teacher_options
-from hmsa_core.inference.teachers.sources import Spec, digest_of, lineage_of, only_checkpoint, parse
+from hmsa_core.inference.teachers.sources import Spec, chosen_on, digest_of, lineage_of, only_checkpoint, parse
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
@@ -120,8 +120,9 @@ def evaluate(
         _score(run, *loaded, context, folders, samples, table, read_label)
         for run, loaded in zip(runs, opened, strict=True)
     ]
-    for run, (_, figures) in zip(runs, scored, strict=True):
+    for run, (scores, figures) in zip(runs, scored, strict=True):
         _tell_learned(figures["learned"], run, len(samples), tell)
+        _tell_chosen(scores.samples, run, tell)
     _note(tell, *_one_sided([scores for scores, _ in scored], table))
     scores, result = scored[0]
     for other, figures in scored[1:]:
@@ -176,6 +177,12 @@ def _tell_learned(learned: dict[str, Any], options: TeacherOptions, images: int,
         )
     for gap in learned["unknown"]:
         tell(f"note: {options}: what it learned from is not known in full: {gap}")
+
+
+def _tell_chosen(samples: Sequence[Sample], options: TeacherOptions, tell: Tell) -> None:
+    chosen = chosen_on(options.teacher)
+    if seen := sum(sample.image_sha256 in chosen for sample in samples):
+        tell(f"warning: by {seen} of these {len(samples)} images it was chosen how {options} runs its networks")
 
 
 def _as_trained(

@@ -210,6 +210,11 @@ def lineage_of(teacher: Spec) -> Lineage:
     return found
 
 
+def chosen_on(teacher: Spec) -> frozenset[str]:
+    """SHA-256 of the labelled images by which `autolabel adopt` chose how a teacher's networks are used."""
+    return frozenset(image for source in parse(teacher) if source.adopted for image in source.adopted.images)
+
+
 def _place(file: Path, path: Path) -> str:
     """A file by its path in the teacher's folder; the file itself, whose name does not matter, is ""."""
     folder = path if path.is_dir() else path.parent

@@ -133,7 +133,7 @@ def test_without_a_teacher_the_student_starts_elsewhere_and_is_judged_against_th
     write_json(chain.path("teacher.yaml"), file)
     adopted = edited(chain, {"auto_infer.teacher": "teacher.yaml"})
     judgement = Judgement(tuple(sample.name for sample in judged), (), {})
-    assert evaluate._chosen_on(adopted, judgement) == 1
+    assert evaluate._seen_by_adopt(adopted, judgement) == 1
 
 
 @pytest.mark.parametrize(

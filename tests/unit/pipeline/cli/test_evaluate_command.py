@@ -494,11 +494,14 @@ def test_a_network_of_another_tool_scores_what_its_labels_do(folder, scores, eva
     np.testing.assert_allclose(list(alone["iou"].values()), iou_of(matrix.counts))
     assert "only checkpoints fuse scales" in refused(folder, "--baseline", spec, "--mode", "average", status=2)
     member = {"teacher": "onnx:colours.onnx", "scales": [1.5], "classes": TO_OURS}
-    write_json(tmp_path / "teacher.yaml", {"classes": list(CLASSES), "members": [member]})
+    images = [atomic.sha256_file(folder / "images/frame0.png")]
+    write_json(tmp_path / "teacher.yaml", {"classes": list(CLASSES), "members": [member], "images": images})
     adopted = scores(folder, "--teacher", tmp_path / "teacher.yaml", checkpoint=None)
     assert (adopted["scales"], adopted["flip"]) == (None, None)
     assert adopted["mean_iou"] != alone["mean_iou"]
-    lines = evaluate(folder, "--baseline", tmp_path / "teacher.yaml").out.splitlines()
+    printed = evaluate(folder, "--baseline", tmp_path / "teacher.yaml")
+    assert "warning: by 1 of these 3 images it was chosen how " in printed.err
+    lines = printed.out.splitlines()
     assert lines[0] == "model at {0.5, 1}, baseline at the scales of its file"
     assert "at which scales each network runs" in refused(
         folder, "--baseline", tmp_path / "teacher.yaml", "--flip", status=2

@@ -15,6 +15,7 @@ from hmsa_core.data.decode import read_label, read_picture
 from hmsa_core.data.layouts import scan
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.source import RolesSpec
+from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.taxonomy import from_file
 from pipeline.cli.main import main
@@ -445,6 +446,12 @@ def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: P
     assert (params.student_train.init, params.student_train.epochs) == ("pretrained", 120)
     assert params.student_train.model.trunk_weights == "package:efficientnet-lite0"
     assert (params.pseudo_label.threshold, params.student_train.pseudo.share) == (0.0, 0.75)
+    file = {"classes": list(NAMES), "members": [{"teacher": teacher}]}
+    for images, said in ([], False), ([sha256_file(path) for path in folders.images.iterdir()], True):
+        (tmp_path / "adopted.yaml").write_text(json.dumps(file | {"images": images}))
+        adopted = str(tmp_path / "adopted.yaml")
+        plan = make_plan(Folders(folders.images, folders.labels), teacher=adopted, machine=CPU)
+        assert any("images of role report `autolabel adopt` has chosen" in note for note in plan.findings.notes) == said
     drawn = tmp_path / "data" / "coarse"
     drawn.mkdir()
     (folders.labels / "a0.png").rename(drawn / "a0.png")
