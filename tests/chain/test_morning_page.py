@@ -47,7 +47,7 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
     summary = atomic.read_json(ws.path("data/index/summary.json"))["target"]
     funnel = {row["step"]: row["in all"] for row in page.funnel}
     assert funnel["labelled by the teacher"] == len(LabelStore.open(ws.path("labels/raw")).names()) == 14
-    assert funnel["pixels kept, %"] == round(100 * statistics["labelled_share"], 2)
+    assert funnel["pixels with a training label, %"] == round(100 * statistics["labelled_share"], 2)
     assert funnel["pixels against a human's label"] == sum(row["pixels"] for row in statistics["conflicts"])
     photographs = list(ws.roots["target"].rglob("*_leftImg8bit.png"))
     # Three are not in the index: two bad ones and a copy. A coarse label that is refused, or has no image, is none.

@@ -105,7 +105,9 @@ def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
     read = {name: atomic.read_json(folder / name) for name in names}
     funnel = {row["step"]: row["in all"] for row in found["auto-label-funnel"]}
     assert funnel["labelled by the teacher"] == atomic.read_json(folder / "metrics/auto-infer.json")["images"]
-    assert funnel["pixels kept, %"] == round(100 * read["labels/final/statistics.json"]["labelled_share"], 2)
+    assert funnel["pixels with a training label, %"] == round(
+        100 * read["labels/final/statistics.json"]["labelled_share"], 2
+    )
     calibrated = read["metrics/calibrate.json"]
     for row in found["auto-label-trust"]:
         coverage = read["metrics/pseudo-label.json"]["classes"][row["class"]]["coverage"]

@@ -97,7 +97,7 @@ def test_prepare_says_who_does_what_and_what_was_left_out(copied, caplog):
         prepare.run(ws)
     message = "\n".join(caplog.messages)
     assert re.search(r"prepare target: \d+ images: .*\d+ learn", message)
-    assert f"left out: 1 not-an-image; each is named in {ws.path('data/index/quarantine.parquet')}" in message
+    assert "left out: 1 not-an-image: images/extra/i_0001.png: not a PNG, JPEG, WebP or TIFF image (all are" in message
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,8 @@ def test_without_a_pretraining_set_a_record_says_so(ws):
     prepare.run(ws)
     teacher_pretrain.run(ws)
     record = json.loads(ws.path("models/pretrain/skipped.json").read_text())
-    assert "starts from scratch" in record["reason"]
-    assert "starts from scratch" in json.loads(ws.path("metrics/teacher-pretrain.json").read_text())["skipped"]
+    assert "nothing to pretrain" in record["reason"]
+    assert "nothing to pretrain" in json.loads(ws.path("metrics/teacher-pretrain.json").read_text())["skipped"]
     assert ws.path("plots/teacher-pretrain-loss.png").is_file()
     ws = edited(ws, {"teacher_pretrain.init_from": "models/imported"})
     with pytest.raises(ConfigError, match=r"teacher_pretrain\.init_from is models/imported, but .*") as error:

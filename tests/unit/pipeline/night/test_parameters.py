@@ -117,7 +117,7 @@ def test_an_empty_mapping_empties_its_section() -> None:
         ({"pseudo_label.threshold": 0.85123}, r"neighbours 0\.85 or 0\.86, found 0\.85123"),
         (
             {"pseudo_label.threshold": "policies/gone.json"},
-            r"gone\.json: no such file or folder \(stage pseudo-label reads it\)",
+            r"gone\.json: no such file or folder \(it is needed until stage pseudo-label",
         ),
     ],
 )
