@@ -63,8 +63,9 @@ def discover(ws: Workspace) -> dict[str, Any]:
 
 
 def joined(before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """What two nights found, of which the first one ended without a page."""
+    """What two nights found, of which the first one ended without a page; both found what no `prepare` indexed."""
     if not before:
         return now
-    examples = {key: [*before["examples"][key], *now["examples"][key]][:_NAMED] for key in _KINDS}
-    return now | {key: before[key] + now[key] for key in _KINDS} | {"examples": examples}
+    old, new = before["examples"], now["examples"]
+    examples = {key: [*new[key], *(row for row in old[key] if row not in new[key])][:_NAMED] for key in _KINDS}
+    return now | {key: max(now[key], len(examples[key])) for key in _KINDS} | {"examples": examples}

@@ -123,7 +123,7 @@ def test_a_killed_night_is_in_the_history_and_on_the_next_page_with_the_images_t
     monkeypatch.setattr(nightly, "dvc_unchanged", lambda _root: True)
     monkeypatch.setattr(nightly, "check_machine_task", lambda *_: None)
     monkeypatch.setattr(nightly.stage_task, "with_options", lambda **_: killed)
-    for images in (("a", "b"), ("c",)):
+    for images in (("a", "b"), ("b", "c")):  # the index does not know b yet, since no `prepare` ran
         monkeypatch.setattr(nightly, "discover_task", lambda _ws, images=images: found(*images))
         with pytest.raises(KeyboardInterrupt):
             nightly.auto_label.fn(str(ws.root), stages=["calibrate"])
@@ -140,7 +140,7 @@ def test_a_killed_night_is_in_the_history_and_on_the_next_page_with_the_images_t
     page = ws.path(PAGE).read_text()
     assert "ended without a page: it was stopped or killed in stage calibrate" in page
     for name in ("a", "b", "c"):
-        assert f"images/{name}.png" in page
+        assert page.count(f"images/{name}.png") == 1
 
 
 @pytest.mark.parametrize("given", [{}, {"threshold": 0.85}])
