@@ -6,12 +6,13 @@ report images. Both use the settings of `auto-infer`, and so the same precision 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index, Sample
@@ -24,6 +25,7 @@ from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
 from hmsa_core.leaks import Judgement, judge_only_unseen
+from hmsa_core.metrics import confusion_counts
 from pipeline.jobs.support import infer_store, labelling_teacher, role_index, warn
 from pipeline.workspace.params import MEASURED_POLICIES
 from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
@@ -31,16 +33,25 @@ from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
 PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on the calibration images
 
 
+class Counted(NamedTuple):
+    """Counts of a teacher's labels on one image, before any threshold."""
+
+    name: str
+    block: str
+    confusion: NDArray[np.int64]  # C x C + 1, rows = truth, last: no label
+
+
 @dataclass(frozen=True)
 class Precision:
     """Curves of one teacher on one role's images, and the store they were counted on.
 
-    `judged` counts the pixels that `calibrate.region` selects; `curves` counts all pixels.
+    `judged` counts the pixels that `calibrate.region` selects; `curves` and `counts` count all pixels.
     """
 
     store: LabelStore
     curves: Curves
     judged: Curves
+    counts: list[Counted]  # of all pixels
 
     def save_curves(self, folder: Path) -> None:
         """Write `curves.json`, and JUDGED_CURVES where `calibrate.region` leaves pixels out."""
@@ -78,22 +89,30 @@ def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ..
     store = LabelStore.open(folder, strict=True)
     index = Index.load(index_path)
     config, root = ws.params.calibrate, ws.roots[index.root]
-    pairs = labelled(store, index, root, names)
+    counts: list[Counted] = []
+    pairs = _counted(_pairs(store, index, root, names), store.classes.num_classes, counts)
     curves = Curves.measure(pairs, store.classes, config=config, lineage=store.lineage)
     if config.region == "all":
-        return Precision(store, curves, curves)
+        return Precision(store, curves, curves, counts)
     if not any(sample.coarse for sample in index.select(names=names)):
         wrong = f"calibrate.region is {config.region}, but no image of role {role} has a coarse label"
         if role == "calibrate":
             raise ConfigError(wrong, hint="set calibrate.region to all")
         warn(stage, f"{wrong}: all of their pixels are judged")
-        return Precision(store, curves, curves)
-    outside = outside_coarse(labelled(store, index, root, names))
-    return Precision(store, curves, Curves.measure(outside, store.classes, config=config, lineage=store.lineage))
+        return Precision(store, curves, curves, counts)
+    outside = outside_coarse(_pairs(store, index, root, names))
+    judged = Curves.measure(outside, store.classes, config=config, lineage=store.lineage)
+    return Precision(store, curves, judged, counts)
 
 
-def labelled(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:
-    """The named images with the teacher's label and with the truth."""
+def _counted(images: Iterable[CalibrationImage], classes: int, into: list[Counted]) -> Iterator[CalibrationImage]:
+    """The images; each one that passes is counted."""
+    for image in images:
+        into.append(Counted(image.name, image.block, confusion_counts(image.label, image.truth, classes)))
+        yield image
+
+
+def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:
     for sample in index.select(names=names):
         if sample.name not in store:
             continue  # the file changed since `prepare`: the store's manifest lists it as skipped

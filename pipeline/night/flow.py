@@ -143,7 +143,7 @@ def _failed(tonight: Tonight, error: HmsaError | OSError) -> Tonight:
     """The night with what ended it early."""
     hint = error.hint if isinstance(error, HmsaError) else ""
     tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
-    return replace(tonight, failed=morning.reason_of(error), hint=hint or "", tail=tail)
+    return replace(tonight, failed=morning.reason_of(error), hint=hint, tail=tail)
 
 
 def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError | OSError) -> None:

@@ -51,6 +51,10 @@ _STEPS = {
 }
 
 
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 @dataclass(frozen=True)
 class Tonight:
     """Facts of this night that the flow knows."""
@@ -62,7 +66,7 @@ class Tonight:
     failed: str = ""  # why the night ended early
     tail: tuple[str, ...] = ()  # last lines of the stage that failed
     arguments: Mapping[str, Any] = field(default_factory=dict)  # other arguments of the run that are not defaults
-    began: str = field(default_factory=lambda: _now())
+    began: str = field(default_factory=_now)
     hint: str = ""  # how to fix why the night ended early
     teacher: str = ""  # that taught this night; "" = the one that teaches now
     before: str = ""  # of an earlier night that ended without a page, in words
@@ -94,10 +98,6 @@ class Tonight:
             "verdict": self.verdict,
             "seconds": self.seconds,
         }
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def publish(ws: Workspace, tonight: Tonight) -> tuple[Since, Facts | None]:

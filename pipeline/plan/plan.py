@@ -160,9 +160,11 @@ def make_plan(
         coarse,
         folders.coarse is not None,
     )
-    if teacher is not None:
-        _note_seen(roles, reading, teacher, findings)
-    choices = recipe(facts) if teacher is None else recipe_of_student(facts, _absolute(teacher))
+    if teacher is None:
+        return Plan(reading, found, values, roles, recipe(facts), findings)
+    absolute = _absolute(teacher)
+    _note_seen(roles, reading, absolute, findings)
+    choices = recipe_of_student(facts, absolute)
     return Plan(reading, found, values, roles, choices, findings)
 
 
@@ -170,9 +172,9 @@ def _absolute(teacher: str) -> tuple[str, ...]:
     return resolved(teacher, lambda path: path.expanduser().resolve())
 
 
-def _note_seen(roles: Roles, reading: Reading, teacher: str, findings: Findings) -> None:
+def _note_seen(roles: Roles, reading: Reading, teacher: Sequence[str], findings: Findings) -> None:
     """Images that shall judge, and by which `autolabel adopt` has chosen already."""
-    seen = chosen_on(_absolute(teacher))
+    seen = chosen_on(teacher)
     for role in ("report", "calibrate") if seen else ():
         images = roles.images(role, labelled=True)
         if count := sum(sha256_file(reading.root / one.image) in seen for one in images):

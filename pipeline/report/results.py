@@ -27,11 +27,12 @@ def differences(metrics: Mapping[str, Any]) -> Table:
     """Differences of mean IoU between models, paired on the same blocks."""
     rows = []
     for name, found in metrics["differences"].items():
-        sure = None not in (found["low"], found["high"]) and (found["low"] > 0 or found["high"] < 0)
         share = Share(found["value"], found["low"], found["high"], 2, "+")
         value = Share(found["value"], digits=2, sign="+")
-        known = ("yes" if sure else "no") if is_known(metrics, found) else "too few blocks"
-        rows.append([name, value, share.interval, found["blocks"], known])
+        sure = "too few blocks"
+        if is_known(metrics, found):
+            sure = "yes" if found["low"] > 0 or found["high"] < 0 else "no"
+        rows.append([name, value, share.interval, found["blocks"], sure])
     head = f"difference ({metrics['main_setting']} where none is named)"
     return Table([head, "points", "95 % interval", "blocks", "excludes zero"], rows)
 

@@ -6,7 +6,7 @@ the block (drive, city, run of frames).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.data.index import Index
+from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.teachers.sources import chosen_on
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
-from hmsa_core.labels import LabelStore
 from hmsa_core.leaks import Judgement
-from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, confusion_counts, finite, gate, iou_of, mean_iou_of
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, gate, iou_of, mean_iou_of
 from pipeline.jobs import measure
 from pipeline.jobs.support import evaluate_model, labelling_teacher, role_index, warn, weights_of, write_metrics
 from pipeline.report import plots
@@ -48,6 +47,12 @@ class Scores:
         """Read an evaluate job's file."""
         names, blocks, confusions = read_counts(path, "names", "blocks", "confusions")
         return cls(tuple(names.tolist()), tuple(blocks.tolist()), confusions)
+
+    @classmethod
+    def of_labels(cls, counts: Sequence[measure.Counted]) -> Scores:
+        """Scores of the auto-labels themselves, before any threshold."""
+        names, blocks, confusions = zip(*counts, strict=True)
+        return cls(names, blocks, np.stack(confusions))
 
     @property
     def iou(self) -> NDArray[np.float64]:
@@ -88,12 +93,13 @@ def run(ws: Workspace) -> None:
     if found.judged is not found.curves:
         kept["region"] = ws.params.calibrate.region
         kept["all_pixels"] = measure.kept_figures(found.curves, policy, ws.params.calibrate)
-    classes, labels = found.curves.classes.classes, _of_labels(ws, found.store, judgement.names)
+    classes, labels = found.curves.classes.classes, Scores.of_labels(found.counts)
     verdict = _verdict(ws, models, champion, results, judgement, classes)
 
     with new_tree(ws.path(OUT)) as out:
         _publish_counts(ws, folders, out)
         figures = _metrics(ws, models, results, labels, judgement, kept, classes)
+        figures["labels"]["chosen_on"] = _seen_by_adopt(ws, [s for s in samples if s.name in set(judgement.names)])
         atomic.write_json(out / "metrics.json", figures)
         atomic.write_json(out / "verdict.json", verdict)
     write_metrics(ws, STAGE, _flat(ws, results, labels, kept, verdict))
@@ -186,26 +192,14 @@ def _metrics(
         "labels": {
             "mean_iou": finite(mean_iou_of(labels.iou)),
             "classes": dict(zip(classes, map(finite, labels.iou), strict=True)),
-            "chosen_on": _seen_by_adopt(ws, judgement),
         },
     }
 
 
-def _seen_by_adopt(ws: Workspace, judgement: Judgement) -> int:
-    """Report images by which `autolabel adopt` also chose how the labelling networks are used."""
-    seen, index = chosen_on(labelling_teacher(ws)), Index.load(role_index(ws, "report"))
-    return sum(sample.image_sha256 in seen for sample in index.select(names=judgement.names))
-
-
-def _of_labels(ws: Workspace, store: LabelStore, names: tuple[str, ...]) -> Scores:
-    """Counts of the auto-labels themselves on the report images, before any threshold."""
-    index = Index.load(role_index(ws, "report"))
-    images = [
-        (image.name, image.block, confusion_counts(image.label, image.truth, index.classes.num_classes))
-        for image in measure.labelled(store, index, ws.roots[index.root], names)
-    ]
-    found, blocks, confusions = zip(*images, strict=True)
-    return Scores(found, blocks, np.stack(confusions))
+def _seen_by_adopt(ws: Workspace, samples: Sequence[Sample]) -> int:
+    """Images by which `autolabel adopt` also chose how the labelling networks are used."""
+    seen = chosen_on(labelling_teacher(ws))
+    return sum(sample.image_sha256 in seen for sample in samples)
 
 
 def _pairs(ws: Workspace, results: Results, labels: Scores) -> list[tuple[str, Scores, str, Scores]]:

@@ -34,14 +34,9 @@ class Mapped:
     channel: int
     name: str
     target: int | None
-    why: str  # name | labels | labels against the name | nothing
+    why: str  # name | labels | labels against the name | name against the labels | nothing
     share: float | None
     pixels: int
-
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether the labels contradict the name, and no other class is clear."""
-        return self.why == "name" and self.pixels >= _FEW and self.share is not None and self.share < _DOUBT
 
 
 def overlap(scores: Float32, pixels: Pixels, num_classes: int) -> NDArray[np.int64]:
@@ -68,11 +63,11 @@ def _map_one(channel: int, name: str, proposed: int | None, row: NDArray[np.int6
     total, best = int(row.sum()), int(row.argmax())
     share = float(row[best] / total) if total else 0.0
     target, why = proposed, "name" if proposed is not None else "nothing"
-    if total >= _FEW and share >= _CLEAR and best != proposed:
-        if proposed is None:
-            target, why = best, "labels"
-        elif row[proposed] < _DOUBT * total:
-            target, why = best, "labels against the name"
+    if total >= _FEW and (proposed is None or row[proposed] < _DOUBT * total):
+        if share >= _CLEAR:
+            target, why = best, "labels" if proposed is None else "labels against the name"
+        elif proposed is not None:
+            why = "name against the labels"
     seen = None if not total or target is None else float(row[target] / total)
     return Mapped(channel, name, target, why, seen, total)
 

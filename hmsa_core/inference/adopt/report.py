@@ -69,5 +69,4 @@ def maps(found: Adoption) -> list[str]:
 
 def _arrow(one: Mapped, classes: Sequence[str]) -> str:
     share = "" if one.share is None else f", {one.share:.0%} of {one.pixels} drawn pixels"
-    against = " against the labels" if one.is_doubtful else ""
-    return f"{one.name} -> {classes[one.target or 0]} (by {one.why}{against}{share})"
+    return f"{one.name} -> {classes[one.target or 0]} (by {one.why}{share})"

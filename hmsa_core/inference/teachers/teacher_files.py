@@ -12,6 +12,7 @@ An adopted teacher is several networks, how each takes its images, and how they 
         weight: 2.0
         temperature: 1.3
     stacking: {weights: [[...], ...], bias: [...]}   # optional: a row a member, a column a class
+    images: [...]                          # optional: SHA-256 of the labelled images by which this was chosen
 
 Without `stacking` the members' probabilities are averaged by `weight`. With it the logit of a class is the weighted sum
 of the members' log-probabilities of that class, plus a bias (log-linear pooling: Genest and Zidek 1986); -1000 stands

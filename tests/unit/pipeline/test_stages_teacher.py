@@ -14,7 +14,6 @@ from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
-from hmsa_core.leaks import Judgement
 from hmsa_core.lineage import Lineage, learned
 from pipeline.jobs import support
 from pipeline.night.gatekeeper import apply_verdict
@@ -132,8 +131,7 @@ def test_without_a_teacher_the_student_starts_elsewhere_and_is_judged_against_th
     file = {"classes": classes, "members": [member], "images": [judged[0].image_sha256]}
     write_json(chain.path("teacher.yaml"), file)
     adopted = edited(chain, {"auto_infer.teacher": "teacher.yaml"})
-    judgement = Judgement(tuple(sample.name for sample in judged), (), {})
-    assert evaluate._seen_by_adopt(adopted, judgement) == 1
+    assert evaluate._seen_by_adopt(adopted, judged) == 1
 
 
 @pytest.mark.parametrize(
