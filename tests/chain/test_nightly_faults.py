@@ -199,3 +199,6 @@ def test_a_stage_that_is_killed_each_time_is_the_one_failed_task_and_the_run_say
     assert set(states.values()) == {"Completed"}
     message = api(orchestrated, f"flow_runs/{run}")["state"]["message"]
     assert "auto-infer was killed by signal 9" in message
+    logs = api(orchestrated, "logs/filter", logs={"flow_run_id": {"any_": [run]}})
+    assert any("auto-infer was killed by signal 9" in line["message"] for line in logs)
+    assert not [line for line in logs if "Traceback" in line["message"]]
