@@ -17,6 +17,7 @@ from hmsa_core.data.walk import by_image, is_empty, kinds_of, listing, stem_of
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError, is_plain_name
 from hmsa_core.taxonomy import ClassTable
+from hmsa_core.taxonomy.class_files import known_classes
 
 # File systems take 255 bytes: minus the longest ending of an export and the suffix of a temporary file.
 _NAME_BYTES = 200
@@ -220,14 +221,14 @@ def _vistas_config(root: Path, variant: str | None) -> tuple[str, str]:
 # ---- Plain folders, and CamVid
 
 
-PACKAGED = ("cityscapes", "mapillary_v1.2", "mapillary_v2.0")  # class tables that need no file
-
-
 def load_classes(root: Path, name: str) -> ClassTable:
-    """Class table from a file relative to `root`, or a packaged one by name."""
-    if name not in PACKAGED:
-        return taxonomy.from_file(root / name)
-    return taxonomy.cityscapes() if name == "cityscapes" else taxonomy.mapillary(name.removeprefix("mapillary_"))
+    """Class table from a file relative to `root`, or of a public label set by name."""
+    if name == "cityscapes":
+        return taxonomy.cityscapes()
+    if name in ("mapillary_v1.2", "mapillary_v2.0"):
+        return taxonomy.mapillary(name.removeprefix("mapillary_"))
+    known = None if (root / name).is_file() else known_classes(name)
+    return taxonomy.from_file(root / name) if known is None else taxonomy.from_list(known, name)
 
 
 def _by_stem(

@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import digest, read_json
 from hmsa_core.io.errors import InputError, IntegrityError, did_you_mean
+from hmsa_core.taxonomy.class_files import KNOWN, ClassList, class_list, is_void, packaged_labels
 
 _LOG = logging.getLogger(__name__)
 
@@ -169,13 +169,6 @@ def _of_ids(
     return ClassTable(name, classes, colours, groups, id_to_train, valid, tuple(ids), void_colours)
 
 
-def packaged_labels(name: str) -> list[dict[str, Any]]:
-    """Rows of a published label set: "cityscapes", "mapillary_v1.2" or "mapillary_v2.0"."""
-    file = resources.files(__package__).joinpath(f"{name}.json")
-    labels: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["labels"]
-    return labels
-
-
 def _group(name: str, category: str = "") -> str:
     """Group of a class by its name, else by Cityscapes' category, else "other"."""
     group = _GROUP_OF.get(name.lower()) or {"object": "thin", "human": "person"}.get(category, category)
@@ -274,16 +267,18 @@ _EXAMPLE = (
 def from_file(path: str | Path) -> ClassTable:
     """Read a class file like CamVid's: {"classes": [{"id", "name", "colour"}, ...], "ignore_id": 255}.
 
-    Classes are numbered by `trainId` where rows have one (255 and -1: no class), else by their ids. Ids are whole
-    numbers from 0 to 255; any other value but the ignore id is invalid in label files. A colour is [r, g, b] or
-    "#rrggbb"; a missing colour is generated. Names must differ, also in lower case: figures, policies and options
-    refer to classes by name.
+    Lists of names that other tools write are read as well (`hmsa_core.taxonomy.class_files`). Classes are numbered by
+    `trainId` where rows have one (255 and -1: no class), else by their ids. Ids are whole numbers from 0 to 255; any
+    other value but the ignore id is invalid in label files. A colour is [r, g, b] or "#rrggbb"; a missing colour is
+    generated. Names must differ, also in lower case: figures, policies and options refer to classes by name.
     """
     where = Path(path)
     if not where.is_file():
         raise InputError(
-            f"{where}: class file not found", hint="give a JSON file, or cityscapes, mapillary_v1.2 or mapillary_v2.0"
+            f"{where}: class file not found", hint=f"give a file of class names, or one of {', '.join(KNOWN)}"
         )
+    if not _has_rows(where):
+        return from_list(class_list(where), where.stem)
     try:
         value = read_json(where)
     except IntegrityError as error:  # people write this file: no digest was recorded for it
@@ -305,13 +300,49 @@ def from_file(path: str | Path) -> ClassTable:
         void.add(_ignore_id(where, ignored, classes))
     elif not void:
         raise InputError(f"{where}: ignore_id is {ignored!r}, which names no class")
+    return _of_rows(where, str(value.get("dataset", where.stem)), rows, classes, void)
+
+
+def from_list(found: ClassList, name: str) -> ClassTable:
+    """Table of class names in a file of another tool, or of a public label set; without ids, the place is the id.
+
+    Names such as `void` or `unlabeled` are no classes; label files may hold their ids, and 255 where no class has it.
+    """
+    rows = []
+    for place, row in enumerate(found.rows):
+        number = row.id if found.has_ids and row.id is not None else place
+        group = row.group if row.group in GROUPS else _group(row.name)
+        rows.append(_Row(number, row.name.strip(), row.colour, None if is_void(row) else number, group))
+    classes = sorted((row for row in rows if row.place is not None), key=_Row.order)
+    where = Path(found.where)
+    _check_rows(where, classes)
+    void = {row.id for row in rows if row.place is None} | ({IGNORE} - {row.id for row in classes})
+    if not found.has_ids:
+        _say_once(f"{where}: names without ids: label maps count them from 0, so {classes[0].name} is {classes[0].id}")
+    return _of_rows(where, name, rows, classes, void)
+
+
+def _has_rows(where: Path) -> bool:
+    """Whether a file is JSON with a list of rows, or broken JSON: `read_json` then says what is wrong."""
+    if where.suffix.lower() != ".json":
+        return False
+    try:
+        value = json.loads(where.read_text("utf-8-sig"))
+    except ValueError:
+        return True
+    rows = value.get("classes") if isinstance(value, dict) else None
+    return isinstance(rows, list) and all(isinstance(row, dict) and "title" not in row for row in rows)
+
+
+def _of_rows(where: Path, name: str, rows: list[_Row], classes: list[_Row], void: set[int]) -> ClassTable:
+    """The table of checked rows; `rows` also holds those that are no classes, `void` the ids without a class."""
     names, ids = tuple(row.name for row in classes), tuple(row.id for row in classes)
     if ids != tuple(range(len(ids))):
         _say_once(
             f"{where}: ids {', '.join(map(str, ids[:4]))}, ... of label maps become the classes 0 to {len(ids) - 1}"
         )
     return _of_ids(
-        str(value.get("dataset", where.stem)),
+        name,
         names,
         tuple(row.colour or other for row, other in zip(classes, plain(names).colours, strict=True)),
         _groups(where, classes),

@@ -21,7 +21,6 @@ from hmsa_core.config import MEAN, SCALES, STD, TrainConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.layouts import PACKAGED
 from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.transforms import normalise, to_long_edge
 from hmsa_core.data.walk import walk
@@ -38,6 +37,7 @@ from hmsa_core.runtime.progress import Progress
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.runtime.tracking import follow
 from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
+from hmsa_core.taxonomy.class_files import KNOWN
 from hmsa_core.training.data import RunData, Timeline, feeding, open_run_data, passes_a_step
 from hmsa_core.training.figures import StepClock
 from hmsa_core.training.recipe import make_model, refuse_small_crop, settle_runtime
@@ -64,7 +64,7 @@ def train(
     Args:
         images: folder of images.
         labels: folder of label maps with the same stems; pixels hold class ids.
-        classes: class file (docs/own-data.md), or a packaged one: cityscapes, mapillary_v1.2, mapillary_v2.0.
+        classes: class file (docs/own-data.md), or the name of a public label set: cityscapes, mapillary_v1.2, voc, ...
         out: folder of the result: `model/` (checkpoint), `log.jsonl`, `state/` (for resuming), `index/`.
         config: settings; the default is the paper's recipe, which is meant for 32 GPUs.
         init_from: checkpoint folder whose weights start the run; heads with another class count start anew.
@@ -95,7 +95,7 @@ def train(
         labels=str(labels.relative_to(root)),
         splits=None if folders in ((), ("",)) else folders,
         names="stem" if len(folders) < 2 else "path",
-        classes=str(classes if classes in PACKAGED else Path(classes).absolute()),
+        classes=str(classes if classes in KNOWN else Path(classes).absolute()),
     )
     sampling = config.sampling
     summary = prepare.build(

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", type=Path, metavar="DIR", help="label maps of some of them, of the same names")
     text = "what they hold, as in `evaluate` (default: ids of the class file, or colours)"
     add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=text)
-    add("--classes", required=True, metavar="FILE", help="a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0")
+    add("--classes", required=True, metavar="FILE", help="of the labels, as in `evaluate`")
     add("--out", type=Path, default=Path("teacher.yaml"), metavar="FILE", help="default: teacher.yaml")
     add("--yes", action="store_true", help="write classes that labels alone name: you have looked at the table")
     add_machine(parser)

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     add("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps, same stems")
-    text = "class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0"
+    text = "file of class names (docs/own-data.md), or a public label set: cityscapes, mapillary_v1.2, voc, ..."
     add("--classes", required=True, metavar="FILE", help=text)
     text = (
         "what labels hold: the class file's ids, trainIds (255 = ignored) or colours (black = ignored); auto: ids, "

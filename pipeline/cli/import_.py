@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder per city; or what came back"
     )
     add("store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported")
-    text = "class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes"
+    text = "file of class names, or a public label set, such as mapillary_v1.2 or voc (cityscapes)"
     add("--classes", default="cityscapes", metavar="FILE", help=text)
     text = "what the files hold; auto: trainIds in plain masks, else the data set's ids"
     add("--ids", choices=["auto", "file", "train"], default="auto", help=text)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=("local", "ray"), default="local", help=ENGINE)
     add_options(parser, teachers=True)
     text = (
-        "of the labels, with --teacher: a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0 (default: the "
+        "of the labels, with --teacher: a file of class names or a public label set, as in `evaluate` (default: the "
         "teacher's own names)"
     )
     add("--classes", metavar="FILE", help=text)

@@ -10,7 +10,7 @@ from typing import Any
 from hmsa_core import taxonomy
 from hmsa_core.inference.teachers.classes import named_classes
 from hmsa_core.io.errors import InputError, did_you_mean
-from pipeline.plan.class_files import KNOWN, ClassList, Named, class_list, find_class_file, is_void, known_classes
+from hmsa_core.taxonomy.class_files import KNOWN, ClassList, Named, class_list, find_class_file, is_void, known_classes
 from pipeline.plan.findings import Findings
 from pipeline.plan.reading import Reading, folders_of_classes
 from pipeline.plan.values import MOST_CLASSES, Values, colour_of, packed

@@ -53,7 +53,7 @@ class Folders:
 
     images: Path
     labels: Path
-    classes: str  # a class file, or cityscapes, mapillary_v1.2, mapillary_v2.0
+    classes: str  # a file of class names, or a public label set
     ids: Ids = "auto"  # what labels hold
     skip_unlabelled: bool = False
     mode: Literal["model", "single", "average", "max"] = "model"
@@ -85,7 +85,7 @@ def evaluate(
         model: a checkpoint folder or a file in it, a file of `autolabel adopt`, onnx:FILE, hf:FOLDER,
             scores:FOLDER, or a list of these (their mean).
         images, labels: folders; labels hold ids of the class file, trainIds or colours (`ids`).
-        classes: a class file, or cityscapes, mapillary_v1.2, mapillary_v2.0.
+        classes: a file of class names, or a public label set: cityscapes, mapillary_v1.2, voc, ...
         baseline: a second one; "baseline" and "difference" with its interval are in the result.
         scales, flip: None = each checkpoint's own; of other networks 1, not mirrored.
         runtime: threads, device, precision; None = one thread, fp32.

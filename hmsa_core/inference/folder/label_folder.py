@@ -76,8 +76,8 @@ def label(
         images: a folder (sub-folders too; also s3://, gs://, az://) or image files with a folder in common.
         teacher: a checkpoint folder or a file in it, onnx:FILE, hf:FOLDER, scores:FOLDER, or a list of these.
         out: folder (or address) of the store; progress lies in OUT.work next to it.
-        classes: of the labels, for teachers of other tools: a class file, or cityscapes, mapillary_v1.2 or
-            mapillary_v2.0; None = the teacher's own names.
+        classes: of the labels, for teachers of other tools: a file of class names, or a public label set;
+            None = the teacher's own names.
         scales: different numbers, one of them 1.0; None = the checkpoint's, usually (0.5, 1, 2); of others 1.
         flip: average with the mirror image; None = the checkpoint's, usually True; of others False.
         names: images are called by their stems, or by their folders too (drive2__cam0__000001).

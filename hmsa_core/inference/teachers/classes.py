@@ -161,5 +161,5 @@ def named_classes(teacher: Spec) -> ClassTable:
             return ClassTable.of_meta(meta) or plain(source.names)
     raise ConfigError(
         f"{parse(teacher)[0]}: which classes the labels shall have is not known",
-        hint="give --classes: a class file (docs/own-data.md), or cityscapes, mapillary_v1.2, mapillary_v2.0",
+        hint="give --classes: a file of class names (docs/own-data.md), or cityscapes, mapillary_v1.2, voc, ...",
     )

@@ -1,4 +1,7 @@
-"""Class names in the files of other tools: CVAT, VOC, Ultralytics, Hugging Face, Roboflow, Vistas, plain lists."""
+"""Class names in the files of other tools (CVAT, VOC, Ultralytics, Hugging Face, Roboflow, Vistas, plain lists).
+
+Public label sets are known by name: those of Cityscapes and Mapillary Vistas, CamVid, VOC, ADE20K.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.taxonomy import packaged_labels
-from pipeline.workspace.yaml_text import read_yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from hmsa_core.io.errors import InputError, one_line
 
 Colour = tuple[int, int, int]
 NAMES = (  # in order of preference
@@ -80,8 +85,8 @@ def class_list(path: Path) -> ClassList:
         rows = tuple(reader(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})", hint="give a file of class names") from error
-    except (ValueError, TypeError, KeyError, AttributeError, csv.Error, ConfigError) as error:
-        raise _no_names(path, str(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error, YAMLError) as error:
+        raise _no_names(path, one_line(error)) from error
     if not rows:
         raise _no_names(path, "it is empty")
     names = [row.name.lower() for row in rows if not is_void(row)]
@@ -105,6 +110,13 @@ def known_classes(name: str, *, has_255: bool = False) -> ClassList | None:
 def is_void(row: Named) -> bool:
     """Whether a class means pixels without a class."""
     return row.is_void or re.sub(r"[-_]+", " ", row.name.strip().lower()).strip() in VOID
+
+
+def packaged_labels(name: str) -> list[dict[str, Any]]:
+    """Rows of a published label set: "cityscapes", "mapillary_v1.2" or "mapillary_v2.0"."""
+    file = resources.files(__package__).joinpath(f"{name}.json")
+    labels: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["labels"]
+    return labels
 
 
 def _packaged(name: str) -> Iterable[Named]:
@@ -184,7 +196,7 @@ def _column(words: list[str], *names: str) -> int | None:
 
 
 def _of_yaml(path: Path) -> Iterable[Named]:
-    values = read_yaml(path).values
+    values = YAML(typ="safe").load(path.read_text("utf-8-sig"))  # YAML 1.2: a class may be called `no`
     if not values.keys() & {"names", "classes", "labels"}:  # other keys of a settings file are no names
         raise KeyError("names")
     return _of_values(values)

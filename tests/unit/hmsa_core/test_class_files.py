@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hmsa_core.data.layouts import load_classes
 from hmsa_core.io.errors import InputError
-from pipeline.plan.class_files import KNOWN, Named, class_list, find_class_file, is_void, known_classes
+from hmsa_core.taxonomy import from_file
+from hmsa_core.taxonomy.class_files import KNOWN, Named, class_list, find_class_file, is_void, known_classes
 
 SKY, ROAD = Named("sky", 0), Named("road", 1)
 BLUE, GREY = (0, 0, 255), (9, 9, 9)
@@ -52,6 +54,23 @@ def test_names_ids_and_colours_are_read(name: str, text: str, rows: list[Named] 
     found = find_class_file([tmp_path / "none", tmp_path])
     assert found is not None
     assert list(found.rows) == (rows or [Named("sky", None, BLUE), Named("road", None, GREY)])
+    if len(found.rows) > 1:
+        table = from_file(tmp_path / name)
+        assert (table.classes, table.train_to_id) == (("sky", "road"), (0, 1))
+        assert table.colours == (BLUE, GREY) or not found.has_colours
+        assert table.valid_ids.nonzero()[0].tolist() == [0, 1, 255]
+
+
+def test_a_name_that_means_no_class_keeps_its_id_and_its_colour(tmp_path: Path) -> None:
+    (tmp_path / "labelmap.txt").write_text("background:1,1,1::\nunlabeled:0,0,0::\ncar:2,2,2::\n")
+    table = from_file(tmp_path / "labelmap.txt")
+    assert (table.classes, table.train_to_id, table.void_colours) == (("background", "car"), (0, 2), ((0, 0, 0),))
+    assert [int(table.id_to_train[value]) for value in (0, 1, 2, 255)] == [0, 255, 1, 255]
+
+
+@pytest.mark.parametrize(("name", "classes"), [("voc", 21), ("ade20k", 150), ("camvid", 11), ("cityscapes", 19)])
+def test_public_label_sets_need_no_file(name: str, classes: int, tmp_path: Path) -> None:
+    assert load_classes(tmp_path, name).num_classes == classes
 
 
 def test_a_config_without_names_is_passed_over_and_a_broken_file_is_not(tmp_path: Path) -> None:
