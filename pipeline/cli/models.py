@@ -15,7 +15,9 @@ import json
 import sys
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
+from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.cli.stage import prepare_process
 from pipeline.night.reaper import nightly_lock
@@ -50,13 +52,14 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.action == "aa":
         return _aa(Workspace.find(args.workspace), args.runs)
-    registry = Registry(Workspace.find(args.workspace).root)
+    ws = Workspace.find(args.workspace)
+    registry = Registry(ws.root)
     if args.action == "rollback":
         sys.stdout.write(f"teacher: {registry.rollback(by=args.by, reason=args.reason)}\n")
         return 0
     current = registry.current()
     if args.action == "list":
-        _list(registry, current, as_json=args.json)
+        _list(ws, registry, current, as_json=args.json)
         return 0
     if not args.version:
         wanted = "which version? see `autolabel models list`"
@@ -90,7 +93,17 @@ def _aa(ws: Workspace, runs: int) -> int:
     return 0
 
 
-def _list(registry: Registry, current: str, *, as_json: bool) -> None:
+def _scores(ws: Workspace) -> dict[Any, float]:
+    """Mean IoU in the main setting by digest of weights, as the last `evaluate` measured it."""
+    path = ws.path("evaluation/metrics.json")
+    if not path.exists():
+        return {}
+    metrics = read_json(path)
+    main = metrics["settings"][0]["name"]
+    return {row["weights_sha256"]: row["settings"][main]["value"] for row in metrics["models"].values()}
+
+
+def _list(ws: Workspace, registry: Registry, current: str, *, as_json: bool) -> None:
     versions, torn = registry.read()
     for name, fault in torn.items():
         hint = f"`autolabel models register models/registry/{name}` writes its record anew"
@@ -107,8 +120,9 @@ def _list(registry: Registry, current: str, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(listed, indent=1, sort_keys=True) + "\n")
         return
     sys.stdout.write(f"teacher now: {current}\n")
+    scores = _scores(ws)
     for version in versions:
-        miou = version.record.get("metrics", {}).get("mean_iou")
+        miou = version.record.get("metrics", {}).get("mean_iou", scores.get(version.record.get("weights_sha256")))
         text = f"mIoU {100 * miou:6.2f}" if miou is not None else "mIoU      ?"
         marks = " <- teaches" if version.name == teaching else ""
         marks += " (champion)" if champion and champion.name == version.name else ""

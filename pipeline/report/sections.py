@@ -323,7 +323,9 @@ def lineage(facts: Facts) -> Raw:
 def _store(name: str, manifest: Mapping[str, Any]) -> list[object]:
     line = manifest.get("lineage", {})
     scales = ", ".join(f"{scale:g}" for scale in line.get("scales", []))
-    inference = f"{{{scales}}}{' + flip' if line.get('flip') else ''}, {line.get('precision', '')}"
+    is_adopted = line.get("parameters", {}).get("kind") == "adopted"  # each network has scales and flip of its own
+    inference = "as its file says" if is_adopted else f"{{{scales}}}{' + flip' if line.get('flip') else ''}"
+    inference += f", {line.get('precision', '')}"
     policy_meta = manifest.get("policy") or {}
     policy = str(policy_meta.get("digest") or "–")[:16]
     if proof := policy_meta.get("certificate"):

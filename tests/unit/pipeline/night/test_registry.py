@@ -341,6 +341,10 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     assert "autolabel models register DIR" in refused
     other = registry.register(checkpoint(tmp_path / "teacher", b"b"))
     assert f"{other.name}  mIoU      ?  teacher\n" in models("list").out, "the folder that it was copied from"
+    row = {"weights_sha256": other.record["weights_sha256"], "settings": {"multi": {"value": 0.25}}}
+    metrics = {"settings": [{"name": "multi"}], "models": {"student": row}}
+    atomic.write_json(tmp_path / "evaluation" / "metrics.json", metrics)
+    assert f"{other.name}  mIoU  25.00  teacher\n" in models("list").out, "as it was evaluated later"
     assert "which checkpoint?" in models("register", status=2).err
     said("models", "rollback", "--workspace", tmp_path / "nowhere" / "..")
     assert "not a workspace" in said("models", "list", "--workspace", tmp_path.parent, status=2).err
