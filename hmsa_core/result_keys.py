@@ -13,6 +13,7 @@ from typing import Any
 from hmsa_core.config import InferConfig, key_material
 from hmsa_core.data.decode import holds_train_ids
 from hmsa_core.data.index import Sample
+from hmsa_core.inference.teachers.sources import Spec, made_by
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
@@ -37,19 +38,19 @@ def train_material(spec: TrainSpec, classes: ClassTable, fine: Sequence[Sample])
 
 
 def infer_material(
-    config: InferConfig, teacher: str, classes: ClassTable, *, kind: str, precision: str
+    config: InferConfig, teacher: Spec, classes: ClassTable, *, kind: str, precision: str
 ) -> dict[str, Any]:
     """What determines a label. Device and threads may move last bits: they are recorded only.
 
     Args:
         config: scales, flip, codec.
-        teacher: digest of the teacher.
+        teacher: what people write, or its parts (`teachers.sources`).
         classes: of the labels.
         kind: of the teacher; `average` and `max` have the weights of `single`, so its digest.
         precision: that the teacher computes in.
     """
-    made_by = {"teacher": teacher, "scales": sorted(config.scales), "flip": config.flip, "precision": precision}
-    return {**made_by, **_fusion(kind), "method": METHOD, "codec": config.codec, "classes": classes.digest()}
+    how = {**made_by(teacher, config.scales, config.flip), "precision": precision, **_fusion(kind)}
+    return {**how, "method": METHOD, "codec": config.codec, "classes": classes.digest()}
 
 
 def evaluate_material(spec: EvaluateSpec, classes: ClassTable, samples: Sequence[Sample]) -> dict[str, Any]:

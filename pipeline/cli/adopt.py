@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import InputError
 from pipeline.cli.inference_options import add_machine, pin_threads, runtime_of, tell
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=text)
     add("--classes", required=True, metavar="FILE", help="of the labels, as in `evaluate`")
     add("--out", type=Path, default=Path("teacher.yaml"), metavar="FILE", help="default: teacher.yaml")
-    add("--yes", action="store_true", help="write classes that labels alone name: you have looked at the table")
+    add("--yes", action="store_true", help="use classes that labels alone name without a look at the file")
     add_machine(parser)
 
 
@@ -46,11 +46,12 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write("\n".join([*maps(found), "", *table(found)]) + "\n")
     if not found.is_by_labels:
         tell(f"chosen {how(found)}, or give --labels")
-    if found.unconfirmed and not args.yes:
-        raise ConfigError(
-            f"{found.unconfirmed[0]}: no known name says what its classes are; they were found by labels alone",
-            hint="look at the map above; then repeat the command with --yes",
-        )
+    if args.yes:
+        found = found.confirmed()
     write_text(args.out, to_yaml(found, args.out))
-    sys.stdout.write(f"{args.out}: use it with `autolabel label --teacher {args.out}`, or as auto_infer.teacher\n")
+    use = f"use it with `autolabel label --teacher {args.out}`, or as auto_infer.teacher"
+    if unsure := found.adopted.unconfirmed:
+        tell(f"{unsure[0]}: no known name says what its classes are; they were found by labels alone")
+        use = "look at the map above, and delete the line `unconfirmed` in the file; then " + use
+    sys.stdout.write(f"{args.out}: {use}\n")
     return 0

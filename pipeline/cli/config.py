@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if args.profile is not None and args.profile not in PROFILES:
         raise ConfigError(f"unknown profile {args.profile!r}: expected one of {', '.join(PROFILES)}")
     if args.action == "resolve":
+        if args.profile:
+            raise ConfigError("config resolve: takes no --profile, it writes the workspace's settings.yaml")
         from pipeline.workspace.dvc_yaml import check_dvc_yaml
         from pipeline.workspace.named_files import check_roots
 

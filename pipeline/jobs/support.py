@@ -10,7 +10,7 @@ from typing import Any
 from hmsa_core import __version__
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig, key_material
 from hmsa_core.data.index import Index
-from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse, resolved
+from hmsa_core.inference.teachers.sources import Spec, only_checkpoint, parse, resolved
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError
 from hmsa_core.io.trees import new_tree, publish_tree
@@ -199,7 +199,7 @@ def infer_store(
     material = {
         "version": VERSIONS[stage],
         # Precision as the settings name it; device, threads and shards too, so that one store's labels are made alike.
-        **infer_material(plain, digest_of(sources), classes, kind=kind, precision=plain.runtime.precision),
+        **infer_material(plain, sources, classes, kind=kind, precision=plain.runtime.precision),
         "runtime": key_material(plain.runtime),
         "images_per_shard": plain.images_per_shard,
     }

@@ -322,9 +322,8 @@ def lineage(facts: Facts) -> Raw:
 
 def _store(name: str, manifest: Mapping[str, Any]) -> list[object]:
     line = manifest.get("lineage", {})
-    scales = ", ".join(f"{scale:g}" for scale in line.get("scales", []))
-    is_adopted = line.get("parameters", {}).get("kind") == "adopted"  # each network has scales and flip of its own
-    inference = "as its file says" if is_adopted else f"{{{scales}}}{' + flip' if line.get('flip') else ''}"
+    scales = ", ".join(f"{scale:g}" for scale in line.get("scales") or [])
+    inference = f"{{{scales}}}{' + flip' if line.get('flip') else ''}" if scales else "as the teacher's file says"
     inference += f", {line.get('precision', '')}"
     policy_meta = manifest.get("policy") or {}
     policy = str(policy_meta.get("digest") or "–")[:16]

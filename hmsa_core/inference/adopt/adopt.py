@@ -46,12 +46,13 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _CLOSE = 0.02  # mIoU or kappa by which two ways to take an image cannot be told apart
 _TRIED = 8  # images on which ways to take an image are compared
 # Ways in which published networks take their images, tried where nothing says it: ImageNet's mean and deviation,
-# [-1, 1], [0, 1], [0, 255], and Caffe's blue-green-red bytes without their mean.
+# [-1, 1], [0, 1], [0, 255], and blue-green-red bytes as OpenCV reads them, or without Caffe's mean.
 _INPUTS = (
     Table(),
     Table(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     Table(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     Table(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)),
+    Table(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
     Table(mean=(0.485, 0.458, 0.408), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
 )
 # Label sets whose number of classes tells them where a network names none: proposed, and checked by labels.
@@ -84,7 +85,10 @@ class Adoption:
     kept: tuple[tuple[float, float, float], ...]  # threshold, coverage, precision
     certainty: float | None  # that stacking gains on held-out blocks; None = not tried
     is_by_labels: bool
-    unconfirmed: tuple[str, ...]  # members whose classes nobody names: labels alone do
+
+    def confirmed(self) -> Adoption:
+        """The same after a person has looked at classes that labels alone name."""
+        return replace(self, adopted=self.adopted.model_copy(update={"unconfirmed": ()}))
 
 
 @dataclass
@@ -161,6 +165,9 @@ def adopt(
         members=tuple(_member(found[i], classes, weights[i], temperatures[i]) for i in used),
         stacking=stacking,
         images=tuple(sorted(sha256_file(one.file) for one in pictures)) if is_labelled else (),
+        unconfirmed=tuple(
+            str(found[i].source) for i in used if {m.why for m in found[i].maps if m.target is not None} == {"labels"}
+        ),
     )
     seconds = [one.views.time(one.chosen) for one in found]
     rows = [
@@ -170,13 +177,7 @@ def adopt(
     how = "stacked by class" if stacking else "weighted mean"
     rows.append(_row("all together", whole, pixels, classes, sum(seconds[i] for i in used), how))
     return Adoption(
-        adopted,
-        tuple(tuple(one.maps) for one in found),
-        tuple(rows),
-        _kept(whole, pixels),
-        certainty,
-        is_labelled,
-        tuple(str(one.source) for one in found if {m.why for m in one.maps if m.target is not None} == {"labels"}),
+        adopted, tuple(tuple(one.maps) for one in found), tuple(rows), _kept(whole, pixels), certainty, is_labelled
     )
 
 
@@ -281,6 +282,11 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
 
     best = max(range(len(tries)), key=score)
     if all(one.target is None for one in maps[best]):
+        if counts[best].any():
+            raise ConfigError(
+                f"{source}: none of its {channels} classes lies where the labels show one of {classes.name}",
+                hint="are these the labels of these images, and does the table next to it say how it takes images?",
+            )
         raise ConfigError(
             f"{source}: none of its {channels} classes is one of {classes.name} by its name",
             hint="give --labels, so that classes are found by overlap, or `names:` in the table next to it",
@@ -321,7 +327,8 @@ def _best_input(
     drawn = draw(some)
     by_labels = bool((drawn.truth != IGNORE).any())
     scored: list[tuple[float, Source, Network]] = []
-    failed: dict[str, HmsaError] = {}
+    first: HmsaError | None = None
+    failed: dict[str, list[str]] = {}
     for variant in _INPUTS:
         values = {"mean": variant.mean, "std": variant.std, "order": variant.order}
         tried = replace(source, given=source.table.model_copy(update=values))
@@ -332,22 +339,24 @@ def _best_input(
             views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
             one = _candidate(tried, views, drawn, classes)
         except HmsaError as error:
-            failed[error.message] = error
+            failed.setdefault(error.message, []).append(_said(tried))
+            first = first or error
             continue
         score = fitting.agreement(views, 1.0)
         if by_labels:
             mapped = fitting.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
             score = fitting.mean_iou(mapped, drawn)
         scored.append((score, tried, network))
-    if not scored:
-        raise next(iter(failed.values()))
-    for message in failed:
-        tell(f"left out of these trials: {message}")
+    if first is not None and not scored:
+        raise first
+    for message, ways in failed.items():
+        tell(f"with images as {', '.join(ways)}: {message}")
     reached, best, network = max(scored, key=lambda one: one[0])
-    trials = ", ".join(f"{_said(one)} {score:.3f}" for score, one, _ in scored)
+    said = partial(_said, is_bytes=network.takes_bytes)
+    trials = ", ".join(f"{said(one)} {score:.3f}" for score, one, _ in scored)
     by = "mIoU" if by_labels else "agreement with the mirror image"
-    tell(f"{source}: nothing says how it takes an image; tried, by {by}: {trials}; taken: {_said(best)}")
-    if near := [_said(one) for score, one, _ in scored if one is not best and score > reached - _CLOSE]:
+    tell(f"{source}: nothing says how it takes an image; tried, by {by}: {trials}; taken: {said(best)}")
+    if near := [said(one) for score, one, _ in scored if one is not best and score > reached - _CLOSE]:
         more = "" if by_labels else ", or give --labels"
         tell(f"{source}: {near[0]} fits about as well: write mean, std and order in {source.table_path}{more}")
     return best, network
@@ -365,7 +374,9 @@ def _says_input(source: Source) -> bool:
     return bool(source.table.mean or source.table.std or known.get("mean") or known.get("std"))
 
 
-def _said(source: Source) -> str:
+def _said(source: Source, *, is_bytes: bool = False) -> str:
+    if is_bytes:  # no mean is taken from them
+        return f"bytes {source.table.order}"
     mean, std = source.table.mean, source.table.std
     if mean is None or std is None:
         return "ImageNet's mean"

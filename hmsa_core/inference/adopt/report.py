@@ -14,7 +14,9 @@ from hmsa_core.inference.adopt.fitting import Mapped
 
 def to_yaml(found: Adoption, out: Path) -> str:
     """The text of the file at `out`; members below its folder are named relative to it."""
-    values = found.adopted.model_dump(mode="json", exclude_defaults=True, exclude={"class_table", "images"})
+    values = found.adopted.model_dump(
+        mode="json", exclude_defaults=True, exclude={"class_table", "images", "unconfirmed"}
+    )
     for member in values["members"]:
         member["teacher"] = _portable(member["teacher"], out.resolve().parent)
     lines = ["# A teacher of several networks, made by `autolabel adopt`; chosen " + how(found) + "."]
@@ -23,7 +25,9 @@ def to_yaml(found: Adoption, out: Path) -> str:
     classes = yaml.safe_dump(found.adopted.class_table, sort_keys=False, default_flow_style=True, width=120)
     images = yaml.safe_dump({"images": list(found.adopted.images)}) if found.adopted.images else ""
     images = f"# labelled images by which all of this was chosen, SHA-256\n{images}" if images else ""
-    return "\n".join(lines) + f"\n{text}# as in the class file\nclass_table: {classes}{images}"
+    doubt = yaml.safe_dump({"unconfirmed": list(found.adopted.unconfirmed)}, default_flow_style=None)
+    doubt = f"# delete this line once you have compared `classes` below\n{doubt}" if found.adopted.unconfirmed else ""
+    return "\n".join(lines) + f"\n{doubt}{text}# as in the class file\nclass_table: {classes}{images}"
 
 
 def how(found: Adoption) -> str:

@@ -25,7 +25,7 @@ from hmsa_core import __version__
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.teachers.run_options import MAX_SKIPPED
-from hmsa_core.inference.teachers.sources import digest_of
+from hmsa_core.inference.teachers.sources import made_by
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
 from hmsa_core.io.engine import Engine
@@ -95,8 +95,8 @@ def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     if ranks.is_main:
         sweep(store)  # before any rank opens a shard: live processes of other nodes look like dead ones
     teacher = pipeline.teacher
-    made_by = {"kind": teacher.kind, "precision": teacher.precision}
-    key = digest(infer_material(spec.config, lineage["teacher"], teacher.classes, **made_by)) if lineage else ""
+    how = {"kind": teacher.kind, "precision": teacher.precision}
+    key = digest(infer_material(spec.config, teacher.sources, teacher.classes, **how)) if ranks.is_main else ""
     key = ranks.broadcast(key)
     whole = _whole(spec, key, context) if target is None else set()
     plans, pending = ranks.broadcast(_plan(spec, key, pipeline, whole) if ranks.is_main else None) or ([], [])
@@ -215,9 +215,7 @@ def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str
     config = spec.config
     return {
         **spec.lineage,
-        "teacher": digest_of(teacher.sources),
-        "scales": sorted(config.scales),
-        "flip": config.flip,
+        **made_by(teacher.sources, config.scales, config.flip),
         "precision": teacher.precision,
         "code_version": __version__,
         "parameters": {

@@ -243,7 +243,12 @@ def _output(source: Source, session: Any) -> str:
     if wanted in outputs or (wanted is None and len(fit) == 1):
         chosen = wanted or fit[0]
         if "int" in (kind := str(outputs[chosen].type)):
-            raise _class_numbers(f"{source}: its output {chosen} is {kind}")
+            what = f"{source}: its output {chosen} is {kind}"
+            shape = outputs[chosen].shape or ()
+            if len(shape) == 4 and 1 not in (shape[1], shape[3]):
+                hint = "export it with floating-point scores: logits or probabilities"
+                raise CheckpointError(f"{what}: scores of whole numbers, whose scale is not known", hint=hint)
+            raise _class_numbers(what)
         return chosen
     why = f"none is called {wanted!r}" if wanted else "which of them holds the scores is not known"
     raise ConfigError(

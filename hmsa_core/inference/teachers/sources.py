@@ -80,7 +80,15 @@ class Source:
     @cached_property
     def adopted(self) -> Adopted | None:
         """What `autolabel adopt` chose, where this is its file. ConfigError: a mistake in it."""
-        return read_yaml(self.path, Adopted) if self.family == "adopted" else None
+        if self.family != "adopted":
+            return None
+        found = read_yaml(self.path, Adopted)
+        if found.unconfirmed:
+            raise ConfigError(
+                f"{self.path}: labels alone say what the classes of {found.unconfirmed[0]} are",
+                hint="compare `classes` there with the network's documentation, then delete the line `unconfirmed`",
+            )
+        return found
 
     @cached_property
     def members(self) -> tuple[Source, ...]:
@@ -115,7 +123,7 @@ class Source:
         """Digest of everything that decides what it computes; of a checkpoint, that of its weights."""
         if self.adopted is not None:
             content = self.adopted.model_dump(mode="json", exclude={"members": {"__all__": {"teacher"}}})
-            del content["class_table"], content["images"]  # they decide no label
+            del content["class_table"], content["images"], content["unconfirmed"]  # they decide no label
             method = _METHOD if self.adopted.stacking is None else _STACKED
             return digest({"method": method, "adopted": content, "members": [m.digest for m in self.members]})
         if self.family == "checkpoint":
@@ -185,6 +193,16 @@ def digest_of(teacher: Spec) -> str:
     # The weights of a checkpoint do not tell how its scales are fused.
     kinds = [read_meta(one.path)["kind"] if one.family == "checkpoint" else "" for one in sources]
     return digest({"mean_of": [[one.digest, kind] for one, kind in zip(sources, kinds, strict=True)]})
+
+
+def made_by(teacher: Spec, scales: Sequence[float], flip: bool) -> dict[str, Any]:
+    """Teacher, scales and flip, as keys of finished work and the lineage of labels hold them.
+
+    Scales and flip are None where `scales` and `flip` are not used: an adopted teacher's file says its own.
+    """
+    is_used = any(one.family not in ("adopted", "scores") for one in parse(teacher))
+    used = {"scales": sorted(scales), "flip": flip} if is_used else {"scales": None, "flip": None}
+    return {"teacher": digest_of(teacher), **used}
 
 
 def only_checkpoint(teacher: Spec) -> Path | None:
@@ -265,7 +283,7 @@ def _onnx_model(path: Path) -> Any:
         import onnx
         from google.protobuf.message import DecodeError
     try:
-        return onnx.load(str(path), load_external_data=False)
+        return onnx.load(str(path), format="protobuf", load_external_data=False)  # not by the name's ending
     except DecodeError as error:
         raise CheckpointError(f"onnx:{path}: is no ONNX file, or damaged ({error})") from error
 

@@ -295,6 +295,14 @@ def _open(source: Source, config: InferConfig, classes: ClassTable, context: Job
         return AdoptedTeacher(source, source.adopted, config, classes, context)
     _ = source.files  # whether they are there, before anything is read from them
     mapping = class_map(source, classes)
+    if not source.names and source.table.classes is None and context.ranks.is_main:
+        _LOG.warning(
+            "%s: nothing names its classes: taken for %s, ... in this order; if they are others, say so in %s, or let "
+            "`autolabel adopt` find them by labels",
+            source,
+            ", ".join(classes.classes[:3]),
+            source.table_path,
+        )
     if source.family == "scores":
         return ScoresTeacher(mapping)
     return NetworkTeacher(open_network(source, context, is_single=tuple(config.scales) == (1.0,)), config, mapping)

@@ -13,6 +13,7 @@ An adopted teacher is several networks, how each takes its images, and how they 
         temperature: 1.3
     stacking: {weights: [[...], ...], bias: [...]}   # optional: a row a member, a column a class
     images: [...]                          # optional: SHA-256 of the labelled images by which this was chosen
+    unconfirmed: [onnx:net.onnx]           # networks whose classes labels alone name; the file cannot be used with it
 
 Without `stacking` the members' probabilities are averaged by `weight`. With it the logit of a class is the weighted sum
 of the members' log-probabilities of that class, plus a bias (log-linear pooling: Genest and Zidek 1986); -1000 stands
@@ -89,6 +90,9 @@ class Adopted(Section):
     stacking: Stacking | None = None
     images: Annotated[tuple[str, ...], Strict(False)] = Field(
         (), description="SHA-256 of the labelled images by which all of this was chosen"
+    )
+    unconfirmed: Annotated[tuple[str, ...], Strict(False)] = Field(
+        (), description="networks whose classes labels alone name; whoever has looked at them deletes the line"
     )
 
     @property

@@ -19,7 +19,7 @@ from hmsa_core.inference.adopt.report import table as table_of
 from hmsa_core.inference.adopt.report import to_yaml
 from hmsa_core.inference.evaluation.labelled_files import Ids
 from hmsa_core.inference.teachers.combining import UNKNOWN, average, cool, stack
-from hmsa_core.inference.teachers.sources import lineage_of, parse
+from hmsa_core.inference.teachers.sources import digest_of, lineage_of, made_by, parse
 from hmsa_core.inference.teachers.teacher import open_teacher
 from hmsa_core.inference.teachers.teacher_files import Stacking
 from hmsa_core.io.atomic import sha256_file
@@ -143,7 +143,7 @@ def test_a_network_of_plain_torch_is_recovered_and_labels_as_its_file_says(
         assert found.rows[-1].mean_iou > 0.8
     assert kind != "fixed size" or found.adopted.members[0].scales == (1.0,)
     out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found, out))
+    out.write_text(to_yaml(found.confirmed(), out))
     teacher = open_teacher(
         (str(out),), InferConfig(runtime=RUNTIME), TABLE, JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
     )
@@ -158,7 +158,7 @@ def test_a_network_of_plain_torch_is_recovered_and_labels_as_its_file_says(
 def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(photographs: Path, tmp_path: Path) -> None:
     network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={})
     found, _ = _adopt(photographs, f"onnx:{network}")
-    assert found.unconfirmed == (f"onnx:{network}",)
+    assert found.adopted.unconfirmed == (f"onnx:{network}",)
     assert {one.channel: one.why for one in found.maps[0] if one.target is not None} == dict.fromkeys(
         (0, 1, 3, 4), "labels"
     )
@@ -168,7 +168,7 @@ def test_placeholders_are_no_names(photographs: Path, tmp_path: Path) -> None:
     names = [f"LABEL_{i}" for i in range(len(ENGLISH))]
     network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": names})
     found, _ = _adopt(photographs, f"onnx:{network}")
-    assert found.unconfirmed == (f"onnx:{network}",)
+    assert found.adopted.unconfirmed == (f"onnx:{network}",)
 
 
 def test_what_differs_from_a_map_that_a_person_wrote_is_said(photographs: Path, tmp_path: Path) -> None:
@@ -214,9 +214,10 @@ def test_a_folder_of_pictures_by_class_is_a_network(photographs: Path, tmp_path:
             Image.fromarray(scores).save(tmp_path / "scores" / path.stem / f"{c if numbers else name}.png")
     found, _ = _adopt(photographs, f"scores:{tmp_path / 'scores'}")
     assert found.rows[-1].mean_iou > 0.95
-    assert bool(found.unconfirmed) == numbers
+    assert bool(found.adopted.unconfirmed) == numbers
     out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found, out))
+    out.write_text(to_yaml(found.confirmed(), out))
+    assert made_by(str(out), (0.5, 1.0), True) == {"teacher": digest_of(str(out)), "scales": None, "flip": None}
     context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
     teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
     image, label = np.array(Image.open(next((photographs / "images").iterdir()))), np.array(Image.open(path))
@@ -234,7 +235,7 @@ def test_scores_that_leave_something_open_are_measured_as_they_label(photographs
         np.save(tmp_path / "scores" / f"{path.stem}.npy", scores.astype(np.float32))
     found, _ = _adopt(photographs, f"scores:{tmp_path / 'scores'}")
     out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found, out))
+    out.write_text(to_yaml(found.confirmed(), out))
     context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
     teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
     kept = []
@@ -276,7 +277,7 @@ def test_the_written_file_is_a_teacher_that_labels_as_it_was_measured(photograph
     poor = nearest_colour(tmp_path / "poor.onnx", CLASSES, rng.random((len(CLASSES), 3)), metadata={"classes": CLASSES})
     found, _ = _adopt(photographs, f"onnx:{good}", f"onnx:{poor}")
     out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found, out))
+    out.write_text(to_yaml(found.confirmed(), out))
     assert yaml.safe_load(out.read_text())["members"][0]["teacher"] == "onnx:good.onnx"  # may be moved together
     context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
     teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
@@ -291,7 +292,7 @@ def test_an_edit_of_the_file_or_of_a_network_makes_another_teacher(photographs: 
     network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
     found, _ = _adopt(photographs, f"onnx:{network}")
     out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found, out))
+    out.write_text(to_yaml(found.confirmed(), out))
     (before,) = parse(str(out))
     out.write_text(out.read_text() + "# a comment\n")
     (commented,) = parse(str(out))

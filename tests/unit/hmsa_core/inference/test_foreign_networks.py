@@ -81,6 +81,13 @@ ASKED = {
         r"its output y is tensor\(int64\): numbers of classes",
         "without its last step",
     ),
+    "quantised scores": (
+        lambda path: network(
+            path, [conv(), helper.make_node("Cast", ["s"], ["y"], to=TensorProto.UINT8)], {"y": [1, 4, "h", "w"]}, made=TensorProto.UINT8
+        ),
+        r"its output y is tensor\(uint8\): scores of whole numbers",
+        "floating-point scores",
+    ),
     "argmax without the axis of classes": (
         lambda path: network(
             path, [conv(), helper.make_node("ArgMax", ["s"], ["y"], axis=1, keepdims=0)], {"y": [1, "h", "w"]}, made=TensorProto.INT64
@@ -217,6 +224,8 @@ def test_a_network_that_seems_to_be_run_wrongly_is_warned_of_after_three_images(
     add = helper.make_node("Add", ["s", "b"], ["y"])
     bias = helper.make_node("Constant", [], ["b"], value=numpy_helper.from_array(weights.reshape(1, 4, 1, 1), "b"))
     teacher = opened(network(tmp_path / "net.onnx", [bias, conv(), add], {"y": None}, weights=kernel))
+    assert "net.onnx: nothing names its classes: taken for road, " in caplog.text
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         for number in range(5):
             assert len(caplog.records) == (number >= 3)

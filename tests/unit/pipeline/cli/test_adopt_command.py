@@ -77,7 +77,18 @@ def test_what_is_no_network_is_one_line(given: Path, said) -> None:
 
 def test_classes_that_labels_alone_name_are_written_after_a_look(given: Path, said) -> None:
     colour_network(given / "net.onnx", names=NAMES, ours=OURS, metadata={})
-    assert "repeat the command with --yes" in said(*ADOPT, status=2).err
-    assert not (given / "teacher.yaml").exists()
+    assert "delete the line `unconfirmed`" in said(*ADOPT).out
+    label = ("label", "--teacher", "teacher.yaml", "--images", "images", "--out", "store", "--classes", "classes.json")
+    refused = said(*label, status=2).err
+    assert "labels alone say what the classes of onnx:net.onnx are" in refused
+    assert "delete the line `unconfirmed`" in refused
+    text = (given / "teacher.yaml").read_text()
+    (given / "teacher.yaml").write_text("".join(x for x in text.splitlines(True) if not x.startswith("unconfirmed:")))
+    said(*label)
+    looked_at = (given / "teacher.yaml").read_text()
     said(*ADOPT, "--yes")
-    assert (given / "teacher.yaml").exists()
+    without_times = [
+        [line for line in text.splitlines() if not line.startswith("#")]
+        for text in (looked_at, (given / "teacher.yaml").read_text())
+    ]
+    assert without_times[0] == without_times[1]
