@@ -244,7 +244,7 @@ def _output(source: Source, session: Any) -> str:
         chosen = wanted or fit[0]
         if "int" in (kind := str(outputs[chosen].type)):
             what = f"{source}: its output {chosen} is {kind}"
-            shape = outputs[chosen].shape or ()
+            shape = list(outputs[chosen].shape or [])
             if len(shape) == 4 and 1 not in (shape[1], shape[3]):
                 hint = "export it with floating-point scores: logits or probabilities"
                 raise CheckpointError(f"{what}: scores of whole numbers, whose scale is not known", hint=hint)
