@@ -19,6 +19,7 @@ from hmsa_core.data.decode import read_label, read_label_ids
 from hmsa_core.data.walk import LABEL_SUFFIXES, kinds_of, stem_of, walk
 from hmsa_core.io.errors import DecodeError, HmsaError, InputError, LayoutError
 from hmsa_core.labels.formats._folder import MARK
+from hmsa_core.labels.formats._returned import EXPORTED
 from hmsa_core.labels.formats.cityscapes import IMAGE_ENDING, city_of
 from hmsa_core.labels.formats.released import IMPORTED_BYTES
 from hmsa_core.labels.store.writer import LabelStoreWriter
@@ -41,11 +42,14 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     """Format ("released", "cityscapes" or "masks") and files of a folder, flat or one folder per city.
 
     Raises:
-        LayoutError: no PNG, two files of one name, or a confidence file without its label or the other way round.
+        LayoutError: an export for another tool, no PNG, two files of one name, or a confidence file without its label or the other way round.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root}: folder not found")
+    if (root / EXPORTED / "index.json").is_file():
+        hint = f"`autolabel import FILE STORE --corrections-of {root}` reads what came back from it"
+        raise LayoutError(f"{root}: is an export of `autolabel export` for another tool, no label files", hint=hint)
     there = walk(root, LABEL_SUFFIXES)
     files = list(there.paths())
     if not files:

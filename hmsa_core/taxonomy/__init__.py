@@ -283,6 +283,11 @@ def from_file(path: str | Path) -> ClassTable:
         value = read_json(where)
     except IntegrityError as error:  # people write this file: no digest was recorded for it
         raise InputError(error.message, hint=_EXAMPLE) from error
+    return of_json(value, where)
+
+
+def of_json(value: Mapping[str, Any], where: Path) -> ClassTable:
+    """The table of a class file's JSON; errors name the file `where`."""
     given = value.get("classes")
     if not isinstance(given, list) or not given:
         raise InputError(f"{where}: no list of classes", hint=_EXAMPLE)

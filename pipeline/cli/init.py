@@ -23,7 +23,7 @@ from hmsa_core.io.errors import ConfigError
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
 
-_OF_FOLDERS = ("labels", "new", "coarse", "classes", "void", "teacher")
+_OF_FOLDERS = ("labels", "new", "coarse", "classes", "void", "teacher", "adopt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--void", metavar="VALUES", help=text)
     text = "another network that labels (docs/inference.md), also without --labels: then nothing is trained"
     add("--teacher", metavar="SPEC", help=text)
+    text = "networks that label together: how they do it best is chosen by images of role learn, as `adopt` does"
+    add("--adopt", nargs="+", metavar="SPEC", help=text)
     add("--dry-run", action="store_true", help="print the plan alone")
     add("--profile", help="tiny, demo, camvid, cityscapes or paper-final")
     text = "root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)"
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_plan(args: argparse.Namespace) -> int:
     from pipeline.plan.duration import expected_seconds
+    from pipeline.plan.plan import TEACHER_FILE
     from pipeline.workspace.new_workspace import InitRequest, init_workspace
     from pipeline.workspace.work import in_words
 
@@ -86,6 +89,7 @@ def _run_plan(args: argparse.Namespace) -> int:
     files = plan.files()
     is_new = init_workspace(InitRequest(args.dir, "own", planned=files))
     status = _tell_next(args, is_new, "your own images")
+    files.pop(TEACHER_FILE, None)  # holds times
     if changed := [name for name, text in files.items() if not _is_in(args.dir / name, text)]:
         sys.stderr.write(f"not as in this plan: {', '.join(changed)}; edit there, or plan into another folder\n")
     return status
@@ -96,11 +100,16 @@ def _is_in(path: Path, text: str) -> bool:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from pipeline.plan.plan import make_plan
+    from pipeline.cli.inference_options import tell
+    from pipeline.plan.plan import Networks, make_plan
     from pipeline.plan.reading import Folders
 
+    if args.adopt and (args.teacher or not args.labels):
+        wrong = "--teacher says itself how it labels" if args.teacher else "it is chosen by label maps: --labels DIR"
+        raise ConfigError(f"--adopt: {wrong}", hint="give either --adopt SPEC ... with --labels, or --teacher SPEC")
     folders = Folders(args.images, args.labels, args.new, args.coarse)
-    return make_plan(folders, classes=args.classes, void=_values(args.void), teacher=args.teacher)
+    adopt = Networks(args.adopt, args.dir, tell) if args.adopt else None
+    return make_plan(folders, classes=args.classes, void=_values(args.void), teacher=args.teacher, adopt=adopt)
 
 
 def _values(text: str | None) -> frozenset[int] | None:

@@ -21,7 +21,7 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.cli.stage import prepare_process
 from pipeline.night.reaper import nightly_lock
-from pipeline.workspace.registry import Registry
+from pipeline.workspace.registry import Registry, damage
 from pipeline.workspace.workspace import Workspace
 
 _OF_NO_VERSION = {  # actions that would silently ignore a version
@@ -126,6 +126,7 @@ def _list(ws: Workspace, registry: Registry, current: str, *, as_json: bool) -> 
         text = f"mIoU {100 * miou:6.2f}" if miou is not None else "mIoU      ?"
         marks = " <- teaches" if version.name == teaching else ""
         marks += " (champion)" if champion and champion.name == version.name else ""
+        marks += f" (damaged: {wrong})" if (wrong := damage(version.path)) else ""
         sys.stdout.write(f"{version.name}  {text}  {version.record.get('role', '')}{marks}\n")
     if not versions:
         text = "no version is registered yet: a promoted student becomes the first; `models register DIR` adds one"

@@ -80,9 +80,10 @@ def find_classes(
     if void is None and (assumed := [value for value in classes.assumed if value in values.pixels]):
         text = f"{_listed(values, assumed)} is taken as unlabelled"
         findings.note(text, "--void none makes it a class, --void VALUE,VALUE names others")
-    if void is None and classes.by_colour and _BLACK in classes.names and _BLACK in values.pixels:
+    is_background = classes.by_colour or classes.names.get(0, "").lower() == "background"
+    if void is None and is_background and _BLACK in classes.names and _BLACK in values.pixels:
         text = f"{_listed(values, [_BLACK])} is class {classes.names[_BLACK]}, as {classes.where} says"
-        findings.note(text, "--void 000000 makes it unlabelled")
+        findings.note(text, f"--void {'000000' if classes.by_colour else '0'} makes it unlabelled")
     if source is None and (odd := _odd(values, classes)):
         findings.note(f"{_listed(values, odd)} in one label map alone", "correct the map, or say --void VALUE,VALUE")
     if len(classes.names) > MOST_CLASSES:

@@ -40,6 +40,8 @@ def expected_seconds(plan: Plan) -> float:
 
 
 def _seconds_of_teacher(plan: Plan, params: Params) -> float:
+    if plan.adoption is not None:
+        return plan.adoption.rows[-1].seconds
     first = next(iter(plan.roles.images("unlabelled") or plan.roles.images("calibrate")))
     image = read_image(plan.reading.root / first.image)
     classes = plain(list(plan.classes.names.values()))

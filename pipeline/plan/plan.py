@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hmsa_core import taxonomy
+from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.index import ROLES
 from hmsa_core.data.plain import deal_roles, place_images
 from hmsa_core.data.source import SourceSpec
@@ -21,6 +25,10 @@ from pipeline.plan.recipe import Choice, Facts, Machine, recipe, recipe_of_label
 from pipeline.plan.values import Values, read_sizes, read_values
 from pipeline.workspace.settings import as_yaml
 
+if TYPE_CHECKING:
+    from hmsa_core.inference.adopt.adopt import Adoption
+
+TEACHER_FILE = "teacher.yaml"
 _COLUMN = 52  # at which reasons begin
 _HEAD = """\
 # Made by `autolabel init` from your folders and this machine; the reason of each value stands next to it.
@@ -46,6 +54,15 @@ _USES = {
 }
 
 
+@dataclass(frozen=True)
+class Networks:
+    """Networks of others that shall label: how they do it best is chosen by images of role `learn`."""
+
+    specs: Sequence[str]
+    workspace: Path
+    tell: Callable[[str], None]  # gets a line for each step
+
+
 @dataclass
 class Plan:
     """What `autolabel init` writes, and the lines that it prints."""
@@ -56,6 +73,8 @@ class Plan:
     roles: Roles
     choices: list[Choice]
     findings: Findings = field(default_factory=Findings)
+    adoption: Adoption | None = None
+    teacher_text: str = ""  # of the file that says how the adopted networks label
 
     @property
     def source(self) -> SourceSpec:
@@ -68,7 +87,8 @@ class Plan:
             "params.yaml": self.params_text(),
             "data/classes.json": json.dumps(self.classes.to_json(), indent=1, ensure_ascii=False) + "\n",
         }
-        return files | ({TABLE: self.roles.table} if self.roles.table else {})
+        files |= {TABLE: self.roles.table} if self.roles.table else {}
+        return files | ({TEACHER_FILE: self.teacher_text} if self.teacher_text else {})
 
     def params_text(self) -> str:
         """The params.yaml: data, then the recipe, each value with its reason."""
@@ -98,6 +118,7 @@ class Plan:
         if source.split_roles:
             lines.append("splits     " + ", ".join(f"{split}: {role}" for split, role in source.split_roles.items()))
         lines += [f"{'roles' if i == 0 else '':10} {text}" for i, text in enumerate(self._roles())]
+        lines += [f"{'teacher' if i == 0 else '':10} {text}" for i, text in enumerate(self._teacher())]
         lines += [f"{'recipe' if i == 0 else '':10} {text}" for i, text in enumerate(self._recipe())]
         return lines + [f"{'note' if i == 0 else '':10} {text}" for i, text in enumerate(self.findings.notes)]
 
@@ -107,6 +128,12 @@ class Plan:
                 labelled = len(self.roles.images(role, labelled=True))
                 blocks = f", {self.roles.blocks(role)} blocks" if labelled else ""
                 yield f"{role:10} {len(images):5} images{blocks}: {_USES[role]}"
+
+    def _teacher(self) -> Iterator[str]:
+        if self.adoption is not None:
+            from hmsa_core.inference.adopt.report import maps, table
+
+            yield from (*maps(self.adoption), *table(self.adoption))
 
     def _recipe(self) -> Iterator[str]:
         shown = ("trunk", "crop", "epochs", "global_batch", "scales", "threshold", "ranks", "teacher")
@@ -121,6 +148,7 @@ def make_plan(
     classes: str | None = None,
     void: Collection[int] | None = None,
     teacher: str | None = None,
+    adopt: Networks | None = None,
     machine: Machine | None = None,
 ) -> Plan:
     """Plan a workspace from folders; nothing is written.
@@ -130,6 +158,7 @@ def make_plan(
         classes: a file of class names or the name of a public label set; None: found next to the label maps.
         void: values of label maps that mean no class; None: 255, and black.
         teacher: another network that labels (docs/inference.md); then no teacher is trained, and label maps may lack.
+        adopt: in place of `teacher`, networks whose use is chosen now, as `autolabel adopt` does.
         machine: where the chain will run; None: here.
 
     Raises:
@@ -160,6 +189,10 @@ def make_plan(
         coarse,
         folders.coarse is not None,
     )
+    if adopt is not None:
+        adoption, text = _adopted(adopt, reading, roles, found, findings)
+        choices = recipe_of_student(facts, (TEACHER_FILE,))
+        return Plan(reading, found, values, roles, choices, findings, adoption, text)
     if teacher is None:
         return Plan(reading, found, values, roles, recipe(facts), findings)
     absolute = _absolute(teacher)
@@ -172,6 +205,26 @@ def _absolute(teacher: str) -> tuple[str, ...]:
     return resolved(teacher, lambda path: path.expanduser().resolve())
 
 
+def _adopted(
+    networks: Networks, reading: Reading, roles: Roles, classes: Classes, findings: Findings
+) -> tuple[Adoption, str]:
+    """How the networks label best, by images that neither measure thresholds nor judge; and the file that says it."""
+    from hmsa_core.inference.adopt.adopt import adopt_pairs  # loads torch
+    from hmsa_core.inference.adopt.report import to_yaml
+
+    images = roles.images("learn", labelled=True)
+    pairs = [(one.name, reading.root / one.image, reading.root / one.label) for one in images]
+    table = taxonomy.of_json(classes.to_json(), Path("data/classes.json"))
+    runtime = RuntimeConfig(threads=len(os.sched_getaffinity(0)), precision="fp32")
+    found = adopt_pairs(networks.specs, pairs, table, runtime, networks.tell)
+    for name in found.adopted.unconfirmed:
+        findings.note(
+            f"{name}: labels alone say what its classes are",
+            f"compare them above, then delete the line `unconfirmed` in {TEACHER_FILE}; `dvc repro` stops before that",
+        )
+    return found, to_yaml(found, networks.workspace / TEACHER_FILE)
+
+
 def _note_seen(roles: Roles, reading: Reading, teacher: Sequence[str], findings: Findings) -> None:
     """Images that shall judge, and by which `autolabel adopt` has chosen already."""
     seen = chosen_on(teacher)
@@ -181,7 +234,7 @@ def _note_seen(roles: Roles, reading: Reading, teacher: Sequence[str], findings:
             findings.note(
                 f"by {count} of the {len(images)} images of role {role} `autolabel adopt` has chosen how the networks "
                 "are used, so their figures are a little too good",
-                "label others, or adopt again with the images of role learn",
+                "`init --adopt NETWORK ...` chooses by images of role learn alone",
             )
 
 

@@ -346,6 +346,7 @@ def folders_of_classes(reading: Reading) -> list[Path]:
     below = [reading.label(image).parent for image in reading.labelled[:1]]
     inner = [path for top in tops for path in (top / name for name in listing(top).folders)]
     around = [top.parent for top in tops] if reading.source.labels != reading.source.images else []
+    around += [top.parent.parent for top in tops if (top.parent.parent / "meta.json").is_file()]  # Supervisely's
     return list(dict.fromkeys((*below, *tops, *inner, *around)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import read_header, read_image, read_label
+from hmsa_core.data.walk import IMAGE_SUFFIXES, stem_of, walk
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
+from hmsa_core.labels.formats.cityscapes import IMAGE_ENDING
 from hmsa_core.taxonomy import ClassTable
 
 UInt8 = NDArray[np.uint8]
@@ -27,7 +30,8 @@ class Pictures:
         note: message for the user where no photograph is found; else "".
 
     Args:
-        root: as `root`: `image_path` and `coarse_path` of the store are relative to it or begin with its name.
+        root: as `root`: `image_path` and `coarse_path` of the store are relative to it or begin with its name. In an
+            imported store, which has no paths, photographs are found by name.
         info: function from an image's name to what the store records of the image (an unknown name is an InputError).
         classes: class table that human labels are read with.
         paths: function that returns `image_path` of all images; called only with a root.
@@ -47,7 +51,9 @@ class Pictures:
             return
         if not self.root.is_dir():
             raise ConfigError(f"{root}: image root not found")
-        self._start = self._find_start(self.root, str(root), [path for path in paths() if path])
+        named = [path for path in paths() if path]
+        self._stems = {} if named else _by_stem(self.root)
+        self._start = self.root if self._stems else self._find_start(self.root, str(root), named)
 
     def _find_start(self, root: Path, given: str, paths: list[str]) -> Path:
         """Folder that image paths are relative to: `root`, or its parent if only from there they lead into `root`."""
@@ -61,8 +67,10 @@ class Pictures:
     def _file(self, name: str, column: str) -> Path | None:
         """Path of an image's file below the image root; None if it does not exist. Names come from the store alone."""
         relative = self._info(name)[column]
-        if self.root is None or not relative:
+        if self.root is None:
             return None
+        if not relative:
+            return self._stems.get(name) if column == "image_path" else None
         try:
             path = _follow(self._start, str(relative), self.root)
         except StoreError as error:
@@ -114,6 +122,13 @@ class Pictures:
         if path is None:
             raise InputError(f"image {name!r}: no human label")
         return read_label(path, self._classes)
+
+
+def _by_stem(root: Path) -> dict[str, Path]:
+    """Photographs below a folder by the names that `autolabel import` gives; those of one name are left out."""
+    files = [(stem_of(path).removesuffix(IMAGE_ENDING), path) for path in walk(root, IMAGE_SUFFIXES).paths()]
+    counts = Counter(stem for stem, _ in files)
+    return {stem: path for stem, path in files if counts[stem] == 1 and path.resolve().is_relative_to(root)}
 
 
 def _follow(start: Path, relative: str, root: Path) -> Path:

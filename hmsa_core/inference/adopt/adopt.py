@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.data.decode import read_image
+from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.walk import stem_of, walk
 from hmsa_core.inference.adopt import fitting
 from hmsa_core.inference.adopt.combination import agreeing_weights, combine
@@ -123,12 +123,30 @@ def adopt_folder(
     ids: Ids = "auto",
 ) -> Adoption:
     """`adopt` on a folder of images and, perhaps, a folder of their label maps, which hold `ids`; in this process."""
-    for source in parse(teachers):
-        if source.adopted is not None:
-            raise ConfigError(f"{source}: is what `adopt` has written", hint="give the networks themselves")
-        _ = source.files  # whether they are there
+    _check(teachers)
     context = JobContext(Path(), start_ranks(runtime, {}), runtime)
     return adopt(teachers, pictures_of(images, labels, classes, ids, tell), classes, context, tell)
+
+
+def adopt_pairs(
+    teachers: Spec, pairs: Sequence[tuple[str, Path, Path]], classes: ClassTable, runtime: RuntimeConfig, tell: Tell
+) -> Adoption:
+    """`adopt` on (name, image, label map) of images whose label maps hold ids or colours of `classes`."""
+    _check(teachers)
+    context = JobContext(Path(), start_ranks(runtime, {}), runtime)
+    chosen = [(*pairs[i], block) for i, block in _spread([name for name, _, _ in pairs])]
+    pictures = [
+        Picture(name, image, partial(read_image, image), partial(read_label, label, classes), block)
+        for name, image, label, block in chosen
+    ]
+    return adopt(teachers, pictures, classes, context, tell)
+
+
+def _check(teachers: Spec) -> None:
+    for source in parse(teachers):
+        if source.family == "adopted":
+            raise ConfigError(f"{source}: is what `adopt` has written", hint="give the networks themselves")
+        _ = source.files  # whether they are there
 
 
 def adopt(

@@ -101,6 +101,20 @@ def test_an_import_takes_a_class_file(tmp_path: Path) -> None:
     assert store.lineage["imported_from"] == "masks"
 
 
+def test_an_imported_store_finds_photographs_by_name_and_its_export_is_no_folder_of_masks(tmp_path: Path, said) -> None:
+    for folder, pixels in ("masks", np.zeros((8, 9), np.uint8)), ("photographs", np.zeros((8, 9, 3), np.uint8)):
+        (tmp_path / folder / "drive").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / folder / "drive" / "a.png")
+    (tmp_path / "names.txt").write_text("road\ncar\n")
+    said("import", tmp_path / "masks", tmp_path / "raw", "--classes", tmp_path / "names.txt")
+    export = ("export", tmp_path / "raw", tmp_path / "task", "--format", "cvat", "--images")
+    assert "image 'a': no photograph" in said(*export, tmp_path / "masks" / "..", status=3).err, "two are called a"
+    said(*export, tmp_path / "photographs")
+    assert list((tmp_path / "task").rglob("a.png"))
+    refused = said("import", tmp_path / "task", tmp_path / "again", "--classes", tmp_path / "names.txt", status=3).err
+    assert f"--corrections-of {tmp_path / 'task'}" in refused
+
+
 def test_diff_prints_classes_and_pictures_and_json(store: Path, tmp_path: Path, said) -> None:
     write_store(tmp_path / "other", 5, lineage={"teacher": "b"}, start=0)
     answer = json.loads(said("diff", store, tmp_path / "other", "--json").out)

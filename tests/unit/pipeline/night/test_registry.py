@@ -345,6 +345,8 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     metrics = {"settings": [{"name": "multi"}], "models": {"student": row}}
     atomic.write_json(tmp_path / "evaluation" / "metrics.json", metrics)
     assert f"{other.name}  mIoU  25.00  teacher\n" in models("list").out, "as it was evaluated later"
+    (other.path / "model.safetensors").unlink()
+    assert f"(damaged: {other.path / 'model.safetensors'} is missing)" in models("list").out
     assert "which checkpoint?" in models("register", status=2).err
     said("models", "rollback", "--workspace", tmp_path / "nowhere" / "..")
     assert "not a workspace" in said("models", "list", "--workspace", tmp_path.parent, status=2).err

@@ -15,12 +15,13 @@ from hmsa_core.data.decode import read_label, read_picture
 from hmsa_core.data.layouts import scan
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.source import RolesSpec
+from hmsa_core.inference.teachers.sources import chosen_on
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.taxonomy import from_file
 from pipeline.cli.main import main
 from pipeline.plan import duration
-from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.plan import Networks, Plan, make_plan
 from pipeline.plan.reading import Folders
 from pipeline.plan.recipe import Machine
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
@@ -318,6 +319,23 @@ def test_black_that_a_file_names_is_a_class_and_said(tmp_path: Path) -> None:
     assert "is class background, as" in " | ".join(plan.findings.notes)
     made = make_plan(Folders(folders.images, folders.labels), void=frozenset({0}), machine=CPU)
     assert "background" not in made.classes.names.values()
+    folders = _pairs(tmp_path / "ids")
+    (folders.labels / "classes.txt").write_text("Background\nsky\nwall\nfloor\n")
+    notes = " | ".join(make_plan(Folders(folders.images, folders.labels), machine=CPU).findings.notes)
+    assert "value 0 (" in notes
+    assert "is class Background, as" in notes
+    assert "--void 0 makes it unlabelled" in notes
+
+
+def test_a_projects_class_file_two_folders_up_is_found(tmp_path: Path) -> None:
+    for n in range(18):
+        image, ids = scene(n)
+        save(tmp_path / "ds0" / "img" / f"p{n}.png", image)
+        save(tmp_path / "ds0" / "masks_human" / f"p{n}.png", in_colours(ids))
+    rows = [{"title": f"my {name}", "color": f"#{r:02x}{g:02x}{b:02x}"} for name, (r, g, b) in COLOURS.items()]
+    (tmp_path / "meta.json").write_text(json.dumps({"classes": rows, "tags": []}))
+    plan = make_plan(Folders(tmp_path / "ds0" / "img", tmp_path / "ds0" / "masks_human"), machine=CPU)
+    assert sorted(plan.classes.names.values()) == sorted(f"my {name}" for name in COLOURS)
 
 
 def test_the_expected_time_counts_each_crop_and_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,6 +484,28 @@ def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: P
     stages = yaml.safe_load(render_dvc_yaml(ws.params.data))["stages"]
     assert list(stages) == ["settings", "prepare", "auto-infer"]
     assert stages["auto-infer"]["deps"] == ["data/index/unlabelled.parquet", "models/current.json"]
+
+
+def test_networks_are_adopted_by_images_that_only_learn(tmp_path: Path) -> None:
+    folders, scores = _pairs(tmp_path / "data", 30), tmp_path / "scores"
+    scores.mkdir()
+    for path in folders.labels.iterdir():
+        label = np.array(Image.open(path))
+        np.save(scores / f"{path.stem}.npy", np.stack([label == c for c in (3, 2, 1, 0)]).astype(np.float32))
+    adopt = Networks((f"scores:{scores}",), tmp_path / "ws", lambda _line: None)
+    plan = make_plan(Folders(folders.images, folders.labels), adopt=adopt, machine=CPU)
+    assert "0 -> class_3 (by labels, 100% of" in "\n".join(plan.lines())
+    assert any("delete the line `unconfirmed`" in note for note in plan.findings.notes)
+    learn = {sha256_file(plan.reading.root / f.image) for f in plan.roles.images("learn", labelled=True)}
+    ws = written(plan, tmp_path / "ws")
+    assert ws.params.auto_infer.teacher == ("teacher.yaml",)
+    with pytest.raises(ConfigError, match="labels alone say what the classes of scores:"):
+        chosen_on(str(ws.path("teacher.yaml")))
+    text = plan.teacher_text.splitlines(keepends=True)
+    ws.path("teacher.yaml").write_text("".join(line for line in text if not line.startswith("unconfirmed:")))
+    assert chosen_on(str(ws.path("teacher.yaml"))) == learn
+    plan = make_plan(Folders(folders.images, folders.labels), teacher=str(ws.path("teacher.yaml")), machine=CPU)
+    assert not any("has chosen how the networks" in note for note in plan.findings.notes)
 
 
 def test_another_network_is_timed_on_one_of_the_images(tmp_path: Path) -> None:
