@@ -42,7 +42,8 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     """Format ("released", "cityscapes" or "masks") and files of a folder, flat or one folder per city.
 
     Raises:
-        LayoutError: an export for another tool, no PNG, two files of one name, or a confidence file without its label or the other way round.
+        LayoutError: an export for another tool, no PNG, two files of one name, or a confidence file without its label
+            or the other way round.
     """
     root = Path(folder)
     if not root.is_dir():
