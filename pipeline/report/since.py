@@ -112,7 +112,7 @@ def _commands(since: Since, folder: str) -> str:
         again += ["-p", f"{name}={value if isinstance(value, str) else _json(value)}"]
     if since.overrides:
         again += ["-p", f"params={_json(since.overrides)}"]
-        given = (("-S", f"{key}={_json(value)}") for key, value in since.overrides.items())
+        given = (("-S", f"++{key}={_json(value)}") for key, value in since.overrides.items())  # also if not written
         repro = ["dvc", "exp", "run", *(part for pair in given for part in pair)]
     lines = [("run the night again", again), ("reproduce without Prefect", repro)]
     lines.insert(0 if since.kind == "failed" else 2, ("what is broken", ["autolabel", "doctor"]))

@@ -114,7 +114,7 @@ def test_what_differs_is_reported_in_words_and_the_change_in_coverage_in_points(
     assert _trust(ws, third)[0]["change"] == "+10.0"
     corrected = third.funnel[-1]
     assert (corrected["tonight"], corrected["in all"], len(corrected["images"])) == (1, 1, 1)
-    assert "dvc exp run -S student_train.epochs=3" in html
+    assert "dvc exp run -S ++student_train.epochs=3" in html
     assert len(third.nights) == 3
 
 
