@@ -48,8 +48,8 @@ _MADE_BY_INIT = {
 _Check = Callable[[], Iterator[Finding]]
 
 
-def examine(root: Path, *, deep: bool = True) -> list[Finding]:
-    """Run all checks; a fault is a finding, never an exception.
+def examine(root: Path, *, deep: bool = True) -> Iterator[Finding]:
+    """Run one check after the other; a fault is a finding, never an exception.
 
     Args:
         root: workspace (without dvc.yaml only the machine is checked).
@@ -61,7 +61,8 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         checks |= _of_workspace(Workspace(root), gpus, deep=deep)
     else:
         checks["workspace"] = lambda: _no_workspace(root)
-    return [finding for name, check in checks.items() for finding in _findings(name, check)]
+    for name, check in checks.items():
+        yield from _findings(name, check)
 
 
 def _findings(name: str, check: _Check) -> Iterator[Finding]:

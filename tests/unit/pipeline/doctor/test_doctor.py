@@ -258,5 +258,5 @@ def test_a_check_that_fails_in_a_way_nobody_thought_of_is_named_and_the_others_s
     assert finding.text == "the check of disk ended early: ZeroDivisionError: division by zero"
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("AUTOLABEL_TRACEBACK", "1")
-    doctor.examine(workspace.root)
+    list(doctor.examine(workspace.root))
     assert "in need" in capsys.readouterr().err, "the command that fixes it says where"
