@@ -19,7 +19,7 @@ def to_yaml(found: Adoption, out: Path) -> str:
     )
     for member in values["members"]:
         member["teacher"] = _portable(member["teacher"], out.resolve().parent)
-    lines = ["# A teacher of several networks, made by `autolabel adopt`; chosen " + how(found) + "."]
+    lines = ["# A teacher made by `autolabel adopt`; chosen " + how(found) + "."]
     lines += [f"# {line}" for line in table(found)]
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
     classes = yaml.safe_dump(found.adopted.class_table, sort_keys=False, default_flow_style=True, width=120)

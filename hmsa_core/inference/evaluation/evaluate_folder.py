@@ -176,7 +176,7 @@ def _tell_learned(learned: dict[str, Any], options: TeacherOptions, images: int,
             f"({learned['first']}): its figures are not those of unseen images"
         )
     for gap in learned["unknown"]:
-        tell(f"note: {options}: what it learned from is not known in full: {gap}")
+        tell(f"note: whether {options} knows these images is not proven: {gap}")
 
 
 def _tell_chosen(samples: Sequence[Sample], options: TeacherOptions, tell: Tell) -> None:
