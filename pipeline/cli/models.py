@@ -96,10 +96,10 @@ def _aa(ws: Workspace, runs: int) -> int:
 def _scores(ws: Workspace) -> dict[Any, float]:
     """Mean IoU in the main setting by digest of weights, as the last `evaluate` measured it."""
     path = ws.path("evaluation/metrics.json")
-    if not path.exists():
+    metrics = read_json(path) if path.exists() else {}
+    if not metrics.get("models"):  # there is no report set
         return {}
-    metrics = read_json(path)
-    main = metrics["settings"][0]["name"]
+    main = metrics["main_setting"]
     return {row["weights_sha256"]: row["settings"][main]["value"] for row in metrics["models"].values()}
 
 

@@ -342,7 +342,7 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     other = registry.register(checkpoint(tmp_path / "teacher", b"b"))
     assert f"{other.name}  mIoU      ?  teacher\n" in models("list").out, "the folder that it was copied from"
     row = {"weights_sha256": other.record["weights_sha256"], "settings": {"multi": {"value": 0.25}}}
-    metrics = {"settings": [{"name": "multi"}], "models": {"student": row}}
+    metrics = {"main_setting": "multi", "models": {"student": row}}
     atomic.write_json(tmp_path / "evaluation" / "metrics.json", metrics)
     assert f"{other.name}  mIoU  25.00  teacher\n" in models("list").out, "as it was evaluated later"
     (other.path / "model.safetensors").unlink()
