@@ -12,6 +12,7 @@ none is left to judge).
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -80,10 +81,10 @@ def _run_plan(args: argparse.Namespace) -> int:
     sys.stdout.write("".join(f"{line}\n" for line in plan.lines()))
     sys.stdout.flush()
     if args.dry_run or not (args.dir / "params.yaml").exists():  # takes seconds
-        seconds = expected_seconds(plan)
-        sys.stdout.write(
-            f"time       about {in_words(seconds)} for `dvc repro` on this machine, by one step and one image\n"
-        )
+        is_busy = os.getloadavg()[0] > len(os.sched_getaffinity(0))
+        what = f"about {in_words(expected_seconds(plan))} for `dvc repro` on this machine, by one step and one image"
+        more = " (less once the other programs that run here have ended)" if is_busy else ""
+        sys.stdout.write(f"time       {what}{more}\n")
     if args.dry_run:
         return 0
     files = plan.files()
