@@ -21,6 +21,7 @@ from pipeline.review.price import price
 from pipeline.review.questions import Questions
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
+from pipeline.workspace.registry import Registry
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
 
@@ -50,6 +51,7 @@ class Facts:
     trainings: dict[str, dict[str, Any]]  # stage -> run -> speed, waiting, memory
     models: dict[str, dict[str, Any]]
     stores: dict[str, dict[str, Any]]  # manifests of labels/raw and labels/final
+    versions: dict[str, str]  # digest of weights -> name of the registered model
     settings: dict[str, Any]
 
     @property
@@ -83,6 +85,7 @@ def collect(ws: Workspace) -> Facts:
         trainings={s: t for s in STAGES if (p := speed_file(ws, s)).exists() and (t := atomic.read_json(p))},
         models={m: j for m in _MODELS if (j := json_of(ws, f"models/{m}/model.json"))},
         stores={s: j for s in ("raw", "final") if (j := json_of(ws, f"labels/{s}/manifest.json"))},
+        versions={str(v.record.get("weights_sha256")): v.name for v in Registry(ws.root).versions()},
         settings=ws.params.model_dump(mode="json"),
     )
 

@@ -101,7 +101,7 @@ _REST = {
     "trunk": "network that turns an image into feature maps",
     "images learned from": "number of images in the lineage",
     "digest": "SHA-256, its first 16 digits",
-    "teacher's weights": "weights that made the labels",
+    "teacher's weights": "weights that made the labels; a registered model by its name",
     "inference": "scales, flip and precision of the labels",
     "policy": "digest of the thresholds that kept the labels",
     "tonight": "what this night added",

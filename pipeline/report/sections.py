@@ -305,12 +305,12 @@ def lineage(facts: Facts) -> Raw:
         line = meta.get("lineage", {})
         images = line.get("images")
         count = len(images) if isinstance(images, dict | list) else line.get("num_images", images)
-        parents = ", ".join(str(p)[:12] for p in line.get("parents", [])) or "none"
+        parents = ", ".join(facts.versions.get(str(p), str(p)[:12]) for p in line.get("parents", [])) or "none"
         shape = [meta.get("kind", ""), meta.get("trunk", ""), "–" if count is None else count]
         rows.append(
             ["pretraining" if name == "pretrain" else name, str(meta.get("weights_sha256", ""))[:16], parents, *shape]
         )
-    made = [_store(f"labels/{name}", manifest) for name, manifest in facts.stores.items()]
+    made = [_store(f"labels/{name}", manifest, facts.versions) for name, manifest in facts.stores.items()]
     head = ["file", "digest (SHA-256)", "teacher's weights", "inference", "policy", "images"]
     return Raw(
         Table(["model", "weights (SHA-256)", "parents", "kind", "trunk", "images learned from"], rows).html()
@@ -320,7 +320,7 @@ def lineage(facts: Facts) -> Raw:
     )
 
 
-def _store(name: str, manifest: Mapping[str, Any]) -> list[object]:
+def _store(name: str, manifest: Mapping[str, Any], versions: Mapping[str, str]) -> list[object]:
     line = manifest.get("lineage", {})
     scales = ", ".join(f"{scale:g}" for scale in line.get("scales") or [])
     inference = f"{{{scales}}}{' + flip' if line.get('flip') else ''}" if scales else "as the teacher's file says"
@@ -329,7 +329,8 @@ def _store(name: str, manifest: Mapping[str, Any]) -> list[object]:
     policy = str(policy_meta.get("digest") or "–")[:16]
     if proof := policy_meta.get("certificate"):
         policy += f"; certificate {str(proof.get('digest', ''))[:16]}: {', '.join(proof['classes'])}"
-    digests = [str(manifest.get("digest", ""))[:16], str(line.get("teacher", ""))[:16]]
+    teacher = str(line.get("teacher", ""))
+    digests = [str(manifest.get("digest", ""))[:16], versions.get(teacher, teacher[:16])]
     return [name, *digests, inference, policy, manifest.get("images", "–")]
 
 

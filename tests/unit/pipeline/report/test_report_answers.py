@@ -24,7 +24,9 @@ from pipeline.review.questions import Questions, review_of
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
 from pipeline.stages import pseudo_label
+from pipeline.workspace.registry import Registry
 from pipeline.workspace.workspace import Workspace
+from tests.support.checkpoints import checkpoint
 from tests.support.label_maps import stored
 from tests.support.label_scenes import LINEAGE
 from tests.support.photographs import prepared
@@ -138,3 +140,11 @@ def test_labels_of_alike_regions_have_a_column_where_there_are_any(ws: Workspace
     section = _section(ws, "What the student learns from")
     assert len(re.findall("<th title=[^>]*>(?:from alike|alike regions %)</th>", section)) == 2
     assert [row[-2] for row in _cells(section)[-3:]] == ["0", "70", "0"]
+
+
+def test_the_lineage_names_the_registered_model_that_labelled(ws: Workspace) -> None:
+    version = Registry(ws.root).register(checkpoint(ws.path("models/student")))
+    shutil.rmtree(ws.path("labels/raw"))
+    _label(ws, version.record["weights_sha256"])
+    (row,) = [cells for cells in _cells(_section(ws, "Lineage")) if cells[0] == "labels/raw"]
+    assert row[2] == version.name
