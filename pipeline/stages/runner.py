@@ -23,9 +23,10 @@ from hmsa_core.labels.review import ReviewFile
 from pipeline.stages import module_of
 from pipeline.stages.time_left import seconds_left
 from pipeline.workspace.named_files import check_named_files
+from pipeline.workspace.params import stages_of_chain
 from pipeline.workspace.registry import Registry
 from pipeline.workspace.settings import write_resolved
-from pipeline.workspace.table import STAGES, Stage, row_of
+from pipeline.workspace.table import Stage, row_of
 from pipeline.workspace.work import in_words
 from pipeline.workspace.workspace import SETTINGS, Workspace
 from pipeline.workspace.yaml_text import read_yaml
@@ -73,7 +74,8 @@ def run_stage(ws: Workspace, stage: str) -> None:
     atomic.write_json(ws.path(f"work/times/{stage}.json"), record)
     left = seconds_left(ws, stage)
     ahead = f"; about {in_words(left)} left for the chain" if left else ""
-    place = f"stage {STAGES.index(stage) + 1} of {len(STAGES)}"
+    chain = [one.name for one in stages_of_chain(ws.params.data)]
+    place = f"stage {chain.index(stage) + 1} of {len(chain)}" if stage in chain else "not part of this chain"
     _LOG.info("%s: done in %.1f s (%s)%s", stage, record["seconds"], place, ahead)
 
 

@@ -110,7 +110,9 @@ def test_a_folder_runs_through_the_chain_and_its_teacher_labels_another_without_
     labelled = tmp_path / "labelled"
     given = ("--images", str(tmp_path / "more"), "--teacher", str(ws / "models/teacher"))
     run(REPO, "autolabel", "init", str(labelled), *given)
-    assert dvc(labelled, "repro").ran == ["prepare", "auto-infer"]
+    done = dvc(labelled, "repro")
+    assert done.ran == ["prepare", "auto-infer"]
+    assert "(stage 2 of 2)" in done.text
     store = LabelStore.open(labelled / "labels/raw")
     assert sorted(store.names()) == ["0", "1", "2", "3"]
     assert store.classes.classes == ("sky", "road", "car", "tree")
