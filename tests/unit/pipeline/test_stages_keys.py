@@ -12,6 +12,7 @@ from hmsa_core.result_keys import infer_material
 from pipeline.workspace.keys import open_work, work_key
 from pipeline.workspace.params import Params
 from tests.conftest import REPO
+from tests.support.checkpoints import checkpoint
 from tests.support.training import class_table
 
 
@@ -60,10 +61,14 @@ def test_the_student_is_the_same_with_and_without_a_control_and_from_wherever_it
     assert key_material(student.model_copy(update={"epochs": 3})) != key_material(student)
 
 
-def test_scales_flip_codec_precision_and_fusion_make_other_labels_and_the_order_of_scales_does_not() -> None:
+def test_scales_flip_codec_precision_and_fusion_make_other_labels_and_the_order_of_scales_does_not(
+    tmp_path: Path,
+) -> None:
+    teacher = checkpoint(tmp_path / "teacher")
+
     def key(kind: str = "hierarchical", precision: str = "fp32", **changes: object) -> str:
         config = InferConfig.model_validate(changes)
-        return work_key(infer_material(config, "teacher", class_table(), kind=kind, precision=precision))
+        return work_key(infer_material(config, teacher, class_table(), kind=kind, precision=precision))
 
     assert len({key(), key(scales=[0.5, 1.0]), key(flip=False), key(codec="webp"), key("average"), key("max")}) == 6
     assert key(precision="bf16") != key()
