@@ -144,7 +144,7 @@ def adopt_pairs(
 
 def _check(teachers: Spec) -> None:
     for source in parse(teachers):
-        if source.family == "adopted":
+        if source.adopted is not None:
             raise ConfigError(f"{source}: is what `adopt` has written", hint="give the networks themselves")
         _ = source.files  # whether they are there
 
