@@ -314,8 +314,7 @@ def from_list(found: ClassList, name: str) -> ClassTable:
     Names such as `void` or `unlabeled` are no classes; label files may hold their ids, and 255 where no class has it.
     """
     rows = []
-    for place, row in enumerate(found.rows):
-        number = row.id if found.has_ids and row.id is not None else place
+    for number, row in found.numbered():
         group = row.group if row.group in GROUPS else _group(row.name)
         rows.append(_Row(number, row.name.strip(), row.colour, None if is_void(row) else number, group))
     classes = sorted((row for row in rows if row.place is not None), key=_Row.order)

@@ -58,6 +58,11 @@ class ClassList:
         """Whether the source states ids; without them the place in the list is the id."""
         return all(row.id is not None for row in self.rows)
 
+    def numbered(self, first: int = 0) -> list[tuple[int, Named]]:
+        """(id, row) of each class: the source's ids, else places in the list from `first` on."""
+        places = enumerate(self.rows, first)
+        return [(row.id if self.has_ids and row.id is not None else place, row) for place, row in places]
+
     @property
     def has_colours(self) -> bool:
         """Whether every class has a colour."""

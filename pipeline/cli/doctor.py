@@ -30,22 +30,18 @@ def run(args: argparse.Namespace) -> int:
     if args.fix and (root / "dvc.yaml").exists():
         done = (doctor_dvc.repair_lock(Workspace(root)), doctor_dvc.renew_stages(Workspace(root)))
         sys.stderr.write("".join(f"{line}\n" for line in done if line))
-    findings = examine(root, deep=not args.quick)
-    is_broken = False
+    if not args.json and root != Path.cwd().resolve():
+        sys.stdout.write(f"commands are meant for this folder: cd {shlex.quote(str(root))}\n")
+    findings = []
+    for finding in examine(root, deep=not args.quick):
+        findings.append(finding)
+        if not args.json:
+            fix = f"{'':8} fix: {finding.fix}\n" if finding.fix else ""
+            sys.stdout.write(f"{finding.state:8} {finding.name}: {finding.text}\n{fix}")
+            sys.stdout.flush()  # the next check may take minutes
     if args.json:
-        found = list(findings)
-        sys.stdout.write(json.dumps([asdict(f) for f in found], indent=1) + "\n")
-        is_broken = any(f.state == "broken" for f in found)
-    else:
-        if root != Path.cwd().resolve():
-            sys.stdout.write(f"commands are meant for this folder: cd {shlex.quote(str(root))}\n")
-        for finding in findings:
-            sys.stdout.write(f"{finding.state:8} {finding.name}: {finding.text}\n")
-            if finding.fix:
-                sys.stdout.write(f"{'':8} fix: {finding.fix}\n")
-            sys.stdout.flush()  # a check may take minutes
-            is_broken |= finding.state == "broken"
-    return int(is_broken)
+        sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=1) + "\n")
+    return int(any(f.state == "broken" for f in findings))
 
 
 def _root(given: Path | None) -> Path:

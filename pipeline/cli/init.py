@@ -102,15 +102,15 @@ def _is_in(path: Path, text: str) -> bool:
 
 def _plan(args: argparse.Namespace) -> Plan:
     from pipeline.cli.inference_options import tell
-    from pipeline.plan.plan import Networks, make_plan
+    from pipeline.plan.plan import make_plan
     from pipeline.plan.reading import Folders
 
     if args.adopt and (args.teacher or not args.labels):
         wrong = "--teacher says itself how it labels" if args.teacher else "it is chosen by label maps: --labels DIR"
         raise ConfigError(f"--adopt: {wrong}", hint="give either --adopt SPEC ... with --labels, or --teacher SPEC")
     folders = Folders(args.images, args.labels, args.new, args.coarse)
-    adopt = Networks(args.adopt, args.dir, tell) if args.adopt else None
-    return make_plan(folders, classes=args.classes, void=_values(args.void), teacher=args.teacher, adopt=adopt)
+    void, adopt = _values(args.void), args.adopt or ()
+    return make_plan(folders, classes=args.classes, void=void, teacher=args.teacher, adopt=adopt, tell=tell)
 
 
 def _values(text: str | None) -> frozenset[int] | None:

@@ -199,18 +199,15 @@ def _by_id(source: ClassList, values: Values, void: Collection[int] | None) -> C
     shown = {value: values.palette.get(value) for value in values.pixels if value != taxonomy.IGNORE}
     if shown and all(colour in by_colour for colour in shown.values()):  # the palette says which number is which class
         return _matched(source, {v: by_colour[colour] for v, colour in shown.items() if colour}, values, void)
-    rows = _with_ids(source, values, void)
-    return _matched(source, {row.id: row for row in rows if row.id is not None}, values, void)
+    return _matched(source, _by_number(source, values, void), values, void)
 
 
-def _with_ids(source: ClassList, values: Values, void: Collection[int] | None) -> list[Named]:
-    """Rows with ids; names in a list count from 0, or from 1 where 0 is no class and the last id needs it."""
-    if source.has_ids:
-        return list(source.rows)
+def _by_number(source: ClassList, values: Values, void: Collection[int] | None) -> dict[int, Named]:
+    """Rows by id; names in a list count from 0, or from 1 where 0 is no class and the last id needs it."""
     values_of = {value for value in values.pixels if value != taxonomy.IGNORE}
     has_0 = 0 in values_of and not (void is not None and 0 in void)
     first = 1 if not has_0 and len(source.rows) in values_of else 0
-    return [Named(row.name, place, row.colour, row.group, row.is_void) for place, row in enumerate(source.rows, first)]
+    return dict(source.numbered(first))
 
 
 def _by_colour(source: ClassList, values: Values, void: Collection[int] | None) -> Classes:
@@ -220,7 +217,7 @@ def _by_colour(source: ClassList, values: Values, void: Collection[int] | None) 
             raise InputError(f"{source.where}: two classes have one colour", hint="give each class a colour of its own")
         return _matched(source, rows, values, void)
     if grey := _grey(values):
-        by_id = {row.id: row for row in _with_ids(source, values, void)}
+        by_id = _by_number(source, values, void)
         return _matched(source, {v: by_id[n] for v, n in grey.items() if n in by_id}, values, void)
     raise InputError(
         f"{source.where} has no colours, and the label maps hold colours: {_listed(values, sorted(values.pixels))}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from pipeline.workspace.settings import as_yaml
 if TYPE_CHECKING:
     from hmsa_core.inference.adopt.adopt import Adoption
 
+_LOG = logging.getLogger(__name__)
+Tell = Callable[[str], None]
 TEACHER_FILE = "teacher.yaml"
 _COLUMN = 52  # at which reasons begin
 _HEAD = """\
@@ -54,15 +57,6 @@ _USES = {
 }
 
 
-@dataclass(frozen=True)
-class Networks:
-    """Networks of others that shall label: how they do it best is chosen by images of role `learn`."""
-
-    specs: Sequence[str]
-    workspace: Path
-    tell: Callable[[str], None]  # gets a line for each step
-
-
 @dataclass
 class Plan:
     """What `autolabel init` writes, and the lines that it prints."""
@@ -73,8 +67,7 @@ class Plan:
     roles: Roles
     choices: list[Choice]
     findings: Findings = field(default_factory=Findings)
-    adoption: Adoption | None = None
-    teacher_text: str = ""  # of the file that says how the adopted networks label
+    adoption: Adoption | None = None  # how networks of others label
 
     @property
     def source(self) -> SourceSpec:
@@ -88,7 +81,11 @@ class Plan:
             "data/classes.json": json.dumps(self.classes.to_json(), indent=1, ensure_ascii=False) + "\n",
         }
         files |= {TABLE: self.roles.table} if self.roles.table else {}
-        return files | ({TEACHER_FILE: self.teacher_text} if self.teacher_text else {})
+        if self.adoption is not None:
+            from hmsa_core.inference.adopt.report import to_yaml
+
+            files[TEACHER_FILE] = to_yaml(self.adoption)
+        return files
 
     def params_text(self) -> str:
         """The params.yaml: data, then the recipe, each value with its reason."""
@@ -148,7 +145,8 @@ def make_plan(
     classes: str | None = None,
     void: Collection[int] | None = None,
     teacher: str | None = None,
-    adopt: Networks | None = None,
+    adopt: Sequence[str] = (),
+    tell: Tell = _LOG.info,
     machine: Machine | None = None,
 ) -> Plan:
     """Plan a workspace from folders; nothing is written.
@@ -158,7 +156,8 @@ def make_plan(
         classes: a file of class names or the name of a public label set; None: found next to the label maps.
         void: values of label maps that mean no class; None: 255, and black.
         teacher: another network that labels (docs/inference.md); then no teacher is trained, and label maps may lack.
-        adopt: in place of `teacher`, networks whose use is chosen now, as `autolabel adopt` does.
+        adopt: in place of `teacher`, networks whose use is chosen now by images of role `learn`, as `adopt` does.
+        tell: gets a line for each step of that.
         machine: where the chain will run; None: here.
 
     Raises:
@@ -189,10 +188,10 @@ def make_plan(
         coarse,
         folders.coarse is not None,
     )
-    if adopt is not None:
-        adoption, text = _adopted(adopt, reading, roles, found, findings)
+    if adopt:
         choices = recipe_of_student(facts, (TEACHER_FILE,))
-        return Plan(reading, found, values, roles, choices, findings, adoption, text)
+        adoption = _adopted(adopt, reading, roles, found, findings, tell)
+        return Plan(reading, found, values, roles, choices, findings, adoption)
     if teacher is None:
         return Plan(reading, found, values, roles, recipe(facts), findings)
     absolute = _absolute(teacher)
@@ -206,23 +205,22 @@ def _absolute(teacher: str) -> tuple[str, ...]:
 
 
 def _adopted(
-    networks: Networks, reading: Reading, roles: Roles, classes: Classes, findings: Findings
-) -> tuple[Adoption, str]:
-    """How the networks label best, by images that neither measure thresholds nor judge; and the file that says it."""
+    networks: Sequence[str], reading: Reading, roles: Roles, classes: Classes, findings: Findings, tell: Tell
+) -> Adoption:
+    """How the networks label best, by images that neither measure thresholds nor judge."""
     from hmsa_core.inference.adopt.adopt import adopt_pairs  # loads torch
-    from hmsa_core.inference.adopt.report import to_yaml
 
     images = roles.images("learn", labelled=True)
     pairs = [(one.name, reading.root / one.image, reading.root / one.label) for one in images]
     table = taxonomy.of_json(classes.to_json(), Path("data/classes.json"))
     runtime = RuntimeConfig(threads=len(os.sched_getaffinity(0)), precision="fp32")
-    found = adopt_pairs(networks.specs, pairs, table, runtime, networks.tell)
+    found = adopt_pairs(networks, pairs, table, runtime, tell)
     for name in found.adopted.unconfirmed:
         findings.note(
             f"{name}: labels alone say what its classes are",
             f"compare them above, then delete the line `unconfirmed` in {TEACHER_FILE}; `dvc repro` stops before that",
         )
-    return found, to_yaml(found, networks.workspace / TEACHER_FILE)
+    return found
 
 
 def _note_seen(roles: Roles, reading: Reading, teacher: Sequence[str], findings: Findings) -> None:

@@ -123,8 +123,7 @@ def adopt_folder(
     ids: Ids = "auto",
 ) -> Adoption:
     """`adopt` on a folder of images and, perhaps, a folder of their label maps, which hold `ids`; in this process."""
-    _check(teachers)
-    context = JobContext(Path(), start_ranks(runtime, {}), runtime)
+    context = _context(teachers, runtime)
     return adopt(teachers, pictures_of(images, labels, classes, ids, tell), classes, context, tell)
 
 
@@ -132,8 +131,7 @@ def adopt_pairs(
     teachers: Spec, pairs: Sequence[tuple[str, Path, Path]], classes: ClassTable, runtime: RuntimeConfig, tell: Tell
 ) -> Adoption:
     """`adopt` on (name, image, label map) of images whose label maps hold ids or colours of `classes`."""
-    _check(teachers)
-    context = JobContext(Path(), start_ranks(runtime, {}), runtime)
+    context = _context(teachers, runtime)
     chosen = [(*pairs[i], block) for i, block in _spread([name for name, _, _ in pairs])]
     pictures = [
         Picture(name, image, partial(read_image, image), partial(read_label, label, classes), block)
@@ -142,11 +140,13 @@ def adopt_pairs(
     return adopt(teachers, pictures, classes, context, tell)
 
 
-def _check(teachers: Spec) -> None:
+def _context(teachers: Spec, runtime: RuntimeConfig) -> JobContext:
+    """This process as a job, once the networks' files are there."""
     for source in parse(teachers):
         if source.adopted is not None:
             raise ConfigError(f"{source}: is what `adopt` has written", hint="give the networks themselves")
         _ = source.files  # whether they are there
+    return JobContext(Path(), start_ranks(runtime, {}), runtime)
 
 
 def adopt(
@@ -345,8 +345,7 @@ def _best_input(
     drawn = draw(some)
     by_labels = bool((drawn.truth != IGNORE).any())
     scored: list[tuple[float, Source, Network]] = []
-    first: HmsaError | None = None
-    failed: dict[str, list[str]] = {}
+    failed: dict[str, tuple[HmsaError, list[str]]] = {}
     for variant in _INPUTS:
         values = {"mean": variant.mean, "std": variant.std, "order": variant.order}
         tried = replace(source, given=source.table.model_copy(update=values))
@@ -357,17 +356,16 @@ def _best_input(
             views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
             one = _candidate(tried, views, drawn, classes)
         except HmsaError as error:
-            failed.setdefault(error.message, []).append(_said(tried))
-            first = first or error
+            failed.setdefault(error.message, (error, []))[1].append(_said(tried))
             continue
         score = fitting.agreement(views, 1.0)
         if by_labels:
             mapped = fitting.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
             score = fitting.mean_iou(mapped, drawn)
         scored.append((score, tried, network))
-    if first is not None and not scored:
-        raise first
-    for message, ways in failed.items():
+    if not scored:
+        raise next(iter(failed.values()))[0]
+    for message, (_, ways) in failed.items():
         tell(f"with images as {', '.join(ways)}: {message}")
     reached, best, network = max(scored, key=lambda one: one[0])
     said = partial(_said, is_bytes=network.takes_bytes)

@@ -12,13 +12,14 @@ from hmsa_core.inference.adopt.adopt import Adoption
 from hmsa_core.inference.adopt.fitting import Mapped
 
 
-def to_yaml(found: Adoption, out: Path) -> str:
-    """The text of the file at `out`; members below its folder are named relative to it."""
+def to_yaml(found: Adoption, out: Path | None = None) -> str:
+    """The text of the file at `out`; members below its folder are named relative to it. Without it by whole paths."""
     values = found.adopted.model_dump(
         mode="json", exclude_defaults=True, exclude={"class_table", "images", "unconfirmed"}
     )
-    for member in values["members"]:
-        member["teacher"] = _portable(member["teacher"], out.resolve().parent)
+    if out is not None:
+        for member in values["members"]:
+            member["teacher"] = _portable(member["teacher"], out.resolve().parent)
     lines = ["# A teacher made by `autolabel adopt`; chosen " + how(found) + "."]
     lines += [f"# {line}" for line in table(found)]
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)

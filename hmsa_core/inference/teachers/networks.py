@@ -113,7 +113,7 @@ class Network(Engine):
             found = found.permute(0, 3, 1, 2)
         if found.shape[1] == 1 and found.max() > 1 and bool((found == found.round()).all()):
             raise _class_numbers(f"{self.source}: its one channel holds whole numbers up to {int(found.max())}")
-        if found.shape[1] == 1 and self.source.table.classes is None and not self.source.names:
+        if found.shape[1] == 1 and self.source.is_unnamed:
             raise CheckpointError(
                 f"{output}: which class its one channel is, is not known",
                 hint=f"say `classes: {{0: OURS}}` in {self.source.table_path}; 1 is the rest, ignored if not listed",

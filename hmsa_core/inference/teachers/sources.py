@@ -118,6 +118,11 @@ class Source:
             return self.adopted.classes
         return self.table.names or _NAMES[self.family](self.path)
 
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether nothing tells its classes: neither names nor a table."""
+        return not self.names and self.table.classes is None
+
     @cached_property
     def digest(self) -> str:
         """Digest of everything that decides what it computes; of a checkpoint, that of its weights."""

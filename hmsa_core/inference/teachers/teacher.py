@@ -29,7 +29,7 @@ from hmsa_core.inference.network.predictor import (
 from hmsa_core.inference.teachers.classes import ClassMap, class_map
 from hmsa_core.inference.teachers.combining import combine
 from hmsa_core.inference.teachers.networks import HuggingFaceNetwork, Network, OnnxNetwork
-from hmsa_core.inference.teachers.scores import check_files, read_scores
+from hmsa_core.inference.teachers.scores import check_files, picture_names, read_scores
 from hmsa_core.inference.teachers.sources import Source, only_checkpoint, parse
 from hmsa_core.inference.teachers.teacher_files import Adopted
 from hmsa_core.io.errors import ConfigError
@@ -295,7 +295,8 @@ def _open(source: Source, config: InferConfig, classes: ClassTable, context: Job
         return AdoptedTeacher(source, source.adopted, config, classes, context)
     _ = source.files  # whether they are there, before anything is read from them
     mapping = class_map(source, classes)
-    if not source.names and source.table.classes is None and context.ranks.is_main:
+    has_pictures = source.family == "scores" and picture_names(source)  # of classes, by name or number
+    if source.is_unnamed and not has_pictures and context.ranks.is_main:
         _LOG.warning(
             "%s: nothing names its classes: taken for %s, ... in this order; if they are others, say so in %s, or let "
             "`autolabel adopt` find them by labels",

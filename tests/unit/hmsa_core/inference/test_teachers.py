@@ -183,6 +183,20 @@ def test_scores_of_another_resolution_are_enlarged_to_the_image(tmp_path: Path) 
         np.testing.assert_allclose(teacher.predict(name, noise_image(0, 40, 60)), expected, atol=bound)
 
 
+def test_a_folder_of_arrays_has_no_names_and_one_of_pictures_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    (tmp_path / "arrays").mkdir()
+    for name in CLASSES:
+        cv2.imwrite(str(tmp_path / "pictures" / "a" / f"{name}.png"), np.zeros((8, 12), np.uint8))
+    np.save(tmp_path / "arrays" / "a.npy", some_scores(0, 8, 12))
+    opened(f"scores:{tmp_path / 'pictures'}")
+    assert "nothing names its classes" not in caplog.text
+    opened(f"scores:{tmp_path / 'arrays'}")
+    assert f"nothing names its classes: taken for {CLASSES[0]}, " in caplog.text
+
+
 def test_pictures_by_number_follow_a_table_by_number(tmp_path: Path) -> None:
     table(tmp_path, "classes: {7: " + CLASSES[1] + "}\n")
     (tmp_path / "a").mkdir()

@@ -21,7 +21,7 @@ from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.taxonomy import from_file
 from pipeline.cli.main import main
 from pipeline.plan import duration
-from pipeline.plan.plan import Networks, Plan, make_plan
+from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.reading import Folders
 from pipeline.plan.recipe import Machine
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
@@ -492,8 +492,7 @@ def test_networks_are_adopted_by_images_that_only_learn(tmp_path: Path) -> None:
     for path in folders.labels.iterdir():
         label = np.array(Image.open(path))
         np.save(scores / f"{path.stem}.npy", np.stack([label == c for c in (3, 2, 1, 0)]).astype(np.float32))
-    adopt = Networks((f"scores:{scores}",), tmp_path / "ws", lambda _line: None)
-    plan = make_plan(Folders(folders.images, folders.labels), adopt=adopt, machine=CPU)
+    plan = make_plan(Folders(folders.images, folders.labels), adopt=[f"scores:{scores}"], machine=CPU)
     assert "0 -> class_3 (by labels, 100% of" in "\n".join(plan.lines())
     assert any("delete the line `unconfirmed`" in note for note in plan.findings.notes)
     learn = {sha256_file(plan.reading.root / f.image) for f in plan.roles.images("learn", labelled=True)}
@@ -501,7 +500,7 @@ def test_networks_are_adopted_by_images_that_only_learn(tmp_path: Path) -> None:
     assert ws.params.auto_infer.teacher == ("teacher.yaml",)
     with pytest.raises(ConfigError, match="labels alone say what the classes of scores:"):
         chosen_on(str(ws.path("teacher.yaml")))
-    text = plan.teacher_text.splitlines(keepends=True)
+    text = ws.path("teacher.yaml").read_text().splitlines(keepends=True)
     ws.path("teacher.yaml").write_text("".join(line for line in text if not line.startswith("unconfirmed:")))
     assert chosen_on(str(ws.path("teacher.yaml"))) == learn
     plan = make_plan(Folders(folders.images, folders.labels), teacher=str(ws.path("teacher.yaml")), machine=CPU)
