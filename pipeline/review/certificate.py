@@ -415,7 +415,7 @@ class Certificate(SpotCheck):
     @property
     def digest(self) -> str:
         """Digest of the file with the current answers."""
-        return sealed.dump(self._to_json())[11:75].decode("ascii")
+        return sealed.digest_of(self._to_json())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -424,9 +424,7 @@ class Certificate(SpotCheck):
         Raises:
             StoreError: the message names the fault.
         """
-        value = sealed.read(path)
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise StoreError(f"{path}: not a certificate of version {VERSION}", hint="certify the labels anew")
+        value = sealed.read_as(path, "a certificate", (FORMAT, VERSION), "certify the labels anew")
         if wrong := cls.damage(value):
             raise StoreError(f"{path}: refused: {wrong}")
         said = value.pop("results")

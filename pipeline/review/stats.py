@@ -22,17 +22,6 @@ from pipeline.review.view import StoreView
 _CODE = ConfidenceCode()
 
 
-class OffGridError(ConfigError):
-    """A threshold that is no edge of the confidence code; `neighbours` are the nearest edges."""
-
-    def __init__(self, given: str, neighbours: tuple[str, ...]) -> None:
-        super().__init__(
-            f"threshold {given} is not an edge of the confidence code; the nearest: {' and '.join(neighbours)}",
-            hint=f"use {' or '.join(neighbours)}",
-        )
-        self.given, self.neighbours = given, neighbours
-
-
 @dataclass(frozen=True)
 class Thresholds:
     """Thresholds: one code per class, and the origin of each."""
@@ -52,19 +41,11 @@ class Thresholds:
         return _CODE.threshold(int(self.codes[class_id]))
 
 
-def code_of(text: str | float) -> int:
-    """Code of a threshold on the grid; any other threshold is an OffGridError with its neighbours."""
-    below, above = _CODE.neighbours(text)  # not a number at all: ConfigError
-    if below is not None and below == above:
-        return _CODE.code_for(below)
-    raise OffGridError(str(text), tuple(edge for edge in (below, above) if edge is not None))
-
-
 def _pin(pair: str, classes: ClassTable) -> tuple[int, int]:
     name, colon, text = pair.rpartition(":")
     if not colon:
         raise ConfigError(f"cut {pair!r}: expected CLASS:THRESHOLD, for example rider:0.95")
-    return classes.index(name), WITHHELD if text == "withheld" else code_of(text)
+    return classes.index(name), WITHHELD if text == "withheld" else _CODE.code_for(text)
 
 
 def parse_thresholds(
@@ -91,8 +72,9 @@ def parse_thresholds(
             hint="give one with --policy FILE (a workspace's own is calibration/policy.json)",
         )
     else:
-        base = _CODE.threshold(code_of(threshold))
-        codes, statuses = np.full(classes.num_classes, code_of(threshold)), ["one for all"] * classes.num_classes
+        code = _CODE.code_for(threshold)
+        base, count = _CODE.threshold(code), classes.num_classes
+        codes, statuses = np.full(count, code), ["one for all"] * count
     for class_id, code in (_pin(pair, classes) for pair in pins):
         codes[class_id], statuses[class_id] = code, "withheld" if code >= NUM_CODES else "yours"
     return Thresholds(codes, tuple(statuses), base, policy)
@@ -143,7 +125,7 @@ def parse_sort(text: str) -> Sort:
         raise ConfigError(f"sort {text!r}: expected coverage, conflict, uncertain, name or drop:0.8:0.95")
     if kind != "drop":
         return Sort(kind)
-    low, high = (code_of(edge) for edge in edges)
+    low, high = (_CODE.code_for(edge) for edge in edges)
     if low > high:
         raise ConfigError(f"sort {text!r}: the first threshold must not exceed the second")
     return Sort(kind, low, high)
