@@ -28,7 +28,7 @@ from pipeline.review.audit import Audit
 from pipeline.review.given import Given, check_given
 from pipeline.review.questions import Draw
 from pipeline.review.spot_check import VERDICTS, ClassId, Code, Item, SpotCheck, Strict, pixel, ranks
-from pipeline.review.view import StoreView
+from pipeline.review.view import StoreView, codes_of_one
 
 FORMAT, VERSION = "hmsa-label-certificate", 3
 MAX_BUDGET = 20_000
@@ -285,8 +285,7 @@ class Certificate(SpotCheck):
     def _drawn(self, view: StoreView, class_id: int, low: int, number: int) -> tuple[str, int]:
         """Image and rank of draw `number` among the pixels that a class keeps from a code on; only the seed decides."""
         if (class_id, low) not in self._where:
-            only = np.full(view.classes.num_classes, NUM_CODES)
-            only[class_id] = low
+            only = codes_of_one(view.classes.num_classes, class_id, low)
             self._where[class_id, low] = view.kept(only)[:, class_id]
         kept = self._where[class_id, low]
         rng = np.random.default_rng([self.value["seed"], class_id, low, number, _STREAM])

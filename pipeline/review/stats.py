@@ -17,7 +17,7 @@ from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy
 from hmsa_core.taxonomy import ClassTable
 from pipeline.review.precision import Precision, PrecisionSources
-from pipeline.review.view import StoreView
+from pipeline.review.view import StoreView, codes_of_one
 
 _CODE = ConfidenceCode()
 
@@ -146,13 +146,6 @@ def _share(part: float, whole: float) -> float | None:
     return round(100.0 * part / whole, 4) if whole else None
 
 
-def _only(codes: NDArray[np.int64], class_id: int) -> NDArray[np.int64]:
-    """Codes that withhold every other class."""
-    only = np.full_like(codes, NUM_CODES)
-    only[class_id] = codes[class_id]
-    return only
-
-
 def _precision_json(found: Precision | None, expected: float | None) -> dict[str, Any]:
     values = (*((None,) * 4 if found is None else (found.value, found.low, found.high, found.marginal)), expected)
     keys = ("precision", "precision_low", "precision_high", "marginal_precision", "expected_precision")
@@ -174,6 +167,10 @@ def store_stats(
     chosen = range(view.classes.num_classes) if class_id is None else [class_id]
     known = sources.of_classes(thresholds.codes)
     rows = []
+
+    def alone(c: int) -> NDArray[np.int64]:
+        return codes_of_one(len(totals), c, int(thresholds.codes[c]))
+
     for c in chosen:
         predicted = int(totals[c].sum())
         rows.append(
@@ -186,13 +183,13 @@ def store_stats(
                 "predicted": predicted,
                 "kept": int(kept[c]),
                 "coverage": _share(int(kept[c]), predicted),
-                **_precision_json(known[c], sources.expected(_only(thresholds.codes, c))),
+                **_precision_json(known[c], sources.expected(alone(c))),
             }
         )
     whole = int(view.pixels.sum())
     all_kept = int(sum(row["kept"] for row in rows))
     found = sources.overall(thresholds.codes, known) if class_id is None else known[class_id]
-    shown = thresholds.codes if class_id is None else _only(thresholds.codes, class_id)
+    shown = thresholds.codes if class_id is None else alone(class_id)
     return {
         "store": str(view.path),
         "kind": view.kind,

@@ -28,6 +28,13 @@ _MINI_WIDTH, _MINI_HEIGHT = 176, 704  # pixels of a thumbnail's label map
 DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
 
+def codes_of_one(count: int, class_id: int, code: int) -> NDArray[np.int64]:
+    """Codes of `count` classes that withhold all but one."""
+    codes = np.full(count, NUM_CODES)
+    codes[class_id] = code
+    return codes
+
+
 class StaleError(HmsaError):
     """The labels on the disk, or the requested ones, are no longer those that were opened."""
 
