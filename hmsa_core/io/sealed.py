@@ -63,6 +63,20 @@ def read(path: Path) -> dict[str, Any]:
     return parse(data, str(path))
 
 
+def read_as(path: str | Path, what: str, kind: tuple[str, int], hint: str = "") -> dict[str, Any]:
+    """Read a sealed file whose `format` and `version` are `kind`; of another kind it is a StoreError: not WHAT."""
+    value = read(Path(path))
+    found = value.get("format"), value.get("version")
+    if found != kind:
+        raise StoreError(f"{path}: not {what} of version {kind[1]} (found {found[0]} {found[1]})", hint=hint)
+    return value
+
+
+def digest_of(value: dict[str, Any]) -> str:
+    """Digest of the sealed file that holds a value."""
+    return dump(value)[11:75].decode("ascii")
+
+
 def write(path: Path, value: dict[str, Any]) -> str:
     """Write a sealed file atomically; return its digest."""
     data = dump(value)

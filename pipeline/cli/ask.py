@@ -154,8 +154,7 @@ def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int
         slip, other = rng.random() < args.noise, int(rng.integers(view.classes.num_classes))
         if truth is None:
             return UNSURE, ""
-        height, width = region.mask.shape
-        true = truth[region.y : region.y + height, region.x : region.x + width][region.mask]
+        true = truth[region.window][region.mask]
         most = int(np.bincount(true, minlength=256).argmax())
         said = name(other if slip and most != IGNORE else most)
         return said, "" if slip else name(int(truth[item["y"], item["x"]]))

@@ -33,9 +33,10 @@ from hmsa_core.io.errors import (
 )
 from hmsa_core.io.records import SaveError
 from hmsa_core.labels.review import MarkError
+from hmsa_core.labels.store.codes import OffGridError
 from pipeline.page.files import MEDIA_TYPES, static_sources
 from pipeline.review.session import Session, policy_setting
-from pipeline.review.stats import ImageQuery, OffGridError, Thresholds, image_rows, parse_sort, store_stats
+from pipeline.review.stats import ImageQuery, Thresholds, image_rows, parse_sort, store_stats
 from pipeline.review.view import StaleError
 from pipeline.review.weights import WeightJobs
 

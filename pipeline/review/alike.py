@@ -19,7 +19,7 @@ from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, labels_i
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.taxonomy import IGNORE
 from pipeline.review.price import weighted_share
-from pipeline.review.questions import MIXED, UNSURE, Questions, regions_of, review_of
+from pipeline.review.questions import MIXED, UNSURE, Questions, regions_of, review_of, said_of
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
 
@@ -144,8 +144,7 @@ def collect(view: StoreView, trunk: RegionFeatures) -> Answers:
 
 def _corrected(review: ReviewFile, name: str, regions: Ints, view: StoreView) -> Ints:
     """Numbers of the regions of an image in which people corrected something."""
-    height, width = regions.shape
-    return np.unique(regions[reviewed(review.of(name), height, width, view.classes)[1] != UNTOUCHED])
+    return np.unique(regions[said_of(review, view, name) != UNTOUCHED])
 
 
 # -- the head and what held-back answers say of it --------------------------------------------------------

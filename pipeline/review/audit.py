@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -81,12 +81,6 @@ class Audit(SpotCheck):
             "items": items,
         }
         return cls({"id": digest(body)[:16], **body})
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read the file, without its results; errors as of any check."""
-        value = super().load(path).value
-        return cls({k: v for k, v in value.items() if k not in ("results", "overall")})
 
     def save(self, path: Path) -> None:
         """Write the file."""

@@ -28,7 +28,7 @@ from pipeline.review.audit import Audit
 from pipeline.review.given import Given, check_given
 from pipeline.review.questions import Draw
 from pipeline.review.spot_check import VERDICTS, ClassId, Code, Item, SpotCheck, Strict, pixel, ranks
-from pipeline.review.view import StoreView
+from pipeline.review.view import StoreView, codes_of_one
 
 FORMAT, VERSION = "hmsa-label-certificate", 3
 MAX_BUDGET = 20_000
@@ -285,8 +285,7 @@ class Certificate(SpotCheck):
     def _drawn(self, view: StoreView, class_id: int, low: int, number: int) -> tuple[str, int]:
         """Image and rank of draw `number` among the pixels that a class keeps from a code on; only the seed decides."""
         if (class_id, low) not in self._where:
-            only = np.full(view.classes.num_classes, NUM_CODES)
-            only[class_id] = low
+            only = codes_of_one(view.classes.num_classes, class_id, low)
             self._where[class_id, low] = view.kept(only)[:, class_id]
         kept = self._where[class_id, low]
         rng = np.random.default_rng([self.value["seed"], class_id, low, number, _STREAM])
@@ -415,7 +414,7 @@ class Certificate(SpotCheck):
     @property
     def digest(self) -> str:
         """Digest of the file with the current answers."""
-        return sealed.dump(self._to_json())[11:75].decode("ascii")
+        return sealed.digest_of(self._to_json())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -424,9 +423,7 @@ class Certificate(SpotCheck):
         Raises:
             StoreError: the message names the fault.
         """
-        value = sealed.read(path)
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise StoreError(f"{path}: not a certificate of version {VERSION}", hint="certify the labels anew")
+        value = sealed.read_as(path, "a certificate", (FORMAT, VERSION), "certify the labels anew")
         if wrong := cls.damage(value):
             raise StoreError(f"{path}: refused: {wrong}")
         said = value.pop("results")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -177,60 +176,23 @@ def _encode(image: NDArray[Any], suffix: str, *, bgr: bool = False) -> bytes:
 
 Colour = tuple[int, int, int]
 
-_MACHADO = np.array(
-    [
-        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-    ]
-)
-_TO_LMS = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-_TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-# Photographs below an overlay are mostly grey road and dark scenery, and black looks like no label.
-_AVOID: tuple[Colour, ...] = ((0, 0, 0), (110, 110, 110))
+# Levels 0 to 5 of red, green and blue, 51 apart. Of this grid each colour is the one farthest from those before it in
+# OKLab, for the nearest of four kinds of vision (Machado and others 2009), and from black and grey: photographs below
+# an overlay are mostly grey road and dark scenery, and black looks like no label.
+_SAFE = """
+555 102 040 515 200 444 104 333 251 410 001 212 100 313 414 535 301 103 005 543 032 434 035 454 323 424 532 420 045
+315 210 010 022 523 545 221 214 343 312 113 552 441 012 514 023 423 510 202 242 432 231 353 534 134 355 244 101 425
+321 115 054 224 520 201 404 033 445 540 525 422 332 400 415 120 222 311 111 223 043 052 030 443 340 213 451 014 412
+124 300 413 211 011 110 554 505 402 112 455 002 204 331 352 431 053 354 310 553 542
+"""
 
 
-def _views(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """OKLab of sRGB colours (n, 3) in 0..255 as seen with each of four kinds of vision: (4, n, 3)."""
-    srgb = colours / 255.0
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(np.einsum("vij,nj->vni", _MACHADO, linear), 0.0, 1.0)
-    return np.asarray(np.cbrt(seen @ _TO_LMS.T) @ _TO_LAB.T)
-
-
-def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Smallest distance over the kinds of vision between views a (4, n, 3) and b (4, m, 3): (n, m)."""
-    return np.asarray(np.linalg.norm(a[:, :, None] - b[:, None, :], axis=-1).min(axis=0))
-
-
-@cache
 def safe_colours(count: int) -> tuple[Colour, ...]:
     """`count` RGB colours that four kinds of colour vision tell apart; beyond 108 colours this is not ensured.
 
     Each colour is as far as possible from those before it: give the first ones to frequent classes.
     """
-    steps = np.array([0, 51, 102, 153, 204, 255], np.float64)
-    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    if count > len(grid) // 2:
+    safe = _SAFE.split()
+    if count > len(safe):
         return tuple((17 * i % 256, 53 * i % 256, 97 * i % 256) for i in range(count))
-    views = _views(grid)
-    nearest = _distances(views, _views(np.array(_AVOID, np.float64))).min(axis=1)
-    chosen: list[int] = []
-    for _ in range(count):
-        best = int(np.argmax(nearest))
-        chosen.append(best)
-        nearest = np.minimum(nearest, _distances(views, views[:, [best]])[:, 0])
-    return tuple((int(r), int(g), int(b)) for r, g, b in grid[chosen])
+    return tuple((51 * int(r), 51 * int(g), 51 * int(b)) for r, g, b in safe[:count])

@@ -31,7 +31,7 @@ from hmsa_core.labels.thresholds.intervals import Stratum, clopper_pearson, lowe
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import ClassTable
 from pipeline.review.spot_check import Judged, judged
-from pipeline.review.view import StoreView
+from pipeline.review.view import StoreView, codes_of_one
 from pipeline.workspace.counts import read_pairs
 from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
 
@@ -129,9 +129,7 @@ class PrecisionSources:
             if known.get("precision") is not None:
                 source = "outside-coarse" if region == "outside_coarse" else "calibration"
                 return Precision(float(known["precision"]), known.get("lower"), None, source, marginal)
-        only = np.full(len(self.totals), NUM_CODES)
-        only[c] = code
-        value = self.expected(only)
+        value = self.expected(codes_of_one(len(self.totals), c, code))
         return None if value is None else Precision(value, None, None, "expected", marginal)
 
     def overall(self, codes: NDArray[np.integer], known: Sequence[Precision | None]) -> Precision | None:

@@ -65,6 +65,12 @@ class Region(NamedTuple):
     y: int
     mask: NDArray[np.bool_]
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the window in a map of the image."""
+        height, width = self.mask.shape
+        return np.s_[self.y : self.y + height, self.x : self.x + width]
+
 
 class Questions(SpotCheck):
     """Drawn regions with the answers so far; an item's "answer" is a class, MIXED or UNSURE."""
@@ -148,7 +154,7 @@ class Questions(SpotCheck):
         if item.get("mark"):
             _withdraw(review, item)
         region, when = self.region(view, number), datetime.now(UTC).isoformat(timespec="milliseconds")
-        new = int((_said(review, view, item["name"], region) == UNTOUCHED)[region.mask].sum())
+        new = int((said_of(review, view, item["name"])[region.window] == UNTOUCHED)[region.mask].sum())
         if value != UNTOUCHED:
             item["mark"] = _correct(review, view, item["name"], region, value, who, when)
         is_right = value == item["class"]
@@ -211,11 +217,10 @@ def review_of(view: StoreView) -> ReviewFile:
     return ReviewFile(store, view.image_digests, labels_id(view.lineage))
 
 
-def _said(review: ReviewFile, view: StoreView, name: str, region: Region) -> NDArray[np.uint8]:
-    """What people have said of the pixels of a region's window."""
-    row, (height, width) = view.info(name), region.mask.shape
-    said = reviewed(review.of(name), row["height"], row["width"], view.classes)[1]
-    return said[region.y : region.y + height, region.x : region.x + width]
+def said_of(review: ReviewFile, view: StoreView, name: str) -> NDArray[np.uint8]:
+    """What people have said of the pixels of an image: trainIds, UNTOUCHED where they said nothing."""
+    row = view.info(name)
+    return reviewed(review.of(name), row["height"], row["width"], view.classes)[1]
 
 
 def _withdraw(review: ReviewFile, item: dict[str, Any]) -> None:
@@ -227,9 +232,9 @@ def _withdraw(review: ReviewFile, item: dict[str, Any]) -> None:
 def _correct(review: ReviewFile, view: StoreView, name: str, region: Region, value: int, who: str, when: str) -> str:
     row = view.info(name)
     said = np.full((row["height"], row["width"]), UNTOUCHED, np.uint8)
-    height, width = region.mask.shape
-    said[region.y : region.y + height, region.x : region.x + width][region.mask] = value
+    said[region.window][region.mask] = value
     looked_at = view.image_digests()[name], labels_id(view.lineage)
+    height, width = region.mask.shape
     right, low = region.x + width - 1, region.y + height - 1
     box = ((region.x, region.y), (right, region.y), (right, low), (region.x, low))
     mark = Mark("", name, "correct", box, "", who, *looked_at, when, Patch.of(said, view.classes))

@@ -25,8 +25,8 @@ def draw_question(view: StoreView, name: str, region: Region, cross: tuple[int, 
     row = view.info(name)
     image = cv2.resize(read_image(view.pictures.picture_path(name)), (row["width"], row["height"]))
     mask = np.zeros(image.shape[:2], np.uint8)
+    mask[region.window] = region.mask
     height, width = region.mask.shape
-    mask[region.y : region.y + height, region.x : region.x + width] = region.mask
     side = min(_CONTEXT * max(height, width), *image.shape[:2])
     top = int(np.clip(region.y + (height - side) // 2, 0, image.shape[0] - side))
     left = int(np.clip(region.x + (width - side) // 2, 0, image.shape[1] - side))

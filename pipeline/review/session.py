@@ -12,7 +12,6 @@ import numpy as np
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.io.records import saving
 from hmsa_core.labels.diff import other_pictures
-from hmsa_core.labels.review import ReviewFile, labels_id, marked_store
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
@@ -31,7 +30,7 @@ from pipeline.review.precision import (
     workspace_around,
 )
 from pipeline.review.price import price
-from pipeline.review.questions import Questions
+from pipeline.review.questions import Questions, review_of
 from pipeline.review.region_picture import outline
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Thresholds, parse_thresholds, to_policy
@@ -81,8 +80,7 @@ class Session:
         self.calibrated = find_curves(self.view, policy if policy is not None else evidence)
         self.save_path = Path(save_to) if save_to is not None else policy_target(store, policy)
         self.reviewer = reviewer
-        store, labels = marked_store(self.view.path.resolve(), self.view.kind), labels_id(self.view.lineage)
-        self.review = ReviewFile(store, self.view.image_digests, labels)
+        self.review = review_of(self.view)
         self.audits = SpotFile(Audit, self.view)
         self.certificates = SpotFile(Certificate, self.view)
         self.questions = SpotFile(Questions, self.view)
@@ -105,8 +103,7 @@ class Session:
     def image(self, name: str, side: str = "a") -> StoreView:
         """The store that holds an image; an unknown name is an InputError."""
         view = self.side(side)
-        if name not in view:
-            raise InputError(f"no image named {name!r} in this store")
+        view.position(name)
         if view is self.other and name in self._other_pictures:
             raise InputError(f"{view.path}: {name!r} is another picture there and cannot be compared")
         return view
@@ -172,7 +169,6 @@ class Session:
             "problems": [*view.problems, *self.notes],
             "hasPictures": view.pictures.root is not None,
             "hasConflicts": view.has_human,
-            "canWeigh": False,
             "precision": None if table is None else {"table": table.round(6).tolist()},
             "policy": policy,
             "policyB": self._policy_json("policy-b"),

@@ -17,20 +17,9 @@ from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy
 from hmsa_core.taxonomy import ClassTable
 from pipeline.review.precision import Precision, PrecisionSources
-from pipeline.review.view import StoreView
+from pipeline.review.view import StoreView, codes_of_one
 
 _CODE = ConfidenceCode()
-
-
-class OffGridError(ConfigError):
-    """A threshold that is no edge of the confidence code; `neighbours` are the nearest edges."""
-
-    def __init__(self, given: str, neighbours: tuple[str, ...]) -> None:
-        super().__init__(
-            f"threshold {given} is not an edge of the confidence code; the nearest: {' and '.join(neighbours)}",
-            hint=f"use {' or '.join(neighbours)}",
-        )
-        self.given, self.neighbours = given, neighbours
 
 
 @dataclass(frozen=True)
@@ -52,19 +41,11 @@ class Thresholds:
         return _CODE.threshold(int(self.codes[class_id]))
 
 
-def code_of(text: str | float) -> int:
-    """Code of a threshold on the grid; any other threshold is an OffGridError with its neighbours."""
-    below, above = _CODE.neighbours(text)  # not a number at all: ConfigError
-    if below is not None and below == above:
-        return _CODE.code_for(below)
-    raise OffGridError(str(text), tuple(edge for edge in (below, above) if edge is not None))
-
-
 def _pin(pair: str, classes: ClassTable) -> tuple[int, int]:
     name, colon, text = pair.rpartition(":")
     if not colon:
         raise ConfigError(f"cut {pair!r}: expected CLASS:THRESHOLD, for example rider:0.95")
-    return classes.index(name), WITHHELD if text == "withheld" else code_of(text)
+    return classes.index(name), WITHHELD if text == "withheld" else _CODE.code_for(text)
 
 
 def parse_thresholds(
@@ -91,8 +72,9 @@ def parse_thresholds(
             hint="give one with --policy FILE (a workspace's own is calibration/policy.json)",
         )
     else:
-        base = _CODE.threshold(code_of(threshold))
-        codes, statuses = np.full(classes.num_classes, code_of(threshold)), ["one for all"] * classes.num_classes
+        code = _CODE.code_for(threshold)
+        base, count = _CODE.threshold(code), classes.num_classes
+        codes, statuses = np.full(count, code), ["one for all"] * count
     for class_id, code in (_pin(pair, classes) for pair in pins):
         codes[class_id], statuses[class_id] = code, "withheld" if code >= NUM_CODES else "yours"
     return Thresholds(codes, tuple(statuses), base, policy)
@@ -143,7 +125,7 @@ def parse_sort(text: str) -> Sort:
         raise ConfigError(f"sort {text!r}: expected coverage, conflict, uncertain, name or drop:0.8:0.95")
     if kind != "drop":
         return Sort(kind)
-    low, high = (code_of(edge) for edge in edges)
+    low, high = (_CODE.code_for(edge) for edge in edges)
     if low > high:
         raise ConfigError(f"sort {text!r}: the first threshold must not exceed the second")
     return Sort(kind, low, high)
@@ -162,13 +144,6 @@ class ImageQuery:
 
 def _share(part: float, whole: float) -> float | None:
     return round(100.0 * part / whole, 4) if whole else None
-
-
-def _only(codes: NDArray[np.int64], class_id: int) -> NDArray[np.int64]:
-    """Codes that withhold every other class."""
-    only = np.full_like(codes, NUM_CODES)
-    only[class_id] = codes[class_id]
-    return only
 
 
 def _precision_json(found: Precision | None, expected: float | None) -> dict[str, Any]:
@@ -192,6 +167,10 @@ def store_stats(
     chosen = range(view.classes.num_classes) if class_id is None else [class_id]
     known = sources.of_classes(thresholds.codes)
     rows = []
+
+    def alone(c: int) -> NDArray[np.int64]:
+        return codes_of_one(len(totals), c, int(thresholds.codes[c]))
+
     for c in chosen:
         predicted = int(totals[c].sum())
         rows.append(
@@ -204,13 +183,13 @@ def store_stats(
                 "predicted": predicted,
                 "kept": int(kept[c]),
                 "coverage": _share(int(kept[c]), predicted),
-                **_precision_json(known[c], sources.expected(_only(thresholds.codes, c))),
+                **_precision_json(known[c], sources.expected(alone(c))),
             }
         )
     whole = int(view.pixels.sum())
     all_kept = int(sum(row["kept"] for row in rows))
     found = sources.overall(thresholds.codes, known) if class_id is None else known[class_id]
-    shown = thresholds.codes if class_id is None else _only(thresholds.codes, class_id)
+    shown = thresholds.codes if class_id is None else alone(class_id)
     return {
         "store": str(view.path),
         "kind": view.kind,

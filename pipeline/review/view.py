@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections import OrderedDict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,13 @@ _OPEN_SHARDS = 4  # per thread
 _MINI_WIDTH, _MINI_HEIGHT = 176, 704  # pixels of a thumbnail's label map
 # Edges at which the spread of confidence is sampled: enough to order images, few enough to read at once.
 DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
+
+
+def codes_of_one(count: int, class_id: int, code: int) -> NDArray[np.int64]:
+    """Codes of `count` classes that withhold all but one."""
+    codes = np.full(count, NUM_CODES)
+    codes[class_id] = code
+    return codes
 
 
 class StaleError(HmsaError):
@@ -57,7 +63,7 @@ class StoreView:
         )
         self._local = threading.local()
         self._lock = threading.RLock()
-        self._kept: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()
+        self._kept = lru_cache(maxsize=4)(lambda codes: self.statistics.kept(np.frombuffer(codes, np.int64)))
 
     @cached_property
     def _store(self) -> LabelStore:
@@ -120,14 +126,8 @@ class StoreView:
     def kept(self, codes: NDArray[np.integer] | int) -> NDArray[np.int64]:
         """Kept pixels, int64 (N, C), under one code per class; the last few answers are remembered."""
         wanted = np.broadcast_to(np.asarray(codes, np.int64), (self.classes.num_classes,))
-        key = wanted.tobytes()
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = self.statistics.kept(wanted)
-                if len(self._kept) > 4:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return self._kept[key]
+            return self._kept(wanted.tobytes())
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
@@ -200,24 +200,19 @@ class StoreView:
 
     # --- maps and pictures --------------------------------------------------------------------------
 
-    def _reader(self, name: str) -> LabelStore:
+    @property
+    def _reader(self) -> LabelStore:
         # Threads cannot share open Parquet files: each thread has a copy of the store. A copy keeps few files
         # open, because the footers of hundreds of shards are what would make the server grow.
-        local = self._local
-        if not hasattr(local, "store"):
-            local.store, local.shards = copy.copy(self._store), set()
-        if name in self:
-            shard = self._store.shard_of(name)
-            if shard not in local.shards and len(local.shards) >= _OPEN_SHARDS:
-                local.store.close()
-                local.shards.clear()
-            local.shards.add(shard)
-        return local.store  # type: ignore[no-any-return]  # thread-local attributes are Any
+        if not hasattr(self._local, "store"):
+            self._local.store = copy.copy(self._store)
+            self._local.store.open_files = _OPEN_SHARDS
+        return self._local.store  # type: ignore[no-any-return]  # thread-local attributes are Any
 
     def read(self, name: str) -> tuple[UInt8, UInt8]:
         """Label and confidence code of an image (uint8 HxW each); damage is a StoreError."""
         self.check_current()
-        return self._reader(name).read(name)
+        return self._reader.read(name)
 
     def plane_png(self, name: str, plane: str) -> bytes:
         """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""

@@ -428,13 +428,7 @@ _FIXED: dict[str, dict[str, Maker]] = {
     "label-studio": {
         "two classes -> has 2 classes": _studio(
             lambda t, rng: _region(t, rng)["value"].update(brushlabels=["car", "road"])
-        ),
-        "an ellipse -> ellipselabels are not supported": _studio(
-            lambda t, rng: _region(t, rng).update(
-                type="ellipselabels", value={"x": 9, "y": 9, "radiusX": 9, "radiusY": 9, "ellipselabels": ["car"]}
-            )
-        ),
-        "no annotations -> has no annotations": _studio(lambda t, _: t.pop("annotations")),
+        )
     },
     "coco-panoptic": {},
     "huggingface": {

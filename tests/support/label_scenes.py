@@ -23,12 +23,11 @@ from examples.streets.coarse import coarse_polygons
 from examples.streets.rng import Rng
 from examples.streets.scene import city_picture
 from hmsa_core.labels import ConfidenceCode, LabelStoreWriter, ThresholdPolicy
-from hmsa_core.labels.review import reviewed
 from hmsa_core.labels.store.format import binding, full_lineage
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy
 from hmsa_core.taxonomy import ClassTable, cityscapes
 from pipeline.cli.main import main
-from pipeline.review.questions import review_of
+from pipeline.review.questions import review_of, said_of
 from pipeline.review.view import StoreView
 
 LINEAGE = {"teacher": "9f3c" * 16, "scales": [0.5, 1.0, 2.0], "flip": True, "precision": "fp32"}
@@ -120,8 +119,7 @@ def _policy(table: ClassTable, right: NDArray[np.int64], all_: NDArray[np.int64]
 
 def corrected(view: StoreView, name: str) -> UInt8:
     """What people said of an image's pixels: trainIds, UNTOUCHED where they said nothing."""
-    row = view.info(name)
-    return reviewed(review_of(view).of(name), row["height"], row["width"], view.classes)[1]
+    return said_of(review_of(view), view, name)
 
 
 def make_scenes(

@@ -45,6 +45,15 @@ _CHUNK = 1 << 15  # values at a time: the temporaries stay in the second-level c
 _ROUNDING = np.float32(1.001)  # a softmax in half precision may sum to slightly more than 1
 
 
+class OffGridError(ConfigError):
+    """A threshold that is no edge of the confidence code; `neighbours` are the nearest edges."""
+
+    def __init__(self, given: str, neighbours: tuple[str, ...]) -> None:
+        said = f"threshold {given} is not on the grid of the confidence code; its neighbours are "
+        super().__init__(said + " and ".join(neighbours), hint=f"use {' or '.join(neighbours)}")
+        self.given, self.neighbours = given, neighbours
+
+
 class ConfidenceCode:
     """Maps confidences in [0, 1] to codes 0..255 and thresholds on the grid to the code that they need."""
 
@@ -70,15 +79,11 @@ class ConfidenceCode:
         return out.reshape(p.shape)
 
     def code_for(self, threshold: str | float | Decimal) -> int:
-        """Smallest code that a threshold keeps; one off the grid is a ConfigError naming its neighbours."""
+        """Smallest code that a threshold keeps; one off the grid is an OffGridError with its neighbours."""
         code = _CODES.get(_decimal(threshold))
         if code is None:
-            below, above = self.neighbours(threshold)
-            near = " and ".join(e for e in (below, above) if e is not None)
-            raise ConfigError(
-                f"threshold {threshold} is not on the grid of the confidence code; its neighbours are {near}",
-                hint=f"use {below if above is None else near.replace(' and ', ' or ')}",
-            )
+            near = tuple(edge for edge in self.neighbours(threshold) if edge is not None)
+            raise OffGridError(str(threshold), near)
         return code
 
     def neighbours(self, threshold: str | float | Decimal) -> tuple[str | None, str | None]:

@@ -27,7 +27,6 @@ from hmsa_core.labels.store.sidecar import image_table
 from hmsa_core.taxonomy import ClassTable
 
 _FOOTERS = 10_000  # files whose footers are checked at opening: a second
-_OPEN_FILES = 64  # shards held open by one reader
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class LabelStore:
         self.lineage: dict[str, Any] = manifest["lineage"]
         self.digest: str = manifest["digest"]
         self.problems: list[Problem] = []
+        self.open_files = 64  # shards that this reader holds open at most
         self._bad: dict[str, str] = {}
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._pid = os.getpid()
@@ -201,7 +201,7 @@ class LabelStore:
             self._files, self._pid = OrderedDict(), os.getpid()
         if shard not in self._files:
             self._files[shard] = files.open_parquet(self.path / entry["file"], _record(entry))
-            if len(self._files) > _OPEN_FILES:
+            if len(self._files) > self.open_files:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(shard)
         return self._files[shard]

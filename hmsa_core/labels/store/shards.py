@@ -193,7 +193,6 @@ class ShardWriter:
             confidence: float32 HxW, top probability of the label, in [0, 1].
             coarse: uint8 HxW trainIds of the human label, only counted (conflicts), not stored.
         """
-        _check_shapes(name, label, confidence)
         self.add_coded(name, label, _CODE.encode(confidence), coarse=coarse, **facts)
 
     def add_coded(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io import sealed
-from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.io.errors import InputError
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.sidecar import cumulative
 from hmsa_core.labels.thresholds.settings import CalibrateConfig
@@ -155,9 +155,7 @@ class Curves:
     @classmethod
     def load(cls, path: str | Path) -> Curves:
         """Read a curves file; a damaged one is a StoreError."""
-        value = sealed.read(Path(path))
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise StoreError(f"{path}: not a curves file of version {VERSION}")
+        value = sealed.read_as(path, "a curves file", (FORMAT, VERSION))
         classes = ClassTable.from_json(value["class_table"])
         n, c = len(value["blocks"]), classes.num_classes
         sparse = _arrays(value["counts"])

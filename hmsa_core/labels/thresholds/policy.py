@@ -140,7 +140,7 @@ class ThresholdPolicy:
     @cached_property
     def digest(self) -> str:
         """Digest of the policy file."""
-        return sealed.dump(self._to_json())[11:75].decode("ascii")
+        return sealed.digest_of(self._to_json())
 
     def save(self, path: str | Path) -> str:
         """Write the policy file; return its digest."""
@@ -150,10 +150,7 @@ class ThresholdPolicy:
     def load(cls, path: str | Path) -> ThresholdPolicy:
         """Read a policy file; a damaged or edited one is a StoreError."""
         where = Path(path)
-        value = sealed.read(where)
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            found = f"{value.get('format')} {value.get('version')}"
-            raise StoreError(f"{where}: not a policy of version {VERSION} (found {found})")
+        value = sealed.read_as(where, "a policy", (FORMAT, VERSION))
         entries = tuple(ClassPolicy(e["name"], e["code"], e["status"], e["evidence"]) for e in value["classes"])
         for entry, raw in zip(entries, value["classes"], strict=True):
             if entry.threshold != raw["threshold"]:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io import sealed
-from hmsa_core.io.errors import StoreError
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.taxonomy import ClassTable
@@ -41,11 +40,8 @@ def isotonic(correct: NDArray[np.float64], total: NDArray[np.float64]) -> NDArra
 
 def load_table(path: str | Path) -> NDArray[np.float64]:
     """Read the table that `save_table` wrote: float64 (C, 256). StoreError: damaged, or of another version."""
-    value = sealed.read(Path(path))
-    if value.get("format") != FORMAT or value.get("version") != VERSION:
-        raise StoreError(
-            f"{path}: not a calibration table of version {VERSION}", hint="run calibrate and pseudo-label again"
-        )
+    hint = "run calibrate and pseudo-label again"
+    value = sealed.read_as(path, "a calibration table", (FORMAT, VERSION), hint)
     classes = ClassTable.from_json(value["class_table"]).classes  # a sealed file sorts names, trainIds do not
     return np.array([value["table"][name] for name in classes], np.float64)
 

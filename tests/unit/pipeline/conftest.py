@@ -1,16 +1,17 @@
-"""What tests of the command line share."""
+"""What tests of the command line and of label stores share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.cli.main import main
 from pipeline.workspace import new_workspace
-from tests.support.label_scenes import inspected
+from tests.support.label_scenes import Scenes, inspected, make_scenes
 
 Said = Callable[..., "pytest.CaptureResult[str]"]
 
@@ -33,6 +34,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 def inspect(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """`autolabel inspect ... --json` as an object."""
     return partial(inspected, capsys)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    """Six scenes of two cities; read only."""
+    return make_scenes(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def copied(made: Scenes, tmp_path: Path) -> Scenes:
+    """The same with a store that the test may change."""
+    return made.copied_to(tmp_path)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from functools import partial
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,34 +15,17 @@ from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.policy import from_threshold
-from pipeline.cli.main import main
 from pipeline.review.price import price
 from pipeline.review.questions import MIXED, UNSURE, Questions, review_of
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
 from pipeline.stages.pseudo_label import review_of as review_of_image
-from tests.support.label_scenes import Scenes, corrected, make_scenes
+from tests.support.label_scenes import Scenes, corrected
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    return make_scenes(tmp_path_factory.mktemp("ask"))
-
-
-@pytest.fixture
-def copied(made: Scenes, tmp_path: Path) -> Scenes:
-    return made.copied_to(tmp_path)
-
-
-def ask(copied: Scenes, *options: object) -> int:
-    return main(["ask", str(copied.store), *map(str, options)])
-
-
-def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(
-    copied: Scenes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ask(copied, "--answers", copied.maps, "--budget", 60, "--ids", "train", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)["price"]
+def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(copied: Scenes, said) -> None:
+    options = ("--answers", copied.maps, "--budget", 60, "--ids", "train", "--json")
+    rows = json.loads(said("ask", copied.store, *options).out)["price"]
     assert [row["labelled"] for row in rows] == sorted(row["labelled"] for row in rows)
     assert rows[-1]["corrected"] > 0
     raw, view = LabelStore.open(copied.store), StoreView(copied.store)
@@ -52,11 +34,11 @@ def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(
     finalise(raw, Recipe(from_threshold("0.9", raw.classes), reviewed=marks), out)
     final, agree, pixels = LabelStore.open(out), 0, 0
     for name in raw.names():
-        said = corrected(view, name)
-        by_hand = said < raw.classes.num_classes
-        assert (final.read(name)[0][by_hand] == said[by_hand]).all()
+        given = corrected(view, name)
+        by_hand = given < raw.classes.num_classes
+        assert (final.read(name)[0][by_hand] == given[by_hand]).all()
         assert (final.read_source(name)[by_hand] == SOURCES["human"]).all()
-        agree += int((said == copied.truth[name])[by_hand].sum())
+        agree += int((given == copied.truth[name])[by_hand].sum())
         pixels += int(by_hand.sum())
     assert pixels == rows[-1]["labelled"]
     assert agree / pixels > 0.85
@@ -104,12 +86,11 @@ def test_a_changed_answer_replaces_the_first_and_a_region_that_is_shown_again_co
 
 
 def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(
-    copied: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    copied: Scenes, said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--images", copied.images, "--budget", 8, "--who", "kim")
+    command = ("ask", copied.store, "--images", copied.images, "--budget", 8, "--who", "kim")
     monkeypatch.setattr("sys.stdin", io.StringIO("\nnonsense\nwall\nu\nm\nq\n"))
-    assert ask(copied, *options) == 0
-    assert "'nonsense' is no answer" in capsys.readouterr().err
+    assert "'nonsense' is no answer" in said(*command).err
     view = StoreView(copied.store)
     items = Questions.load(Questions.path_of(copied.store)).items
     assert [item["answer"] for item in items if item["verdict"]][-1] == MIXED
@@ -119,7 +100,7 @@ def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(
     assert picture.shape[1] > 256
     assert ((picture == (255, 0, 255)).all(axis=2)).sum() > 8
     monkeypatch.setattr("sys.stdin", io.StringIO("x\n"))
-    assert ask(copied, *options) == 0
+    said(*command)
     items = Questions.load(Questions.path_of(copied.store)).items
     assert sum(item["verdict"] is not None for item in items) == 3
     assert all(mark.reviewer == "kim" and mark.when for mark in review_of(view).marks())
@@ -205,17 +186,16 @@ def test_the_price_says_when_to_stop(copied: Scenes, wrong: int, size: int, said
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("option", "value", "words", "status"),
     [
-        (["--aim", "roda"], "roda"),
-        (["--budget", "0"], "budget 0"),
-        (["--noise", "2"], "--noise 2"),
-        (["--answers", "/nowhere"], "no such folder"),
+        ("--aim", "roda", "roda", 3),
+        ("--budget", "0", "budget 0", 2),
+        ("--noise", "2", "--noise 2", 2),
+        ("--answers", "/nowhere", "no such folder", 3),
     ],
 )
 def test_a_wrong_option_is_reported_in_one_line(
-    copied: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, said, option: str, value: str, words: str, status: int
 ) -> None:
-    assert ask(copied, *options) in (2, 3)
-    assert said in capsys.readouterr().err
+    assert words in said("ask", copied.store, option, value, status=status).err
     assert not Questions.path_of(copied.store).exists()

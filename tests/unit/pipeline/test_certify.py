@@ -33,37 +33,21 @@ CLASSES = ("road", "sky", "vegetation", "wall")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    return make_scenes(tmp_path_factory.mktemp("certify"))
-
-
-@pytest.fixture(scope="module")
 def certified(made: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The certificate of the scenes that true labels give; read only."""
     file = tmp_path_factory.mktemp("certified") / "raw.certificate.json"
-    assert by_labels(made, "--out", file) == 0
+    assert main([str(part) for part in by_labels(made, "--out", file)]) == 0
     return file
 
 
-@pytest.fixture
-def copied(made: Scenes, tmp_path: Path) -> Scenes:
-    return made.copied_to(tmp_path)
-
-
-def certify(store: Path, *options: object) -> int:
-    return main(["certify", str(store), *map(str, options)])
-
-
-def by_labels(scenes: Scenes, *options: object) -> int:
+def by_labels(scenes: Scenes, *options: object) -> tuple[object, ...]:
+    """The arguments of a command that answers by true label maps."""
     base = ("--answers", scenes.maps, "--target", 0.9, "--budget", 500, "--classes", *CLASSES)
-    return certify(scenes.store, *base, *options)
+    return "certify", scenes.store, *base, *options
 
 
-def test_true_labels_certify_classes_that_are_as_right_as_promised(
-    copied: Scenes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert by_labels(copied, "--json") == 0
-    classes = json.loads(capsys.readouterr().out)["classes"]
+def test_true_labels_certify_classes_that_are_as_right_as_promised(copied: Scenes, said) -> None:
+    classes = json.loads(said(*by_labels(copied, "--json")).out)["classes"]
     assert set(classes) == set(CLASSES)
     assert sum(row["draws"] for row in classes.values()) <= 500
     passed = {name: row for name, row in classes.items() if row["certified"]}
@@ -82,22 +66,20 @@ def test_true_labels_certify_classes_that_are_as_right_as_promised(
         assert row["coverage"] == pytest.approx(kept / every, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_certificate(copied: Scenes, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_certificate(copied: Scenes, tmp_path: Path, said) -> None:
     files = [tmp_path / f"{number}.json" for number in range(3)]
     for file, seed in zip(files, (1, 1, 2), strict=True):
-        assert by_labels(copied, "--seed", seed, "--budget", 40, "--out", file) == 0
+        said(*by_labels(copied, "--seed", seed, "--budget", 40, "--out", file))
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
 def test_a_certificate_is_recomputed_from_its_draws_and_a_changed_byte_refused(
-    made: Scenes, certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Scenes, certified: Path, tmp_path: Path, said
 ) -> None:
-    assert main(["verify", str(made.store), "--certificate", str(certified)]) == 0
-    assert "draws recomputed" in capsys.readouterr().out
+    assert "draws recomputed" in said("verify", made.store, "--certificate", certified).out
     file = tmp_path / "raw.certificate.json"
     file.write_text(certified.read_text().replace('"right"', '"wrong"', 1))
-    assert main(["verify", "--certificate", str(file)]) == 4
-    assert "damaged or edited" in capsys.readouterr().err
+    assert "damaged or edited" in said("verify", "--certificate", file, status=4).err
 
 
 def _wrong(value: dict[str, Any]) -> dict[str, Any]:
@@ -124,24 +106,20 @@ ALTERED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("change", ALTERED)
 def test_a_certificate_that_was_altered_and_sealed_again_is_refused(
-    made: Scenes, certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+    made: Scenes, certified: Path, tmp_path: Path, said, change: str
 ) -> None:
     file, value = tmp_path / "raw.certificate.json", sealed.read(certified)
     ALTERED[change](value)
     sealed.write(file, value)
-    assert main(["verify", str(made.store), "--certificate", str(file)]) == 4
-    said = capsys.readouterr().err
-    assert "refused" in said
-    assert said.count("error:") == 1
+    error = said("verify", made.store, "--certificate", file, status=4).err
+    assert "refused" in error
+    assert error.count("error:") == 1
 
 
-def test_a_certificate_is_void_once_the_store_is_made_anew(
-    certified: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_certificate_is_void_once_the_store_is_made_anew(certified: Path, tmp_path: Path, said) -> None:
     make_scenes(tmp_path, frames=1, teacher_seed=1)
-    shutil.copy(certified, tmp_path)
-    assert main(["verify", "--certificate", str(tmp_path / "raw.certificate.json")]) == 4
-    assert "void: the store has changed" in capsys.readouterr().err
+    file = shutil.copy(certified, tmp_path)
+    assert "void: the store has changed" in said("verify", "--certificate", file, status=4).err
     assert Session(tmp_path / "raw").certificate() == {
         "current": None,
         "void": "void: the store has changed since this certificate was drawn",
@@ -149,10 +127,10 @@ def test_a_certificate_is_void_once_the_store_is_made_anew(
 
 
 def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate(
-    copied: Scenes, tmp_path: Path
+    copied: Scenes, tmp_path: Path, said
 ) -> None:
     policy = tmp_path / "certified.json"
-    assert by_labels(copied, "--save-policy", policy) == 0
+    said(*by_labels(copied, "--save-policy", policy))
     saved, raw = ThresholdPolicy.load(policy), LabelStore.open(copied.store)
     passed = [entry.name for entry in saved.entries if entry.status == "certified"]
     assert passed
@@ -177,11 +155,11 @@ def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate
 
 
 def test_only_classes_of_this_certificate_are_certified_and_the_others_keep_their_own_target(
-    copied: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, tmp_path: Path, said
 ) -> None:
     low, high = tmp_path / "low.json", tmp_path / "high.json"
-    assert by_labels(copied, "--target", 0.6, "--save-policy", low) == 0
-    assert by_labels(copied, "--target", 0.97, "--policy", low, "--save-policy", high) == 0
+    said(*by_labels(copied, "--target", 0.6, "--save-policy", low))
+    said(*by_labels(copied, "--target", 0.97, "--policy", low, "--save-policy", high))
     first, second = ThresholdPolicy.load(low), ThresholdPolicy.load(high)
     passed = {entry.name for entry in second.entries if entry.status == "certified"}
     others = [entry for entry, was in zip(second.entries, first.entries, strict=True) if was.status == "certified"]
@@ -191,54 +169,44 @@ def test_only_classes_of_this_certificate_are_certified_and_the_others_keep_thei
     assert {entry.evidence["target"] for entry in others} == {0.6}
     assert {entry.evidence["target"] for entry in second.entries if entry.name in passed} <= {0.97}
     assert second.evidence["target"] == 0.97, "what the page and the table of shift compare with"
-    capsys.readouterr()
-    assert by_labels(copied, "--policy", low, "--save-policy", low) == 2
-    assert "the certificate starts from this policy" in capsys.readouterr().err
+    error = said(*by_labels(copied, "--policy", low, "--save-policy", low), status=2).err
+    assert "the certificate starts from this policy" in error
     assert ThresholdPolicy.load(low).evidence == first.evidence
 
 
-def test_answers_of_people_are_put_aside_and_go_on_when_their_plan_comes_back(
-    copied: Scenes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = ("--target", 0.9, "--budget", 500, "--classes", *CLASSES)
+def test_answers_of_people_are_put_aside_and_go_on_when_their_plan_comes_back(copied: Scenes, said) -> None:
+    plan = ("certify", copied.store, "--target", 0.9, "--budget", 500, "--classes", *CLASSES)
     file = Certificate.path_of(copied.store)
-    assert certify(copied.store, *plan) == 0
+    said(*plan)
     kept = SpotFile(Certificate, StoreView(copied.store))
     for number in range(6):
         kept.answer(Certificate.load(file).id, number, "right")
-    capsys.readouterr()
     file.with_name(f"{file.stem}-{'0' * 16}.json").write_text("damaged")
-    assert certify(copied.store, "--target", 0.8) == 0
-    assert "note: the answers of another certificate are kept in " in capsys.readouterr().err
-    assert certify(copied.store, *plan) == 0
+    noted = said("certify", copied.store, "--target", 0.8).err
+    assert "note: the answers of another certificate are kept in " in noted
+    said(*plan)
     assert [draw["verdict"] for draw in Certificate.load(file).items[:6]] == ["right"] * 6
-    assert by_labels(copied) == 0, "the same plan, answered by label maps"
-    aside = Path(capsys.readouterr().err.split("are kept in ")[1].strip())
-    assert main(["verify", "--certificate", str(aside)]) == 0, "its store is found by its name"
+    noted = said(*by_labels(copied)).err  # the same plan, answered by label maps
+    aside = Path(noted.split("are kept in ")[1].strip())
+    said("verify", "--certificate", aside)  # its store is found by its name
     assert [draw["verdict"] for draw in Certificate.load(aside).items[:7]] == ["right"] * 6 + [None]
 
 
-def test_label_maps_of_other_proportions_answer_nothing(
-    copied: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_label_maps_of_other_proportions_answer_nothing(copied: Scenes, tmp_path: Path, said) -> None:
     (tmp_path / "turned").mkdir()
     for name, truth in copied.truth.items():
         cv2.imwrite(str(tmp_path / "turned" / f"{name}.png"), np.rot90(truth))
-    assert certify(copied.store, "--answers", tmp_path / "turned", "--ids", "train", "--target", 0.9) == 3
-    said = capsys.readouterr().err
-    assert "is 128x256, the labels of " in said
-    assert "are 256x128: they do not show the same" in said
+    error = said("certify", copied.store, "--answers", tmp_path / "turned", "--ids", "train", status=3).err
+    assert "is 128x256, the labels of " in error
+    assert "are 256x128: they do not show the same" in error
     assert not Certificate.path_of(copied.store).exists()
 
 
-def test_a_finished_store_is_certified_as_it_is(
-    made: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_store_is_certified_as_it_is(made: Scenes, tmp_path: Path, said) -> None:
     raw = LabelStore.open(made.store)
     finalise(raw, Recipe(from_threshold("0.9", raw.classes)), tmp_path / "final")
-    done = certify(tmp_path / "final", "--answers", made.maps, "--target", 0.9, "--classes", "sky", "road", "--json")
-    assert done == 0
-    classes = json.loads(capsys.readouterr().out)["classes"]
+    given = ("--answers", made.maps, "--target", 0.9, "--classes", "sky", "road", "--json")
+    classes = json.loads(said("certify", tmp_path / "final", *given).out)["classes"]
     assert classes["sky"]["certified"]
 
 
@@ -309,25 +277,23 @@ def test_a_changed_answer_counts_as_if_it_had_been_given_at_once(copied: Scenes)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("option", "value", "words", "status"),
     [
-        (["--target", "1.2"], "target 1.2"),
-        (["--delta", "0"], "delta 0"),
-        (["--classes", "roda"], "roda"),
-        (["--answers", "/nowhere"], "no such folder"),
+        ("--target", "1.2", "target 1.2", 2),
+        ("--delta", "0", "delta 0", 2),
+        ("--classes", "roda", "roda", 3),
+        ("--answers", "/nowhere", "no such folder", 3),
     ],
 )
 def test_a_wrong_option_is_reported_in_one_line(
-    copied: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    copied: Scenes, said, option: str, value: str, words: str, status: int
 ) -> None:
-    assert certify(copied.store, *options) in (2, 3)
-    assert said in capsys.readouterr().err
+    assert words in said("certify", copied.store, option, value, status=status).err
     assert not Certificate.path_of(copied.store).exists()
 
 
-def test_without_answers_it_says_how_many_are_wanted_where(copied: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
-    assert certify(copied.store, "--target", 0.9, "--classes", "sky") == 0
-    printed = capsys.readouterr().out
+def test_without_answers_it_says_how_many_are_wanted_where(copied: Scenes, said) -> None:
+    printed = said("certify", copied.store, "--target", 0.9, "--classes", "sky").out
     assert "sky: about" in printed
     assert "more answers until it is certified" in printed
     assert np.all([d["verdict"] is None for d in Certificate.load(Certificate.path_of(copied.store)).items])

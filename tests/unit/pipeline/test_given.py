@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,26 +19,15 @@ from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.labels.thresholds.intervals import clopper_pearson
 from hmsa_core.labels.thresholds.sequential import candidates
 from hmsa_core.taxonomy import IGNORE
-from pipeline.cli.main import main
 from pipeline.review.certificate import Certificate
 from pipeline.review.given import Given
 from pipeline.review.questions import MIXED, UNSURE, Questions
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
-from tests.support.label_scenes import LINEAGE, Scenes, make_scenes
+from tests.support.label_scenes import LINEAGE, Scenes
 
 SIDE, TARGET = 40, 0.9
 Truth = dict[str, NDArray[np.uint8]]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    return make_scenes(tmp_path_factory.mktemp("given"))
-
-
-@pytest.fixture
-def copied(made: Scenes, tmp_path: Path) -> Scenes:
-    return made.copied_to(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +54,10 @@ def answered(view: StoreView, questions: Questions, truth: Truth) -> None:
     questions.save(Questions.path_of(view.path.resolve()))
 
 
-def certify(scenes: Scenes, *options: object) -> int:
+def certify(scenes: Scenes, budget: int) -> tuple[object, ...]:
+    """The arguments of a command that answers by true label maps."""
     fixed = ("--answers", scenes.maps, "--target", TARGET, "--classes", "road", "sky", "vegetation")
-    return main(["certify", str(scenes.store), *map(str, (*fixed, *options))])
+    return "certify", scenes.store, *fixed, "--budget", budget
 
 
 def certificate(scenes: Scenes) -> Certificate:
@@ -93,27 +82,23 @@ def test_draws_that_count_are_uniform_over_the_pixels_of_a_class(uneven: StoreVi
     assert again.uniform(uneven) == kept, "whatever the answers"
 
 
-def test_finished_questions_certify_without_a_further_answer(
-    copied: Scenes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    view = StoreView(copied.store)
+def test_finished_questions_certify_without_a_further_answer(copied: Scenes, said) -> None:
+    view, check = StoreView(copied.store), ("verify", "--certificate", Certificate.path_of(copied.store))
     answered(view, Questions.draw(view, budget=2000), copied.truth)
-    assert certify(copied, "--budget", 0) == 0
+    printed = said(*certify(copied, 0)).out
     found = certificate(copied)
     assert any(row["certified"] for row in found.results().values())
     assert not found.drawn
-    said = capsys.readouterr().out
-    assert f"0 of 0 pixels, and {len(found.items)} answers to questions" in said
-    assert main(["verify", "--certificate", str(Certificate.path_of(copied.store))]) == 0
-    assert certify(copied, "--budget", 60) == 0
+    assert f"0 of 0 pixels, and {len(found.items)} answers to questions" in printed
+    said(*check)
+    said(*certify(copied, 60))
     more = certificate(copied)
     assert 0 < len(more.drawn) <= 60 < len(more.items)
-    assert main(["verify", "--certificate", str(Certificate.path_of(copied.store))]) == 0
+    said(*check)
 
 
-def test_label_maps_judge_the_cross_and_people_by_their_answer(copied: Scenes) -> None:
-    options = ("--answers", str(copied.maps), "--budget", "120", "--ids", "train")
-    assert main(["ask", str(copied.store), *options]) == 0
+def test_label_maps_judge_the_cross_and_people_by_their_answer(copied: Scenes, said) -> None:
+    said("ask", copied.store, "--answers", copied.maps, "--budget", 120, "--ids", "train")
     view, differ = StoreView(copied.store), 0
     found = Questions.load(Questions.path_of(copied.store))
     for item in found.items:
@@ -122,8 +107,8 @@ def test_label_maps_judge_the_cross_and_people_by_their_answer(copied: Scenes) -
         differ += item["cross"] != item["verdict"]
     assert differ, "some pixel is of another class than most of its region"
     asked = Questions.draw(view, budget=4, seed=1)
-    for number, said in enumerate(("right", MIXED, UNSURE, "wall")):
-        asked.answer(view, number, said, "kim")
+    for number, answer in enumerate(("right", MIXED, UNSURE, "wall")):
+        asked.answer(view, number, answer, "kim")
     assert [item["cross"] for item in asked.items] == ["right", "wrong", "unsure", "wrong"]
     asked.undo(view, 0)
     assert "cross" not in asked.items[0]
@@ -156,13 +141,13 @@ def test_questions_count_once_the_last_is_answered_and_a_changed_answer_changes_
     assert next(item for item in begun.items if "set" in item)["verdict"] == now
 
 
-def test_what_is_left_of_a_set_is_given_up_with_the_first_draw_of_the_next_one(copied: Scenes) -> None:
+def test_what_is_left_of_a_set_is_given_up_with_the_first_draw_of_the_next_one(copied: Scenes, said) -> None:
     view = StoreView(copied.store)
     for seed in (0, 1):
         questions = Questions.draw(view, budget=800, seed=seed)
         SpotFile(Questions, view).start(questions)
         answered(view, questions, copied.truth)
-    assert certify(copied, "--budget", 0) == 0
+    said(*certify(copied, 0))
     sets = [item["set"] for item in certificate(copied).items]
     assert len(set(sets)) == 2
     assert sets == sorted(sets, key=sets.index), "never back to the first"
@@ -201,23 +186,19 @@ ALTERED: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("change", ALTERED)
-def test_a_certificate_with_other_answers_to_questions_is_refused(
-    copied: Scenes, capsys: pytest.CaptureFixture[str], change: str
-) -> None:
+def test_a_certificate_with_other_answers_to_questions_is_refused(copied: Scenes, said, change: str) -> None:
     view = StoreView(copied.store)
     answered(view, Questions.draw(view, budget=150), copied.truth)
-    assert certify(copied, "--budget", 0) == 0
+    said(*certify(copied, 0))
     file = Certificate.path_of(copied.store)
     value = sealed.read(file)
     ALTERED[change](value)
     value.pop("digest")
     value["results"] = Certificate(json.loads(json.dumps(value))).results()
     sealed.write(file, value)
-    capsys.readouterr()
-    assert main(["verify", "--certificate", str(file)]) == 4
-    said = capsys.readouterr().err
-    assert "refused: " in said
-    assert said.count("error:") == 1
+    error = said("verify", "--certificate", file, status=4).err
+    assert "refused: " in error
+    assert error.count("error:") == 1
 
 
 # -- how often a certificate is false ---------------------------------------------------------------------

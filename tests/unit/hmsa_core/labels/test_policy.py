@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, ThresholdPolicy
 from hmsa_core.labels.store.codes import EDGES
 from hmsa_core.labels.store.format import binding
+from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold, keep
+from hmsa_core.labels.thresholds.probabilities import load_table
 from hmsa_core.taxonomy import cityscapes
+from pipeline.review.certificate import Certificate
 from tests.support.cases import CASES
 from tests.support.label_maps import toy_classes
 
@@ -74,21 +78,6 @@ def test_a_policy_file_gives_back_the_same_policy(tmp_path: Path) -> None:
     assert np.allclose(back.table, table, atol=1e-6)
 
 
-def test_an_edited_or_flipped_policy_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.json"
-    _policy([3, 7]).save(path)
-    original = path.read_bytes()
-    path.write_bytes(original.replace(b'"code":7', b'"code":6'))
-    with pytest.raises(StoreError, match=r"p\.json: damaged or edited"):
-        ThresholdPolicy.load(path)
-    for position in range(0, len(original) * 8, 97):
-        changed = bytearray(original)
-        changed[position // 8] ^= 1 << position % 8
-        path.write_bytes(bytes(changed))
-        with pytest.raises(StoreError):
-            ThresholdPolicy.load(path)
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -135,10 +124,26 @@ def test_one_dimensional_and_empty_maps_keep_their_shape() -> None:
     assert policy.apply(strided, strided).shape == (4, 3)
 
 
-def test_a_file_of_another_kind_and_an_entry_whose_code_and_threshold_disagree_are_refused(tmp_path: Path) -> None:
-    sealed.write(tmp_path / "x.json", {"format": "hmsa-merge-rules", "version": 1})
-    with pytest.raises(StoreError, match="not a policy"):
-        ThresholdPolicy.load(tmp_path / "x.json")
+@pytest.mark.parametrize(
+    ("read", "what"),
+    [
+        (ThresholdPolicy.load, "a policy"),
+        (Curves.load, "a curves file"),
+        (load_table, "a calibration table"),
+        (Certificate.load, "a certificate"),
+    ],
+)
+def test_a_file_of_another_kind_or_an_edited_one_is_refused(tmp_path: Path, read: Callable[[Path], object], what: str):
+    file = tmp_path / "x.json"
+    sealed.write(file, {"format": "hmsa-merge-rules", "version": 1})
+    with pytest.raises(StoreError, match=rf"x\.json: not {what} of version \d \(found hmsa-merge-rules 1\)"):
+        read(file)
+    file.write_bytes(file.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(StoreError, match=r"x\.json: damaged or edited"):
+        read(file)
+
+
+def test_an_entry_whose_code_and_threshold_disagree_is_refused(tmp_path: Path) -> None:
     _policy([3, 7]).save(tmp_path / "p.json")
     value = {k: v for k, v in sealed.read(tmp_path / "p.json").items() if k != "digest"}
     value["classes"][1]["threshold"] = "0.99"

@@ -17,7 +17,6 @@ from hmsa_core.io import sealed
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
-from hmsa_core.labels.store import reader
 from hmsa_core.labels.store.format import footer_sha256
 from hmsa_core.taxonomy import mapillary
 from tests.support.label_maps import maps, opened, stored, toy_classes, write_store
@@ -180,10 +179,10 @@ def test_a_store_travels_to_loader_workers_and_survives_a_fork(tmp_path: Path) -
     assert np.array_equal(store.read(name)[0], given[name][0])
 
 
-def test_more_shards_than_may_be_open_are_all_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_OPEN_FILES", 2)
+def test_more_shards_than_may_be_open_are_all_served(tmp_path: Path) -> None:
     given = write_store(tmp_path, 5, per_shard=1)
     store = LabelStore.open(tmp_path)
+    store.open_files = 2
     for name in [*given, *given]:
         assert np.array_equal(store.read(name)[0], given[name][0])
     assert len(store._files) == 2

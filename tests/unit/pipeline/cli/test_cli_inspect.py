@@ -100,10 +100,6 @@ def test_a_policy_saved_on_the_page_can_be_looked_at_and_exported(store: Path, t
     assert "hint: leave --save-policy out" in printed
 
 
-def test_what_is_no_store_is_said(tmp_path: Path, said) -> None:
-    assert "no label store here" in said("inspect", tmp_path, "--threshold", "0.9", status=4).err
-
-
 def _calibrated(folder: Path) -> Path:
     """A store with human labels, and next to it what `calibrate` counts: a policy, curves and pairs."""
     label, sure = np.zeros((10, 10), np.uint8), np.full((10, 10), 0.95, np.float32)
@@ -149,21 +145,3 @@ def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, inspect, capsys, s
     assert reported > len(damages) // 2
     pairs.write_bytes(b"")
     assert f"error: {pairs}: " in said("serve", *arguments, "--port", "0", status=4).err
-
-
-def test_a_review_line_that_is_no_object_is_named(store: Path, tmp_path: Path, said) -> None:
-    mine = shutil.copytree(store, tmp_path / "raw")
-    (tmp_path / "raw.review.jsonl").write_text("[]\n")
-    err = said("inspect", mine, "--threshold", "0.9", "--sort", "name", status=4).err
-    assert "raw.review.jsonl: line 1 is not a review mark (expected an object, found list)" in err
-    assert err.count("\n") == 2
-
-
-def test_an_audit_file_without_its_items_is_named(store: Path, tmp_path: Path, said) -> None:
-    mine = shutil.copytree(store, tmp_path / "three")
-    for damaged in ({}, {"id": "1"}, {"items": []}):
-        audit = {"format": "hmsa-click-audit", "version": 1, **damaged}
-        (tmp_path / "three.audit.json").write_text(json.dumps(audit))
-        err = said("inspect", mine, "--threshold", "0.9", status=4).err
-        assert "three.audit.json: damaged: " in err
-        assert err.count("\n") == 2

@@ -49,7 +49,7 @@ def test_verify_checks_single_files_too(tmp_path: Path, said) -> None:
     assert "damaged or edited" in said("verify", policy, status=4).err
 
 
-@pytest.mark.parametrize("command", [["verify", "."], ["export", ".", "out"], ["diff", ".", "."]])
+@pytest.mark.parametrize("command", [["verify", "."], ["export", ".", "out"], ["diff", ".", "."], ["inspect", "."]])
 def test_a_folder_that_is_no_store_gives_one_line(tmp_path: Path, said, command: list[str]) -> None:
     error = said(command[0], *(tmp_path / name for name in command[1:]), status=4).err.splitlines()
     assert error[0].startswith("error: ")
@@ -74,13 +74,6 @@ def test_one_image_can_be_exported_with_a_policy_file(store: Path, tmp_path: Pat
     said("export", store, tmp_path / "out", "--policy", tmp_path / "p.json", "--name", name, "--format", "released")
     files = sorted(p.name for p in (tmp_path / "out").rglob("*.png"))
     assert files == [f"{name}_leftImg8bit.png", f"{name}_leftImg8bit_prob.png"]
-
-
-def test_a_threshold_off_the_grid_is_refused_with_neighbours(store: Path, tmp_path: Path, said) -> None:
-    error = said("export", store, tmp_path / "out", "--threshold", "0.123", status=2).err
-    assert "0.12" in error
-    assert "0.13" in error
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_import_never_touches_an_existing_store(store: Path, tmp_path: Path, said) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from pipeline.night.figures import precision_alarms, wrong_regions
@@ -14,16 +11,11 @@ from pipeline.review.certification import begin
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.stats import Thresholds
 from pipeline.review.view import StoreView
-from tests.support.label_scenes import Scenes, make_scenes
+from tests.support.label_scenes import Scenes
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    return make_scenes(tmp_path_factory.mktemp("pays"))
-
-
-def test_regions_hold_the_kept_pixels_that_are_least_sure(scenes: Scenes) -> None:
-    policy, store = ThresholdPolicy.load(scenes.policy), LabelStore.open(scenes.store)
+def test_regions_hold_the_kept_pixels_that_are_least_sure(made: Scenes) -> None:
+    policy, store = ThresholdPolicy.load(made.policy), LabelStore.open(made.store)
     assert policy.table is not None
     rows = wrong_regions(store, policy.codes(), policy.table, store.names())
     assert rows
@@ -40,10 +32,10 @@ def test_regions_hold_the_kept_pixels_that_are_least_sure(scenes: Scenes) -> Non
     assert share > expected / kept  # the regions are worse than what is kept on average
 
 
-def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expected(scenes: Scenes) -> None:
-    view, policy = StoreView(scenes.store), ThresholdPolicy.load(scenes.policy)
+def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expected(made: Scenes) -> None:
+    view, policy = StoreView(made.store), ThresholdPolicy.load(made.policy)
     assert policy.table is not None
-    certificate = begin(view, target=0.9, delta=0.05, budget=400, seed=0, classes=["sky"], policy=scenes.policy)
+    certificate = begin(view, target=0.9, delta=0.05, budget=400, seed=0, classes=["sky"], policy=made.policy)
     (before,) = certificate.pays(view, policy.codes())
     while len(certificate.items) < 30:
         certificate.plan_draws(view)
@@ -52,7 +44,7 @@ def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expect
     (after,) = certificate.pays(view, policy.codes())
     assert after["answers"] < before["answers"]
     assert after["confirm"] + after["bring"] >= before["confirm"] + before["bring"]
-    bad = begin(view, target=0.9, delta=0.05, budget=400, seed=0, classes=["sky"], policy=scenes.policy)
+    bad = begin(view, target=0.9, delta=0.05, budget=400, seed=0, classes=["sky"], policy=made.policy)
     bad.plan_draws(view)
     for number in range(10):
         bad.answer(view, number, "wrong")
@@ -62,11 +54,10 @@ def test_answers_change_what_the_next_ones_are_worth_and_where_errors_are_expect
     assert errors[0] < errors[1]
 
 
-def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(tmp_path: Path) -> None:
-    scenes = make_scenes(tmp_path)  # audits are evidence for a certificate of the same store
-    view = StoreView(scenes.store)
+def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(copied: Scenes) -> None:
+    view = StoreView(copied.store)
     thresholds = Thresholds(np.zeros(view.classes.num_classes, np.int64), ("0.00",) * view.classes.num_classes, "0.00")
-    files = SpotFile(Audit, view, Audit.path_of(scenes.store.parent / "raw"))
+    files = SpotFile(Audit, view)
     sky = view.classes.index("sky")
     messages = []
     for night in range(5):

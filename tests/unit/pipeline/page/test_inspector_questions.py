@@ -16,7 +16,7 @@ from pipeline.cli.main import main
 from pipeline.review.questions import Questions, review_of
 from pipeline.review.session import Session
 from pipeline.review.view import StoreView
-from tests.support.asgi import AsgiClient, client_of
+from tests.support.asgi import AsgiClient, Reply, client_of
 from tests.support.label_scenes import Scenes, corrected, make_scenes
 
 PRICE = ("price", "last", "next", "words")
@@ -33,6 +33,11 @@ def said(client: AsgiClient, drawn_set: dict[str, Any], verdict: str, number: in
     assert reply.status == 200, reply.json()
     found: dict[str, Any] = reply.json()
     return found
+
+
+def assert_refused(reply: Reply, words: str) -> None:
+    message = reply.json()["message"]
+    assert (reply.status in (400, 404), words in message, "\n" in message) == (True, True, False), message
 
 
 def items_of(scenes: Scenes) -> list[dict[str, Any]]:
@@ -176,11 +181,7 @@ def test_questions_about_labels_that_were_made_anew_are_void_and_their_answers_s
 def test_a_wrong_plan_is_reported_in_one_line_and_nothing_is_drawn(
     client: AsgiClient, copied: Scenes, body: dict[str, Any], said: str
 ) -> None:
-    reply = client.post("/api/questions", body)
-    assert reply.status in (400, 404)
-    message = reply.json()["message"]
-    assert said in message
-    assert "\n" not in message
+    assert_refused(client.post("/api/questions", body), said)
     assert not Questions.path_of(copied.store).exists()
 
 
@@ -197,11 +198,8 @@ def test_a_wrong_answer_is_reported_in_one_line_and_counts_for_nothing(
     client: AsgiClient, copied: Scenes, body: dict[str, Any], said: str
 ) -> None:
     drawn_set = drawn(client)
-    reply = client.post("/api/questions/answer", {"audit": drawn_set["id"], "item": 0, "verdict": "right", **body})
-    assert reply.status in (400, 404)
-    message = reply.json()["message"]
-    assert said in message
-    assert "\n" not in message
+    given = {"audit": drawn_set["id"], "item": 0, "verdict": "right", **body}
+    assert_refused(client.post("/api/questions/answer", given), said)
     assert not any(item["verdict"] for item in items_of(copied))
     assert review_of(StoreView(copied.store)).marks() == []
     assert client.get("/api/questions/item", audit="0", item=0).status == 404
