@@ -20,6 +20,7 @@ from hmsa_core.config import (
     SCALES,
     InferConfig,
     Names,
+    Passes,
     PositiveInt,
     RuntimeConfig,
     Scales,
@@ -141,6 +142,11 @@ class EvaluationSetting(Section):
     score_at: Literal["original", "resized"] = Field(
         "original", description="resized: labels too, as the released code scores"
     )
+
+    @property
+    def passes(self) -> Passes:
+        """How the network is run."""
+        return Passes(self.scales, self.flip, self.mode)
 
 
 def _of_different_names(settings: tuple[EvaluationSetting, ...]) -> tuple[EvaluationSetting, ...]:

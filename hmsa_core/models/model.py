@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.config import SCALES, ModelConfig, check_scales
+from hmsa_core.config import SCALES, ModelConfig, Passes, check_scales
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
@@ -141,14 +141,14 @@ class MultiScaleModel(nn.Module):
             ConfigError: the scales are unusable. InputError: the images have another shape.
         """
         self._check_images(images)
-        checked = check_scales(scales)
+        passes = Passes(check_scales(scales), flip)
         with evaluating(self), torch.no_grad():
             fused = ScalePass(images, self.kind, self._run)
-            weights = None if self.kind == "max" else fused.weights(checked, flip)
+            weights = None if self.kind == "max" else fused.weights(passes)
             return Prediction(
-                logits=fused.scores(checked, flip).full(),
+                logits=fused.scores(passes).full(),
                 weights=weights and {s: w.expand(len(images), 1, *fused.size) for s, w in weights.items()},
-                attention={scale: maps.full() for scale, maps in fused.attention(checked, flip).items()},
+                attention={scale: maps.full() for scale, maps in fused.attention(passes).items()},
             )
 
     def _run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:

@@ -49,6 +49,6 @@ def seconds_an_image(
         HmsaError: the network cannot be opened, or does not fit classes or image.
     """
     context = JobContext(Path(), start_ranks(config.runtime, {}), config.runtime)
-    opened = open_teacher(teacher, config, classes, context)
+    opened = open_teacher(teacher, config.passes, classes, context)
     opened.check([name])
     return fastest(lambda: opened.label(name, image), _BUDGET) / config.runtime.ranks

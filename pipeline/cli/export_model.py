@@ -55,11 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trace and convert the model, compare the labels, write the file."""
     _check(args)
-    threads = pin_threads(args)
-    from hmsa_core.config import RuntimeConfig
+    pin_threads(args)
     from hmsa_core.inference.teachers.run_options import run_options
 
-    options = run_options(args.checkpoint, args.scales, False, RuntimeConfig(threads=threads, precision="fp32"))
+    options = run_options(args.checkpoint, args.scales)
     from hmsa_core import models
     from hmsa_core.io.atomic import write_bytes
     from hmsa_core.models import export
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         export.check_onnx()
     pictures, words = _pictures(args, options.meta)
     calibration = _images_of(args.int8) if args.int8 else None
-    model, scales, suffix = models.load(options.checkpoint), options.scales, args.out.suffix
+    model, scales, suffix = models.load(options.checkpoint), options.passes.scales, args.out.suffix
     least, found = export.least_side(model, scales), min(min(batch.shape[2:]) for batch in _batches(pictures))
     if suffix == ".pt2" and found < least:
         raise InputError(

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hmsa_core import models
-from hmsa_core.config import RuntimeConfig
+from hmsa_core.config import Passes, RuntimeConfig
 from hmsa_core.inference.folder import infer_job
 from hmsa_core.inference.network.predictor import Predictor, Tiler
 from hmsa_core.inference.teachers.teacher import NetworkTeacher
@@ -121,7 +121,7 @@ def little_memory():
 def test_an_image_that_does_not_fit_is_tiled_and_the_side_is_reported(little_memory):
     tiler, image = Tiler(Predictor(small_model(), "cuda", "fp32")), noise_image(1, 1024, 2048)
     little_memory(0.35e9)
-    label_map, _ = tiler.label(image, SCALES, True)
+    label_map, _ = tiler.label(image, Passes(SCALES, True))
     assert label_map.shape == (1024, 2048)
     assert tiler.forced(image) is not None
     assert tiler.forced(noise_image(1, 64, 64)) in (None, 64)
@@ -130,12 +130,12 @@ def test_an_image_that_does_not_fit_is_tiled_and_the_side_is_reported(little_mem
 def test_lack_of_memory_gives_captured_passes_back(little_memory):
     tiler, small = Tiler(Predictor(small_model(), "cuda", "fp32")), noise_image(1, 512, 1024)
     for _ in range(3):
-        tiler.label(small.copy(), SCALES, True)
+        tiler.label(small.copy(), Passes(SCALES, True))
     assert tiler.predictor._pass._captured
     little_memory(0.2e9)
-    tiler.label(noise_image(2, 1024, 2048), SCALES, True)
+    tiler.label(noise_image(2, 1024, 2048), Passes(SCALES, True))
     assert not tiler.predictor._pass._captured
-    tiler.label(small.copy(), SCALES, True)
+    tiler.label(small.copy(), Passes(SCALES, True))
 
 
 def test_tiles_that_lack_of_memory_forced_are_in_receipt_and_summary(tmp_path, little_memory):

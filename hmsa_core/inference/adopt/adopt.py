@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.config import RuntimeConfig
+from hmsa_core.config import Passes, RuntimeConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.walk import stem_of, walk
 from hmsa_core.inference.adopt import fitting
 from hmsa_core.inference.adopt.combination import agreeing_weights, combine
 from hmsa_core.inference.adopt.fitting import Mapped
-from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, View, Views, draw, run
+from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, View, Views, draw, run, views_of
 from hmsa_core.inference.evaluation.labelled_files import Ids, blocks_of, check_labels, label_reader, pairs_of
 from hmsa_core.inference.network.predictor import Tiler
 from hmsa_core.inference.teachers.classes import class_map
@@ -57,6 +57,7 @@ _INPUTS = (
 )
 # Label sets whose number of classes tells them where a network names none: proposed, and checked by labels.
 _KNOWN_SETS: dict[int, Callable[[], ClassTable]] = {19: cityscapes}
+_ONCE = Passes((1.0,), flip=False)
 Tell = Callable[[str], None]
 
 
@@ -99,8 +100,7 @@ class _Candidate:
     names: tuple[str, ...]
     views: Views
     maps: list[Mapped]
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
+    passes: Passes = _ONCE
 
     @property
     def targets(self) -> dict[int, int]:
@@ -108,8 +108,7 @@ class _Candidate:
 
     @property
     def chosen(self) -> list[View]:
-        mirrors = (False, True) if self.flip else (False,)
-        return [View(scale, mirrored) for scale in self.scales for mirrored in mirrors]
+        return views_of(self.passes)
 
 
 def adopt_folder(
@@ -254,7 +253,7 @@ def _look_at(
     one = _candidate(source, views, pixels, classes)
     if source.family != "scores":
         by_labels = bool((pixels.truth != IGNORE).any())
-        one.scales, one.flip = (
+        one.passes = (
             fitting.choose_views(views, one.targets, pixels, classes.num_classes)
             if by_labels
             else fitting.agreeing_scales(views)
@@ -269,16 +268,14 @@ def _checkpoint(
     source: Source, pictures: Sequence[Picture], pixels: Pixels, classes: ClassTable, context: JobContext
 ) -> _Candidate:
     """A checkpoint of this package runs as it says itself: attention was trained for its scales."""
-    options = run_options(source.path, None, None, context.runtime)
-    scales, flip = options.scales, options.flip
+    passes = run_options(source.path).passes
     tiler = Tiler(open_network(source, context, is_single=False))
-    views = run(pictures, [View(1.0)], lambda _one, image, _view: tiler.probabilities(image, scales, flip))
+    views = run(pictures, [View(1.0)], lambda _one, image, _view: tiler.probabilities(image, passes))
     found = _candidate(source, views, pixels, classes)
     # The views that were run stand for all of its scales together.
-    views.scores.update({View(s, m): views.scores[View(1.0)] for s in scales for m in (False, True)})
-    seconds = views.seconds[View(1.0)] / (len(scales) * (1 + flip))
-    views.seconds.update({View(s, m): seconds for s in scales for m in (False, True)})
-    found.scales, found.flip = scales, flip
+    found.passes = passes
+    views.scores.update(dict.fromkeys(found.chosen, views.scores[View(1.0)]))
+    views.seconds.update(dict.fromkeys(found.chosen, views.seconds[View(1.0)] / len(found.chosen)))
     return found
 
 
@@ -325,7 +322,7 @@ def _run_network(network: Network, pictures: Sequence[Picture], views: Sequence[
 
     def predict(_: Picture, image: UInt8, view: View) -> Float32:
         given = np.ascontiguousarray(image[:, ::-1]) if view.mirrored else image
-        found = tiler.probabilities(given, (view.scale,), flip=False)
+        found = tiler.probabilities(given, Passes((view.scale,), flip=False))
         return found[:, :, ::-1] if view.mirrored else found
 
     return run(pictures, views, predict)
@@ -407,15 +404,21 @@ def _member(one: _Candidate, classes: ClassTable, weight: float, temperature: fl
     if not is_identity:
         table["classes"] = {channel: classes.classes[target] for channel, target in sorted(one.targets.items())}
     spec = str(replace(one.source, path=one.source.path.resolve(), given=None, map=None))
-    how = {"teacher": spec, "scales": one.scales, "flip": one.flip, "weight": weight, "temperature": temperature}
+    how = {
+        "teacher": spec,
+        "scales": one.passes.scales,
+        "flip": one.passes.flip,
+        "weight": weight,
+        "temperature": temperature,
+    }
     return Member.model_validate(table | how)
 
 
 def _how(one: _Candidate, weight: float) -> str:
     if weight == 0:
         return "left out"
-    scales = ", ".join(f"{scale:g}" for scale in one.scales)
-    return f"{{{scales}}}{' + flip' if one.flip else ''}, weight {weight:g}"
+    scales = ", ".join(f"{scale:g}" for scale in one.passes.scales)
+    return f"{{{scales}}}{' + flip' if one.passes.flip else ''}, weight {weight:g}"
 
 
 def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, seconds: float, how: str) -> Row:

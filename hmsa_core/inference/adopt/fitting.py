@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.inference.adopt.samples import Float32, Pixels, View, Views
+from hmsa_core.config import Passes
+from hmsa_core.inference.adopt.samples import Float32, Pixels, View, Views, views_of
 from hmsa_core.inference.teachers.classes import summed
 from hmsa_core.metrics import iou_of
 from hmsa_core.taxonomy import IGNORE, ClassTable
@@ -93,19 +94,16 @@ def mean_iou(predicted: Float32, pixels: Pixels) -> float:
     return float(np.nanmean(np.where(counts.sum(1) > 0, iou_of(counts), np.nan)))
 
 
-def choose_views(
-    views: Views, targets: dict[int, int], pixels: Pixels, num_classes: int
-) -> tuple[tuple[float, ...], bool]:
+def choose_views(views: Views, targets: dict[int, int], pixels: Pixels, num_classes: int) -> Passes:
     """Scales and mirroring by labels: the best scale, then more as long as each brings `_GAIN`."""
 
-    def score(scales: Sequence[float], flip: bool) -> float:
-        tried = [View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
-        return mean_iou(apply(views.probabilities(tried), targets, num_classes), pixels)
+    def score(passes: Passes) -> float:
+        return mean_iou(apply(views.probabilities(views_of(passes)), targets, num_classes), pixels)
 
     known = sorted({view.scale for view in views.scores})
-    chosen, best = _grow(known, lambda scales: score(scales, flip=False))
+    chosen, best = _grow(known, lambda scales: score(Passes(scales, flip=False)))
     can_flip = any(view.mirrored for view in views.scores)
-    return chosen, can_flip and score(chosen, flip=True) >= best + _GAIN
+    return Passes(chosen, can_flip and score(Passes(chosen, flip=True)) >= best + _GAIN)
 
 
 def _grow(known: list[float], score: Callable[[tuple[float, ...]], float]) -> tuple[tuple[float, ...], float]:
@@ -120,10 +118,10 @@ def _grow(known: list[float], score: Callable[[tuple[float, ...]], float]) -> tu
     return chosen, best
 
 
-def agreeing_scales(views: Views) -> tuple[tuple[float, ...], bool]:
+def agreeing_scales(views: Views) -> Passes:
     """Scales and mirroring without labels: the scale that agrees most with its mirror image and its neighbours."""
     found = {scale: agreement(views, scale) for scale in {view.scale for view in views.scores}}
-    return (max(sorted(found), key=lambda one: found[one]),), any(view.mirrored for view in views.scores)
+    return Passes((max(sorted(found), key=lambda one: found[one]),), any(view.mirrored for view in views.scores))
 
 
 def agreement(views: Views, scale: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import holds_train_ids, read_image
 from hmsa_core.data.index import Sample
@@ -244,8 +244,7 @@ def _open(
     alone = only_checkpoint(run.teacher)
     if alone is not None:
         return load_predictor(alone, context)
-    config = InferConfig(scales=run.scales, flip=run.flip, runtime=run.runtime)
-    teacher = open_teacher(run.teacher, config, classes, context)
+    teacher = open_teacher(run.teacher, run.passes, classes, context)
     teacher.check([sample.name for sample in samples])
     return teacher
 
@@ -271,8 +270,8 @@ def _score(
     """A network's counts, and its figures as they are printed; an image that it has learned from is counted too."""
     setting = EvaluationSetting(
         name="evaluate",
-        scales=run.scales,
-        flip=run.flip,
+        scales=run.passes.scales,
+        flip=run.passes.flip,
         mode=folders.mode,
         long_edge=folders.long_edge,
         score_at=folders.score_at,

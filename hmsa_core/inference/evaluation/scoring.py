@@ -67,13 +67,13 @@ class _Network:
         self._learns_weights = predictor.kind in ("hierarchical", "explicit")
 
     def label(self, _name: str, image: UInt8, setting: EvaluationSetting, size: Size) -> Maps:
-        return self._tiler.label(image, setting.scales, setting.flip, kind=setting.mode, size=size)
+        return self._tiler.label(image, setting.passes, size)
 
     def weights(self, image: UInt8, setting: EvaluationSetting) -> dict[float, NDArray[np.float32]]:
         """Weight of each scale at each pixel; empty where the network has learned none."""
         if setting.mode != "model" or not self._learns_weights:
             return {}
-        return self._tiler.weights(image, setting.scales, setting.flip)
+        return self._tiler.weights(image, setting.passes)
 
 
 class _Labels:

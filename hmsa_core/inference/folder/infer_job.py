@@ -136,7 +136,7 @@ def _open(spec: InferSpec, context: JobContext) -> Pipeline:
     index = Index.load(spec.selection.index)
     selected = index.select(**spec.selection.filters())
     wanted = ClassTable.from_json(spec.classes) if spec.classes else index.classes
-    teacher = open_teacher(spec.teacher, spec.config, wanted, context)
+    teacher = open_teacher(spec.teacher, spec.config.passes, wanted, context)
     teacher.check([sample.name for sample in selected])
     return Pipeline(
         context,
@@ -215,7 +215,7 @@ def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str
     config = spec.config
     return {
         **spec.lineage,
-        **made_by(teacher.sources, config.scales, config.flip),
+        **made_by(teacher.sources, config.passes),
         "precision": teacher.precision,
         "code_version": __version__,
         "parameters": {

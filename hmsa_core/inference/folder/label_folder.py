@@ -114,7 +114,7 @@ def label_images(
 
     Args:
         images, out, names, images_per_shard, codec: as in `label`.
-        options: teacher, scales, flip, and how the machine is used.
+        options: teacher, how it is run, and how the machine is used.
         engine: "ray": images are checked and labelled by tasks of Ray, `options.runtime.ranks` at once.
         tell: called with one line for each remark, for example which image is left out and why.
         stop: set it to stop between two images.
@@ -146,7 +146,11 @@ def label_images(
             if target is not None and not before:
                 target.begin(begun)
             config = InferConfig(
-                scales=options.scales, flip=options.flip, images_per_shard=shard, codec=codec, runtime=options.runtime
+                scales=options.passes.scales,
+                flip=options.passes.flip,
+                images_per_shard=shard,
+                codec=codec,
+                runtime=options.runtime,
             )
             spec = InferSpec(
                 work=work,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.config import SCALES, RuntimeConfig, check_scales
+from hmsa_core.config import SCALES, Passes, RuntimeConfig, check_scales
 from hmsa_core.inference.teachers.classes import class_map, named_classes
 from hmsa_core.inference.teachers.sources import Spec, only_checkpoint, parse, resolved
 from hmsa_core.io.errors import ConfigError
@@ -25,9 +25,7 @@ class RunOptions:
 
     checkpoint: Path
     meta: dict[str, Any]  # the checkpoint's JSON
-    scales: tuple[float, ...]
-    flip: bool
-    runtime: RuntimeConfig
+    passes: Passes
 
     @property
     def classes(self) -> ClassTable:
@@ -42,8 +40,7 @@ class TeacherOptions:
     teacher: tuple[str, ...]
     class_table: dict[str, Any] | None  # JSON; None = a checkpoint without class names
     num_classes: int
-    scales: tuple[float, ...]
-    flip: bool
+    passes: Passes
     runtime: RuntimeConfig
 
     def __str__(self) -> str:
@@ -62,9 +59,9 @@ def teacher_options(
     if alone is not None:
         if classes is not None:
             raise ConfigError("--classes is for teachers of other tools: a checkpoint has its own classes")
-        run = run_options(alone, scales, flip, runtime)
+        run = run_options(alone, scales, flip)
         meta, path = run.meta, (str(run.checkpoint.resolve()),)
-        return TeacherOptions(path, meta.get("class_table"), meta["num_classes"], run.scales, run.flip, runtime)
+        return TeacherOptions(path, meta.get("class_table"), meta["num_classes"], run.passes, runtime)
     sources = parse(teacher)
     for source in sources:
         _ = source.files  # whether they are there
@@ -76,13 +73,11 @@ def teacher_options(
     for source in sources:
         class_map(source, classes)
     texts = resolved(sources, Path.resolve)
-    chosen = check_scales((1.0,) if scales is None else scales)
-    return TeacherOptions(texts, classes.to_json(), classes.num_classes, chosen, bool(flip), runtime)
+    passes = Passes(check_scales((1.0,) if scales is None else scales), bool(flip))
+    return TeacherOptions(texts, classes.to_json(), classes.num_classes, passes, runtime)
 
 
-def run_options(
-    checkpoint: str | Path, scales: Sequence[float] | None, flip: bool | None, runtime: RuntimeConfig
-) -> RunOptions:
+def run_options(checkpoint: str | Path, scales: Sequence[float] | None = None, flip: bool | None = None) -> RunOptions:
     """Fill in what the checkpoint says about itself.
 
     Raises:
@@ -101,4 +96,4 @@ def run_options(
     usual = (1.0,) if meta["kind"] == "single" else SCALES
     chosen = check_scales(scales if scales is not None else inference.get("scales") or usual)
     flipped = flip if flip is not None else bool(inference.get("flip", True))
-    return RunOptions(path if path.is_dir() else path.parent, meta, chosen, flipped, runtime)
+    return RunOptions(path if path.is_dir() else path.parent, meta, Passes(chosen, flipped))

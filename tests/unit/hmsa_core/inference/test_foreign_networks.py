@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hmsa_core.config import InferConfig
+from hmsa_core.config import Passes
 from hmsa_core.inference.teachers.sources import Source, digest_of, onnx_metadata
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.errors import HmsaError, InputError
@@ -51,9 +51,7 @@ def network(
 
 
 def opened(path: Path) -> Teacher:
-    return open_teacher(
-        [f"onnx:{path}"], InferConfig(scales=(1.0,), flip=False), class_table(), job_context(Path("unused"))
-    )
+    return open_teacher([f"onnx:{path}"], Passes((1.0,), False), class_table(), job_context(Path("unused")))
 
 
 def turned(given: str, made: str, *order: int) -> Node:
