@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.config import SCALES, ModelConfig, Passes, check_scales
+from hmsa_core.config import MEAN, SCALES, STD, ModelConfig, Passes, check_scales
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
@@ -79,6 +79,12 @@ class MultiScaleModel(nn.Module):
     def kind(self) -> str:
         """Fusion kind: hierarchical, explicit, average, max or single."""
         return self.config.kind
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of RGB in [0, 1] that the checkpoint was trained with."""
+        inference = self.meta.get("inference") or {}
+        return list(inference.get("mean") or MEAN), list(inference.get("std") or STD)
 
     def forward_scale(self, images: Tensor, *, attention: bool = True) -> ScaleOutput:
         """Run trunk and heads on images that already have the scale's size; nothing is upsampled.

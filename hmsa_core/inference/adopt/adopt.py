@@ -37,7 +37,7 @@ from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.metrics import bootstrap_iou
 from hmsa_core.runtime.ranks import JobContext, start_ranks
-from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
+from hmsa_core.taxonomy import ClassTable, cityscapes
 
 _IMAGES = 40  # at most, for all choices
 _LEAST_KEPT = 0.01  # share of the pixels that a threshold worth printing keeps
@@ -85,7 +85,11 @@ class Adoption:
     rows: tuple[Row, ...]
     kept: tuple[tuple[float, float, float], ...]  # threshold, coverage, precision
     certainty: float | None  # that stacking gains on held-out blocks; None = not tried
-    is_by_labels: bool
+
+    @property
+    def is_by_labels(self) -> bool:
+        """Whether labels chose, not agreement alone."""
+        return bool(self.adopted.images)
 
     def confirmed(self) -> Adoption:
         """The same after a person has looked at classes that labels alone name."""
@@ -104,7 +108,7 @@ class _Candidate:
 
     @property
     def targets(self) -> dict[int, int]:
-        return {one.channel: one.target for one in self.maps if one.target is not None}
+        return fitting.targets_of(self.maps)
 
     @property
     def chosen(self) -> list[View]:
@@ -164,11 +168,10 @@ def adopt(
         HmsaError: a network that cannot be used, in one line.
     """
     pixels = draw(pictures)
-    is_labelled = bool((pixels.truth != IGNORE).any())
     found = [_look_at(source, pictures, pixels, classes, context, tell) for source in parse(teachers)]
     members = [fitting.apply(one.views.probabilities(one.chosen), one.targets, classes.num_classes) for one in found]
     tell("choose how the networks are combined")
-    if is_labelled:
+    if pixels.is_labelled:
         combination = combine(members, pixels)
         weights, temperatures = combination.weights, combination.temperatures
         whole, stacking, certainty = combination.held_out, combination.stacking, combination.certainty
@@ -181,7 +184,7 @@ def adopt(
         class_table=classes.to_json(),
         members=tuple(_member(found[i], classes, weights[i], temperatures[i]) for i in used),
         stacking=stacking,
-        images=tuple(sorted(sha256_file(one.file) for one in pictures)) if is_labelled else (),
+        images=tuple(sorted(sha256_file(one.file) for one in pictures)) if pixels.is_labelled else (),
         unconfirmed=tuple(
             str(found[i].source) for i in used if {m.why for m in found[i].maps if m.target is not None} == {"labels"}
         ),
@@ -193,9 +196,8 @@ def adopt(
     ]
     how = "stacked by class" if stacking else "weighted mean"
     rows.append(_row("all together", whole, pixels, classes, sum(seconds[i] for i in used), how))
-    return Adoption(
-        adopted, tuple(tuple(one.maps) for one in found), tuple(rows), _kept(whole, pixels), certainty, is_labelled
-    )
+    maps = tuple(tuple(one.maps) for one in found)
+    return Adoption(adopted, maps, tuple(rows), _kept(whole, pixels), certainty)
 
 
 def pictures_of(images: Path, labels: Path | None, classes: ClassTable, ids: Ids, tell: Tell) -> list[Picture]:
@@ -241,7 +243,7 @@ def _look_at(
         channels = source.names or picture_names(source)
         if not isinstance(channels, int):
             source = replace(source, given=source.table.model_copy(update={"names": channels}))
-        views = run(pictures, [View(1.0)], lambda one, image, _: _scores(source, channels, one.name, image))
+        views = run(pictures, [View(1.0)], lambda one, image, _: read_scores(source, one.name, channels, image))
     else:
         source, network = _best_input(source, pictures, classes, context, tell)
         scales = (1.0,) if network.is_fixed else SCALES
@@ -252,10 +254,9 @@ def _look_at(
             source = replace(source, given=source.table.model_copy(update={"output": network.gives}))
     one = _candidate(source, views, pixels, classes)
     if source.family != "scores":
-        by_labels = bool((pixels.truth != IGNORE).any())
         one.passes = (
             fitting.choose_views(views, one.targets, pixels, classes.num_classes)
-            if by_labels
+            if pixels.is_labelled
             else fitting.agreeing_scales(views)
         )
     if by_table is not None and by_table != one.targets:
@@ -292,8 +293,7 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
     def score(i: int) -> float:
         if not counts[i].any():
             return fitting.agreement(views, tries[i].scale)
-        targets = {one.channel: one.target for one in maps[i] if one.target is not None}
-        return fitting.mean_iou(fitting.apply(views.probabilities([tries[i]]), targets, classes.num_classes), pixels)
+        return fitting.reached(views, [tries[i]], fitting.targets_of(maps[i]), pixels, classes.num_classes)
 
     best = max(range(len(tries)), key=score)
     if all(one.target is None for one in maps[best]):
@@ -318,7 +318,7 @@ def _names(source: Source, channels: int) -> tuple[str, ...]:
 
 
 def _run_network(network: Network, pictures: Sequence[Picture], views: Sequence[View]) -> Views:
-    tiler = Tiler(network, whole_pixels=1 << 62) if network.resizes else Tiler(network)
+    tiler = Tiler(network)
 
     def predict(_: Picture, image: UInt8, view: View) -> Float32:
         given = np.ascontiguousarray(image[:, ::-1]) if view.mirrored else image
@@ -326,10 +326,6 @@ def _run_network(network: Network, pictures: Sequence[Picture], views: Sequence[
         return found[:, :, ::-1] if view.mirrored else found
 
     return run(pictures, views, predict)
-
-
-def _scores(source: Source, channels: Sequence[str] | int, name: str, image: UInt8) -> Float32:
-    return read_scores(source, name, channels, (image.shape[0], image.shape[1]))
 
 
 def _best_input(
@@ -340,7 +336,6 @@ def _best_input(
         return source, _opened(source, context)
     some = pictures[:: max(1, len(pictures) // _TRIED)]
     drawn = draw(some)
-    by_labels = bool((drawn.truth != IGNORE).any())
     scored: list[tuple[float, Source, Network]] = []
     failed: dict[str, tuple[HmsaError, list[str]]] = {}
     for variant in _INPUTS:
@@ -356,9 +351,8 @@ def _best_input(
             failed.setdefault(error.message, (error, []))[1].append(_said(tried))
             continue
         score = fitting.agreement(views, 1.0)
-        if by_labels:
-            mapped = fitting.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
-            score = fitting.mean_iou(mapped, drawn)
+        if drawn.is_labelled:
+            score = fitting.reached(views, [View(1.0)], one.targets, drawn, classes.num_classes)
         scored.append((score, tried, network))
     if not scored:
         raise next(iter(failed.values()))[0]
@@ -367,10 +361,10 @@ def _best_input(
     reached, best, network = max(scored, key=lambda one: one[0])
     said = partial(_said, is_bytes=network.takes_bytes)
     trials = ", ".join(f"{said(one)} {score:.3f}" for score, one, _ in scored)
-    by = "mIoU" if by_labels else "agreement with the mirror image"
+    by = "mIoU" if drawn.is_labelled else "agreement with the mirror image"
     tell(f"{source}: nothing says how it takes an image; tried, by {by}: {trials}; taken: {said(best)}")
     if near := [said(one) for score, one, _ in scored if one is not best and score > reached - _CLOSE]:
-        more = "" if by_labels else ", or give --labels"
+        more = "" if drawn.is_labelled else ", or give --labels"
         tell(f"{source}: {near[0]} fits about as well: write mean, std and order in {source.table_path}{more}")
     return best, network
 
@@ -422,7 +416,7 @@ def _how(one: _Candidate, weight: float) -> str:
 
 
 def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, seconds: float, how: str) -> Row:
-    if not (pixels.truth != IGNORE).any():
+    if not pixels.is_labelled:
         return Row(name, None, None, {}, seconds, how)
     counts = fitting.confusions(predicted, pixels)
     # Only classes that occur in the truth are scored: the others' columns count as pixels without a class.
@@ -437,9 +431,9 @@ def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, sec
 
 def _kept(predicted: Float32, pixels: Pixels) -> tuple[tuple[float, float, float], ...]:
     """(threshold, coverage, precision) at 0.9 and at the least threshold of a grid that is 95 % right."""
-    known = pixels.truth != IGNORE
-    if not known.any():
+    if not pixels.is_labelled:
         return ()
+    known = pixels.known
     best = predicted.max(1)[known]
     right = predicted.argmax(1)[known] == pixels.truth[known]
 

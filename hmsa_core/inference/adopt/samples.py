@@ -58,6 +58,16 @@ class Pixels:
     block: NDArray[np.int32]
     blocks: tuple[str, ...]
 
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Whether each pixel has a truth."""
+        return self.truth != IGNORE
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any pixel has a truth."""
+        return bool(self.known.any())
+
 
 @dataclass
 class Views:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hmsa_core.data.index import Sample
 from hmsa_core.data.transforms import resize_label, to_long_edge
 from hmsa_core.inference.folder.infer_job import read_ahead
-from hmsa_core.inference.network.predictor import Predictor, Tiler
+from hmsa_core.inference.network.predictor import Predictor, Tiler, resized_maps
 from hmsa_core.inference.teachers.teacher import Teacher
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.metrics import Reliability, boundary_band, boundary_counts, confusion_counts, finite, iou_of, mean_iou_of
@@ -85,10 +85,8 @@ class _Labels:
         self._teacher, self.num_classes = teacher, teacher.classes.num_classes
 
     def label(self, name: str, image: UInt8, _setting: EvaluationSetting, size: Size) -> Maps:
-        label, confidence = self._teacher.label(name, image)
-        if label.shape == size:
-            return label, confidence
-        return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+        maps = self._teacher.label(name, image)
+        return maps if maps[0].shape == size else resized_maps(maps, size)
 
     def weights(self, _image: UInt8, _setting: EvaluationSetting) -> dict[float, NDArray[np.float32]]:
         return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmsa_core import models
-from hmsa_core.config import MEAN, STD, Passes, RuntimeConfig, check_scales
+from hmsa_core.config import Passes, RuntimeConfig, check_scales
 from hmsa_core.data.transforms import resize_label
 from hmsa_core.inference.network import on_gpu
 from hmsa_core.inference.network.optimised import effective_precision, prepare, run_scale
@@ -139,8 +140,7 @@ class Predictor(Engine):
         self.precision = effective_precision(precision, self.device)
         self.kind, self.num_classes, self.meta = model.kind, model.num_classes, model.meta
         check_class_count(self.num_classes)
-        inference = model.meta.get("inference") or {}
-        mean, std = (np.array(inference.get(k) or v, float) for k, v in (("mean", MEAN), ("std", STD)))
+        mean, std = (np.array(values, float) for values in model.normalisation)
         if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
             raise CheckpointError("the checkpoint's mean and std must be three numbers each, std above 0")
         self._table = normalising_table(mean, std)
@@ -267,6 +267,12 @@ class ImagePass(ScalePass):
         return super()._compute(size, mirrored, attention, flip)
 
 
+def resized_maps(maps: Labelled, size: Size) -> Labelled:
+    """Finished maps at another size: labels by the nearest pixel, confidence bilinearly."""
+    label, confidence = maps
+    return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+
+
 def decide(scores: Any) -> tuple[Any, Any]:
     """Best class and its softmax probability of C x r x W scores; the lower class wins a tie. numpy or torch, as given.
 
@@ -350,7 +356,8 @@ class Tiler:
 
     def __init__(self, predictor: Engine, *, whole_pixels: int = WHOLE_PIXELS, tile: int = TILE) -> None:
         self.predictor = predictor
-        self._whole_pixels, self._tile = whole_pixels, tile
+        # A tile that is brought to the network's own size would show it another scale than the whole image does.
+        self._whole_pixels, self._tile = math.inf if predictor.resizes else whole_pixels, tile
         self._pairs = predictor.pairs  # as it was before memory ever ran out
         self._fits: dict[Size, int] = {}  # image size -> tile side that did fit after a failure
         self._last: tuple[UInt8, ImagePass] | None = None
@@ -451,5 +458,5 @@ class Tiler:
             label[window.kept], confidence[window.kept] = (one[window.inner] for one in maps)
         if size is None or size == shape:
             return lambda: (label, confidence)
-        resized = resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+        resized = resized_maps((label, confidence), size)
         return lambda: resized

@@ -109,8 +109,7 @@ class NetworkTeacher(Teacher):
             self.classes = classes
         self.kind = self.mappings[0].source.family if isinstance(engine, Network) else engine.kind
         self._first = _FirstImages(self.mappings[0]) if isinstance(engine, Network) else None
-        # A tile that is brought to the network's own size would show it another scale than the whole image does.
-        self._tiler = Tiler(engine, whole_pixels=1 << 62) if engine.resizes else Tiler(engine)
+        self._tiler = Tiler(engine)
 
     def predict(self, _name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
@@ -185,8 +184,7 @@ class ScoresTeacher(Teacher):
 
     def predict(self, name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
-        size = (image.shape[0], image.shape[1])
-        return self.mappings[0].apply(read_scores(self._source, name, self._channels, size))
+        return self.mappings[0].apply(read_scores(self._source, name, self._channels, image))
 
     def check(self, names: Sequence[str]) -> None:
         """InputError: an image has no scores."""
