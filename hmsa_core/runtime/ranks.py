@@ -173,7 +173,6 @@ def norm_group(ranks: Ranks, wanted: str) -> tuple[int, dist.ProcessGroup | None
 class JobContext:
     """Context of a job, made by `hmsa_core.job`; a job's `run(spec, context)` reads it."""
 
-    work: Path  # the job's progress folder
     ranks: Ranks
     runtime: RuntimeConfig
     stop: StopRequest = field(default_factory=StopRequest)  # set by SIGTERM or SIGINT on this rank
@@ -183,7 +182,13 @@ class JobContext:
     @classmethod
     def of(cls, work: Path, ranks: Ranks, runtime: RuntimeConfig, stop: StopRequest) -> JobContext:
         """The context of a job that logs into `work/log.jsonl`."""
-        return cls(work, ranks, runtime, stop, JsonLog(work / "log.jsonl" if ranks.is_main else None))
+        return cls(ranks, runtime, stop, JsonLog(work / "log.jsonl" if ranks.is_main else None))
+
+    @classmethod
+    def alone(cls, runtime: RuntimeConfig, work: Path | None = None, stop: StopRequest | None = None) -> JobContext:
+        """The context of work in this process alone, as one rank; with a folder `work`, it logs there."""
+        ranks, stop = start_ranks(runtime, {}), stop or StopRequest()
+        return cls(ranks, runtime, stop) if work is None else cls.of(work, ranks, runtime, stop)
 
     def progress(self, total: int, *, what: str, unit: str = "images", initial: int = 0) -> Progress:
         """Progress on standard error, silent on all ranks but the first."""

@@ -36,7 +36,7 @@ from hmsa_core.inference.teachers.teacher_files import Adopted, Member, Table
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.metrics import bootstrap_iou
-from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.taxonomy import ClassTable, cityscapes
 
 _IMAGES = 40  # at most, for all choices
@@ -149,7 +149,7 @@ def _context(teachers: Spec, runtime: RuntimeConfig) -> JobContext:
         if source.adopted is not None:
             raise ConfigError(f"{source}: is what `adopt` has written", hint="give the networks themselves")
         _ = source.files  # whether they are there
-    return JobContext(Path(), start_ranks(runtime, {}), runtime)
+    return JobContext.alone(runtime)
 
 
 def adopt(

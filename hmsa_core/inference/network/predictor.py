@@ -34,7 +34,7 @@ from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.models.passes import ScalePass, resolve_kind
 from hmsa_core.models.rows import Size, block_rows
 from hmsa_core.runtime.memory import is_out_of_memory, release_memory
-from hmsa_core.runtime.ranks import DTYPES, JobContext, start_ranks
+from hmsa_core.runtime.ranks import DTYPES, JobContext
 
 _LOG = logging.getLogger(__name__)
 WHOLE_PIXELS = 1 << 22  # larger images are tiled; Cityscapes has 2.1, Mapillary at long edge 2177 about 3.6 million
@@ -66,8 +66,7 @@ def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
 
 def open_tiler(checkpoint: Path, runtime: RuntimeConfig) -> Tiler:
     """Load a checkpoint for work outside of a job: one process, the device and precision of `runtime`."""
-    ranks = start_ranks(runtime, {})
-    return Tiler(load_predictor(checkpoint, JobContext(checkpoint, ranks, runtime)))
+    return Tiler(load_predictor(checkpoint, JobContext.alone(runtime)))
 
 
 def label_image(

@@ -25,7 +25,7 @@ from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.inference.teachers.teacher_files import Stacking
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError
-from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.taxonomy import ClassTable, cityscapes
 from hmsa_core.taxonomy.concepts import propose
 from tests.support.teachers import colour_network, nearest_colour, table
@@ -66,8 +66,7 @@ def _written(found: Adoption, folder: Path) -> Path:
 
 
 def _opened(out: Path) -> Teacher:
-    context = JobContext(out.parent, start_ranks(RUNTIME, {}), RUNTIME)
-    return open_teacher((str(out),), Passes((1.0,), False), TABLE, context)
+    return open_teacher((str(out),), Passes((1.0,), False), TABLE, JobContext.alone(RUNTIME))
 
 
 def _english(folder: Path, **graph: Any) -> Path:
