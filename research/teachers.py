@@ -67,7 +67,7 @@ def measure(
         specs: a teacher, or several whose mean counts.
     """
     index = Index.load(path)
-    context = JobContext(Ranks(0, 1, 0, torch.device("cpu")), RuntimeConfig(threads=1, precision="fp32"))
+    context = JobContext(Ranks(0, 1, torch.device("cpu")), RuntimeConfig(threads=1, precision="fp32"))
     teacher = open_teacher(specs, Passes(scales, flip=False), index.classes, context)
     size, code, reliability = index.classes.num_classes, ConfidenceCode(), Reliability()
     confusion, kept = np.zeros((size, size + 1), np.int64), np.zeros((2, 256), np.int64)

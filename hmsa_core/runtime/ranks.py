@@ -34,7 +34,6 @@ class Ranks:
 
     rank: int
     world: int  # number of processes over all nodes
-    local_rank: int  # number on this node; it chooses the GPU
     device: torch.device
     control: dist.ProcessGroup | None = None  # for control messages; None = the default group
     norm_ranks: int = 1  # ranks whose crops batch norm sees together, and their group (None = all ranks)
@@ -124,10 +123,10 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
     if world == 1 or device.type == "cpu":
         if world > 1:
             dist.init_process_group("gloo", timeout=_PATIENCE)
-        return Ranks(rank, world, local_rank, device)
+        return Ranks(rank, world, device)
     _meet_on_gpus(device, runtime.lost_minutes)
     control = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
-    ranks = Ranks(rank, world, local_rank, device, control)
+    ranks = Ranks(rank, world, device, control)
     size, group = norm_group(ranks, runtime.sync_norm)
     return replace(ranks, norm_ranks=size, norm_group=group)
 

@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("finished")
-    label(data, work, Ranks(0, 1, 0, torch.device("cuda", 0)))
+    label(data, work, Ranks(0, 1, torch.device("cuda", 0)))
     return work
 
 
@@ -61,7 +61,7 @@ def one_of_two(rank: int, data: Path, work: Path, port: int, lost: int) -> None:
             return inner(self, name, image)
 
         NetworkTeacher.begin = begin
-    label(data, work, Ranks(rank, 2, 0, torch.device("cuda", 0)))
+    label(data, work, Ranks(rank, 2, torch.device("cuda", 0)))
     dist.destroy_process_group()
 
 
@@ -81,7 +81,7 @@ def test_two_processes_write_the_bytes_of_one(data, finished, tmp_path):
 def test_what_a_killed_process_left_is_labelled_to_the_same_bytes(data, finished, tmp_path):
     with pytest.raises(torch.multiprocessing.ProcessExitedException):
         two(data, tmp_path, lost=1)
-    label(data, tmp_path, Ranks(0, 1, 0, torch.device("cuda", 0)))
+    label(data, tmp_path, Ranks(0, 1, torch.device("cuda", 0)))
     assert store_bytes(tmp_path) == store_bytes(finished)
 
 
@@ -95,13 +95,13 @@ def test_a_job_with_the_papers_model_spends_its_time_in_it(tmp_path):
     write_data(tmp_path, images=16, size=(1024, 2048))
     save_model(tmp_path / "model", models.build("hierarchical", trunk="hrnet_w48", num_classes=len(CLASSES)))
     given = {"scales": SCALES, "images_per_shard": 16}
-    summary = label(tmp_path, tmp_path / "work", Ranks(0, 1, 0, torch.device("cuda", 0)), **given)
+    summary = label(tmp_path, tmp_path / "work", Ranks(0, 1, torch.device("cuda", 0)), **given)
     assert summary["model_share"] > 0.7
 
 
 def test_labelling_takes_nothing_of_dev_shm(data, tmp_path):
     before = os.statvfs("/dev/shm").f_bavail
-    label(data, tmp_path, Ranks(0, 1, 0, torch.device("cuda", 0)))
+    label(data, tmp_path, Ranks(0, 1, torch.device("cuda", 0)))
     assert os.statvfs("/dev/shm").f_bavail >= before - 256
 
 
@@ -142,7 +142,7 @@ def test_tiles_that_lack_of_memory_forced_are_in_receipt_and_summary(tmp_path, l
     write_data(tmp_path, images=3, size=(1024, 2048))
     save_model(tmp_path / "model")
     little_memory(0.4e9)
-    summary = label(tmp_path, tmp_path / "work", Ranks(0, 1, 0, torch.device("cuda", 0)), scales=SCALES)
+    summary = label(tmp_path, tmp_path / "work", Ranks(0, 1, torch.device("cuda", 0)), scales=SCALES)
     assert set(summary.tiled) == {"toy_000", "toy_001", "toy_002"}
     receipts = [read_json(path)["notes"]["tiled"] for path in (tmp_path / "work/store/receipts").glob("*.json")]
     assert {name: side for one in receipts for name, side in one.items()} == summary.tiled
