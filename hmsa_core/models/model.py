@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hmsa_core.config import MEAN, SCALES, STD, ModelConfig, Passes, check_scales
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
-from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
+from hmsa_core.models.heads import Concatenation, OCRBlock, PixelHeads, attention_head, make_pooling
 from hmsa_core.models.layers.batch_norm import Steps, run, run_all, steps_of
 from hmsa_core.models.layers.blocks import init_weights, promote, resize, scaled_size
 from hmsa_core.models.passes import ScalePass
@@ -250,7 +250,7 @@ def _assemble(config: ModelConfig, num_classes: int) -> MultiScaleModel:
     trunk = make_trunk(config.trunk, drop_path=config.drop_path)
     hidden = config.attention_channels or trunk.widths.attention_channels
     context = _context(config, num_classes, trunk, hidden)
-    head = AttentionHead(context.out_channels, hidden) if config.has_attention else None
+    head = attention_head(context.out_channels, hidden) if config.has_attention else None
     return MultiScaleModel(config, num_classes, cast("nn.Module", trunk), context, head)
 
 
