@@ -55,8 +55,6 @@ _INPUTS = (
     Table(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
     Table(mean=(0.485, 0.458, 0.408), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
 )
-# Label sets whose number of classes tells them where a network names none: proposed, and checked by labels.
-_KNOWN_SETS: dict[int, Callable[[], ClassTable]] = {19: cityscapes}
 _ONCE = Passes((1.0,), flip=False)
 Tell = Callable[[str], None]
 
@@ -245,7 +243,8 @@ def _look_at(
             source = replace(source, given=source.table.model_copy(update={"names": channels}))
         views = run(pictures, [View(1.0)], lambda one, image, _: read_scores(source, one.name, channels, image))
     else:
-        source, network = _best_input(source, pictures, classes, context, tell)
+        network = _best_input(source, pictures, classes, context, tell)
+        source = network.source
         scales = (1.0,) if network.is_fixed else SCALES
         tell(f"{source}: run at {', '.join(f'{scale:g}' for scale in scales)} times the size, and mirrored")
         views = _run_network(network, pictures, [View(scale, flip) for scale in scales for flip in (False, True)])
@@ -314,7 +313,8 @@ def _names(source: Source, channels: int) -> tuple[str, ...]:
         if len(names) != channels:
             raise ConfigError(f"{source}: gives {channels} classes, but has {len(source.names)} names")
         return names
-    return _KNOWN_SETS[channels]().classes if channels in _KNOWN_SETS else ()
+    known = cityscapes().classes  # their number tells them where a network names none; labels check it
+    return known if channels == len(known) else ()
 
 
 def _run_network(network: Network, pictures: Sequence[Picture], views: Sequence[View]) -> Views:
@@ -330,20 +330,20 @@ def _run_network(network: Network, pictures: Sequence[Picture], views: Sequence[
 
 def _best_input(
     source: Source, pictures: Sequence[Picture], classes: ClassTable, context: JobContext, tell: Tell
-) -> tuple[Source, Network]:
-    """The way to take an image that fits best, where neither the files nor the table say it; with the open network."""
+) -> Network:
+    """Open a network that takes images as fits best, where neither the files nor the table say how."""
     if source.family != "onnx" or _says_input(source):
-        return source, _opened(source, context)
+        return _opened(source, context)
     some = pictures[:: max(1, len(pictures) // _TRIED)]
     drawn = draw(some)
-    scored: list[tuple[float, Source, Network]] = []
+    scored: list[tuple[float, str, Network]] = []
     failed: dict[str, tuple[HmsaError, list[str]]] = {}
     for variant in _INPUTS:
         values = {"mean": variant.mean, "std": variant.std, "order": variant.order}
         tried = replace(source, given=source.table.model_copy(update=values))
         try:
             network = _opened(tried, context)
-            if network.takes_bytes and scored and variant.order == scored[-1][1].table.order:
+            if network.takes_bytes and scored and variant.order == scored[-1][2].source.table.order:
                 continue
             views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
             one = _candidate(tried, views, drawn, classes)
@@ -353,20 +353,19 @@ def _best_input(
         score = fitting.agreement(views, 1.0)
         if drawn.is_labelled:
             score = fitting.reached(views, [View(1.0)], one.targets, drawn, classes.num_classes)
-        scored.append((score, tried, network))
+        scored.append((score, _said(tried, is_bytes=network.takes_bytes), network))
     if not scored:
         raise next(iter(failed.values()))[0]
     for message, (_, ways) in failed.items():
         tell(f"with images as {', '.join(ways)}: {message}")
-    reached, best, network = max(scored, key=lambda one: one[0])
-    said = partial(_said, is_bytes=network.takes_bytes)
-    trials = ", ".join(f"{said(one)} {score:.3f}" for score, one, _ in scored)
+    reached, taken, best = max(scored, key=lambda one: one[0])
+    trials = ", ".join(f"{said} {score:.3f}" for score, said, _ in scored)
     by = "mIoU" if drawn.is_labelled else "agreement with the mirror image"
-    tell(f"{source}: nothing says how it takes an image; tried, by {by}: {trials}; taken: {said(best)}")
-    if near := [said(one) for score, one, _ in scored if one is not best and score > reached - _CLOSE]:
+    tell(f"{source}: nothing says how it takes an image; tried, by {by}: {trials}; taken: {taken}")
+    if near := [said for score, said, one in scored if one is not best and score > reached - _CLOSE]:
         more = "" if drawn.is_labelled else ", or give --labels"
         tell(f"{source}: {near[0]} fits about as well: write mean, std and order in {source.table_path}{more}")
-    return best, network
+    return best
 
 
 def _opened(source: Source, context: JobContext) -> Network:

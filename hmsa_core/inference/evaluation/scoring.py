@@ -60,9 +60,7 @@ class Scores:
 class _Network:
     """A checkpoint's network, which is run as each setting says."""
 
-    def __init__(self, predictor: Predictor, settings: Sequence[EvaluationSetting]) -> None:
-        for setting in settings:
-            predictor.check_kind(setting.mode)
+    def __init__(self, predictor: Predictor) -> None:
         self._tiler, self.num_classes = Tiler(predictor), predictor.num_classes
         self._learns_weights = predictor.kind in ("hierarchical", "explicit")
 
@@ -117,7 +115,7 @@ def score(
     Raises:
         ConfigError: the network cannot be run in a setting's mode. InterruptedRunError: a stop was requested.
     """
-    judged = _Labels(network, settings) if isinstance(network, Teacher) else _Network(network, settings)
+    judged = _Labels(network, settings) if isinstance(network, Teacher) else _Network(network)
     # A scale's attention is computed unless it is a setting's highest. Settings with higher scales go first, those
     # without attention last: then no scale is run a second time to get it.
     order = sorted(settings, key=lambda s: (s.long_edge or 0, s.mode != "model", -max(s.scales)))

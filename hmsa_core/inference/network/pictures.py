@@ -18,6 +18,7 @@ from PIL import Image
 from hmsa_core.config import Passes
 from hmsa_core.inference.network.predictor import Tiler
 from hmsa_core.io.atomic import write_bytes
+from hmsa_core.models.passes import resolve_kind
 from hmsa_core.taxonomy import ClassTable
 
 UInt8 = NDArray[np.uint8]
@@ -42,7 +43,7 @@ class Pictured:
 def picture(tiler: Tiler, image: UInt8, passes: Passes) -> Pictured:
     """Label an image and ask for the weight of each scale (not for the maximum over scales, which has none)."""
     label, confidence = tiler.label(image, passes)
-    weights = {} if tiler.predictor.check_kind(passes.kind) == "max" else tiler.weights(image, passes)
+    weights = {} if resolve_kind(passes.kind, tiler.predictor.kind) == "max" else tiler.weights(image, passes)
     return Pictured(image, label, confidence, weights)
 
 

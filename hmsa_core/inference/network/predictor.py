@@ -31,7 +31,7 @@ from hmsa_core.inference.network.optimised import effective_precision, prepare, 
 from hmsa_core.io.errors import CheckpointError, HmsaError, InputError, TrainingError
 from hmsa_core.models.checkpoint import check_class_count
 from hmsa_core.models.model import MultiScaleModel
-from hmsa_core.models.passes import ScalePass, resolve_kind
+from hmsa_core.models.passes import ScalePass
 from hmsa_core.models.rows import Size, block_rows
 from hmsa_core.runtime.memory import is_out_of_memory, release_memory
 from hmsa_core.runtime.ranks import DTYPES, JobContext
@@ -110,10 +110,6 @@ class Engine(ABC):
     def release_memory(self) -> None:
         """Give back what is kept for speed: memory has run out."""
         release_memory(self.device)
-
-    def check_kind(self, kind: str) -> str:
-        """Name of the fusion to use; "model" is the model's own. ConfigError: it needs a head that is not there."""
-        return resolve_kind(kind, self.kind)
 
 
 class Predictor(Engine):
