@@ -168,19 +168,16 @@ def test_a_network_of_plain_torch_is_recovered_and_labels_as_its_file_says(
         assert set(np.unique(teacher.label("x", image)[0])) == {road, 255}
 
 
-def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(photographs: Path, tmp_path: Path) -> None:
-    network = _english(tmp_path, metadata={})
+@pytest.mark.parametrize("named", [{}, {"classes": [f"LABEL_{i}" for i in range(len(ENGLISH))]}], ids=["no", "LABEL_0"])
+def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(
+    photographs: Path, tmp_path: Path, named: dict[str, list[str]]
+) -> None:
+    network = _english(tmp_path, metadata=named)
     found, _ = _adopt(photographs, f"onnx:{network}")
     assert found.adopted.unconfirmed == (f"onnx:{network}",)
     assert {one.channel: one.why for one in found.maps[0] if one.target is not None} == dict.fromkeys(
         (0, 1, 3, 4), "labels"
     )
-
-
-def test_placeholders_are_no_names(photographs: Path, tmp_path: Path) -> None:
-    network = _english(tmp_path, metadata={"classes": [f"LABEL_{i}" for i in range(len(ENGLISH))]})
-    found, _ = _adopt(photographs, f"onnx:{network}")
-    assert found.adopted.unconfirmed == (f"onnx:{network}",)
 
 
 def test_what_differs_from_a_map_that_a_person_wrote_is_said(photographs: Path, tmp_path: Path) -> None:
