@@ -210,7 +210,7 @@ def test_vistas_pairs_are_checked_and_testing_needs_no_labels(vistas):
     assert [(f.name, f.label) for f in result.found if f.split == "testing"] == [("abc", "")]
 
 
-def test_vistas_problems_are_one_clear_line(vistas, tmp_path):
+def test_vistas_problems_are_one_clear_line(vistas):
     tree = vistas()
     with pytest.raises(LayoutError, match="holds the labels of mapillary_v1.2, asked for was v2.0"):
         scan(source("mapillary", tree.root, variant="v2.0"))

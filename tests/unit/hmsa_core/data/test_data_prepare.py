@@ -442,8 +442,8 @@ def test_damaged_or_foreign_index_files_and_two_images_of_one_name_are_refused(t
         Index.load(tmp_path / "none.parquet")
 
 
-def ids_of(root, numbers, images: int = 4) -> SourceSpec:
-    for k in range(images):
+def ids_of(root, numbers) -> SourceSpec:
+    for k in range(4):
         pair(root, f"train/{k:03d}", 900 + k, numbers)
     return SourceSpec(kind="folder", root=str(root), splits=("train",), classes="cityscapes")
 

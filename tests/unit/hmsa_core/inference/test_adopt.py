@@ -74,9 +74,9 @@ def _english(folder: Path, **graph: Any) -> Path:
     return colour_network(folder / "net.onnx", names=ENGLISH, ours=TO_OURS, **graph)
 
 
-def _targets(found: Adoption, member: int = 0) -> dict[str, str | None]:
+def _targets(found: Adoption) -> dict[str, str | None]:
     ours = found.adopted.classes
-    return {one.name: None if one.target is None else ours[one.target] for one in found.maps[member]}
+    return {one.name: None if one.target is None else ours[one.target] for one in found.maps[0]}
 
 
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "agreement"])

@@ -26,8 +26,8 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
 Node = onnx.NodeProto
 
 
-def conv(given: str = "x", weights: str = "w", made: str = "s") -> Node:
-    return helper.make_node("Conv", [given, weights], [made], kernel_shape=[1, 1])
+def conv(given: str = "x") -> Node:
+    return helper.make_node("Conv", [given, "w"], ["s"], kernel_shape=[1, 1])
 
 
 def network(
