@@ -84,7 +84,7 @@ class MultiScaleModel(nn.Module):
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of RGB in [0, 1] that the checkpoint was trained with."""
         inference = self.meta.get("inference") or {}
-        return list(inference.get("mean") or MEAN), list(inference.get("std") or STD)
+        return inference.get("mean") or list(MEAN), inference.get("std") or list(STD)
 
     def forward_scale(self, images: Tensor, *, attention: bool = True) -> ScaleOutput:
         """Run trunk and heads on images that already have the scale's size; nothing is upsampled.
