@@ -61,7 +61,7 @@ class Pixels:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Whether each pixel has a truth."""
-        return self.truth != IGNORE
+        return np.asarray(self.truth != IGNORE)
 
     @property
     def is_labelled(self) -> bool:
