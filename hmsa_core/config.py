@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
@@ -59,6 +60,19 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
         return _usable_scales(tuple(float(scale) for scale in scales))
     except ValueError as error:
         raise ConfigError(f"{error}, found {','.join(map(str, scales))}") from None
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a network is run on an image: at which scales, with mirror images or not, and how the passes are fused.
+
+    Scales are different numbers, one of them 1.0, in any order. Scores of mirror images are averaged with the others.
+    Kind "model" = as the network was trained; "single" (scale 1.0 only), "average" and "max" fuse another way.
+    """
+
+    scales: tuple[float, ...]
+    flip: bool
+    kind: str = "model"
 
 
 def trunk_fault(name: str) -> str:
@@ -458,6 +472,11 @@ class InferConfig(Section):
     images_per_shard: PositiveInt = setting(256, "images in a Parquet shard")
     codec: Literal["png", "webp"] = setting("png", "png or webp (smaller, slower)")
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def passes(self) -> Passes:
+        """How the network is run."""
+        return Passes(self.scales, self.flip)
 
 
 class GateConfig(Section):

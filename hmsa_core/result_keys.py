@@ -49,7 +49,7 @@ def infer_material(
         kind: of the teacher; `average` and `max` have the weights of `single`, so its digest.
         precision: that the teacher computes in.
     """
-    how = {**made_by(teacher, config.scales, config.flip), "precision": precision, **_fusion(kind)}
+    how = {**made_by(teacher, config.passes), "precision": precision, **_fusion(kind)}
     return {**how, "method": METHOD, "codec": config.codec, "classes": classes.digest()}
 
 

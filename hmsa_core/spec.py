@@ -20,6 +20,7 @@ from hmsa_core.config import (
     SCALES,
     InferConfig,
     Names,
+    Passes,
     PositiveInt,
     RuntimeConfig,
     Scales,
@@ -142,6 +143,11 @@ class EvaluationSetting(Section):
         "original", description="resized: labels too, as the released code scores"
     )
 
+    @property
+    def passes(self) -> Passes:
+        """How the network is run."""
+        return Passes(self.scales, self.flip, self.mode)
+
 
 def _of_different_names(settings: tuple[EvaluationSetting, ...]) -> tuple[EvaluationSetting, ...]:
     names = [setting.name for setting in settings]
@@ -170,10 +176,12 @@ JobSpec = TrainSpec | InferSpec | EvaluateSpec
 _ADAPTER: TypeAdapter[JobSpec] = TypeAdapter(Annotated[JobSpec, Field(discriminator="job")])
 
 
-def parse_spec(text: str | bytes, *, where: str = "job spec") -> JobSpec:
-    """Check the JSON text of a spec; the first fault becomes a one-line ConfigError with its key."""
+def load_spec(path: str | Path) -> JobSpec:
+    """Read and check a spec file; ConfigError, one line: it is missing, or its first fault with its key."""
     try:
-        return _ADAPTER.validate_json(text)
+        return _ADAPTER.validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the job spec ({error.strerror})") from error
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
         first = faults[0]
@@ -182,17 +190,7 @@ def parse_spec(text: str | bytes, *, where: str = "job spec") -> JobSpec:
         found = json.dumps(first["input"], default=str)[:80]
         given = "" if first["type"] == "missing" else f", found {found}"
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise ConfigError(f"{where}: {key}: {first['msg']}{given}{more}") from None
-
-
-def load_spec(path: str | Path) -> JobSpec:
-    """Read and check a spec file; ConfigError when it is missing or wrong."""
-    where = Path(path)
-    try:
-        text = where.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{where}: cannot read the job spec ({error.strerror})") from error
-    return parse_spec(text, where=str(where))
+        raise ConfigError(f"{path}: {key}: {first['msg']}{given}{more}") from None
 
 
 def save_spec(path: str | Path, spec: JobSpec) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.config import Passes, RuntimeConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.inference.teachers.sources import resolved
@@ -67,8 +67,8 @@ def measure(
         specs: a teacher, or several whose mean counts.
     """
     index = Index.load(path)
-    context = JobContext(path.parent, Ranks(0, 1, 0, torch.device("cpu")), RuntimeConfig(threads=1, precision="fp32"))
-    teacher = open_teacher(specs, InferConfig(scales=scales, flip=False), index.classes, context)
+    context = JobContext(Ranks(0, 1, torch.device("cpu")), RuntimeConfig(threads=1, precision="fp32"))
+    teacher = open_teacher(specs, Passes(scales, flip=False), index.classes, context)
     size, code, reliability = index.classes.num_classes, ConfidenceCode(), Reliability()
     confusion, kept = np.zeros((size, size + 1), np.int64), np.zeros((2, 256), np.int64)
     for sample in index.select(kinds=("fine",)):

@@ -44,7 +44,6 @@ class Checked:
     sample: Sample | None
     centroids: NDArray[np.int32] | None = None  # of `learn` images, by `find_centroids`
     refused: list[Refused] = field(default_factory=list)
-    reused: bool = False  # an earlier index replaces the checks of all files
     is_turned: bool = False  # a labelled image that EXIF data rotate
 
 
@@ -85,7 +84,6 @@ class Verifier:
             and self._try(found, "coarse", out, partial(self._map, coarse, found, size)) is None
         ):
             coarse = ""
-        out.reused = all(same.values())
         paths = found.image, found.label, coarse
         kind = "fine" if found.label else "coarse" if coarse else "unlabelled"
         hashes = digests["image"], digests["label"], digests["coarse"] if coarse else ""

@@ -67,14 +67,14 @@ class _Cache:
 
 
 class CropDataset(Dataset[dict[str, Any]]):
-    """Crops of one epoch, or of a whole run, in plan order. Each file's digest is checked when it is read.
+    """Crops of a whole run in plan order (`plan.at`). Each file's digest is checked when it is read.
 
     Items: {"image": uint8 hxwx3 RGB, "label": uint8 hxw, "name": str, "source": "fine" | "pseudo"}, and if the loss
     weighs the teacher's pixels, "human": bool hxw, True where a human gave the label. Images
     stay uint8 until they are on the device, where `hmsa_core.data.transforms.normalise_batch` normalises them.
 
     Args:
-        plan, epoch: the crops. epoch None = all epochs; an index is then a position in the run (`plan.at`).
+        plan: the crops.
         root, classes: folder that the samples' paths are relative to, and classes of the label files.
         crop: (height, width) in pixels.
         open_store: opens the thresholded label store of "pseudo" crops, e.g. partial(LabelStore.open, path).
@@ -90,7 +90,6 @@ class CropDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         plan: EpochPlan,
-        epoch: int | None = None,
         *,
         root: str | Path,
         classes: ClassTable,
@@ -101,7 +100,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         long_edge: int | None = None,
         cache_bytes: int = 0,
     ) -> None:
-        self.plan, self.epoch, self.classes = plan, epoch, classes
+        self.plan, self.classes = plan, classes
         self._roots = {"fine": Path(root), "pseudo": Path(pseudo_root or root)}
         self._open_store = open_store
         self._opened: tuple[int, LabelReader] | None = None  # (process, store)
@@ -114,11 +113,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         self._cache = _Cache(cache_bytes)
 
     def __len__(self) -> int:
-        return len(self.plan) if self.epoch is None else self.plan.length(self.epoch)
+        return len(self.plan)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The crop at an index of the epoch (or position of the run)."""
-        request = self.plan.at(index) if self.epoch is None else self.plan.crops(self.epoch)[index]
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """The crop at a position of the run."""
+        request = self.plan.at(position)
         image, label, human = self.arrays(request)
         item = {
             "image": torch.from_numpy(image),

@@ -11,11 +11,11 @@ from typing import Any
 
 from hmsa_core import taxonomy
 from hmsa_core.data.found import Found, Scan
-from hmsa_core.data.plain import scan_plain
+from hmsa_core.data.plain import FRAME, name_pattern, place_of, scan_plain
 from hmsa_core.data.source import SourceSpec
 from hmsa_core.data.walk import by_image, is_empty, kinds_of, listing, stem_of
 from hmsa_core.io.atomic import read_json
-from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError, is_plain_name
+from hmsa_core.io.errors import InputError, IntegrityError, LayoutError, is_plain_name
 from hmsa_core.taxonomy import ClassTable
 from hmsa_core.taxonomy.class_files import known_classes
 
@@ -260,7 +260,7 @@ def _by_stem(
 
 def _scan_folder(root: Path, source: SourceSpec) -> Scan:
     result = Scan(f"folder, images in {source.images}/", load_classes(root, source.classes))
-    pattern = _pattern(source.pattern)
+    pattern = name_pattern(source.pattern)
     for split in source.splits or ("",):
         _scan_folder_split(root, source, split, pattern, result)
     return result
@@ -283,11 +283,9 @@ def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.P
     _refuse_unpaired(images, used, "image", shown, detail, out, prefix, unread)
     for stem in sorted(used):
         name = prefix + stem
-        groups = match.groupdict() if pattern and (match := pattern.search(name)) else {}
-        city, frame = groups.get("city") or "", groups.get("frame") or "-1"
-        # Numbers of drives may start from one in each city.
-        sequence = "_".join(part for part in (city, groups.get("sequence")) if part)
-        if pattern and (not groups or not re.fullmatch(r"-1|\d{1,18}", frame)):
+        match = pattern.search(name) if pattern else None
+        city, sequence, frame = place_of(match)
+        if pattern and (match is None or not FRAME.fullmatch(frame)):
             detail = f"the name {name} does not fit '{pattern.pattern}' (pattern)"
             out.refuse(name, images[stem], "image", shown, "bad-name", detail)
             continue
@@ -314,20 +312,6 @@ def _partners(root: Path, folder: str, split: str, part: str, prefix: str, out: 
             out.notes.append(f"split {split} has no file in {folder}/: its images have no coarse labels")
             return {}
     return _by_stem(root, f"{folder}/{split}" if split else folder, part, out, prefix=prefix)
-
-
-def _pattern(text: str) -> re.Pattern[str] | None:
-    if not text:
-        return None
-    try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise ConfigError(f"pattern: {text!r} is no regular expression ({error})") from error
-    unknown = sorted(set(pattern.groupindex) - {"city", "sequence", "frame"})
-    if unknown or not pattern.groupindex:
-        detail = f"group {unknown[0]!r} is unknown" if unknown else f"{text!r} has no named group"
-        raise ConfigError(f"pattern: {detail}", hint="groups: (?P<city>...), (?P<sequence>...), (?P<frame>...)")
-    return pattern
 
 
 _CAMVID_ROLES = {

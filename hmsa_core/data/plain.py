@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from hmsa_core.taxonomy import ClassTable
 JUDGED = ("report", "calibrate")
 ARRIVED = "new"  # split of the images in the folder `new`
 COLUMNS = ("name", "split", "sequence", "frame")  # of the table that names what file names do not say
+FRAME = re.compile(r"-1|\d{1,18}")  # -1 = none
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -241,7 +243,7 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: the table of images cannot be read ({error})") from error
-    if tuple(reader.fieldnames or ()) != COLUMNS or any(not re.fullmatch(r"-1|\d{1,18}", r["frame"]) for r in rows):
+    if tuple(reader.fieldnames or ()) != COLUMNS or any(not FRAME.fullmatch(r["frame"]) for r in rows):
         raise ConfigError(f"{path}: expected the columns {', '.join(COLUMNS)}, and whole numbers as frames")
     return {row["name"]: row for row in rows}
 
@@ -250,14 +252,38 @@ def _placed(found: Found, place: str, source: SourceSpec, known: Mapping[str, Ma
     """The image with its sequence and frame: of its row of the table, else of its name, else of its folders."""
     if row := known.get(found.name):
         return replace(found, split=row["split"] or found.split, sequence=row["sequence"], frame=int(row["frame"]))
-    if not source.pattern:
+    pattern = name_pattern(source.pattern)
+    if pattern is None:
         return replace(found, sequence=place.rpartition("__")[0])
-    match = re.search(source.pattern, place)
-    groups = match.groupdict() if match else {}
-    frame = groups.get("frame") or "-1"
+    _, sequence, frame = place_of(pattern.search(place))
+    if not FRAME.fullmatch(frame):
+        raise ConfigError(f"pattern: the frame of {found.image} is {frame!r}, expected a whole number")
     # Names that are numbers are frames of one sequence.
-    sequence = "_".join(part for part in (groups.get("city"), groups.get("sequence")) if part)
     return replace(found, sequence=sequence or ("all" if frame != "-1" else ""), frame=int(frame))
+
+
+@cache
+def name_pattern(text: str) -> re.Pattern[str] | None:
+    """The regular expression of the setting `pattern`; None for "". ConfigError: it is none, or has other groups."""
+    if not text:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"pattern: {text!r} is no regular expression ({error})") from error
+    unknown = sorted(set(pattern.groupindex) - {"city", "sequence", "frame"})
+    if unknown or not pattern.groupindex:
+        detail = f"group {unknown[0]!r} is unknown" if unknown else f"{text!r} has no named group"
+        raise ConfigError(f"pattern: {detail}", hint="groups: (?P<city>...), (?P<sequence>...), (?P<frame>...)")
+    return pattern
+
+
+def place_of(match: re.Match[str] | None) -> tuple[str, str, str]:
+    """City, sequence and frame ("-1": none) that a `name_pattern` finds in a name."""
+    groups = match.groupdict() if match else {}
+    city, frame = groups.get("city") or "", groups.get("frame") or "-1"
+    # Numbers of drives may start from one in each city.
+    return city, "_".join(part for part in (city, groups.get("sequence")) if part), frame
 
 
 # ---- Roles

@@ -122,7 +122,7 @@ class EpochPlan:
         return self.pseudo_config.share if self._pseudo and epoch < last else 0.0
 
     def crops(self, epoch: int) -> list[CropRequest]:
-        """All crops of an epoch in their global order."""
+        """All crops of an epoch in their global order: `epoch_samples`, fewer with `empty_classes: released`."""
         if not 0 <= epoch < self.epochs:
             raise InputError(f"epoch {epoch} is outside the run's {self.epochs} epochs")
         if epoch not in self._cached:
@@ -140,16 +140,12 @@ class EpochPlan:
         chosen = {source: [c.class_id for c in self.crops(epoch) if c.source == source] for source in halves}
         counts = {s: np.bincount(np.array(i) + 1, minlength=self.num_classes + 1) for s, i in chosen.items() if i}
         return {
-            "crops": self.length(epoch),
+            "crops": len(self.crops(epoch)),
             **{source: len(ids) for source, ids in chosen.items()},
             "per_class": {source: n[1:].tolist() for source, n in counts.items()},
             "random": {source: int(n[0]) for source, n in counts.items()},
             "empty": {s: np.flatnonzero(~np.any([h.images for h in halves[s]], axis=0)).tolist() for s in counts},
         }
-
-    def length(self, epoch: int) -> int:
-        """Crops of an epoch (`epoch_samples`, fewer with `empty_classes: released`)."""
-        return len(self.crops(epoch))
 
     def start(self, epoch: int) -> int:
         """Crops of all epochs before `epoch`: position of its first crop in the run."""
@@ -160,7 +156,7 @@ class EpochPlan:
         ends = [(mixed, 0), (fine_only, self.epochs - 1)]
         for _, at in ends:
             if at not in self._ends:
-                self._ends[at] = self.length(at)
+                self._ends[at] = len(self.crops(at))
         return sum(count * self._ends[at] for count, at in ends)
 
     def locate(self, position: int) -> tuple[int, int]:

@@ -54,7 +54,6 @@ class Summary:
     blocks: dict[str, int] = field(default_factory=dict)  # by role
     refused: dict[str, int] = field(default_factory=dict)  # by reason
     refused_images: int = 0
-    reused: int = 0  # images whose checks an earlier index replaces
     turned: int = 0  # labelled images that EXIF data turn, of those that were decoded
     centroids: dict[str, int] = field(default_factory=dict)  # by class name
     near_duplicates: dict[str, int] = field(default_factory=dict)  # pairs by "role-role"
@@ -63,7 +62,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object of the data's facts, without facts about the run."""
-        return {key: value for key, value in asdict(self).items() if key not in ("reused", "turned")}
+        return {key: value for key, value in asdict(self).items() if key != "turned"}
 
     def all_notes(self) -> list[str]:
         """Return notes for the user, also about this run."""
@@ -120,7 +119,7 @@ def build(
     samples, duplicates = _drop_duplicates(samples)
     root.refused = root.scanned.refused + root.refused + duplicates
     summary = _summarise(root, samples)
-    summary.reused, summary.turned = checked.reused, checked.turned
+    summary.turned = checked.turned
     _check_share(root, summary)
     _check_labels(root, {name for name, label in found.values("name", "label") if label}, samples)
     out_names = {r.name for r in duplicates}
@@ -162,13 +161,11 @@ class _Collected:
 
     refused: list[Refused]
     centroids: list[tuple[str, NDArray[np.int32]]] = field(default_factory=list)
-    reused: int = 0
     turned: int = 0
 
     def samples(self, results: Iterable[Checked]) -> Iterator[Sample]:
         for checked in results:
             self.refused += checked.refused
-            self.reused += checked.reused
             self.turned += checked.is_turned
             if checked.sample is not None:
                 if checked.centroids is not None:

@@ -109,7 +109,7 @@ def _filesystem(scheme: str, _process: int) -> Any:
 
 
 def request(url: str, what: Callable[[Any], T]) -> T:
-    """Call `do` with the file system of an address; failures that may pass are tried again, with growing waits.
+    """Call `what` with the file system of an address; failures that may pass are tried again, with growing waits.
 
     Raises:
         FileNotFoundError, FileExistsError: as the file system says, for the caller to judge.

@@ -29,7 +29,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hmsa_core.config import MEAN, STD
 from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, needs_extra, one_line
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
@@ -68,7 +67,7 @@ class FusedModel(nn.Module):
             self.model, self._dtype = self.model.half(), torch.float16
         self._scales = [1.0] if model.kind == "single" else sorted(scales, reverse=True)
         self._steps = [_fraction(scale) for scale in self._scales]
-        mean, std = normalisation(model)
+        mean, std = model.normalisation
         # (value / 255 - mean) / std as one product and one sum.
         self.register_buffer("factor", torch.tensor([1 / 255 / s for s in std]).reshape(1, 3, 1, 1))
         self.register_buffer(
@@ -92,12 +91,6 @@ class FusedModel(nn.Module):
         logits = [resize(promote(one.logits), grid) for one, grid in zip(outputs, sizes, strict=True)]
         fused = fuse(kind, map(Level, self._scales, logits, attention), size)
         return fused.argmax(1).to(torch.uint8) if self.argmax else torch.softmax(fused, dim=1)
-
-
-def normalisation(model: MultiScaleModel) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of RGB in [0, 1] that the checkpoint was trained with."""
-    inference = model.meta.get("inference") or {}
-    return list(inference.get("mean") or MEAN), list(inference.get("std") or STD)
 
 
 def least_side(model: MultiScaleModel, scales: Sequence[float]) -> int:
@@ -193,7 +186,7 @@ def check_onnx() -> None:
 
 def metadata(model: MultiScaleModel, scales: Sequence[float], *, argmax: bool, precision: str) -> dict[str, str]:
     """Return the facts that a runtime needs, as JSON texts; the digest covers the checkpoint's weights."""
-    mean, std = normalisation(model)
+    mean, std = model.normalisation
     table = model.meta.get("class_table")
     names = [row["name"] for row in table["classes"]] if table else [str(i) for i in range(model.num_classes)]
     values = {
@@ -368,7 +361,7 @@ def labels_of(output: NDArray[Any]) -> UInt8:
 
 def reference_labels(model: MultiScaleModel, images: UInt8, scales: Sequence[float]) -> UInt8:
     """Labels N x H x W of `model.predict`, the reference for an exported graph."""
-    mean, std = (np.array(values, np.float64)[:, None, None] for values in normalisation(model))
+    mean, std = (np.array(values, np.float64)[:, None, None] for values in model.normalisation)
     pixels = torch.from_numpy(((images / 255 - mean) / std).astype(np.float32))
     logits = model.predict(pixels, scales).logits
     if not logits.isfinite().all():

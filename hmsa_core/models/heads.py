@@ -7,13 +7,14 @@ Legend: B batch, C classes, K feature channels, k key channels, P = h x w positi
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+from collections import OrderedDict
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hmsa_core.config import ModelConfig
-from hmsa_core.models.layers.batch_norm import Norm, Steps, Stepwise, steps_of
+from hmsa_core.models.layers.batch_norm import Steps, Stepwise, steps_of
 from hmsa_core.models.layers.blocks import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
 
 _BINS = (1, 2, 3, 6)  # bins a side of pyramid pooling
@@ -179,25 +180,19 @@ class PixelHeads(Stepwise):
         return PixelScores(scores, aux, dropped)
 
 
-class AttentionHead(Stepwise):
-    """3x3-BN-ReLU-3x3-BN-ReLU-1x1 to one channel, no biases (Tao et al. 2020, figure 2).
+def attention_head(inputs: int, hidden: int) -> nn.Sequential:
+    """Make 3x3-BN-ReLU-3x3-BN-ReLU-1x1 to one channel, no biases (Tao et al. 2020, figure 2): B x 1 x h x w scores.
 
-    Returns the score *before* the sigmoid: hierarchical fusion takes its sigmoid (on this grid, the map is
+    Scores are those *before* the sigmoid: hierarchical fusion takes their sigmoid (on this grid, the map is
     upsampled afterwards, as released), explicit attention a softmax over scales.
     """
-
-    def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__()
-        self.conv0 = conv(inputs, hidden, 3)
-        self.bn0 = nn.BatchNorm2d(hidden, momentum=BN_MOMENTUM)
-        self.re0 = nn.ReLU(inplace=True)
-        self.conv1 = conv(hidden, hidden, 3)
-        self.bn1 = nn.BatchNorm2d(hidden, momentum=BN_MOMENTUM)
-        self.re1 = nn.ReLU(inplace=True)
-        self.conv2 = conv(hidden, 1, 1)
-
-    def steps(self, features_BKhw: Tensor) -> Steps[Tensor]:
-        """Return unbounded scores, B x 1 x h x w."""
-        x = self.re0((yield Norm(self.bn0, self.conv0(features_BKhw))))
-        x = self.re1((yield Norm(self.bn1, self.conv1(x))))
-        return cast("Tensor", self.conv2(x))
+    layers: dict[str, nn.Module] = {
+        "conv0": conv(inputs, hidden, 3),
+        "bn0": nn.BatchNorm2d(hidden, momentum=BN_MOMENTUM),
+        "re0": nn.ReLU(inplace=True),
+        "conv1": conv(hidden, hidden, 3),
+        "bn1": nn.BatchNorm2d(hidden, momentum=BN_MOMENTUM),
+        "re1": nn.ReLU(inplace=True),
+        "conv2": conv(hidden, 1, 1),
+    }
+    return nn.Sequential(OrderedDict(layers))

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.config import SCALES, ModelConfig, check_scales
+from hmsa_core.config import MEAN, SCALES, STD, ModelConfig, Passes, check_scales
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
-from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
+from hmsa_core.models.heads import Concatenation, OCRBlock, PixelHeads, attention_head, make_pooling
 from hmsa_core.models.layers.batch_norm import Steps, run, run_all, steps_of
 from hmsa_core.models.layers.blocks import init_weights, promote, resize, scaled_size
 from hmsa_core.models.passes import ScalePass
@@ -79,6 +79,12 @@ class MultiScaleModel(nn.Module):
     def kind(self) -> str:
         """Fusion kind: hierarchical, explicit, average, max or single."""
         return self.config.kind
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of RGB in [0, 1] that the checkpoint was trained with."""
+        inference = self.meta.get("inference") or {}
+        return inference.get("mean") or list(MEAN), inference.get("std") or list(STD)
 
     def forward_scale(self, images: Tensor, *, attention: bool = True) -> ScaleOutput:
         """Run trunk and heads on images that already have the scale's size; nothing is upsampled.
@@ -141,14 +147,14 @@ class MultiScaleModel(nn.Module):
             ConfigError: the scales are unusable. InputError: the images have another shape.
         """
         self._check_images(images)
-        checked = check_scales(scales)
+        passes = Passes(check_scales(scales), flip)
         with evaluating(self), torch.no_grad():
             fused = ScalePass(images, self.kind, self._run)
-            weights = None if self.kind == "max" else fused.weights(checked, flip)
+            weights = None if self.kind == "max" else fused.weights(passes)
             return Prediction(
-                logits=fused.scores(checked, flip).full(),
+                logits=fused.scores(passes).full(),
                 weights=weights and {s: w.expand(len(images), 1, *fused.size) for s, w in weights.items()},
-                attention={scale: maps.full() for scale, maps in fused.attention(checked, flip).items()},
+                attention={scale: maps.full() for scale, maps in fused.attention(passes).items()},
             )
 
     def _run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
@@ -244,7 +250,7 @@ def _assemble(config: ModelConfig, num_classes: int) -> MultiScaleModel:
     trunk = make_trunk(config.trunk, drop_path=config.drop_path)
     hidden = config.attention_channels or trunk.widths.attention_channels
     context = _context(config, num_classes, trunk, hidden)
-    head = AttentionHead(context.out_channels, hidden) if config.has_attention else None
+    head = attention_head(context.out_channels, hidden) if config.has_attention else None
     return MultiScaleModel(config, num_classes, cast("nn.Module", trunk), context, head)
 
 

@@ -6,7 +6,7 @@ at one scale. Several settings (scales, flip, fusion kind) of the same images sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmsa_core.config import Passes
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.layers.blocks import resize, scaled_size
@@ -40,31 +41,26 @@ class ScalePass:
         self.size = size or self._given
         self._outputs: dict[tuple[Size, bool], _Output] = {}
 
-    def scores(self, scales: Sequence[float], flip: bool, kind: str = "model") -> Rows:
+    def scores(self, passes: Passes) -> Rows:
         """Fused class scores, N x C x H x W.
-
-        Args:
-            scales: different positive numbers, one of them 1.0, in any order. Kind "single" runs 1.0 only.
-            flip: average the scores with those of the mirror images.
-            kind: "model" = the trained kind. The kinds "single", "average" and "max" fuse the scales another way.
 
         Raises:
             ConfigError: the kind needs an attention head, and the model has none.
         """
-        kind = resolve_kind(kind, self._kind)
-        return _mean([fuse(kind, levels, self.size) for levels in self._levels(kind, scales, flip)])
+        kind = resolve_kind(passes.kind, self._kind)
+        return _mean([fuse(kind, levels, self.size) for levels in self._levels(kind, passes)])
 
-    def weights(self, scales: Sequence[float], flip: bool, kind: str = "model") -> dict[float, Tensor]:
+    def weights(self, passes: Passes) -> dict[float, Tensor]:
         """Weight of each scale at each pixel, (N x) 1 x H x W, summing to 1; 0 for scales that are not run.
 
         Raises:
             ConfigError: as `scores`, or kind "max", which has no weights.
         """
-        kind = resolve_kind(kind, self._kind)
+        kind = resolve_kind(passes.kind, self._kind)
         if kind == "max":
             raise ConfigError("the maximum over scales has no weights")
         runs = []
-        for levels in self._levels(kind, scales, flip):
+        for levels in self._levels(kind, passes):
             like, count = next(iter(self._outputs.values())).logits, len(levels)
             indicators = [
                 level._replace(values=constant([float(i == j) for j in range(count)], level.values.size, like))
@@ -74,18 +70,19 @@ class ScalePass:
         maps = _mean(runs).full()
         found = {level.scale: maps[..., i : i + 1, :, :] for i, level in enumerate(levels)}
         unused = maps.new_zeros((1, *self.size))
-        return {scale: found.get(scale, unused) for scale in sorted(scales)}
+        return {scale: found.get(scale, unused) for scale in sorted(passes.scales)}
 
-    def attention(self, scales: Sequence[float], flip: bool) -> dict[float, Rows]:
+    def attention(self, passes: Passes) -> dict[float, Rows]:
         """Attention of each scale, N x 1 x H x W; the highest scale of a hierarchical model has none."""
-        runs = self._levels(resolve_kind("model", self._kind), scales, flip)
+        runs = self._levels(resolve_kind(passes.kind, self._kind), passes)
         maps = [{one.scale: one.attention.resized(self.size) for one in run if one.attention} for run in runs]
         return {scale: _mean([run[scale] for run in maps]) for scale in sorted(maps[0])}
 
-    def _levels(self, kind: str, scales: Sequence[float], flip: bool) -> list[list[Level[Rows]]]:
+    def _levels(self, kind: str, passes: Passes) -> list[list[Level[Rows]]]:
         """Levels from the highest scale down, of the images and of their mirror images."""
-        used = [1.0] if kind == "single" else sorted(scales, reverse=True)
-        return [self._run_levels(kind, used, mirrored, flip) for mirrored in ((False, True) if flip else (False,))]
+        used = [1.0] if kind == "single" else sorted(passes.scales, reverse=True)
+        mirrors = (False, True) if passes.flip else (False,)
+        return [self._run_levels(kind, used, mirrored, passes.flip) for mirrored in mirrors]
 
     def _run_levels(self, kind: str, scales: list[float], mirrored: bool, flip: bool) -> list[Level[Rows]]:
         sizes = [scaled_size(self.size, scale, kind) for scale in scales]

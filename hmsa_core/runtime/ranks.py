@@ -34,7 +34,6 @@ class Ranks:
 
     rank: int
     world: int  # number of processes over all nodes
-    local_rank: int  # number on this node; it chooses the GPU
     device: torch.device
     control: dist.ProcessGroup | None = None  # for control messages; None = the default group
     norm_ranks: int = 1  # ranks whose crops batch norm sees together, and their group (None = all ranks)
@@ -124,10 +123,10 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
     if world == 1 or device.type == "cpu":
         if world > 1:
             dist.init_process_group("gloo", timeout=_PATIENCE)
-        return Ranks(rank, world, local_rank, device)
+        return Ranks(rank, world, device)
     _meet_on_gpus(device, runtime.lost_minutes)
     control = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
-    ranks = Ranks(rank, world, local_rank, device, control)
+    ranks = Ranks(rank, world, device, control)
     size, group = norm_group(ranks, runtime.sync_norm)
     return replace(ranks, norm_ranks=size, norm_group=group)
 
@@ -173,7 +172,6 @@ def norm_group(ranks: Ranks, wanted: str) -> tuple[int, dist.ProcessGroup | None
 class JobContext:
     """Context of a job, made by `hmsa_core.job`; a job's `run(spec, context)` reads it."""
 
-    work: Path  # the job's progress folder
     ranks: Ranks
     runtime: RuntimeConfig
     stop: StopRequest = field(default_factory=StopRequest)  # set by SIGTERM or SIGINT on this rank
@@ -183,7 +181,13 @@ class JobContext:
     @classmethod
     def of(cls, work: Path, ranks: Ranks, runtime: RuntimeConfig, stop: StopRequest) -> JobContext:
         """The context of a job that logs into `work/log.jsonl`."""
-        return cls(work, ranks, runtime, stop, JsonLog(work / "log.jsonl" if ranks.is_main else None))
+        return cls(ranks, runtime, stop, JsonLog(work / "log.jsonl" if ranks.is_main else None))
+
+    @classmethod
+    def alone(cls, runtime: RuntimeConfig, work: Path | None = None, stop: StopRequest | None = None) -> JobContext:
+        """The context of work in this process alone, as one rank; with a folder `work`, it logs there."""
+        ranks, stop = start_ranks(runtime, {}), stop or StopRequest()
+        return cls(ranks, runtime, stop) if work is None else cls.of(work, ranks, runtime, stop)
 
     def progress(self, total: int, *, what: str, unit: str = "images", initial: int = 0) -> Progress:
         """Progress on standard error, silent on all ranks but the first."""

@@ -26,21 +26,10 @@ class Watchdog:
         minutes: the process ends after this time without a beat.
         record: the file that a rank which failed writes.
         fail: reports an error and returns the exit status.
-        end: ends the process.
     """
 
-    def __init__(
-        self,
-        minutes: float,
-        record: Path,
-        fail: Callable[[HmsaError], int],
-        *,
-        end: Callable[[int], None] = os._exit,
-        look_s: float = _LOOK_S,
-        grace_s: float = _GRACE_S,
-    ) -> None:
-        self._minutes, self._record, self._fail, self._end = minutes, record, fail, end
-        self._look_s, self._grace_s = look_s, grace_s
+    def __init__(self, minutes: float, record: Path, fail: Callable[[HmsaError], int]) -> None:
+        self._minutes, self._record, self._fail = minutes, record, fail
         self._last: float | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -50,20 +39,18 @@ class Watchdog:
         self._last = time.monotonic()
 
     def _watch(self) -> None:
-        while not self._over.wait(self._look_s):
+        while not self._over.wait(_LOOK_S):
             if self._last is None:
                 continue
             silent = time.monotonic() - self._last
-            if silent > self._grace_s and self._record.exists():
-                self._end(DeviceError.exit_code)  # the failed rank has reported the error
-                return
+            if silent > _GRACE_S and self._record.exists():
+                os._exit(DeviceError.exit_code)  # the failed rank has reported the error
             if silent > 60 * self._minutes:
                 lost = DeviceError(
                     f"no progress for {self._minutes:g} minutes: another rank or this one's GPU is lost",
                     hint="the training goes on from its last state; runtime.lost_minutes is the time to wait",
                 )
-                self._end(self._fail(lost))
-                return
+                os._exit(self._fail(lost))
 
     def __enter__(self) -> Watchdog:
         self._thread.start()

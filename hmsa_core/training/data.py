@@ -133,7 +133,6 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         material["norm_ranks"] = ranks.norm_ranks  # other statistics change the result
     dataset = CropDataset(
         plan,
-        None,
         root=spec.root(index.root),
         classes=index.classes,
         crop=config.crop,

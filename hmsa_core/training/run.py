@@ -26,7 +26,6 @@ from hmsa_core.data.transforms import normalise, to_long_edge
 from hmsa_core.data.walk import walk
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.io.locks import FileLock
-from hmsa_core.io.process import StopRequest
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.lineage import LINEAGE_FILE
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
@@ -34,7 +33,7 @@ from hmsa_core.models import read_meta, save
 from hmsa_core.models.pretrained import describe
 from hmsa_core.runtime.memory import is_out_of_memory, peak_memory_mb
 from hmsa_core.runtime.progress import Progress
-from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.runtime.tracking import follow
 from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
 from hmsa_core.taxonomy.class_files import KNOWN
@@ -137,8 +136,7 @@ def _log(summary: prepare.Summary, quarantine: Path) -> None:
 def train_spec(spec: TrainSpec) -> Path:
     """Run a training spec in this process, as one rank; return the checkpoint folder. Errors are those of `run`."""
     with FileLock(spec.work / "rank0.lock", what=f"a training in {spec.work}"):
-        ranks = start_ranks(spec.config.runtime, {})
-        run(spec, JobContext.of(spec.work, ranks, spec.config.runtime, StopRequest()))
+        run(spec, JobContext.alone(spec.config.runtime, spec.work))
     return spec.work / "model"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +47,6 @@ def seconds_an_image(
     Raises:
         HmsaError: the network cannot be opened, or does not fit classes or image.
     """
-    context = JobContext(Path(), start_ranks(config.runtime, {}), config.runtime)
-    opened = open_teacher(teacher, config, classes, context)
+    opened = open_teacher(teacher, config.passes, classes, JobContext.alone(config.runtime))
     opened.check([name])
     return fastest(lambda: opened.label(name, image), _BUDGET) / config.runtime.ranks

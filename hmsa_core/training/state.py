@@ -47,8 +47,6 @@ class StateStore:
     """
 
     def __init__(self, folder: Path, *, key: str, keep: int = 2) -> None:
-        if keep < 2:
-            raise ConfigError(f"keep_checkpoints {keep}: at least 2, since the newest may be damaged")
         self.folder, self.key, self.keep = folder, key, keep
 
     def save(self, step: int, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]) -> Path:

@@ -55,20 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trace and convert the model, compare the labels, write the file."""
     _check(args)
-    threads = pin_threads(args)
-    from hmsa_core.config import RuntimeConfig
+    pin_threads(args)
     from hmsa_core.inference.teachers.run_options import run_options
 
-    options = run_options(args.checkpoint, args.scales, False, RuntimeConfig(threads=threads, precision="fp32"))
+    options = run_options(args.checkpoint, args.scales)
     from hmsa_core import models
     from hmsa_core.io.atomic import write_bytes
     from hmsa_core.models import export
 
     if args.out.suffix == ".onnx":
         export.check_onnx()
-    pictures, words = _pictures(args, options.meta)
+    pictures, words = _pictures(args, options.class_table)
     calibration = _images_of(args.int8) if args.int8 else None
-    model, scales, suffix = models.load(options.checkpoint), options.scales, args.out.suffix
+    model, scales, suffix = models.load(options.checkpoint), options.passes.scales, args.out.suffix
     least, found = export.least_side(model, scales), min(min(batch.shape[2:]) for batch in _batches(pictures))
     if suffix == ".pt2" and found < least:
         raise InputError(
@@ -105,10 +104,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--labels needs --images")
 
 
-def _pictures(args: argparse.Namespace, meta: dict[str, Any]) -> tuple[list[_Picture], str]:
+def _pictures(args: argparse.Namespace, classes: dict[str, Any] | None) -> tuple[list[_Picture], str]:
     """Images to compare on, and words that say which images they are."""
     if args.labels:
-        found = _labelled(args.images, args.labels, meta)
+        found = _labelled(args.images, args.labels, classes)
         return found, f"{len(found)} images of {args.images}"
     if folder := args.images or args.int8:
         images = _images_of(folder)
@@ -130,14 +129,14 @@ def _images_of(folder: Path) -> list[NDArray[np.uint8]]:
     return [read_image(path) for path in _spread(files)]
 
 
-def _labelled(images: Path, labels: Path, meta: dict[str, Any]) -> list[_Picture]:
+def _labelled(images: Path, labels: Path, classes: dict[str, Any] | None) -> list[_Picture]:
     from hmsa_core.data.decode import read_image
     from hmsa_core.inference.evaluation.labelled_files import label_reader, pairs_of
     from hmsa_core.taxonomy import ClassTable
 
-    if not meta.get("class_table"):
+    if not classes:
         raise InputError("--labels: the checkpoint has no class table, ids of labels are not known")
-    read, found = label_reader(ClassTable.from_json(meta["class_table"])), []
+    read, found = label_reader(ClassTable.from_json(classes)), []
     for pair in _spread(pairs_of(images, labels)[0]):
         image, label = read_image(pair.image), read(pair.label)
         if label.shape != image.shape[:2]:
@@ -194,7 +193,7 @@ def _compare(
     from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
     from hmsa_core.models.export import labels_of
 
-    classes = options.meta["num_classes"]
+    classes = options.num_classes
     counts = np.zeros((2, classes, classes + 1), np.int64)
     equal = pixels = 0
     for i, (batch, expected) in enumerate(zip(_batches(pictures), ours, strict=True)):

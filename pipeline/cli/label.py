@@ -20,7 +20,7 @@ from hmsa_core.io.errors import ConfigError
 from pipeline.cli.inference_options import ENGINE, add_options, pin_threads, runtime_of, teacher_of, tell
 
 if TYPE_CHECKING:
-    from hmsa_core.inference.teachers.run_options import TeacherOptions
+    from hmsa_core.inference.teachers.run_options import RunOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.io.remote import is_url, local_path
     from pipeline.jobs.launcher import run_job
 
-    options = _options(args, threads)
+    options, runtime = _options(args), runtime_of(args, threads=threads, ranks=args.ranks)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Threads that wait in busy loops take cores from other ranks and programs: a seventh faster on an idle machine,
     # several times slower on any other (docs/inference.md).
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         args.images,
         args.out,
         options,
+        runtime,
         names=args.names,
         images_per_shard=args.images_per_shard,
         codec=args.codec,
@@ -76,13 +77,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace, threads: int) -> TeacherOptions:
+def _options(args: argparse.Namespace) -> RunOptions:
     from hmsa_core.data.layouts import load_classes
     from hmsa_core.inference.teachers.run_options import teacher_options
 
     classes = load_classes(Path(), args.classes) if args.classes else None
-    runtime = runtime_of(args, threads=threads, ranks=args.ranks)
-    return teacher_options(teacher_of(args), classes, args.scales, args.flip, runtime)
+    return teacher_options(teacher_of(args), classes, args.scales, args.flip)
 
 
 def _pin_threads(args: argparse.Namespace) -> int:

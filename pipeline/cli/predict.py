@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hmsa_core.io.errors import InputError
@@ -30,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.inference.network.predictor import open_tiler
     from hmsa_core.inference.teachers.run_options import run_options
 
-    options = run_options(args.checkpoint, args.scales, args.flip, runtime)
-    tiler = open_tiler(options.checkpoint, options.runtime)
+    options = run_options(args.checkpoint, args.scales, args.flip)
+    tiler = open_tiler(options.checkpoint, runtime)
     for path in args.images:
-        shown = picture(tiler, read_image(path), options.scales, options.flip, mode=args.mode)
+        shown = picture(tiler, read_image(path), replace(options.passes, kind=args.mode))
         sheet = write_pictures(args.out, path.stem, shown, options.classes)[-1]
         sys.stdout.write(f"{sheet}\n")
     return 0

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from hmsa_core import models
+from hmsa_core.config import Passes
 from hmsa_core.data.decode import read_image
 from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image
 from hmsa_core.labels import ConfidenceCode
@@ -140,11 +141,11 @@ def run_on_gpu(trunk: str, rounds: int, size: tuple[int, int], peaks: tuple[floa
     for precision_ in ("fp32", "bf16"):
         tiler = Tiler(Predictor(make_model(trunk), "cuda", precision_, in_place=True))
         for image in [*images, *images]:  # chooses algorithms, then captures the passes
-            tiler.label(image.copy(), SCALES, True)
+            tiler.label(image.copy(), Passes(SCALES, True))
         torch.cuda.reset_peak_memory_stats()
         start, waiting = time.perf_counter(), []
         for i in range(4 * rounds):
-            waiting.append(tiler.begin(images[i % 2], SCALES, True))
+            waiting.append(tiler.begin(images[i % 2], Passes(SCALES, True)))
             if len(waiting) > 1:
                 waiting.pop(0)()
         waiting.pop()()

@@ -86,7 +86,7 @@ def run(size: tuple[int, int], crop: tuple[int, int], count: int, repeats: int) 
             epoch_samples=2 * count,
         )
         options = {"root": root, "classes": index.classes, "crop": crop}
-        ours, cached = CropDataset(plan, 0, **options), CropDataset(plan, 0, cache_bytes=1 << 31, **options)
+        ours, cached = CropDataset(plan, **options), CropDataset(plan, cache_bytes=1 << 31, **options)
         items = [
             (root / c.sample.image, root / c.sample.label, (c.x, c.y) if c.x >= 0 else None) for c in plan.crops(0)
         ]

@@ -83,8 +83,8 @@ def four(served: s3.Server) -> Iterator[Engine]:
 
 
 def label_on_ray(labelled: Path, images: str | Path, out: str | Path) -> LabelledCounts:
-    options = teacher_options(labelled / "model", None, (0.5, 1.0), None, FOUR)
-    return label_images(images, out, options, images_per_shard=SHARD, engine="ray")
+    options = teacher_options(labelled / "model", None, (0.5, 1.0), None)
+    return label_images(images, out, options, FOUR, images_per_shard=SHARD, engine="ray")
 
 
 class Killer:

@@ -185,8 +185,8 @@ def test_credentials_that_expire_end_the_run_in_one_line_and_it_goes_on_with_new
         label(URL, made / "model", OUT, **SETTING)
     served.fault = lambda _method, _path: None
     assert served.objects("lab", "store/") == {}
-    options = teacher_options(made / "model", None, (1.0,), False, CPU)
-    counts = label_images(URL, OUT, options, images_per_shard=2)
+    options = teacher_options(made / "model", None, (1.0,), False)
+    counts = label_images(URL, OUT, options, CPU, images_per_shard=2)
     assert counts.resumed >= 2 * 2
     assert served.objects("lab", "store/") == s3.files_of(made / "store")
 
@@ -205,8 +205,8 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(
         served.put("lab", "images/4.png", (tmp_path / "4.png").read_bytes())
         infer_job.run(spec, job_context(spec.work, stop=stop))
 
-    options = teacher_options(made / "model", None, (1.0,), False, CPU)
-    counts = label_images(URL, OUT, options, images_per_shard=2, tell=messages.append, run=run)
+    options = teacher_options(made / "model", None, (1.0,), False)
+    counts = label_images(URL, OUT, options, CPU, images_per_shard=2, tell=messages.append, run=run)
     assert (counts.images, counts.left_out) == (9, 1)
     assert "4: changed: s3://lab/images/4.png: has changed since it was listed" in messages[-1]
     assert LabelStore.open(OUT).verify() == []
@@ -217,7 +217,7 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(
     ):
         messages.clear()
         served.put("lab", "images/4.png", picture.read_bytes())
-        counts = label_images(URL, OUT, options, images_per_shard=2, tell=messages.append)
+        counts = label_images(URL, OUT, options, CPU, images_per_shard=2, tell=messages.append)
         assert (counts.images, counts.resumed, counts.left_out) == (0, 9, 1)
         assert reason in messages[-1]
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hmsa_core import models
-from hmsa_core.config import RuntimeConfig
+from hmsa_core.config import Passes, RuntimeConfig
 from hmsa_core.inference.folder import infer_job
 from hmsa_core.inference.network.predictor import Predictor, Tiler
 from hmsa_core.inference.teachers.teacher import NetworkTeacher
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("finished")
-    label(data, work, Ranks(0, 1, 0, torch.device("cuda", 0)))
+    label(data, work, Ranks(0, 1, torch.device("cuda", 0)))
     return work
 
 
@@ -61,7 +61,7 @@ def one_of_two(rank: int, data: Path, work: Path, port: int, lost: int) -> None:
             return inner(self, name, image)
 
         NetworkTeacher.begin = begin
-    label(data, work, Ranks(rank, 2, 0, torch.device("cuda", 0)))
+    label(data, work, Ranks(rank, 2, torch.device("cuda", 0)))
     dist.destroy_process_group()
 
 
@@ -81,7 +81,7 @@ def test_two_processes_write_the_bytes_of_one(data, finished, tmp_path):
 def test_what_a_killed_process_left_is_labelled_to_the_same_bytes(data, finished, tmp_path):
     with pytest.raises(torch.multiprocessing.ProcessExitedException):
         two(data, tmp_path, lost=1)
-    label(data, tmp_path, Ranks(0, 1, 0, torch.device("cuda", 0)))
+    label(data, tmp_path, Ranks(0, 1, torch.device("cuda", 0)))
     assert store_bytes(tmp_path) == store_bytes(finished)
 
 
@@ -95,13 +95,13 @@ def test_a_job_with_the_papers_model_spends_its_time_in_it(tmp_path):
     write_data(tmp_path, images=16, size=(1024, 2048))
     save_model(tmp_path / "model", models.build("hierarchical", trunk="hrnet_w48", num_classes=len(CLASSES)))
     given = {"scales": SCALES, "images_per_shard": 16}
-    summary = label(tmp_path, tmp_path / "work", Ranks(0, 1, 0, torch.device("cuda", 0)), **given)
+    summary = label(tmp_path, tmp_path / "work", Ranks(0, 1, torch.device("cuda", 0)), **given)
     assert summary["model_share"] > 0.7
 
 
 def test_labelling_takes_nothing_of_dev_shm(data, tmp_path):
     before = os.statvfs("/dev/shm").f_bavail
-    label(data, tmp_path, Ranks(0, 1, 0, torch.device("cuda", 0)))
+    label(data, tmp_path, Ranks(0, 1, torch.device("cuda", 0)))
     assert os.statvfs("/dev/shm").f_bavail >= before - 256
 
 
@@ -121,7 +121,7 @@ def little_memory():
 def test_an_image_that_does_not_fit_is_tiled_and_the_side_is_reported(little_memory):
     tiler, image = Tiler(Predictor(small_model(), "cuda", "fp32")), noise_image(1, 1024, 2048)
     little_memory(0.35e9)
-    label_map, _ = tiler.label(image, SCALES, True)
+    label_map, _ = tiler.label(image, Passes(SCALES, True))
     assert label_map.shape == (1024, 2048)
     assert tiler.forced(image) is not None
     assert tiler.forced(noise_image(1, 64, 64)) in (None, 64)
@@ -130,19 +130,19 @@ def test_an_image_that_does_not_fit_is_tiled_and_the_side_is_reported(little_mem
 def test_lack_of_memory_gives_captured_passes_back(little_memory):
     tiler, small = Tiler(Predictor(small_model(), "cuda", "fp32")), noise_image(1, 512, 1024)
     for _ in range(3):
-        tiler.label(small.copy(), SCALES, True)
+        tiler.label(small.copy(), Passes(SCALES, True))
     assert tiler.predictor._pass._captured
     little_memory(0.2e9)
-    tiler.label(noise_image(2, 1024, 2048), SCALES, True)
+    tiler.label(noise_image(2, 1024, 2048), Passes(SCALES, True))
     assert not tiler.predictor._pass._captured
-    tiler.label(small.copy(), SCALES, True)
+    tiler.label(small.copy(), Passes(SCALES, True))
 
 
 def test_tiles_that_lack_of_memory_forced_are_in_receipt_and_summary(tmp_path, little_memory):
     write_data(tmp_path, images=3, size=(1024, 2048))
     save_model(tmp_path / "model")
     little_memory(0.4e9)
-    summary = label(tmp_path, tmp_path / "work", Ranks(0, 1, 0, torch.device("cuda", 0)), scales=SCALES)
+    summary = label(tmp_path, tmp_path / "work", Ranks(0, 1, torch.device("cuda", 0)), scales=SCALES)
     assert set(summary.tiled) == {"toy_000", "toy_001", "toy_002"}
     receipts = [read_json(path)["notes"]["tiled"] for path in (tmp_path / "work/store/receipts").glob("*.json")]
     assert {name: side for one in receipts for name, side in one.items()} == summary.tiled

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hmsa_core import models
+from hmsa_core.config import Passes
 from hmsa_core.inference.network import on_gpu, optimised
 from hmsa_core.inference.network.predictor import Predictor, Tiler, label_image, normalised, normalising_table
 from tests.support.inference import noise_image, small_model
@@ -89,9 +90,9 @@ def test_the_prepared_network_is_the_fused_one():
 
 def test_replayed_passes_give_the_bytes_of_the_first():
     predictor, images = Predictor(small_model(), "cuda", "bf16"), [noise_image(seed, 128, 192) for seed in range(3)]
-    first = [Tiler(predictor).label(image, SCALES, True) for image in images]
+    first = [Tiler(predictor).label(image, Passes(SCALES, True)) for image in images]
     assert predictor._pass._captured, "the second image was captured"
-    again = [Tiler(predictor).label(image, SCALES, True) for image in images]
+    again = [Tiler(predictor).label(image, Passes(SCALES, True)) for image in images]
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
@@ -99,8 +100,8 @@ def test_replayed_passes_give_the_bytes_of_the_first():
 
 def test_two_images_under_way_keep_their_own_labels():
     tiler, images = Tiler(Predictor(small_model(), "cuda", "bf16")), [noise_image(seed, 128, 192) for seed in range(4)]
-    alone = [tiler.label(image, SCALES, True) for image in images]
-    waiting = [tiler.begin(image, SCALES, True) for image in images]
+    alone = [tiler.label(image, Passes(SCALES, True)) for image in images]
+    waiting = [tiler.begin(image, Passes(SCALES, True)) for image in images]
     for expected, wait in zip(alone, waiting, strict=True):
         np.testing.assert_array_equal(expected[0], wait()[0])
 
@@ -117,6 +118,6 @@ def test_many_sizes_of_images_keep_memory_bounded():
     tiler = Tiler(Predictor(small_model(), "cuda", "bf16"))
     for height in range(64, 64 + 32 * 12, 32):
         for seed in range(3):
-            tiler.label(noise_image(seed, height, 96), SCALES, True)
+            tiler.label(noise_image(seed, height, 96), Passes(SCALES, True))
     assert len(tiler.predictor._pass._captured) == on_gpu._MOST_GRAPHS
     assert torch.cuda.memory_reserved() < 4e9

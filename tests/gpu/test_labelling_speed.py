@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hmsa_core import models
+from hmsa_core.config import Passes
 from hmsa_core.inference.network.predictor import Predictor, Tiler
 from tests.support.inference import noise_image
 
@@ -27,7 +28,7 @@ def tiler() -> Tiler:
 def profiled(tiler: Tiler) -> list:
     image = noise_image(9, *SIZE)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        tiler.label(image, SCALES, True)
+        tiler.label(image, Passes(SCALES, True))
     return [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
 
 
@@ -50,7 +51,7 @@ def test_the_host_waits_for_nothing_while_an_image_is_begun(tiler):
     image = noise_image(4, *SIZE)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        wait = tiler.begin(image, SCALES, True)
+        wait = tiler.begin(image, Passes(SCALES, True))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert wait()[0].shape == SIZE
@@ -58,5 +59,5 @@ def test_the_host_waits_for_nothing_while_an_image_is_begun(tiler):
 
 def test_peak_memory_stays_below_20_gb(tiler):
     torch.cuda.reset_peak_memory_stats()
-    tiler.label(noise_image(6, *SIZE), SCALES, True)
+    tiler.label(noise_image(6, *SIZE), Passes(SCALES, True))
     assert torch.cuda.max_memory_allocated() < 20e9

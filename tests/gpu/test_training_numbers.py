@@ -29,7 +29,7 @@ from hmsa_core.training.trainer import Trainer
 from tests.support.jobs import REPO
 from tests.support.training import Plan, context, log_of, train_spec, write_data
 
-GPU = Ranks(0, 1, 0, torch.device("cuda", 0))
+GPU = Ranks(0, 1, torch.device("cuda", 0))
 
 
 def on_both(function: Any, x: Tensor, *given: Any, **options: Any) -> list[tuple[Tensor, Tensor]]:

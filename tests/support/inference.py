@@ -104,7 +104,7 @@ def evaluate_spec(
 
 def job_context(work: Path, ranks: Ranks | None = None, stop: StopRequest | None = None) -> JobContext:
     torch.set_num_threads(1)
-    ranks = ranks or Ranks(0, 1, 0, torch.device("cpu"))
+    ranks = ranks or Ranks(0, 1, torch.device("cpu"))
     return JobContext.of(work, ranks, CPU, stop or StopRequest())
 
 

@@ -82,7 +82,7 @@ def table(path: Path, text: str) -> Path:
     return path
 
 
-def segformer(folder: Path, names: Sequence[str] = CLASSES, size: int | None = 64) -> Path:
+def segformer(folder: Path) -> Path:
     """A SegFormer with random weights and its processor."""
     import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
@@ -98,11 +98,10 @@ def segformer(folder: Path, names: Sequence[str] = CLASSES, size: int | None = 6
         num_attention_heads=[1, 2],
         mlp_ratios=[2, 2],
         decoder_hidden_size=16,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: i for i, name in enumerate(CLASSES)},
         initializer_range=0.5,
     )
     SegformerForSemanticSegmentation(config).eval().save_pretrained(folder)
-    resize = {"do_resize": False} if size is None else {"size": {"height": size, "width": size}}
-    SegformerImageProcessor(**resize).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder

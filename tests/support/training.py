@@ -196,7 +196,7 @@ def assert_same_run(work: Path, other: Path, last_step: int) -> None:
 def context(spec: TrainSpec, stop: StopRequest | None = None, ranks: Ranks | None = None) -> JobContext:
     """Context of a job that runs alone in this process."""
     torch.set_num_threads(1)
-    ranks = ranks or Ranks(0, 1, 0, torch.device("cpu"))
+    ranks = ranks or Ranks(0, 1, torch.device("cpu"))
     return JobContext.of(spec.work, ranks, spec.config.runtime, stop or StopRequest())
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.config import RuntimeConfig
+from hmsa_core.config import Passes, RuntimeConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.walk import stem_of, walk
 from hmsa_core.inference.adopt import fitting
 from hmsa_core.inference.adopt.combination import agreeing_weights, combine
 from hmsa_core.inference.adopt.fitting import Mapped
-from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, View, Views, draw, run
+from hmsa_core.inference.adopt.samples import Float32, Picture, Pixels, UInt8, View, Views, draw, run, views_of
 from hmsa_core.inference.evaluation.labelled_files import Ids, blocks_of, check_labels, label_reader, pairs_of
 from hmsa_core.inference.network.predictor import Tiler
 from hmsa_core.inference.teachers.classes import class_map
@@ -36,8 +36,8 @@ from hmsa_core.inference.teachers.teacher_files import Adopted, Member, Table
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.metrics import bootstrap_iou
-from hmsa_core.runtime.ranks import JobContext, start_ranks
-from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
+from hmsa_core.runtime.ranks import JobContext
+from hmsa_core.taxonomy import ClassTable, cityscapes
 
 _IMAGES = 40  # at most, for all choices
 _LEAST_KEPT = 0.01  # share of the pixels that a threshold worth printing keeps
@@ -55,8 +55,7 @@ _INPUTS = (
     Table(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
     Table(mean=(0.485, 0.458, 0.408), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
 )
-# Label sets whose number of classes tells them where a network names none: proposed, and checked by labels.
-_KNOWN_SETS: dict[int, Callable[[], ClassTable]] = {19: cityscapes}
+_ONCE = Passes((1.0,), flip=False)
 Tell = Callable[[str], None]
 
 
@@ -84,7 +83,11 @@ class Adoption:
     rows: tuple[Row, ...]
     kept: tuple[tuple[float, float, float], ...]  # threshold, coverage, precision
     certainty: float | None  # that stacking gains on held-out blocks; None = not tried
-    is_by_labels: bool
+
+    @property
+    def is_by_labels(self) -> bool:
+        """Whether labels chose, not agreement alone."""
+        return bool(self.adopted.images)
 
     def confirmed(self) -> Adoption:
         """The same after a person has looked at classes that labels alone name."""
@@ -99,17 +102,15 @@ class _Candidate:
     names: tuple[str, ...]
     views: Views
     maps: list[Mapped]
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
+    passes: Passes = _ONCE
 
     @property
     def targets(self) -> dict[int, int]:
-        return {one.channel: one.target for one in self.maps if one.target is not None}
+        return fitting.targets_of(self.maps)
 
     @property
     def chosen(self) -> list[View]:
-        mirrors = (False, True) if self.flip else (False,)
-        return [View(scale, mirrored) for scale in self.scales for mirrored in mirrors]
+        return views_of(self.passes)
 
 
 def adopt_folder(
@@ -146,7 +147,7 @@ def _context(teachers: Spec, runtime: RuntimeConfig) -> JobContext:
         if source.adopted is not None:
             raise ConfigError(f"{source}: is what `adopt` has written", hint="give the networks themselves")
         _ = source.files  # whether they are there
-    return JobContext(Path(), start_ranks(runtime, {}), runtime)
+    return JobContext.alone(runtime)
 
 
 def adopt(
@@ -165,11 +166,10 @@ def adopt(
         HmsaError: a network that cannot be used, in one line.
     """
     pixels = draw(pictures)
-    is_labelled = bool((pixels.truth != IGNORE).any())
     found = [_look_at(source, pictures, pixels, classes, context, tell) for source in parse(teachers)]
     members = [fitting.apply(one.views.probabilities(one.chosen), one.targets, classes.num_classes) for one in found]
     tell("choose how the networks are combined")
-    if is_labelled:
+    if pixels.is_labelled:
         combination = combine(members, pixels)
         weights, temperatures = combination.weights, combination.temperatures
         whole, stacking, certainty = combination.held_out, combination.stacking, combination.certainty
@@ -182,7 +182,7 @@ def adopt(
         class_table=classes.to_json(),
         members=tuple(_member(found[i], classes, weights[i], temperatures[i]) for i in used),
         stacking=stacking,
-        images=tuple(sorted(sha256_file(one.file) for one in pictures)) if is_labelled else (),
+        images=tuple(sorted(sha256_file(one.file) for one in pictures)) if pixels.is_labelled else (),
         unconfirmed=tuple(
             str(found[i].source) for i in used if {m.why for m in found[i].maps if m.target is not None} == {"labels"}
         ),
@@ -194,9 +194,8 @@ def adopt(
     ]
     how = "stacked by class" if stacking else "weighted mean"
     rows.append(_row("all together", whole, pixels, classes, sum(seconds[i] for i in used), how))
-    return Adoption(
-        adopted, tuple(tuple(one.maps) for one in found), tuple(rows), _kept(whole, pixels), certainty, is_labelled
-    )
+    maps = tuple(tuple(one.maps) for one in found)
+    return Adoption(adopted, maps, tuple(rows), _kept(whole, pixels), certainty)
 
 
 def pictures_of(images: Path, labels: Path | None, classes: ClassTable, ids: Ids, tell: Tell) -> list[Picture]:
@@ -242,9 +241,10 @@ def _look_at(
         channels = source.names or picture_names(source)
         if not isinstance(channels, int):
             source = replace(source, given=source.table.model_copy(update={"names": channels}))
-        views = run(pictures, [View(1.0)], lambda one, image, _: _scores(source, channels, one.name, image))
+        views = run(pictures, [View(1.0)], lambda one, image, _: read_scores(source, one.name, channels, image))
     else:
-        source, network = _best_input(source, pictures, classes, context, tell)
+        network = _best_input(source, pictures, classes, context, tell)
+        source = network.source
         scales = (1.0,) if network.is_fixed else SCALES
         tell(f"{source}: run at {', '.join(f'{scale:g}' for scale in scales)} times the size, and mirrored")
         views = _run_network(network, pictures, [View(scale, flip) for scale in scales for flip in (False, True)])
@@ -253,10 +253,9 @@ def _look_at(
             source = replace(source, given=source.table.model_copy(update={"output": network.gives}))
     one = _candidate(source, views, pixels, classes)
     if source.family != "scores":
-        by_labels = bool((pixels.truth != IGNORE).any())
-        one.scales, one.flip = (
+        one.passes = (
             fitting.choose_views(views, one.targets, pixels, classes.num_classes)
-            if by_labels
+            if pixels.is_labelled
             else fitting.agreeing_scales(views)
         )
     if by_table is not None and by_table != one.targets:
@@ -269,16 +268,14 @@ def _checkpoint(
     source: Source, pictures: Sequence[Picture], pixels: Pixels, classes: ClassTable, context: JobContext
 ) -> _Candidate:
     """A checkpoint of this package runs as it says itself: attention was trained for its scales."""
-    options = run_options(source.path, None, None, context.runtime)
-    scales, flip = options.scales, options.flip
+    passes = run_options(source.path).passes
     tiler = Tiler(open_network(source, context, is_single=False))
-    views = run(pictures, [View(1.0)], lambda _one, image, _view: tiler.probabilities(image, scales, flip))
+    views = run(pictures, [View(1.0)], lambda _one, image, _view: tiler.probabilities(image, passes))
     found = _candidate(source, views, pixels, classes)
     # The views that were run stand for all of its scales together.
-    views.scores.update({View(s, m): views.scores[View(1.0)] for s in scales for m in (False, True)})
-    seconds = views.seconds[View(1.0)] / (len(scales) * (1 + flip))
-    views.seconds.update({View(s, m): seconds for s in scales for m in (False, True)})
-    found.scales, found.flip = scales, flip
+    found.passes = passes
+    views.scores.update(dict.fromkeys(found.chosen, views.scores[View(1.0)]))
+    views.seconds.update(dict.fromkeys(found.chosen, views.seconds[View(1.0)] / len(found.chosen)))
     return found
 
 
@@ -295,8 +292,7 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
     def score(i: int) -> float:
         if not counts[i].any():
             return fitting.agreement(views, tries[i].scale)
-        targets = {one.channel: one.target for one in maps[i] if one.target is not None}
-        return fitting.mean_iou(fitting.apply(views.probabilities([tries[i]]), targets, classes.num_classes), pixels)
+        return fitting.reached(views, [tries[i]], fitting.targets_of(maps[i]), pixels, classes.num_classes)
 
     best = max(range(len(tries)), key=score)
     if all(one.target is None for one in maps[best]):
@@ -317,41 +313,37 @@ def _names(source: Source, channels: int) -> tuple[str, ...]:
         if len(names) != channels:
             raise ConfigError(f"{source}: gives {channels} classes, but has {len(source.names)} names")
         return names
-    return _KNOWN_SETS[channels]().classes if channels in _KNOWN_SETS else ()
+    known = cityscapes().classes  # their number tells them where a network names none; labels check it
+    return known if channels == len(known) else ()
 
 
 def _run_network(network: Network, pictures: Sequence[Picture], views: Sequence[View]) -> Views:
-    tiler = Tiler(network, whole_pixels=1 << 62) if network.resizes else Tiler(network)
+    tiler = Tiler(network)
 
     def predict(_: Picture, image: UInt8, view: View) -> Float32:
         given = np.ascontiguousarray(image[:, ::-1]) if view.mirrored else image
-        found = tiler.probabilities(given, (view.scale,), flip=False)
+        found = tiler.probabilities(given, Passes((view.scale,), flip=False))
         return found[:, :, ::-1] if view.mirrored else found
 
     return run(pictures, views, predict)
 
 
-def _scores(source: Source, channels: Sequence[str] | int, name: str, image: UInt8) -> Float32:
-    return read_scores(source, name, channels, (image.shape[0], image.shape[1]))
-
-
 def _best_input(
     source: Source, pictures: Sequence[Picture], classes: ClassTable, context: JobContext, tell: Tell
-) -> tuple[Source, Network]:
-    """The way to take an image that fits best, where neither the files nor the table say it; with the open network."""
+) -> Network:
+    """Open a network that takes images as fits best, where neither the files nor the table say how."""
     if source.family != "onnx" or _says_input(source):
-        return source, _opened(source, context)
+        return _opened(source, context)
     some = pictures[:: max(1, len(pictures) // _TRIED)]
     drawn = draw(some)
-    by_labels = bool((drawn.truth != IGNORE).any())
-    scored: list[tuple[float, Source, Network]] = []
+    scored: list[tuple[float, str, Network]] = []
     failed: dict[str, tuple[HmsaError, list[str]]] = {}
     for variant in _INPUTS:
         values = {"mean": variant.mean, "std": variant.std, "order": variant.order}
         tried = replace(source, given=source.table.model_copy(update=values))
         try:
             network = _opened(tried, context)
-            if network.takes_bytes and scored and variant.order == scored[-1][1].table.order:
+            if network.takes_bytes and scored and variant.order == scored[-1][2].source.table.order:
                 continue
             views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
             one = _candidate(tried, views, drawn, classes)
@@ -359,23 +351,21 @@ def _best_input(
             failed.setdefault(error.message, (error, []))[1].append(_said(tried))
             continue
         score = fitting.agreement(views, 1.0)
-        if by_labels:
-            mapped = fitting.apply(views.probabilities([View(1.0)]), one.targets, classes.num_classes)
-            score = fitting.mean_iou(mapped, drawn)
-        scored.append((score, tried, network))
+        if drawn.is_labelled:
+            score = fitting.reached(views, [View(1.0)], one.targets, drawn, classes.num_classes)
+        scored.append((score, _said(tried, is_bytes=network.takes_bytes), network))
     if not scored:
         raise next(iter(failed.values()))[0]
     for message, (_, ways) in failed.items():
         tell(f"with images as {', '.join(ways)}: {message}")
-    reached, best, network = max(scored, key=lambda one: one[0])
-    said = partial(_said, is_bytes=network.takes_bytes)
-    trials = ", ".join(f"{said(one)} {score:.3f}" for score, one, _ in scored)
-    by = "mIoU" if by_labels else "agreement with the mirror image"
-    tell(f"{source}: nothing says how it takes an image; tried, by {by}: {trials}; taken: {said(best)}")
-    if near := [said(one) for score, one, _ in scored if one is not best and score > reached - _CLOSE]:
-        more = "" if by_labels else ", or give --labels"
+    reached, taken, best = max(scored, key=lambda one: one[0])
+    trials = ", ".join(f"{said} {score:.3f}" for score, said, _ in scored)
+    by = "mIoU" if drawn.is_labelled else "agreement with the mirror image"
+    tell(f"{source}: nothing says how it takes an image; tried, by {by}: {trials}; taken: {taken}")
+    if near := [said for score, said, one in scored if one is not best and score > reached - _CLOSE]:
+        more = "" if drawn.is_labelled else ", or give --labels"
         tell(f"{source}: {near[0]} fits about as well: write mean, std and order in {source.table_path}{more}")
-    return best, network
+    return best
 
 
 def _opened(source: Source, context: JobContext) -> Network:
@@ -407,19 +397,25 @@ def _member(one: _Candidate, classes: ClassTable, weight: float, temperature: fl
     if not is_identity:
         table["classes"] = {channel: classes.classes[target] for channel, target in sorted(one.targets.items())}
     spec = str(replace(one.source, path=one.source.path.resolve(), given=None, map=None))
-    how = {"teacher": spec, "scales": one.scales, "flip": one.flip, "weight": weight, "temperature": temperature}
+    how = {
+        "teacher": spec,
+        "scales": one.passes.scales,
+        "flip": one.passes.flip,
+        "weight": weight,
+        "temperature": temperature,
+    }
     return Member.model_validate(table | how)
 
 
 def _how(one: _Candidate, weight: float) -> str:
     if weight == 0:
         return "left out"
-    scales = ", ".join(f"{scale:g}" for scale in one.scales)
-    return f"{{{scales}}}{' + flip' if one.flip else ''}, weight {weight:g}"
+    scales = ", ".join(f"{scale:g}" for scale in one.passes.scales)
+    return f"{{{scales}}}{' + flip' if one.passes.flip else ''}, weight {weight:g}"
 
 
 def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, seconds: float, how: str) -> Row:
-    if not (pixels.truth != IGNORE).any():
+    if not pixels.is_labelled:
         return Row(name, None, None, {}, seconds, how)
     counts = fitting.confusions(predicted, pixels)
     # Only classes that occur in the truth are scored: the others' columns count as pixels without a class.
@@ -434,9 +430,9 @@ def _row(name: str, predicted: Float32, pixels: Pixels, classes: ClassTable, sec
 
 def _kept(predicted: Float32, pixels: Pixels) -> tuple[tuple[float, float, float], ...]:
     """(threshold, coverage, precision) at 0.9 and at the least threshold of a grid that is 95 % right."""
-    known = pixels.truth != IGNORE
-    if not known.any():
+    if not pixels.is_labelled:
         return ()
+    known = pixels.known
     best = predicted.max(1)[known]
     right = predicted.argmax(1)[known] == pixels.truth[known]
 

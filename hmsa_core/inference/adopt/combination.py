@@ -92,7 +92,7 @@ def _held_out(folds: list[NDArray[np.bool_]], predict: Callable[[NDArray[np.bool
 
 def _temperature(member: Float32, pixels: Pixels) -> float:
     """The temperature of the smallest log loss (Guo et al. 2017)."""
-    known = np.flatnonzero(pixels.truth != IGNORE)[:: max(1, len(pixels.truth) // _FIT_PIXELS)]
+    known = np.flatnonzero(pixels.known)[:: max(1, len(pixels.truth) // _FIT_PIXELS)]
     if not len(known):
         return 1.0
     given, truth = member[known].T, pixels.truth[known]

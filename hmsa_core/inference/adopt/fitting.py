@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.inference.adopt.samples import Float32, Pixels, View, Views
+from hmsa_core.config import Passes
+from hmsa_core.inference.adopt.samples import Float32, Pixels, View, Views, views_of
 from hmsa_core.inference.teachers.classes import summed
 from hmsa_core.metrics import iou_of
-from hmsa_core.taxonomy import IGNORE, ClassTable
+from hmsa_core.taxonomy import ClassTable
 from hmsa_core.taxonomy.concepts import propose
 
 _FEW = 200  # pixels; a channel that is seen less often is mapped by its name alone
@@ -41,7 +42,7 @@ class Mapped:
 
 def overlap(scores: Float32, pixels: Pixels, num_classes: int) -> NDArray[np.int64]:
     """Pixels of (channel with the highest score, true class), int64 (T, C)."""
-    known = pixels.truth != IGNORE
+    known = pixels.known
     flat = scores[known].argmax(1) * num_classes + pixels.truth[known]
     counts = np.bincount(flat, minlength=scores.shape[1] * num_classes)
     return counts.reshape(scores.shape[1], num_classes).astype(np.int64)
@@ -80,7 +81,7 @@ def apply(scores: Float32, targets: dict[int, int], num_classes: int) -> Float32
 def confusions(predicted: Float32, pixels: Pixels) -> NDArray[np.int64]:
     """Counts of each block, int64 (blocks, C, C + 1), rows = truth; the last column holds pixels without a class."""
     count = predicted.shape[1]
-    known = pixels.truth != IGNORE
+    known = pixels.known
     label = np.where(predicted.max(1) > 0, predicted.argmax(1), count)[known]
     flat = (pixels.block[known].astype(np.int64) * count + pixels.truth[known]) * (count + 1) + label
     size = len(pixels.blocks) * count * (count + 1)
@@ -93,19 +94,26 @@ def mean_iou(predicted: Float32, pixels: Pixels) -> float:
     return float(np.nanmean(np.where(counts.sum(1) > 0, iou_of(counts), np.nan)))
 
 
-def choose_views(
-    views: Views, targets: dict[int, int], pixels: Pixels, num_classes: int
-) -> tuple[tuple[float, ...], bool]:
+def targets_of(maps: Sequence[Mapped]) -> dict[int, int]:
+    """Class of ours of each channel that has one."""
+    return {one.channel: one.target for one in maps if one.target is not None}
+
+
+def reached(views: Views, chosen: Sequence[View], targets: dict[int, int], pixels: Pixels, num_classes: int) -> float:
+    """Mean IoU of some views together, on the drawn pixels."""
+    return mean_iou(apply(views.probabilities(chosen), targets, num_classes), pixels)
+
+
+def choose_views(views: Views, targets: dict[int, int], pixels: Pixels, num_classes: int) -> Passes:
     """Scales and mirroring by labels: the best scale, then more as long as each brings `_GAIN`."""
 
-    def score(scales: Sequence[float], flip: bool) -> float:
-        tried = [View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
-        return mean_iou(apply(views.probabilities(tried), targets, num_classes), pixels)
+    def score(passes: Passes) -> float:
+        return reached(views, views_of(passes), targets, pixels, num_classes)
 
     known = sorted({view.scale for view in views.scores})
-    chosen, best = _grow(known, lambda scales: score(scales, flip=False))
+    chosen, best = _grow(known, lambda scales: score(Passes(scales, flip=False)))
     can_flip = any(view.mirrored for view in views.scores)
-    return chosen, can_flip and score(chosen, flip=True) >= best + _GAIN
+    return Passes(chosen, can_flip and score(Passes(chosen, flip=True)) >= best + _GAIN)
 
 
 def _grow(known: list[float], score: Callable[[tuple[float, ...]], float]) -> tuple[tuple[float, ...], float]:
@@ -120,10 +128,10 @@ def _grow(known: list[float], score: Callable[[tuple[float, ...]], float]) -> tu
     return chosen, best
 
 
-def agreeing_scales(views: Views) -> tuple[tuple[float, ...], bool]:
+def agreeing_scales(views: Views) -> Passes:
     """Scales and mirroring without labels: the scale that agrees most with its mirror image and its neighbours."""
     found = {scale: agreement(views, scale) for scale in {view.scale for view in views.scores}}
-    return (max(sorted(found), key=lambda one: found[one]),), any(view.mirrored for view in views.scores)
+    return Passes((max(sorted(found), key=lambda one: found[one]),), any(view.mirrored for view in views.scores))
 
 
 def agreement(views: Views, scale: float) -> float:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.config import Passes
 from hmsa_core.taxonomy import IGNORE
 
 Float32 = NDArray[np.float32]
@@ -30,6 +31,12 @@ class View(NamedTuple):
 
     scale: float
     mirrored: bool = False
+
+
+def views_of(passes: Passes) -> list[View]:
+    """The runs that are averaged."""
+    mirrors = (False, True) if passes.flip else (False,)
+    return [View(scale, mirrored) for scale in passes.scales for mirrored in mirrors]
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,16 @@ class Pixels:
     truth: UInt8
     block: NDArray[np.int32]
     blocks: tuple[str, ...]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Whether each pixel has a truth."""
+        return np.asarray(self.truth != IGNORE)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any pixel has a truth."""
+        return bool(self.known.any())
 
 
 @dataclass

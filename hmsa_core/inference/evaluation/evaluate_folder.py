@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import holds_train_ids, read_image
 from hmsa_core.data.index import Sample
@@ -29,7 +29,7 @@ from hmsa_core.inference.evaluation.labelled_files import (
 )
 from hmsa_core.inference.evaluation.scoring import Labelled, Scores, score, summarise
 from hmsa_core.inference.network.predictor import Predictor, load_predictor
-from hmsa_core.inference.teachers.run_options import TeacherOptions, teacher_options
+from hmsa_core.inference.teachers.run_options import RunOptions, teacher_options
 from hmsa_core.inference.teachers.sources import Spec, chosen_on, digest_of, lineage_of, only_checkpoint, parse
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, sha256_file
@@ -37,7 +37,7 @@ from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.leaks import find_leaks
 from hmsa_core.lineage import Lineage
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, by_category, by_city, finite
-from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import EvaluationSetting
 from hmsa_core.taxonomy import ClassTable
 
@@ -104,7 +104,7 @@ def evaluate(
     if folders.ids == "train":
         given = given.of_train_ids()
     specs = [one for one in (model, baseline) if one is not None]
-    runs = [teacher_options(one, None if only_checkpoint(one) else given, scales, flip, runtime) for one in specs]
+    runs = [teacher_options(one, None if only_checkpoint(one) else given, scales, flip) for one in specs]
     samples = _pairs(folders, tell)
     if folders.ids == "colours" and not Path(folders.classes).is_file():
         raise ConfigError(f"--ids colours is for class files; label maps of {folders.classes} hold ids")
@@ -114,7 +114,7 @@ def evaluate(
     read_label = label_reader(table, colours=folders.ids == "colours")
     _note(tell, *check_labels(samples, given, read_label, folders.ids))
     _tell_blocks([sample.block for sample in samples], folders.block_length, tell)
-    context = JobContext(Path(), start_ranks(runtime, {}), runtime)
+    context = JobContext.alone(runtime)
     opened = [(_open(run, table, samples, context), _lineage_of(run)) for run in runs]  # before one is scored
     scored = [
         _score(run, *loaded, context, folders, samples, table, read_label)
@@ -169,7 +169,7 @@ def _tell_blocks(blocks: list[str], length: int, tell: Tell) -> None:
         )
 
 
-def _tell_learned(learned: dict[str, Any], options: TeacherOptions, images: int, tell: Tell) -> None:
+def _tell_learned(learned: dict[str, Any], options: RunOptions, images: int, tell: Tell) -> None:
     if learned["images"]:
         tell(
             f"warning: {options} has learned from {learned['images']} of these {images} images "
@@ -179,14 +179,14 @@ def _tell_learned(learned: dict[str, Any], options: TeacherOptions, images: int,
         tell(f"note: whether {options} knows these images is not proven: {gap}")
 
 
-def _tell_chosen(samples: Sequence[Sample], options: TeacherOptions, tell: Tell) -> None:
+def _tell_chosen(samples: Sequence[Sample], options: RunOptions, tell: Tell) -> None:
     chosen = chosen_on(options.teacher)
     if seen := sum(sample.image_sha256 in chosen for sample in samples):
         tell(f"warning: by {seen} of these {len(samples)} images it was chosen how {options} runs its networks")
 
 
 def _as_trained(
-    classes: ClassTable, runs: Sequence[TeacherOptions], folders: Folders, samples: Sequence[Sample], tell: Tell
+    classes: ClassTable, runs: Sequence[RunOptions], folders: Folders, samples: Sequence[Sample], tell: Tell
 ) -> ClassTable:
     """The classes in the checkpoint's order; those that have other names there are taken by their number."""
     run = runs[0]
@@ -202,16 +202,14 @@ def _as_trained(
     return classes
 
 
-def _check_baseline(
-    classes: ClassTable, run: TeacherOptions, baseline: TeacherOptions, folders: Folders, tell: Tell
-) -> None:
+def _check_baseline(classes: ClassTable, run: RunOptions, baseline: RunOptions, folders: Folders, tell: Tell) -> None:
     """The counts of both go by the first one's order."""
     trained, names = _names_of(baseline, classes, folders.classes), [name.lower() for name in classes.classes]
     if trained != names:
         _tell_other_names(trained, names, baseline, str(run), tell)
 
 
-def _names_of(options: TeacherOptions, classes: ClassTable, given: str) -> list[str]:
+def _names_of(options: RunOptions, classes: ClassTable, given: str) -> list[str]:
     """A checkpoint's class names in lower case; those that were given where it has none."""
     count = options.num_classes
     if classes.num_classes != count:
@@ -224,7 +222,7 @@ def _names_of(options: TeacherOptions, classes: ClassTable, given: str) -> list[
 
 
 def _tell_other_names(
-    trained: Sequence[str], names: Sequence[str], options: TeacherOptions, given: str, tell: Tell
+    trained: Sequence[str], names: Sequence[str], options: RunOptions, given: str, tell: Tell
 ) -> None:
     """Some names differ and no other: by number. A name with another number: neither by name nor by number."""
     first = next(i for i, (a, b) in enumerate(zip(trained, names, strict=True)) if a != b)
@@ -238,19 +236,16 @@ def _tell_other_names(
     _note(tell, f"{message}; classes are compared by their number")
 
 
-def _open(
-    run: TeacherOptions, classes: ClassTable, samples: Sequence[Sample], context: JobContext
-) -> Predictor | Teacher:
+def _open(run: RunOptions, classes: ClassTable, samples: Sequence[Sample], context: JobContext) -> Predictor | Teacher:
     alone = only_checkpoint(run.teacher)
     if alone is not None:
         return load_predictor(alone, context)
-    config = InferConfig(scales=run.scales, flip=run.flip, runtime=run.runtime)
-    teacher = open_teacher(run.teacher, config, classes, context)
+    teacher = open_teacher(run.teacher, run.passes, classes, context)
     teacher.check([sample.name for sample in samples])
     return teacher
 
 
-def _lineage_of(run: TeacherOptions) -> Lineage:
+def _lineage_of(run: RunOptions) -> Lineage:
     """The images that the weights learned from; a damaged list ends the run before a network is scored."""
     try:
         return lineage_of(run.teacher)
@@ -259,7 +254,7 @@ def _lineage_of(run: TeacherOptions) -> Lineage:
 
 
 def _score(
-    run: TeacherOptions,
+    run: RunOptions,
     network: Predictor | Teacher,
     lineage: Lineage,
     context: JobContext,
@@ -271,8 +266,8 @@ def _score(
     """A network's counts, and its figures as they are printed; an image that it has learned from is counted too."""
     setting = EvaluationSetting(
         name="evaluate",
-        scales=run.scales,
-        flip=run.flip,
+        scales=run.passes.scales,
+        flip=run.passes.flip,
         mode=folders.mode,
         long_edge=folders.long_edge,
         score_at=folders.score_at,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hmsa_core.data.index import Sample
 from hmsa_core.data.transforms import resize_label, to_long_edge
 from hmsa_core.inference.folder.infer_job import read_ahead
-from hmsa_core.inference.network.predictor import Predictor, Tiler
+from hmsa_core.inference.network.predictor import Predictor, Tiler, resized_maps
 from hmsa_core.inference.teachers.teacher import Teacher
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.metrics import Reliability, boundary_band, boundary_counts, confusion_counts, finite, iou_of, mean_iou_of
@@ -60,20 +60,18 @@ class Scores:
 class _Network:
     """A checkpoint's network, which is run as each setting says."""
 
-    def __init__(self, predictor: Predictor, settings: Sequence[EvaluationSetting]) -> None:
-        for setting in settings:
-            predictor.check_kind(setting.mode)
+    def __init__(self, predictor: Predictor) -> None:
         self._tiler, self.num_classes = Tiler(predictor), predictor.num_classes
         self._learns_weights = predictor.kind in ("hierarchical", "explicit")
 
     def label(self, _name: str, image: UInt8, setting: EvaluationSetting, size: Size) -> Maps:
-        return self._tiler.label(image, setting.scales, setting.flip, kind=setting.mode, size=size)
+        return self._tiler.label(image, setting.passes, size)
 
     def weights(self, image: UInt8, setting: EvaluationSetting) -> dict[float, NDArray[np.float32]]:
         """Weight of each scale at each pixel; empty where the network has learned none."""
         if setting.mode != "model" or not self._learns_weights:
             return {}
-        return self._tiler.weights(image, setting.scales, setting.flip)
+        return self._tiler.weights(image, setting.passes)
 
 
 class _Labels:
@@ -85,10 +83,8 @@ class _Labels:
         self._teacher, self.num_classes = teacher, teacher.classes.num_classes
 
     def label(self, name: str, image: UInt8, _setting: EvaluationSetting, size: Size) -> Maps:
-        label, confidence = self._teacher.label(name, image)
-        if label.shape == size:
-            return label, confidence
-        return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+        maps = self._teacher.label(name, image)
+        return maps if maps[0].shape == size else resized_maps(maps, size)
 
     def weights(self, _image: UInt8, _setting: EvaluationSetting) -> dict[float, NDArray[np.float32]]:
         return {}
@@ -119,7 +115,7 @@ def score(
     Raises:
         ConfigError: the network cannot be run in a setting's mode. InterruptedRunError: a stop was requested.
     """
-    judged = _Labels(network, settings) if isinstance(network, Teacher) else _Network(network, settings)
+    judged = _Labels(network, settings) if isinstance(network, Teacher) else _Network(network)
     # A scale's attention is computed unless it is a setting's highest. Settings with higher scales go first, those
     # without attention last: then no scale is run a second time to get it.
     order = sorted(settings, key=lambda s: (s.long_edge or 0, s.mode != "model", -max(s.scales)))

@@ -35,14 +35,10 @@ class HierarchicalLabels:
     """
 
     def __init__(self, checkpoint: str, device: str = "auto") -> None:
-        self._options = run_options(
-            checkpoint,
-            None,
-            None,
-            RuntimeConfig.model_validate({"device": device, "precision": "fp32", "threads": "auto"}),
-        )
-        self.classes = self._options.classes
-        self._tiler = open_tiler(self._options.checkpoint, self._options.runtime)
+        options = run_options(checkpoint)
+        self.classes, self._passes = options.classes, options.passes
+        runtime = RuntimeConfig.model_validate({"device": device, "precision": "fp32", "threads": "auto"})
+        self._tiler = open_tiler(options.checkpoint, runtime)
 
     @property
     def spec(self) -> Any:
@@ -57,9 +53,7 @@ class HierarchicalLabels:
             raise ConfigError(
                 "masks are not turned into polygons, which would lose pixels", hint="leave that option out"
             )
-        label, confidence = self._tiler.label(
-            np.asarray(image.convert("RGB")), self._options.scales, self._options.flip
-        )
+        label, confidence = self._tiler.label(np.asarray(image.convert("RGB")), self._passes)
         kept = np.where(confidence >= np.float32(context.conf_threshold or 0), label, np.uint8(IGNORE))
         return [
             cvat.mask(class_id, _moved(encode_mask(mask), x, y))

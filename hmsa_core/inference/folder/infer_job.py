@@ -46,7 +46,7 @@ from hmsa_core.labels.store.shards import (
 )
 from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.result_keys import METHOD, infer_material
-from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 
@@ -136,7 +136,7 @@ def _open(spec: InferSpec, context: JobContext) -> Pipeline:
     index = Index.load(spec.selection.index)
     selected = index.select(**spec.selection.filters())
     wanted = ClassTable.from_json(spec.classes) if spec.classes else index.classes
-    teacher = open_teacher(spec.teacher, spec.config, wanted, context)
+    teacher = open_teacher(spec.teacher, spec.config.passes, wanted, context)
     teacher.check([sample.name for sample in selected])
     return Pipeline(
         context,
@@ -186,8 +186,7 @@ class _Worker:
         return pipeline.timing
 
     def _opened(self) -> Pipeline:
-        runtime = self.spec.config.runtime
-        pipeline = _open(self.spec, JobContext(self.spec.work, start_ranks(runtime, {}), runtime))
+        pipeline = _open(self.spec, JobContext.alone(self.spec.config.runtime))
         if pipeline.teacher.precision != self.precision:
             raise ConfigError(
                 f"a worker of Ray computes in {pipeline.teacher.precision}, this process in {self.precision}",
@@ -215,7 +214,7 @@ def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str
     config = spec.config
     return {
         **spec.lineage,
-        **made_by(teacher.sources, config.scales, config.flip),
+        **made_by(teacher.sources, config.passes),
         "precision": teacher.precision,
         "code_version": __version__,
         "parameters": {

@@ -22,7 +22,7 @@ from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.data.layouts import load_classes
 from hmsa_core.data.source import RolesSpec, SourceSpec
 from hmsa_core.data.walk import IMAGE_SUFFIXES, walk
-from hmsa_core.inference.teachers.run_options import MAX_SKIPPED, TeacherOptions, teacher_options
+from hmsa_core.inference.teachers.run_options import MAX_SKIPPED, RunOptions, teacher_options
 from hmsa_core.inference.teachers.sources import Spec
 from hmsa_core.io.atomic import is_temp, read_json, write_json
 from hmsa_core.io.engine import HERE, Engine, Kind
@@ -92,15 +92,16 @@ def label(
         threads = threads_of(out) or len(os.sched_getaffinity(0))
         runtime = RuntimeConfig(threads=threads, precision="fp32")
     table = load_classes(Path(), str(classes)) if classes else None
-    chosen = teacher_options(teacher, table, scales, flip, runtime)
-    label_images(images, out, chosen, names=names, images_per_shard=images_per_shard, codec=codec)
+    chosen = teacher_options(teacher, table, scales, flip)
+    label_images(images, out, chosen, runtime, names=names, images_per_shard=images_per_shard, codec=codec)
     return LabelStore.open(out)
 
 
 def label_images(
     images: str | Path | Sequence[str | Path],
     out: str | Path,
-    options: TeacherOptions,
+    options: RunOptions,
+    runtime: RuntimeConfig,
     *,
     names: Names = "stem",
     images_per_shard: int | None = None,
@@ -114,8 +115,9 @@ def label_images(
 
     Args:
         images, out, names, images_per_shard, codec: as in `label`.
-        options: teacher, scales, flip, and how the machine is used.
-        engine: "ray": images are checked and labelled by tasks of Ray, `options.runtime.ranks` at once.
+        options: teacher, and how it is run.
+        runtime: how the machine is used.
+        engine: "ray": images are checked and labelled by tasks of Ray, `runtime.ranks` at once.
         tell: called with one line for each remark, for example which image is left out and why.
         stop: set it to stop between two images.
         run: runs the job; None = in this process.
@@ -124,6 +126,7 @@ def label_images(
     if images_per_shard is not None and images_per_shard < 1:
         raise ConfigError("images per shard must be at least 1")
     stop = stop or StopRequest()
+    by = Engine("ray", runtime.ranks) if engine == "ray" else HERE
     target, local = RemoteStore.at(str(out)) if is_url(out) else (None, local_path(out).resolve())
     work = work_of(local)
     if target is None:
@@ -135,18 +138,22 @@ def label_images(
                 target.pull()
             before = begun_with(work) if target is None else target.options()
             shard = images_per_shard or before.get("images_per_shard", 256)
-            kept = {"names": names, "threads": options.runtime.thread_count, "images_per_shard": shard}
+            kept = {"names": names, "threads": runtime.thread_count, "images_per_shard": shard}
             begun: dict[str, Any] = kept | {"folder": folder.name} | before
             _check_begun(kept, begun)
             write_json(work / _RECORD, begun)
             folder = _of_one_root(folder, begun["folder"], some=bool(files))
             _record_folder(folder, local, begun["folder"])
-            refused = _index(folder, files, work, options, names, engine, tell, stop)
+            refused = _index(folder, files, work, options, names, by, tell, stop)
             wanted, left_out = _unchanged(work, target, tell, some=bool(files))
             if target is not None and not before:
                 target.begin(begun)
             config = InferConfig(
-                scales=options.scales, flip=options.flip, images_per_shard=shard, codec=codec, runtime=options.runtime
+                scales=options.passes.scales,
+                flip=options.passes.flip,
+                images_per_shard=shard,
+                codec=codec,
+                runtime=runtime,
             )
             spec = InferSpec(
                 work=work,
@@ -242,20 +249,18 @@ def _of_one_root(folder: Path, first: str, *, some: bool) -> Path:
 
 def _run_here(spec: InferSpec, stop: StopRequest) -> None:
     from hmsa_core.inference.folder import infer_job  # torch, which a caller that runs the job elsewhere does without
-    from hmsa_core.runtime.progress import JsonLog
-    from hmsa_core.runtime.ranks import JobContext, start_ranks
+    from hmsa_core.runtime.ranks import JobContext
 
-    ranks = start_ranks(spec.config.runtime, {})
-    infer_job.run(spec, JobContext(spec.work, ranks, spec.config.runtime, stop, JsonLog(spec.work / "log.jsonl")))
+    infer_job.run(spec, JobContext.alone(spec.config.runtime, spec.work, stop))
 
 
 def _index(
     folder: Path,
     files: frozenset[Path],
     work: Path,
-    options: TeacherOptions,
+    options: RunOptions,
     names: Names,
-    engine: Kind,
+    engine: Engine,
     tell: Tell,
     stop: StopRequest,
 ) -> int:
@@ -277,10 +282,9 @@ def _index(
         if stop.is_set():
             raise InterruptedRunError("stopped while images were checked", hint="run the same command again")
 
-    by = Engine("ray", options.runtime.ranks) if engine == "ray" else HERE
     only = {path.relative_to(folder.parent).as_posix() for path in files}
     summary = prepare.build(
-        source, RolesSpec(), work / "index", engine=by, previous=previous, only=only, progress=stop_here
+        source, RolesSpec(), work / "index", engine=engine, previous=previous, only=only, progress=stop_here
     )
     rows = read_quarantine(work / "index" / "quarantine.parquet")
     for row in rows:
@@ -307,7 +311,7 @@ def _folders(images: Path, files: frozenset[Path], tell: Tell) -> list[str]:
     return sorted(found.files)
 
 
-def _class_file(work: Path, options: TeacherOptions) -> Path:
+def _class_file(work: Path, options: RunOptions) -> Path:
     """Write the classes of the labels as a class file, from which the index is built."""
     table = options.class_table
     rows: list[dict[str, Any]] = (

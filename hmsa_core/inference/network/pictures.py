@@ -7,7 +7,6 @@ and weights are 8-bit grey, white = 1.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hmsa_core.config import Passes
 from hmsa_core.inference.network.predictor import Tiler
 from hmsa_core.io.atomic import write_bytes
+from hmsa_core.models.passes import resolve_kind
 from hmsa_core.taxonomy import ClassTable
 
 UInt8 = NDArray[np.uint8]
@@ -39,11 +40,10 @@ class Pictured:
     weights: dict[float, Float32]  # scale -> HxW; they sum to 1. Empty where the fusion has no weights.
 
 
-def picture(tiler: Tiler, image: UInt8, scales: Sequence[float], flip: bool, *, mode: str = "model") -> Pictured:
+def picture(tiler: Tiler, image: UInt8, passes: Passes) -> Pictured:
     """Label an image and ask for the weight of each scale (not for the maximum over scales, which has none)."""
-    label, confidence = tiler.label(image, scales, flip, kind=mode)
-    kind = tiler.predictor.check_kind(mode)
-    weights = {} if kind == "max" else tiler.weights(image, scales, flip, kind=mode)
+    label, confidence = tiler.label(image, passes)
+    weights = {} if resolve_kind(passes.kind, tiler.predictor.kind) == "max" else tiler.weights(image, passes)
     return Pictured(image, label, confidence, weights)
 
 

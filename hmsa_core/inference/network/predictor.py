@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -23,17 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmsa_core import models
-from hmsa_core.config import MEAN, STD, RuntimeConfig, check_scales
+from hmsa_core.config import Passes, RuntimeConfig, check_scales
 from hmsa_core.data.transforms import resize_label
 from hmsa_core.inference.network import on_gpu
 from hmsa_core.inference.network.optimised import effective_precision, prepare, run_scale
 from hmsa_core.io.errors import CheckpointError, HmsaError, InputError, TrainingError
 from hmsa_core.models.checkpoint import check_class_count
 from hmsa_core.models.model import MultiScaleModel
-from hmsa_core.models.passes import ScalePass, resolve_kind
+from hmsa_core.models.passes import ScalePass
 from hmsa_core.models.rows import Size, block_rows
 from hmsa_core.runtime.memory import is_out_of_memory, release_memory
-from hmsa_core.runtime.ranks import DTYPES, JobContext, start_ranks
+from hmsa_core.runtime.ranks import DTYPES, JobContext
 
 _LOG = logging.getLogger(__name__)
 WHOLE_PIXELS = 1 << 22  # larger images are tiled; Cityscapes has 2.1, Mapillary at long edge 2177 about 3.6 million
@@ -65,8 +66,7 @@ def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
 
 def open_tiler(checkpoint: Path, runtime: RuntimeConfig) -> Tiler:
     """Load a checkpoint for work outside of a job: one process, the device and precision of `runtime`."""
-    ranks = start_ranks(runtime, {})
-    return Tiler(load_predictor(checkpoint, JobContext(checkpoint, ranks, runtime)))
+    return Tiler(load_predictor(checkpoint, JobContext.alone(runtime)))
 
 
 def label_image(
@@ -86,7 +86,7 @@ def label_image(
     """
     if isinstance(model, MultiScaleModel):
         model = Predictor(model, next(model.parameters()).device)
-    return Tiler(model).label(image, check_scales(scales), flip, kind=kind)
+    return Tiler(model).label(image, Passes(check_scales(scales), flip, kind))
 
 
 class Engine(ABC):
@@ -110,10 +110,6 @@ class Engine(ABC):
     def release_memory(self) -> None:
         """Give back what is kept for speed: memory has run out."""
         release_memory(self.device)
-
-    def check_kind(self, kind: str) -> str:
-        """Name of the fusion to use; "model" is the model's own. ConfigError: it needs a head that is not there."""
-        return resolve_kind(kind, self.kind)
 
 
 class Predictor(Engine):
@@ -139,8 +135,7 @@ class Predictor(Engine):
         self.precision = effective_precision(precision, self.device)
         self.kind, self.num_classes, self.meta = model.kind, model.num_classes, model.meta
         check_class_count(self.num_classes)
-        inference = model.meta.get("inference") or {}
-        mean, std = (np.array(inference.get(k) or v, float) for k, v in (("mean", MEAN), ("std", STD)))
+        mean, std = (np.array(values, float) for values in model.normalisation)
         if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
             raise CheckpointError("the checkpoint's mean and std must be three numbers each, std above 0")
         self._table = normalising_table(mean, std)
@@ -197,22 +192,20 @@ class ImagePass(ScalePass):
         super().__init__(images, predictor.kind, lambda images, attention: predictor.run(images, attention), size=size)
         self._predictor = predictor
 
-    def label(self, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None) -> Labelled:
+    def label(self, passes: Passes, size: Size | None = None) -> Labelled:
         """Best class (uint8 HxW) and its probability (float32 HxW, softmax after all fusing).
 
         Args:
-            scales, flip, kind: as `ScalePass.scores`.
+            passes: scales, mirroring and fusion.
             size: size of the result; the fused scores are resized (default: the image's).
         """
-        return self.begin(scales, flip, kind=kind, size=size)()
+        return self.begin(passes, size)()
 
-    def begin(
-        self, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
-    ) -> Callable[[], Labelled]:
+    def begin(self, passes: Passes, size: Size | None = None) -> Callable[[], Labelled]:
         """Begin `label`; the function that is returned waits for a GPU. A CPU is through with it already."""
         height, width = size or self.size
         with torch.inference_mode():
-            fused = self.scores(scales, flip, kind).resized((height, width))
+            fused = self.scores(passes).resized((height, width))
             label, confidence = (self._empty((height, width), dtype) for dtype in ("uint8", "float32"))
             for block in self._blocks(height, width):
                 label[block], confidence[block] = decide(fused(block.start, block.stop)[0])
@@ -234,9 +227,9 @@ class ImagePass(ScalePass):
             else torch.empty(size, dtype=getattr(torch, dtype), device=device)
         )
 
-    def probabilities(self, scales: Sequence[float], flip: bool) -> Float32:
+    def probabilities(self, passes: Passes) -> Float32:
         """Softmax of the fused scores, C x H x W float32."""
-        fused, (height, width) = self.scores(scales, flip), self.size
+        fused, (height, width) = self.scores(passes), self.size
         found = np.empty((self._channels(), height, width), np.float32)
         with torch.inference_mode():
             for block in self._blocks(height, width):
@@ -252,10 +245,9 @@ class ImagePass(ScalePass):
         for y in range(0, height, step):
             yield slice(y, min(y + step, height))
 
-    def weight_maps(self, scales: Sequence[float], flip: bool, *, kind: str = "model") -> dict[float, Float32]:
+    def weight_maps(self, passes: Passes) -> dict[float, Float32]:
         """Weight of each scale at each pixel (float32 HxW); they sum to 1. "max" has none."""
-        maps = self.weights(scales, flip, kind)
-        return {scale: one.reshape(self.size).cpu().numpy() for scale, one in maps.items()}
+        return {scale: one.reshape(self.size).cpu().numpy() for scale, one in self.weights(passes).items()}
 
     def _compute(self, size: Size, mirrored: bool, attention: bool, flip: bool) -> None:
         """Run the image and its mirror image in one batch, apart (from now on) where that does not fit."""
@@ -268,6 +260,12 @@ class ImagePass(ScalePass):
             self._predictor.pairs = False
             self._predictor.release_memory()
         return super()._compute(size, mirrored, attention, flip)
+
+
+def resized_maps(maps: Labelled, size: Size) -> Labelled:
+    """Finished maps at another size: labels by the nearest pixel, confidence bilinearly."""
+    label, confidence = maps
+    return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
 
 
 def decide(scores: Any) -> tuple[Any, Any]:
@@ -353,14 +351,13 @@ class Tiler:
 
     def __init__(self, predictor: Engine, *, whole_pixels: int = WHOLE_PIXELS, tile: int = TILE) -> None:
         self.predictor = predictor
-        self._whole_pixels, self._tile = whole_pixels, tile
+        # A tile that is brought to the network's own size would show it another scale than the whole image does.
+        self._whole_pixels, self._tile = math.inf if predictor.resizes else whole_pixels, tile
         self._pairs = predictor.pairs  # as it was before memory ever ran out
         self._fits: dict[Size, int] = {}  # image size -> tile side that did fit after a failure
         self._last: tuple[UInt8, ImagePass] | None = None
 
-    def label(
-        self, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
-    ) -> Labelled:
+    def label(self, image: UInt8, passes: Passes, size: Size | None = None) -> Labelled:
         """Label and confidence of an image (see `ImagePass.label`), tiled where it must be.
 
         The same array again, with other settings, shares what the model has computed for it already. At another
@@ -370,13 +367,11 @@ class Tiler:
         Raises:
             TrainingError: not even tiles of 256 pixels fit into memory (exit status 6).
         """
-        return self.begin(image, scales, flip, kind=kind, size=size)()
+        return self.begin(image, passes, size)()
 
-    def begin(
-        self, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
-    ) -> Callable[[], Labelled]:
+    def begin(self, image: UInt8, passes: Passes, size: Size | None = None) -> Callable[[], Labelled]:
         """Begin `label`; the function that is returned waits for a GPU, so that the next image can begin before."""
-        return self._fitted(image, lambda tile: self._begin_at(image, scales, flip, kind, size, tile))
+        return self._fitted(image, lambda tile: self._begin_at(image, passes, size, tile))
 
     def forced(self, image: UInt8) -> int | None:
         """Side of the tiles that lack of memory forced on images of this size; None where it forced nothing.
@@ -386,15 +381,15 @@ class Tiler:
         shape = _shape(image)
         return self._fits.get(shape, max(shape) if self._pairs and not self.predictor.pairs else None)
 
-    def probabilities(self, image: UInt8, scales: Sequence[float], flip: bool) -> Float32:
+    def probabilities(self, image: UInt8, passes: Passes) -> Float32:
         """Probabilities of an image, C x H x W float32 (see `ImagePass.probabilities`); tiles and errors as `label`."""
 
         def at(tile: int) -> Float32:
             if max(_shape(image)) <= tile:
-                return self._open(image).probabilities(scales, flip)
+                return self._open(image).probabilities(passes)
             found = np.empty((0, *_shape(image)), np.float32)
             for window, part in self._tiles(image, tile):
-                values = part.probabilities(scales, flip)
+                values = part.probabilities(passes)
                 found = found if len(found) else np.empty((len(values), *_shape(image)), np.float32)
                 found[:, *window.kept] = values[:, *window.inner]
             return found
@@ -423,17 +418,15 @@ class Tiler:
             _LOG.warning("an image of %dx%d does not fit: tiles of %d pixels now", *shape, smaller)
             self._fits[shape] = tile = smaller
 
-    def weights(
-        self, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model"
-    ) -> dict[float, Float32]:
+    def weights(self, image: UInt8, passes: Passes) -> dict[float, Float32]:
         """Weight of each scale at each pixel of an image that `label` has been called for before."""
         shape = _shape(image)
         tile = self._side(shape)
         if max(shape) <= tile:
-            return self._open(image).weight_maps(scales, flip, kind=kind)
-        maps = {scale: np.empty(shape, np.float32) for scale in sorted(scales)}
+            return self._open(image).weight_maps(passes)
+        maps = {scale: np.empty(shape, np.float32) for scale in sorted(passes.scales)}
         for window, part in self._tiles(image, tile):
-            for scale, values in part.weight_maps(scales, flip, kind=kind).items():
+            for scale, values in part.weight_maps(passes).items():
                 maps[scale][window.kept] = values[window.inner]
         return maps
 
@@ -450,17 +443,15 @@ class Tiler:
         for window in windows(_shape(image), tile):
             yield window, self._open(np.ascontiguousarray(image[window.seen]))
 
-    def _begin_at(
-        self, image: UInt8, scales: Sequence[float], flip: bool, kind: str, size: Size | None, tile: int
-    ) -> Callable[[], Labelled]:
+    def _begin_at(self, image: UInt8, passes: Passes, size: Size | None, tile: int) -> Callable[[], Labelled]:
         shape = _shape(image)
         if max(shape) <= tile:
-            return self._open(image).begin(scales, flip, kind=kind, size=size)
+            return self._open(image).begin(passes, size)
         label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for window, part in self._tiles(image, tile):
-            maps = part.label(scales, flip, kind=kind)
+            maps = part.label(passes)
             label[window.kept], confidence[window.kept] = (one[window.inner] for one in maps)
         if size is None or size == shape:
             return lambda: (label, confidence)
-        resized = resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+        resized = resized_maps((label, confidence), size)
         return lambda: resized

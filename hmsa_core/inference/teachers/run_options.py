@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.config import SCALES, RuntimeConfig, check_scales
+from hmsa_core.config import SCALES, Passes, check_scales
 from hmsa_core.inference.teachers.classes import class_map, named_classes
 from hmsa_core.inference.teachers.sources import Spec, only_checkpoint, parse, resolved
 from hmsa_core.io.errors import ConfigError
@@ -21,38 +21,32 @@ MAX_SKIPPED = 0.05  # share of the images that may be damaged or changed (at lea
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a checkpoint is run."""
-
-    checkpoint: Path
-    meta: dict[str, Any]  # the checkpoint's JSON
-    scales: tuple[float, ...]
-    flip: bool
-    runtime: RuntimeConfig
-
-    @property
-    def classes(self) -> ClassTable:
-        """The checkpoint's classes; numbers are the names where it has none."""
-        return ClassTable.of_meta(self.meta) or plain([str(i) for i in range(self.meta["num_classes"])])
-
-
-@dataclass(frozen=True)
-class TeacherOptions:
-    """How a teacher labels images."""
+    """How a checkpoint or another teacher is run."""
 
     teacher: tuple[str, ...]
     class_table: dict[str, Any] | None  # JSON; None = a checkpoint without class names
     num_classes: int
-    scales: tuple[float, ...]
-    flip: bool
-    runtime: RuntimeConfig
+    passes: Passes
 
     def __str__(self) -> str:
         return " + ".join(self.teacher)
 
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the checkpoint that `run_options` was asked about."""
+        return Path(self.teacher[0])
+
+    @property
+    def classes(self) -> ClassTable:
+        """Its classes; numbers are the names where it has none."""
+        if self.class_table is None:
+            return plain([str(i) for i in range(self.num_classes)])
+        return ClassTable.from_json(self.class_table)
+
 
 def teacher_options(
-    teacher: Spec, classes: ClassTable | None, scales: Sequence[float] | None, flip: bool | None, runtime: RuntimeConfig
-) -> TeacherOptions:
+    teacher: Spec, classes: ClassTable | None, scales: Sequence[float] | None, flip: bool | None
+) -> RunOptions:
     """Fill in what is not given: a checkpoint alone says how it is run, others run at scale 1, not mirrored.
 
     Raises:
@@ -62,9 +56,8 @@ def teacher_options(
     if alone is not None:
         if classes is not None:
             raise ConfigError("--classes is for teachers of other tools: a checkpoint has its own classes")
-        run = run_options(alone, scales, flip, runtime)
-        meta, path = run.meta, (str(run.checkpoint.resolve()),)
-        return TeacherOptions(path, meta.get("class_table"), meta["num_classes"], run.scales, run.flip, runtime)
+        run = run_options(alone, scales, flip)
+        return replace(run, teacher=(str(run.checkpoint.resolve()),))
     sources = parse(teacher)
     for source in sources:
         _ = source.files  # whether they are there
@@ -76,13 +69,11 @@ def teacher_options(
     for source in sources:
         class_map(source, classes)
     texts = resolved(sources, Path.resolve)
-    chosen = check_scales((1.0,) if scales is None else scales)
-    return TeacherOptions(texts, classes.to_json(), classes.num_classes, chosen, bool(flip), runtime)
+    passes = Passes(check_scales((1.0,) if scales is None else scales), bool(flip))
+    return RunOptions(texts, classes.to_json(), classes.num_classes, passes)
 
 
-def run_options(
-    checkpoint: str | Path, scales: Sequence[float] | None, flip: bool | None, runtime: RuntimeConfig
-) -> RunOptions:
+def run_options(checkpoint: str | Path, scales: Sequence[float] | None = None, flip: bool | None = None) -> RunOptions:
     """Fill in what the checkpoint says about itself.
 
     Raises:
@@ -101,4 +92,5 @@ def run_options(
     usual = (1.0,) if meta["kind"] == "single" else SCALES
     chosen = check_scales(scales if scales is not None else inference.get("scales") or usual)
     flipped = flip if flip is not None else bool(inference.get("flip", True))
-    return RunOptions(path if path.is_dir() else path.parent, meta, chosen, flipped, runtime)
+    folder = path if path.is_dir() else path.parent
+    return RunOptions((str(folder),), meta.get("class_table"), meta["num_classes"], Passes(chosen, flipped))

@@ -42,8 +42,8 @@ def picture_names(source: Source) -> tuple[str, ...] | int:
     return 1 + max(numbers) if found and len(numbers) == len(found) else tuple(sorted(found)) or 0
 
 
-def read_scores(source: Source, name: str, channels: Sequence[str] | int, size: tuple[int, int]) -> Float32:
-    """Probabilities of an image, T x H x W float32 at `size`; `channels`: names of the T classes, or their number.
+def read_scores(source: Source, name: str, channels: Sequence[str] | int, image: NDArray[np.uint8]) -> Float32:
+    """Probabilities of an image, T x H x W float32; `channels`: names of the T classes, or their number.
 
     Raises:
         InputError: damaged, another shape, no probabilities.
@@ -53,7 +53,7 @@ def read_scores(source: Source, name: str, channels: Sequence[str] | int, size: 
     if found.ndim != 3 or 0 in found.shape:
         raise InputError(f"{path}: has the shape {found.shape}, expected classes x height x width")
     _check_values(path, found)
-    height, width = found.shape[1:]
+    (height, width), size = found.shape[1:], (image.shape[0], image.shape[1])
     if abs(width * size[0] - height * size[1]) > max(size[0], size[1], 0.01 * width * size[0]):
         raise InputError(f"{path}: is {width}x{height}, its image {size[1]}x{size[0]}: they do not show the same")
     return np.asarray(whole(found).resized(size)(0, size[0]), np.float32)

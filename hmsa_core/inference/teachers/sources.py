@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from hmsa_core.config import Passes
 from hmsa_core.data.walk import walk
 from hmsa_core.inference.teachers.teacher_files import Adopted, Table, read_yaml, relative_to
 from hmsa_core.io.atomic import digest, read_json, sha256_file
@@ -200,13 +201,13 @@ def digest_of(teacher: Spec) -> str:
     return digest({"mean_of": [[one.digest, kind] for one, kind in zip(sources, kinds, strict=True)]})
 
 
-def made_by(teacher: Spec, scales: Sequence[float], flip: bool) -> dict[str, Any]:
+def made_by(teacher: Spec, passes: Passes) -> dict[str, Any]:
     """Teacher, scales and flip, as keys of finished work and the lineage of labels hold them.
 
-    Scales and flip are None where `scales` and `flip` are not used: an adopted teacher's file says its own.
+    Scales and flip are None where `passes` is not used: an adopted teacher's file says its own.
     """
     is_used = any(one.family not in ("adopted", "scores") for one in parse(teacher))
-    used = {"scales": sorted(scales), "flip": flip} if is_used else {"scales": None, "flip": None}
+    used = {"scales": sorted(passes.scales), "flip": passes.flip} if is_used else {"scales": None, "flip": None}
     return {"teacher": digest_of(teacher), **used}
 
 

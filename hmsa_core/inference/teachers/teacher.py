@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hmsa_core.config import InferConfig
+from hmsa_core.config import Passes
 from hmsa_core.inference.network.predictor import (
     Engine,
     Float32,
@@ -97,24 +97,23 @@ class NetworkTeacher(Teacher):
 
     Args:
         engine: the network.
-        config: scales and flip.
+        passes: scales and mirroring.
         classes: a checkpoint's own classes, which it labels with when it is alone; else the map to ours.
     """
 
-    def __init__(self, engine: Engine, config: InferConfig, classes: ClassTable | ClassMap) -> None:
-        self._scales, self._flip, self.precision = config.scales, config.flip, engine.precision
+    def __init__(self, engine: Engine, passes: Passes, classes: ClassTable | ClassMap) -> None:
+        self._passes, self.precision = passes, engine.precision
         if isinstance(classes, ClassMap):
             self.classes, self.mappings = classes.classes, (classes,)
         else:
             self.classes = classes
         self.kind = self.mappings[0].source.family if isinstance(engine, Network) else engine.kind
         self._first = _FirstImages(self.mappings[0]) if isinstance(engine, Network) else None
-        # A tile that is brought to the network's own size would show it another scale than the whole image does.
-        self._tiler = Tiler(engine, whole_pixels=1 << 62) if engine.resizes else Tiler(engine)
+        self._tiler = Tiler(engine)
 
     def predict(self, _name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
-        found = self._tiler.probabilities(image, self._scales, self._flip)
+        found = self._tiler.probabilities(image, self._passes)
         ours = self.mappings[0].apply(found) if self.mappings else found
         if self._first is not None and self._first.left:
             self._first.add(*_best_of(ours))
@@ -124,7 +123,7 @@ class NetworkTeacher(Teacher):
         """Begin `label`; where the classes are ours, a few rows at a time: probabilities never exist as a whole."""
         if self.mappings and not self.mappings[0].is_identity:
             return super().begin(name, image)
-        wait = self._tiler.begin(image, self._scales, self._flip)
+        wait = self._tiler.begin(image, self._passes)
         if not self.mappings:
             return wait
         self.mappings[0].check(self._tiler.predictor.num_classes)
@@ -185,8 +184,7 @@ class ScoresTeacher(Teacher):
 
     def predict(self, name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
-        size = (image.shape[0], image.shape[1])
-        return self.mappings[0].apply(read_scores(self._source, name, self._channels, size))
+        return self.mappings[0].apply(read_scores(self._source, name, self._channels, image))
 
     def check(self, names: Sequence[str]) -> None:
         """InputError: an image has no scores."""
@@ -225,17 +223,15 @@ class AdoptedTeacher(Ensemble):
 
     kind = "adopted"
 
-    def __init__(
-        self, source: Source, adopted: Adopted, config: InferConfig, classes: ClassTable, context: JobContext
-    ) -> None:
+    def __init__(self, source: Source, adopted: Adopted, classes: ClassTable, context: JobContext) -> None:
         if adopted.classes != classes.classes:
             raise ConfigError(
                 f"{source}: was made for other classes ({', '.join(adopted.classes[:4])}, ...) than {classes.name}",
                 hint="run `autolabel adopt` with these classes",
             )
-        settings = [config.model_copy(update={"scales": m.scales, "flip": m.flip}) for m in adopted.members]
-        members = zip(source.members, settings, strict=True)
-        super().__init__([_open(member, setting, classes, context) for member, setting in members])
+        passes = [Passes(m.scales, m.flip) for m in adopted.members]
+        members = zip(source.members, passes, strict=True)
+        super().__init__([_open(member, its_passes, classes, context) for member, its_passes in members])
         self._adopted = adopted
 
     def predict(self, name: str, image: UInt8) -> Float32:
@@ -255,12 +251,12 @@ def _facts(mapping: ClassMap) -> dict[str, Any]:
     }
 
 
-def open_teacher(teacher: Sequence[str], config: InferConfig, classes: ClassTable, context: JobContext) -> Teacher:
+def open_teacher(teacher: Sequence[str], passes: Passes, classes: ClassTable, context: JobContext) -> Teacher:
     """Load a teacher for this rank's device.
 
     Args:
         teacher: what people write (`sources`).
-        config: scales and flip.
+        passes: scales and mirroring; an adopted teacher's file says its own.
         classes: that labels get. A checkpoint alone labels with its own; without names it takes these.
         context: device, threads, precision.
 
@@ -271,9 +267,9 @@ def open_teacher(teacher: Sequence[str], config: InferConfig, classes: ClassTabl
     alone = only_checkpoint(teacher)
     if alone is not None:
         predictor = load_predictor(alone, context)
-        opened: Teacher = NetworkTeacher(predictor, config, classes_of(predictor, classes, str(alone)))
+        opened: Teacher = NetworkTeacher(predictor, passes, classes_of(predictor, classes, str(alone)))
     else:
-        members = [_open(source, config, classes, context) for source in sources]
+        members = [_open(source, passes, classes, context) for source in sources]
         opened = members[0] if len(members) == 1 else Ensemble(members)
     opened.sources = sources
     return opened
@@ -290,9 +286,9 @@ def classes_of(predictor: Predictor, classes: ClassTable, where: str) -> ClassTa
     return stored
 
 
-def _open(source: Source, config: InferConfig, classes: ClassTable, context: JobContext) -> Teacher:
+def _open(source: Source, passes: Passes, classes: ClassTable, context: JobContext) -> Teacher:
     if source.adopted is not None:
-        return AdoptedTeacher(source, source.adopted, config, classes, context)
+        return AdoptedTeacher(source, source.adopted, classes, context)
     _ = source.files  # whether they are there, before anything is read from them
     mapping = class_map(source, classes)
     has_pictures = source.family == "scores" and picture_names(source)  # of classes, by name or number
@@ -306,7 +302,7 @@ def _open(source: Source, config: InferConfig, classes: ClassTable, context: Job
         )
     if source.family == "scores":
         return ScoresTeacher(mapping)
-    return NetworkTeacher(open_network(source, context, is_single=tuple(config.scales) == (1.0,)), config, mapping)
+    return NetworkTeacher(open_network(source, context, is_single=passes.scales == (1.0,)), passes, mapping)
 
 
 def open_network(source: Source, context: JobContext, *, is_single: bool) -> Engine:

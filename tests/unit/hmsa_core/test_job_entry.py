@@ -20,7 +20,7 @@ from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, NoSpaceError, TrainingError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.job import apply_slurm, first_host
-from hmsa_core.spec import EvaluateSpec, InferSpec, Selection, load_spec, parse_spec, save_spec
+from hmsa_core.spec import EvaluateSpec, InferSpec, Selection, load_spec, save_spec
 from tests.support.faults import faulty
 from tests.support.training import train_spec, write_data
 from tests.support.waiting import wait_for
@@ -230,14 +230,16 @@ def test_specs_survive_a_round_trip(tmp_path: Path) -> None:
 def test_a_wrong_spec_names_the_key_and_what_was_expected(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    value = train_spec(tmp_path, tmp_path / "w").model_dump(mode="json") | change
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(train_spec(tmp_path, tmp_path / "w").model_dump(mode="json") | change))
     with pytest.raises(ConfigError) as caught:
-        parse_spec(json.dumps(value), where="spec.json")
+        load_spec(file)
     assert message in caught.value.message
-    assert caught.value.message.startswith("spec.json: ")
+    assert caught.value.message.startswith(f"{file}: ")
     value = {"job": "evaluate", "work": "w", "roots": {}, "checkpoint": "c", "selection": {"index": "i"}}
+    file.write_text(json.dumps({**value, "settings": [{"name": "a"}, {"name": "a"}]}))
     with pytest.raises(ConfigError, match="different names"):
-        parse_spec(json.dumps({**value, "settings": [{"name": "a"}, {"name": "a"}]}))
+        load_spec(file)
 
 
 @pytest.mark.parametrize(

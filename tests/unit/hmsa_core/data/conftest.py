@@ -90,8 +90,8 @@ class CityTree:
         array = blocks(self._seed, size=self.size) if array is None else array
         return save(folder / split / stem.rsplit("_", 2)[0] / f"{stem}_{kind}_{suffix}.png", array)
 
-    def coarse_of(self, split: str, stem: str, array: np.ndarray | None = None) -> Path:
-        array = blocks(self._seed, size=self.size) if array is None else array
+    def coarse_of(self, split: str, stem: str) -> Path:
+        array = blocks(self._seed, size=self.size)
         return save(self.coarse / split / stem.rsplit("_", 2)[0] / f"{stem}_gtCoarse_labelIds.png", array)
 
     def pair(self, split: str, stem: str) -> CityTree:

@@ -62,9 +62,9 @@ def noise_rows(rows: int) -> bytes:
     return b"".join(compress.compress(block[: rows - i].tobytes()) for i in range(0, rows, 64)) + compress.flush()
 
 
-def exif(tag: int = 0x0112, numbers: int = 1, kind: int = 3) -> bytes:
+def exif(tag: int = 0x0112, numbers: int = 1) -> bytes:
     """EXIF data whose only entry holds so many numbers."""
-    return b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", tag, kind, numbers, 26) + bytes(4) + b"\x09\x01" * numbers
+    return b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", tag, 3, numbers, 26) + bytes(4) + b"\x09\x01" * numbers
 
 
 def jpeg_segment(marker: int, data: bytes) -> bytes:

@@ -210,7 +210,7 @@ def test_vistas_pairs_are_checked_and_testing_needs_no_labels(vistas):
     assert [(f.name, f.label) for f in result.found if f.split == "testing"] == [("abc", "")]
 
 
-def test_vistas_problems_are_one_clear_line(vistas, tmp_path):
+def test_vistas_problems_are_one_clear_line(vistas):
     tree = vistas()
     with pytest.raises(LayoutError, match="holds the labels of mapillary_v1.2, asked for was v2.0"):
         scan(source("mapillary", tree.root, variant="v2.0"))
@@ -428,6 +428,8 @@ def test_plain_folder_problems_are_one_clear_line(plain):
     (plain / "empty").mkdir()
     for options, error, message in (
         ({"pattern": "("}, ConfigError, "no regular expression"),
+        ({"pattern": "(", "kind": "plain"}, ConfigError, "no regular expression"),
+        ({"pattern": "(?P<frame>d)", "kind": "plain"}, ConfigError, "is 'd', expected a whole number"),
         ({"images": "pictures"}, LayoutError, "folder not found"),
         ({"classes": "none.json"}, InputError, "class file not found"),
         ({"labels": "empty"}, LayoutError, "no image files"),
@@ -439,7 +441,7 @@ def test_plain_folder_problems_are_one_clear_line(plain):
         ),
     ):
         with pytest.raises(error, match=message):
-            scan(source("folder", plain, **options))
+            scan(source(**{"kind": "folder", "root": plain} | options))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.config import Passes, RuntimeConfig
 from hmsa_core.inference.adopt.adopt import Adoption, adopt_folder
 from hmsa_core.inference.adopt.report import table as table_of
 from hmsa_core.inference.adopt.report import to_yaml
 from hmsa_core.inference.evaluation.labelled_files import Ids
 from hmsa_core.inference.teachers.combining import UNKNOWN, average, cool, stack
 from hmsa_core.inference.teachers.sources import digest_of, lineage_of, made_by, parse
-from hmsa_core.inference.teachers.teacher import open_teacher
+from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.inference.teachers.teacher_files import Stacking
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError
-from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.taxonomy import ClassTable, cityscapes
 from hmsa_core.taxonomy.concepts import propose
 from tests.support.teachers import colour_network, nearest_colour, table
@@ -58,16 +59,31 @@ def _adopt(
     return adopt_folder(specs, root / "images", maps, classes, RUNTIME, said.append, ids=ids), said
 
 
-def _targets(found: Adoption, member: int = 0) -> dict[str, str | None]:
+def _written(found: Adoption, folder: Path) -> Path:
+    out = folder / "teacher.yaml"
+    out.write_text(to_yaml(found.confirmed(), out))
+    return out
+
+
+def _opened(out: Path) -> Teacher:
+    return open_teacher((str(out),), Passes((1.0,), False), TABLE, JobContext.alone(RUNTIME))
+
+
+def _english(folder: Path, **graph: Any) -> Path:
+    graph = {"metadata": {"classes": list(ENGLISH)}} | graph
+    return colour_network(folder / "net.onnx", names=ENGLISH, ours=TO_OURS, **graph)
+
+
+def _targets(found: Adoption) -> dict[str, str | None]:
     ours = found.adopted.classes
-    return {one.name: None if one.target is None else ours[one.target] for one in found.maps[member]}
+    return {one.name: None if one.target is None else ours[one.target] for one in found.maps[0]}
 
 
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "agreement"])
 def test_other_names_and_a_normalisation_that_nothing_tells_are_found(
     photographs: Path, tmp_path: Path, labels: bool
 ) -> None:
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    network = _english(tmp_path)
     found, said = _adopt(photographs, f"onnx:{network}", labels=labels)
     digests = sorted(map(sha256_file, (photographs / "images").iterdir()))
     assert list(found.adopted.images) == (digests if labels else [])
@@ -142,11 +158,8 @@ def test_a_network_of_plain_torch_is_recovered_and_labels_as_its_file_says(
         assert _targets(found) == wanted
         assert found.rows[-1].mean_iou > 0.8
     assert kind != "fixed size" or found.adopted.members[0].scales == (1.0,)
-    out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found.confirmed(), out))
-    teacher = open_teacher(
-        (str(out),), InferConfig(runtime=RUNTIME), TABLE, JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
-    )
+    out = _written(found, tmp_path)
+    teacher = _opened(out)
     image, label = picture(3, len(CLASSES), (96, 128))
     road = CLASSES.index("road")
     right = (teacher.predict("x", image)[road] > 0.5) == (label == road)
@@ -155,8 +168,11 @@ def test_a_network_of_plain_torch_is_recovered_and_labels_as_its_file_says(
         assert set(np.unique(teacher.label("x", image)[0])) == {road, 255}
 
 
-def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(photographs: Path, tmp_path: Path) -> None:
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={})
+@pytest.mark.parametrize("named", [{}, {"classes": [f"LABEL_{i}" for i in range(len(ENGLISH))]}], ids=["no", "LABEL_0"])
+def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(
+    photographs: Path, tmp_path: Path, named: dict[str, list[str]]
+) -> None:
+    network = _english(tmp_path, metadata=named)
     found, _ = _adopt(photographs, f"onnx:{network}")
     assert found.adopted.unconfirmed == (f"onnx:{network}",)
     assert {one.channel: one.why for one in found.maps[0] if one.target is not None} == dict.fromkeys(
@@ -164,15 +180,8 @@ def test_channels_without_names_are_found_by_labels_and_must_be_confirmed(photog
     )
 
 
-def test_placeholders_are_no_names(photographs: Path, tmp_path: Path) -> None:
-    names = [f"LABEL_{i}" for i in range(len(ENGLISH))]
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": names})
-    found, _ = _adopt(photographs, f"onnx:{network}")
-    assert found.adopted.unconfirmed == (f"onnx:{network}",)
-
-
 def test_what_differs_from_a_map_that_a_person_wrote_is_said(photographs: Path, tmp_path: Path) -> None:
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    network = _english(tmp_path)
     table(network, "classes: {street: road, house: road, automobile: null, 'Sky, cloud': sky}")
     found, said = _adopt(photographs, f"onnx:{network}")
     assert _targets(found)["house"] == "building"
@@ -180,7 +189,7 @@ def test_what_differs_from_a_map_that_a_person_wrote_is_said(photographs: Path, 
 
 
 def test_label_maps_of_another_size_are_read_at_the_same_places(photographs: Path, tmp_path: Path) -> None:
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    network = _english(tmp_path)
     (tmp_path / "images").symlink_to(photographs / "images")
     for folder, size in (("twice", (256, 192)), ("half", (64, 48)), ("tall", (64, 96))):
         (tmp_path / folder).mkdir()
@@ -196,7 +205,7 @@ def test_label_maps_of_another_size_are_read_at_the_same_places(photographs: Pat
 
 
 def test_label_maps_may_hold_train_ids(photographs: Path, tmp_path: Path) -> None:
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    network = _english(tmp_path)
     classes = TABLE.with_ids([10 * (i + 1) for i in range(len(CLASSES))], (0,))
     with pytest.raises(DecodeError) as caught:
         _adopt(photographs, f"onnx:{network}", classes=classes)
@@ -215,11 +224,9 @@ def test_a_folder_of_pictures_by_class_is_a_network(photographs: Path, tmp_path:
     found, _ = _adopt(photographs, f"scores:{tmp_path / 'scores'}")
     assert found.rows[-1].mean_iou > 0.95
     assert bool(found.adopted.unconfirmed) == numbers
-    out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found.confirmed(), out))
-    assert made_by(str(out), (0.5, 1.0), True) == {"teacher": digest_of(str(out)), "scales": None, "flip": None}
-    context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
-    teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
+    out = _written(found, tmp_path)
+    assert made_by(str(out), Passes((0.5, 1.0), True)) == {"teacher": digest_of(str(out)), "scales": None, "flip": None}
+    teacher = _opened(out)
     image, label = np.array(Image.open(next((photographs / "images").iterdir()))), np.array(Image.open(path))
     known = label != 255
     assert (teacher.label(path.stem, image)[0] == label)[known].mean() > 0.99
@@ -234,10 +241,8 @@ def test_scores_that_leave_something_open_are_measured_as_they_label(photographs
         scores = np.stack([np.where(label == c, given, 0) for c in range(len(CLASSES))])
         np.save(tmp_path / "scores" / f"{path.stem}.npy", scores.astype(np.float32))
     found, _ = _adopt(photographs, f"scores:{tmp_path / 'scores'}")
-    out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found.confirmed(), out))
-    context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
-    teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
+    out = _written(found, tmp_path)
+    teacher = _opened(out)
     kept = []
     for path in (photographs / "images").iterdir():
         known = np.array(Image.open(photographs / "labels" / f"{path.stem}.png")) != 255
@@ -247,7 +252,7 @@ def test_scores_that_leave_something_open_are_measured_as_they_label(photographs
 
 
 def test_a_threshold_that_keeps_nothing_is_not_called_right(photographs: Path, tmp_path: Path) -> None:
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    network = _english(tmp_path)
     found, _ = _adopt(photographs, f"onnx:{network}")
     text = "\n".join(table_of(replace(found, kept=((0.9, 0.0, 0.0),))))
     assert "threshold 0.9 keeps no pixel" in text
@@ -255,7 +260,7 @@ def test_a_threshold_that_keeps_nothing_is_not_called_right(photographs: Path, t
 
 
 def test_without_names_and_labels_one_line_says_what_to_give(photographs: Path, tmp_path: Path) -> None:
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={})
+    network = _english(tmp_path, metadata={})
     with pytest.raises(ConfigError, match="none of its 5 classes") as caught:
         _adopt(photographs, f"onnx:{network}", labels=False)
     assert "--labels" in (caught.value.hint or "")
@@ -276,11 +281,9 @@ def test_the_written_file_is_a_teacher_that_labels_as_it_was_measured(photograph
     rng = np.random.default_rng(0)
     poor = nearest_colour(tmp_path / "poor.onnx", CLASSES, rng.random((len(CLASSES), 3)), metadata={"classes": CLASSES})
     found, _ = _adopt(photographs, f"onnx:{good}", f"onnx:{poor}")
-    out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found.confirmed(), out))
+    out = _written(found, tmp_path)
     assert yaml.safe_load(out.read_text())["members"][0]["teacher"] == "onnx:good.onnx"  # may be moved together
-    context = JobContext(tmp_path, start_ranks(RUNTIME, {}), RUNTIME)
-    teacher = open_teacher((str(out),), InferConfig(runtime=RUNTIME), TABLE, context)
+    teacher = _opened(out)
     image, label = picture(3, len(CLASSES), (96, 128))
     predicted, _ = teacher.label("x", image)
     known = label != 255
@@ -289,10 +292,9 @@ def test_the_written_file_is_a_teacher_that_labels_as_it_was_measured(photograph
 
 
 def test_an_edit_of_the_file_or_of_a_network_makes_another_teacher(photographs: Path, tmp_path: Path) -> None:
-    network = colour_network(tmp_path / "net.onnx", names=ENGLISH, ours=TO_OURS, metadata={"classes": list(ENGLISH)})
+    network = _english(tmp_path)
     found, _ = _adopt(photographs, f"onnx:{network}")
-    out = tmp_path / "teacher.yaml"
-    out.write_text(to_yaml(found.confirmed(), out))
+    out = _written(found, tmp_path)
     (before,) = parse(str(out))
     out.write_text(out.read_text() + "# a comment\n")
     (commented,) = parse(str(out))
@@ -300,7 +302,7 @@ def test_an_edit_of_the_file_or_of_a_network_makes_another_teacher(photographs: 
     out.write_text(out.read_text().replace("temperature:", "weight: 2.0\n  temperature:"))
     (edited,) = parse(str(out))
     assert edited.digest != before.digest
-    colour_network(network, names=ENGLISH, ours=TO_OURS, softmax=True, metadata={"classes": list(ENGLISH)})
+    _english(tmp_path, softmax=True)
     (other,) = parse(str(out))
     assert other.digest != edited.digest
 

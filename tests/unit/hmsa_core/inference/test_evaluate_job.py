@@ -153,7 +153,7 @@ def test_a_model_is_only_judged_on_labels_of_its_own_classes(data, tmp_path):
         run(data, tmp_path, SINGLE, index="other")
 
 
-def test_attention_cannot_be_asked_of_a_model_without_it(data, tmp_path):
+def test_attention_cannot_be_asked_of_a_model_without_it(tmp_path):
     explicit = EvaluationSetting.model_construct(name="x", scales=(1.0,), flip=False, mode="explicit")
     with pytest.raises(ConfigError, match="cannot be run as explicit"):
         score(Predictor(small_model()), [explicit], [sample("a")], decoded, job_context(tmp_path))

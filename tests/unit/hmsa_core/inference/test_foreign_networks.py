@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hmsa_core.config import InferConfig
+from hmsa_core.config import Passes
 from hmsa_core.inference.teachers.sources import Source, digest_of, onnx_metadata
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.errors import HmsaError, InputError
@@ -26,8 +26,8 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
 Node = onnx.NodeProto
 
 
-def conv(given: str = "x", weights: str = "w", made: str = "s") -> Node:
-    return helper.make_node("Conv", [given, weights], [made], kernel_shape=[1, 1])
+def conv(given: str = "x") -> Node:
+    return helper.make_node("Conv", [given, "w"], ["s"], kernel_shape=[1, 1])
 
 
 def network(
@@ -51,9 +51,7 @@ def network(
 
 
 def opened(path: Path) -> Teacher:
-    return open_teacher(
-        [f"onnx:{path}"], InferConfig(scales=(1.0,), flip=False), class_table(), job_context(Path("unused"))
-    )
+    return open_teacher([f"onnx:{path}"], Passes((1.0,), False), class_table(), job_context(Path("unused")))
 
 
 def turned(given: str, made: str, *order: int) -> Node:

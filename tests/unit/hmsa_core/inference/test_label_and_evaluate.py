@@ -95,8 +95,8 @@ def replacing(made: Path, out: Path, *names: str) -> Callable[..., LabelledCount
             cv2.imwrite(str(spec.roots["images"] / name), noise_image(9 + seed, 40, 56))
         _run_here(spec, stop)
 
-    options = teacher_options(made / "model", None, (1.0,), False, CPU)
-    return lambda images, **more: label_images(images, out, options, run=run, **more)
+    options = teacher_options(made / "model", None, (1.0,), False)
+    return lambda images, **more: label_images(images, out, options, CPU, run=run, **more)
 
 
 def test_a_picture_that_was_replaced_while_the_job_ran_is_labelled_once_its_shard_can_be_made_again(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hmsa_core import models
+from hmsa_core.config import Passes
 from hmsa_core.inference.network import on_gpu, optimised
 from hmsa_core.inference.network.predictor import Predictor, Tiler, normalised, normalising_table
 from hmsa_core.models import model as model_module
@@ -34,7 +35,7 @@ def counted() -> Counting:
         tiler = Tiler(Predictor(model, "cuda", "bf16", in_place=True))
         image = np.zeros((*SIZE, 3), np.uint8)
         with Counting() as counter:
-            tiler.begin(image, SCALES, True)
+            tiler.begin(image, Passes(SCALES, True))
     return counter
 
 
@@ -233,7 +234,9 @@ def test_a_capture_that_fails_is_reported_and_the_pass_is_run_all_the_same(graph
 def test_two_images_under_way_keep_their_own_labels():
     images = [noise_image(seed, 64, 96) for seed in (1, 2)]
     tiler = Tiler(Predictor(small_model()))
-    waiting = [tiler.begin(image, (0.5, 1.0), True) for image in images]
+    waiting = [tiler.begin(image, Passes((0.5, 1.0), True)) for image in images]
     for image, wait in zip(images, waiting, strict=True):
-        for found, expected in zip(wait(), Tiler(Predictor(small_model())).label(image, (0.5, 1.0), True), strict=True):
+        for found, expected in zip(
+            wait(), Tiler(Predictor(small_model())).label(image, Passes((0.5, 1.0), True)), strict=True
+        ):
             np.testing.assert_array_equal(found, expected)

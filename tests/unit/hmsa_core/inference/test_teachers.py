@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch.nn.functional import avg_pool2d, conv2d
 
-from hmsa_core.config import InferConfig
+from hmsa_core.config import Passes
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.inference.folder import infer_job
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(*teacher: str | Path, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> Teacher:
     context = job_context(Path("unused"))
-    return open_teacher([str(one) for one in teacher], InferConfig(scales=scales, flip=flip), class_table(), context)
+    return open_teacher([str(one) for one in teacher], Passes(scales, flip), class_table(), context)
 
 
 def run(data: Path, work: Path, *teacher: str, ranks: Ranks | None = None, stop=None, **changes) -> None:

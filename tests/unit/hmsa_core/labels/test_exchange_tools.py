@@ -627,8 +627,7 @@ def test_cvats_auto_annotation_gives_the_masks_of_the_checkpoints_label(tmp_path
     function = create(str(save_model(tmp_path / "model")), device="cpu")
     assert isinstance(function.spec, cvat.DetectionFunctionSpec)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
-    options = function._options
-    label, confidence = function._tiler.label(np.asarray(image), options.scales, options.flip)
+    label, confidence = function._tiler.label(np.asarray(image), function._passes)
     for threshold in (None, 0.5):
         found = np.full(label.shape, 255, np.uint8)
         for shape in function.detect(_DetectionFunctionContextImpl(frame_name="a", conf_threshold=threshold), image):

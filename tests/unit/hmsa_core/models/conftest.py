@@ -17,9 +17,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def filled_model(kind: str, trunk: str = "hrnet_w48", num_classes: int = 19, **options: Any) -> MultiScaleModel:
-    """A model with the reference's weights by formula, in evaluation mode."""
-    model = build_empty(ModelConfig(kind=kind, trunk=trunk, head="released", **options), num_classes)
+def filled_model(kind: str, **options: Any) -> MultiScaleModel:
+    """HRNet-W48 with the reference's weights by formula, in evaluation mode."""
+    model = build_empty(ModelConfig(kind=kind, head="released", **options), 19)
     model.load_state_dict(golden.fill(model.state_dict()), assign=True)
     return model.eval()
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmsa_core.config import Passes
 from hmsa_core.inference.network.predictor import decide
 from hmsa_core.models import rows as rows_module
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
@@ -80,7 +81,7 @@ def test_a_pass_over_any_scales_fuses_the_outputs_of_the_network(kind, scales, h
     outputs = [run(torch.empty(1, 3, *own), True) for own in sizes]
     made.sizes, made.logits = sizes, [logits[0].numpy() for logits, _ in outputs]
     made.attention = [attention[0].numpy() for _, attention in outputs]
-    scores = ScalePass(torch.zeros(1, 3, height, width), kind, run).scores(made.scales, False)
+    scores = ScalePass(torch.zeros(1, 3, height, width), kind, run).scores(Passes(made.scales, False))
     np.testing.assert_allclose(scores.full()[0].numpy(), made.whole()[0].numpy(), atol=5e-4)
 
 

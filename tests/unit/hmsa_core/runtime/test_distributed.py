@@ -227,7 +227,7 @@ def test_training_runs_on_a_gpu_in_every_precision(tmp_path: Path, precision: st
         runtime__workers=1,
         optimiser__clip_norm=1.0,
     )
-    train.run(spec, context(spec, ranks=Ranks(0, 1, 0, torch.device("cuda", 0))))
+    train.run(spec, context(spec, ranks=Ranks(0, 1, torch.device("cuda", 0))))
     assert all(line["loss"] is not None for line in log_of(spec.work))
 
 

@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.errors import DeviceError, HmsaError, device_fault
+from hmsa_core.runtime import watchdog as watchdog_module
 from hmsa_core.runtime.watchdog import Watchdog
 from tests.support.ranks import run_ranks
+
+
+@pytest.fixture(autouse=True)
+def _in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog_module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(watchdog_module, "_GRACE_S", 0.1)
 
 
 def ended(record: Path, *, minutes: float, beats: int, messages: list[HmsaError], wait_s: float = 0.6) -> list[int]:
@@ -26,8 +33,10 @@ def ended(record: Path, *, minutes: float, beats: int, messages: list[HmsaError]
     def end(status: int) -> None:
         statuses.append(status)
         over.set()
+        watchdog._over.set()  # the process would not live on
 
-    with Watchdog(minutes, record, fail, end=end, look_s=0.01, grace_s=0.1) as watchdog:
+    with pytest.MonkeyPatch.context() as patch, Watchdog(minutes, record, fail) as watchdog:
+        patch.setattr(os, "_exit", end)
         for _ in range(beats):
             watchdog.beat()
             time.sleep(0.02)
@@ -60,7 +69,7 @@ def test_a_main_thread_that_waits_in_c_is_ended(tmp_path: Path) -> None:
     lock.acquire()
 
     def target(rank: int) -> None:
-        with Watchdog(0.2 / 60, tmp_path / "none", lambda error: error.exit_code, look_s=0.01) as watchdog:
+        with Watchdog(0.2 / 60, tmp_path / "none", lambda error: error.exit_code) as watchdog:
             watchdog.beat()
             lock.acquire()  # no signal handler would run here
         os._exit(3)

@@ -26,7 +26,7 @@ from tests.support.training import Plan
 pytestmark = pytest.mark.long
 
 CROP = (64, 128)
-GPU = Ranks(0, 1, 0, torch.device("meta"), norm_ranks=8)
+GPU = Ranks(0, 1, torch.device("meta"), norm_ranks=8)
 
 
 def network(trunk: str, **options: Any) -> MultiScaleModel:

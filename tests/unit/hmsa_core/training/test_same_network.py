@@ -38,7 +38,7 @@ def trained(options: dict[str, Any]) -> MultiScaleModel:
     config = TrainConfig(model=ModelConfig.model_validate(options))
     fine = FineData(selection=Selection(index=Path("i")), centroids=Path("c"))
     spec = TrainSpec(stage="teacher", config=config, fine=fine, work=Path("w"), roots={})
-    return make_model(spec, 4, Ranks(0, 1, 0, torch.device("cpu")))[0]
+    return make_model(spec, 4, Ranks(0, 1, torch.device("cpu")))[0]
 
 
 @pytest.mark.parametrize("name", [None, *ModelConfig.model_fields])

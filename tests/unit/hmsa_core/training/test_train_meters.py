@@ -12,7 +12,7 @@ from hmsa_core.training.figures import Meters
 
 def meters(device: str = "cpu") -> Meters:
     # The device only decides whether reports are read one pass late; no GPU is touched.
-    return Meters(Ranks(0, 1, 0, torch.device(device)), ("images", "class:0"))
+    return Meters(Ranks(0, 1, torch.device(device)), ("images", "class:0"))
 
 
 def put(m: Meters, step: int, loss: float, images: int = 2) -> None:

@@ -162,7 +162,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(data: Path, tmp_path: Path) 
 
 def test_ranks_that_cannot_keep_the_global_batch_are_refused_with_the_reason(data: Path, tmp_path: Path) -> None:
     spec = student(data, tmp_path / "work")
-    three = Ranks(0, 3, 0, torch.device("cpu"))
+    three = Ranks(0, 3, torch.device("cpu"))
     with pytest.raises(ConfigError, match="3 ranks x 1 crops a pass cannot keep the global batch of 4") as caught:
         train.run(spec, context(spec, ranks=three))
     assert "start 1, 2, 4 ranks" in caught.value.hint

@@ -129,7 +129,7 @@ def test_a_resumed_run_leaves_the_same_bytes_as_an_uninterrupted_one(
 def test_on_a_gpu_a_resumed_run_does_the_same_steps_and_ends_next_to_the_uninterrupted_one(
     data: Path, tmp_path: Path
 ) -> None:
-    gpu = Ranks(0, 1, 0, torch.device("cuda", 0))
+    gpu = Ranks(0, 1, torch.device("cuda", 0))
     specs = [student(data, tmp_path / name, runtime__device="cuda") for name in ("whole", "cut")]
     assert isinstance(interrupt(specs[1], killed_after(7), gpu), KilledError)
     for spec in specs:

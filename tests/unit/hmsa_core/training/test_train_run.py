@@ -373,7 +373,7 @@ def test_training_learns(data: Path, tmp_path: Path) -> None:
 def test_class_heads_start_small_for_sigmoids_and_at_the_usual_spread_for_softmax(data: Path, tmp_path: Path) -> None:
     def spread(loss: str) -> float:
         spec = train_spec(data, tmp_path, loss__main=loss)
-        model, _ = train.make_model(spec, 4, Ranks(0, 1, 0, torch.device("cpu")))
+        model, _ = train.make_model(spec, 4, Ranks(0, 1, torch.device("cpu")))
         return float(list(model.ocr.cls_head.modules())[-1].weight.detach().std())
 
     assert spread("rmi") < 0.02 < min(spread("cross_entropy"), spread("jaccard"))
@@ -527,7 +527,7 @@ def test_recomputed_activations_and_the_usual_scales_written_out_change_no_bit(
 
 def test_the_number_of_ranks_that_batch_norm_sees_is_part_of_the_key(data: Path, tmp_path: Path) -> None:
     spec = train_spec(data, tmp_path / "work")
-    alone = Ranks(0, 1, 0, torch.device("cpu"))
+    alone = Ranks(0, 1, torch.device("cpu"))
     keys = {n: open_run_data(spec, replace(alone, norm_ranks=n)).key for n in (1, 8, 32)}
     assert len(set(keys.values())) == 3
     assert open_run_data(spec, replace(alone, world=4)).key == keys[1], "nor does the number of ranks count by itself"
