@@ -34,8 +34,6 @@ from tests.support.nightly import (
     down,
     finish,
     pid_of,
-    processes_of,
-    receipts_of,
     run_of,
     run_processes_of,
     start,
@@ -46,6 +44,7 @@ from tests.support.nightly import (
     up,
     worker_log,
 )
+from tests.support.processes import processes_of, receipts_of
 from tests.support.ranks import free_port
 from tests.support.waiting import wait_for
 
