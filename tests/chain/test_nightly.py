@@ -8,12 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -47,6 +43,7 @@ from tests.support.nightly import (
 from tests.support.processes import processes_of, receipts_of
 from tests.support.ranks import free_port
 from tests.support.waiting import wait_for
+from tests.support.web import answering
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(900)]
 
@@ -123,29 +120,6 @@ def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
     assert "auto-label-cost" not in found, "a night in which no stage ran cost nothing"
 
 
-@contextmanager
-def _listening() -> Iterator[tuple[str, list[str]]]:
-    """A web hook on loopback: its address, and what was posted to it."""
-    received: list[str] = []
-
-    class Hook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook", received
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def _notify(folder: Path, address: str) -> None:
     """The documented way: a block, its id in the example, `prefect automation create`."""
     make = (
@@ -171,8 +145,8 @@ def test_the_next_nights_are_planned_for_two_in_the_morning(served: Path) -> Non
 
 def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_reported(served: Path) -> None:
     params = (served / "params.yaml").read_bytes()
-    with _listening() as (address, received):
-        _notify(served, address)
+    with answering(200) as (address, received):
+        _notify(served, f"{address}/hook")
         run = start(served, threshold=1.5)
         assert finish(served, run) == "Failed"
         message = api(served, f"flow_runs/{run}")["state"]["message"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from pipeline.workspace import new_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.conftest import REPO
 from tests.support.findings import broken, found
+from tests.support.web import answering
 
 pytestmark = pytest.mark.long
 
@@ -107,19 +106,8 @@ def test_a_cache_of_dvc_that_cannot_be_written_is_reported_before_a_stage_works(
 @pytest.fixture
 def server() -> Iterator[int]:
     """Answers every request with 200."""
-
-    class Answers(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield running.server_port
-        running.shutdown()
+    with answering(200) as (address, _):
+        yield int(address.rpartition(":")[2])
 
 
 @pytest.mark.parametrize("given", ["", "intern.example"])
