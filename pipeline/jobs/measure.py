@@ -19,7 +19,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.teachers.sources import Spec, lineage_of
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
-from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES
+from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.choice import figures, smallest_global_code
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
 from hmsa_core.labels.thresholds.policy import from_threshold
@@ -228,8 +228,3 @@ def against_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
         rows.append(row(name, dict.fromkeys(classes, one)))
     rows.append(row("global 0.9", dict.fromkeys(classes, int(from_threshold(0.9, curves.classes).codes()[0]))))
     return {"classes": [policy.entries[c].name for c in classes], "rows": rows}
-
-
-def threshold_of(code: int) -> float | None:
-    """Threshold of a code as a number; None for a withheld class (DVC's metrics want numbers)."""
-    return None if code >= NUM_CODES else float(EDGE_VALUES[code])
