@@ -21,6 +21,7 @@ from pipeline.stages.runner import free_space
 from pipeline.workspace import new_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.conftest import REPO
+from tests.support.chain import dvc
 from tests.support.findings import broken, found
 from tests.support.web import answering
 
@@ -37,11 +38,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _dvc(root: Path) -> int:
-    command = [sys.executable, "-m", "dvc", "status"]
-    return subprocess.run(command, cwd=root, capture_output=True, check=False).returncode
-
-
 @pytest.mark.parametrize("gone", [[".dvc"], [".git"], [".dvc", ".git"]], ids="+".join)
 def test_a_copy_without_hidden_folders_is_named_and_init_completes_it(
     workspace: Path,
@@ -51,13 +47,13 @@ def test_a_copy_without_hidden_folders_is_named_and_init_completes_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = shutil.copytree(workspace, tmp_path / "ws", ignore=lambda _, names: set(names) & set(gone))
-    assert _dvc(root) != 0
+    assert dvc(root, "status", status=None).status != 0
     finding = broken(root)["dvc repository"]
     assert finding.fix == INIT
     monkeypatch.chdir(root)
     assert main(finding.fix.split()[1:]) == 0
     assert "workspace of profile tiny" in capsys.readouterr().err
-    assert _dvc(root) == 0
+    dvc(root, "status")
     assert found(root, "dvc repository", deep=False).state == "ok"
     assert main(finding.fix.split()[1:]) == 0
     assert "nothing changed" in capsys.readouterr().err
