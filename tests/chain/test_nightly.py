@@ -21,7 +21,7 @@ from hmsa_core.labels import LabelStore
 from pipeline.night.prefect_services import Services
 from pipeline.night.reaper import BEGINS_S, nightly_lock
 from pipeline.workspace.table import STAGES
-from tests.support.chain import REPO, Whole, environment
+from tests.support.chain import REPO, Whole, add_images, environment
 from tests.support.nightly import (
     SLOWLY,
     api,
@@ -71,23 +71,12 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
     assert "first night" in (orchestrated / "work/nightly/morning.html").read_text()
     _check_artifacts(orchestrated, artifacts_of(orchestrated, run))
 
-    images = sorted((orchestrated / "data/demo/cityscapes/leftImg8bit/test").rglob("*_leftImg8bit.png"))[:5]
-    for i, image in enumerate(images):
-        target = (
-            orchestrated
-            / f"data/demo/cityscapes/leftImg8bit/train_extra/augsburg/augsburg_{90 + i:06d}_000019_leftImg8bit.png"
-        )
-        shutil.copy(image, target)
-        # The picture is turned round: a copy of a known one would be quarantined.
-        from PIL import Image
-
-        Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target)
+    new = add_images(orchestrated, 5)
     run = start(orchestrated, promote=False, stages=["prepare", "auto-infer"])
     assert finish(orchestrated, run) == "Completed", worker_log(orchestrated)[-6000:]
     assert {row["stage"] for row in artifacts_of(orchestrated, run)["auto-label-cost"]} == {"prepare", "auto-infer"}
     after = set(LabelStore.open(orchestrated / "labels/raw").names())
-    assert len(after - before) == 5
-    assert not before - after
+    assert (after - before, before - after) == (set(new), set())
     assert "5 new images" in worker_log(orchestrated)
     kept = [name for name in shards if shards[name] == store_bytes(orchestrated).get(name)]
     assert len(kept) == len(shards), "shards of images that were labelled before stay as they are"
