@@ -27,12 +27,6 @@ afterwards.keep_out_of_home()
 REPO = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="session")
-def repo() -> Path:
-    """Root of the checkout."""
-    return REPO
-
-
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
     """Commands that run in the test process install handlers for theirs: the next test, and a fork of it, has none."""
@@ -67,13 +61,6 @@ def bucket(_s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AUTOLABEL_CACHE", str(tmp_path / "cache"))
     _s3_server.begin("lab")
     return _s3_server
-
-
-@pytest.fixture(scope="session")
-def shared_reference() -> Path | None:
-    """The full set of reference numbers, where it lies next to the checkout."""
-    folder = REPO.parent / "shared" / "reference"
-    return folder if folder.is_dir() else None
 
 
 @pytest.hookimpl(trylast=True)

@@ -133,7 +133,9 @@ class Draws:
             self.inverse.append(inverse)
             key = tuple(names.tolist())
             if key not in shared:
-                shared[key] = draw_weights(rng, len(names), draws)
+                # How often each draw of all blocks takes each block, (draws, blocks).
+                chances = np.full(len(names), 1.0 / len(names))
+                shared[key] = rng.multinomial(len(names), chances, size=draws).astype(np.float64)
             self.weights.append(shared[key])
         self.blocks = sum(len(names) for names in shared)
 
@@ -152,11 +154,6 @@ class Draws:
         each = zip(runs, self.inverse, self.weights, strict=True)
         found = {id(w): (block_sums(run, inverse, w.shape[1])[:, 2] > 0).sum(0) for run, inverse, w in each}
         return np.asarray(sum(found.values()), np.int64)
-
-
-def draw_weights(rng: np.random.Generator, n: int, draws: int) -> Floats:
-    """Count how often each draw of `n` blocks out of `n` takes each block, (draws, n)."""
-    return rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float64)
 
 
 def block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> Floats:

@@ -20,8 +20,8 @@ from scipy.special import stdtr, stdtrit
 
 from hmsa_core.config import GateConfig
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.metrics import finite, holm, mean_iou_of
-from hmsa_core.metrics.bootstrap import block_sums, draw_weights
+from hmsa_core.metrics import finite, holm, iou_of, mean_iou_of
+from hmsa_core.metrics.bootstrap import Draws, block_sums
 from hmsa_core.metrics.confusion import ratio
 
 _MANY = 1e6  # degrees of freedom at which t equals the normal distribution
@@ -31,31 +31,17 @@ _LARGE = 3.0  # allowances: for a larger loss, significance at alpha (not alpha 
 
 @dataclass(frozen=True)
 class Judged:
-    """One model's result on the report images: int64 confusions (N, C, C), rows = truth, and their names."""
+    """One model's counts on the report images: the images, their blocks (units of resampling), and confusions."""
 
     name: str
-    confusions: NDArray[np.int64]
     images: tuple[str, ...]
+    blocks: tuple[str, ...]
+    confusions: NDArray[np.int64]  # (N, C, C), rows = truth; a column more counts pixels without a label
 
-
-class _Blocks:
-    """The blocks of the report images and the draws of them, on which all models are scored."""
-
-    def __init__(self, blocks: Sequence[str], draws: int, seed: int) -> None:
-        names, self.inverse = np.unique(np.asarray(blocks, str), return_inverse=True)
-        self.number = len(names)
-        self.weights = draw_weights(np.random.Generator(np.random.PCG64(seed)), self.number, draws)
-
-    def score(self, judged: Judged) -> _Scores:
-        sums = block_sums(judged.confusions, self.inverse, self.number)
-        whole, drawn = sums.sum(0), np.tensordot(self.weights, sums, axes=1)
-        return _Scores(
-            iou=ratio(whole[0], whole[1]),
-            iou_draws=ratio(drawn[:, 0], drawn[:, 1]),
-            recall=ratio(whole[0], whole[2]),
-            recall_draws=ratio(drawn[:, 0], drawn[:, 2]),
-            blocks_with=(sums[:, 2] > 0).sum(0),
-        )
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """IoU by class, NaN where a class is not scored."""
+        return iou_of(self.confusions.sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -67,6 +53,19 @@ class _Scores:
     recall: NDArray[np.float64]
     recall_draws: NDArray[np.float64]
     blocks_with: NDArray[np.int64]  # (C,) blocks whose truth shows the class
+
+    @classmethod
+    def of(cls, judged: Judged, plan: Draws) -> _Scores:
+        """Score a model on draws that all models have."""
+        sums = block_sums(judged.confusions, plan.inverse[0], plan.blocks)
+        whole, drawn = sums.sum(0), np.tensordot(plan.weights[0], sums, axes=1)
+        return cls(
+            iou=ratio(whole[0], whole[1]),
+            iou_draws=ratio(drawn[:, 0], drawn[:, 1]),
+            recall=ratio(whole[0], whole[2]),
+            recall_draws=ratio(drawn[:, 0], drawn[:, 2]),
+            blocks_with=(sums[:, 2] > 0).sum(0),
+        )
 
     def gain_over(self, other: _Scores) -> tuple[float, NDArray[np.float64]]:
         """Difference of mean IoU, of all data and of each draw, over the classes that both have an IoU for.
@@ -84,7 +83,6 @@ def alpha_of_look(alpha: float, look: int) -> float:
 def judge(
     candidate: Judged,
     incumbent: Judged,
-    blocks: Sequence[str],
     classes: Sequence[str],
     config: GateConfig,
     *,
@@ -98,7 +96,6 @@ def judge(
 
     Args:
         candidate, incumbent, champion: results on the same images in the same order.
-        blocks: unit of resampling of each image.
         classes: class names, index = trainId.
         config: thresholds and allowances.
         looks: number of this look at the report set (1 = the first).
@@ -120,12 +117,12 @@ def judge(
                 hint="evaluate both on the same selection",
             )
     alpha = alpha_of_look(config.alpha, looks)
-    drawn = _Blocks(blocks, config.draws, seed)
-    new, old = drawn.score(candidate), drawn.score(incumbent)
-    mean = _mean_gain(new, old, config, aa_mean_iou, alpha, drawn.number)
+    plan = Draws([np.asarray(candidate.blocks, str)], config.draws, seed)
+    new, old = _Scores.of(candidate, plan), _Scores.of(incumbent, plan)
+    mean = _mean_gain(new, old, config, aa_mean_iou, alpha, plan.blocks)
     rows = _class_rows(new, old, classes, config)
-    champion_row = None if champion is None else _champion(new, champion, drawn, alpha)
-    reasons = _reasons(mean, rows, champion_row, drawn.number, unknown, config)
+    champion_row = None if champion is None else _champion(new, champion, plan, alpha)
+    reasons = _reasons(mean, rows, champion_row, plan.blocks, unknown, config)
     verdict = {
         "promote": not reasons,
         "reasons": reasons,
@@ -135,8 +132,8 @@ def judge(
         "look": looks,
         "alpha": alpha,
         "alpha_total": config.alpha,
-        "blocks": drawn.number,
-        "images": len(blocks),
+        "blocks": plan.blocks,
+        "images": len(candidate.images),
         "unknown_lineage": list(unknown),
         "candidate": candidate.name,
         "incumbent": incumbent.name,
@@ -216,11 +213,11 @@ def _mean_gain(
     }
 
 
-def _champion(new: _Scores, champion: Judged, drawn: _Blocks, alpha: float) -> dict[str, Any]:
-    best = drawn.score(champion)
+def _champion(new: _Scores, champion: Judged, plan: Draws, alpha: float) -> dict[str, Any]:
+    best = _Scores.of(champion, plan)
     loss, draws = best.gain_over(new)
     se = float(np.std(draws, ddof=1))
-    t = _quantile(drawn.number - 1, alpha)
+    t = _quantile(plan.blocks - 1, alpha)
     return {
         "name": champion.name,
         "mean_iou": float(np.nanmean(best.iou)),

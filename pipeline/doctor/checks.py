@@ -28,6 +28,7 @@ from pipeline.night import history
 from pipeline.night.gatekeeper import looks, measured_aa
 from pipeline.stages.disk import disk_need
 from pipeline.workspace.named_files import hint_of_root, missing_files
+from pipeline.workspace.params import TRAININGS
 from pipeline.workspace.registry import Registry, damage, version_damage
 from pipeline.workspace.table import TABLE
 from pipeline.workspace.workspace import Workspace
@@ -179,7 +180,7 @@ def _shared_memory(ws: Workspace) -> Iterator[Finding]:
         return
     stat = os.statvfs(_SHM)
     free = stat.f_bavail * stat.f_frsize
-    for name in ("teacher_pretrain", "teacher_train", "student_train"):
+    for name in TRAININGS:
         section = getattr(ws.params, name)
         passes = section.runtime.ranks * section.runtime.workers * _PASSES_AHEAD
         need = passes * section.batch_per_rank * section.crop[0] * section.crop[1] * _CROP_BYTES

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.teachers.sources import Spec, lineage_of
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
-from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES
+from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.choice import figures, smallest_global_code
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
 from hmsa_core.labels.thresholds.policy import from_threshold
@@ -30,15 +30,9 @@ from pipeline.jobs.support import infer_store, labelling_teacher, role_index, wa
 from pipeline.workspace.params import MEASURED_POLICIES
 from pipeline.workspace.workspace import JUDGED_CURVES, Workspace
 
+# Of an image: name, block, and how its labels before any threshold compare with the truth, as `confusion_counts`.
+Counted = tuple[str, str, NDArray[np.int64]]
 PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on the calibration images
-
-
-class Counted(NamedTuple):
-    """Counts of a teacher's labels on one image, before any threshold."""
-
-    name: str
-    block: str
-    confusion: NDArray[np.int64]  # C x C + 1, rows = truth, last: no label
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ..
 def _counted(images: Iterable[CalibrationImage], classes: int, into: list[Counted]) -> Iterator[CalibrationImage]:
     """The images; each one that passes is counted."""
     for image in images:
-        into.append(Counted(image.name, image.block, confusion_counts(image.label, image.truth, classes)))
+        into.append((image.name, image.block, confusion_counts(image.label, image.truth, classes)))
         yield image
 
 
@@ -228,8 +222,3 @@ def against_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
         rows.append(row(name, dict.fromkeys(classes, one)))
     rows.append(row("global 0.9", dict.fromkeys(classes, int(from_threshold(0.9, curves.classes).codes()[0]))))
     return {"classes": [policy.entries[c].name for c in classes], "rows": rows}
-
-
-def threshold_of(code: int) -> float | None:
-    """Threshold of a code as a number; None for a withheld class (DVC's metrics want numbers)."""
-    return None if code >= NUM_CODES else float(EDGE_VALUES[code])

@@ -30,13 +30,12 @@ from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, one_line
 from hmsa_core.io.process import die_with_parent
 from pipeline.night import discover, history, morning
 from pipeline.night.gatekeeper import apply_verdict
-from pipeline.night.morning import Tonight
 from pipeline.night.parameters import parameters_of_night
 from pipeline.night.reaper import nightly_lock, reap
 from pipeline.night.stage_process import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
 from pipeline.report.render import Table
 from pipeline.report.sections import trust
-from pipeline.report.since import artifacts, as_markdown
+from pipeline.report.since import Tonight, artifacts, as_markdown
 from pipeline.stages.disk import check_machine
 from pipeline.workspace.dvc_yaml import SETTINGS_STAGE
 from pipeline.workspace.registry import Registry

@@ -21,11 +21,11 @@ from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels.store.format import read_manifest
-from hmsa_core.metrics import gate, iou_of
+from hmsa_core.metrics import gate
 from hmsa_core.result_keys import samples_digest
 from pipeline.jobs import measure
 from pipeline.jobs.support import evaluate_model, fine_data, labelling_teacher, role_index, train_model, weights_of
-from pipeline.workspace.counts import read_counts
+from pipeline.workspace.counts import read_judged
 from pipeline.workspace.registry import Registry, knows_other_classes
 from pipeline.workspace.workspace import Workspace
 
@@ -139,8 +139,7 @@ def _mean_iou(ws: Workspace, name: str, model: Path, names: tuple[str, ...]) -> 
     config = ws.params.evaluate
     main = config.settings[0]
     folder = evaluate_model(ws, "evaluate", name, model, role_index(ws, "report"), names, (main,), config.runtime)
-    (confusions,) = read_counts(folder / f"{main.name}.npz", "confusions")
-    return float(np.nanmean(iou_of(confusions.sum(axis=0))))
+    return float(np.nanmean(read_judged(folder / f"{main.name}.npz", name).iou))
 
 
 # -- looks at the report images ----------------------------------------------------------------------
@@ -213,13 +212,12 @@ def _judge_tonight(ws: Workspace) -> dict[str, Any]:
     _check_models(ws, stored, weights)
     if "gain" not in stored:
         return stored  # there is no report set (profile paper-final)
-    new, blocks = _judged(ws, "student")
+    new = _judged(ws, "student")
     champion, unscored = _champion(ws)
     aa = measured_aa(ws)
     verdict = gate.judge(
         new,
-        _judged(ws, str(stored["incumbent"]))[0],
-        blocks,
+        _judged(ws, str(stored["incumbent"])),
         Index.load(ws.path("data/index/target.parquet")).classes.classes,
         ws.params.evaluate.gate,
         looks=count_look(ws, weights, new.images),
@@ -251,7 +249,7 @@ def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
     wanted = weights_of(champion.path)
     for name, row in atomic.read_json(metrics)["models"].items():
         if row["weights_sha256"] == wanted:
-            return replace(_judged(ws, name)[0], name=champion.name), ""
+            return replace(_judged(ws, name), name=champion.name), ""
     if knows_other_classes(champion.path, Index.load(ws.path("data/index/target.parquet")).classes):
         text = "has other classes and cannot be scored: `autolabel models pin VERSION` names another, "
         text += "`rm models/registry/champion.json` none until the next promotion"
@@ -269,8 +267,5 @@ def _aa_note(ws: Workspace, aa: dict[str, Any]) -> list[str]:
     ]
 
 
-def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
-    names, blocks, confusions = read_counts(
-        ws.path(f"evaluation/confusions-{model}.npz"), "names", "blocks", "confusions"
-    )
-    return gate.Judged(model, confusions, tuple(names.tolist())), tuple(blocks.tolist())
+def _judged(ws: Workspace, model: str) -> gate.Judged:
+    return read_judged(ws.path(f"evaluation/confusions-{model}.npz"), model)

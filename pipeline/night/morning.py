@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -24,7 +23,7 @@ from pipeline.report.build import write_night
 from pipeline.report.facts import Facts, Used, collect, policy_in_use
 from pipeline.report.render import points
 from pipeline.report.results import json_of
-from pipeline.report.since import Since
+from pipeline.report.since import Since, Tonight, now
 from pipeline.report.strips import thumbnails
 from pipeline.report.verdict import of_night
 from pipeline.review.audit import Audit
@@ -51,55 +50,6 @@ _STEPS = {
 }
 
 
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-@dataclass(frozen=True)
-class Tonight:
-    """Facts of this night that the flow knows."""
-
-    arrived: Mapping[str, Any]  # result of `discover`
-    verdict: Mapping[str, Any] = field(default_factory=dict)  # verdict of the gate; {} when no student was judged
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # parameters of this run
-    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds, for stages that had to run
-    failed: str = ""  # why the night ended early
-    tail: tuple[str, ...] = ()  # last lines of the stage that failed
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # other arguments of the run that are not defaults
-    began: str = field(default_factory=_now)
-    hint: str = ""  # how to fix why the night ended early
-    teacher: str = ""  # that taught this night; "" = the one that teaches now
-    before: str = ""  # of an earlier night that ended without a page, in words
-
-    @property
-    def kind(self) -> str:
-        """Outcome of the night: promoted, kept, not judged or failed."""
-        if self.failed or not self.verdict:
-            return "failed" if self.failed else "not judged"
-        return "promoted" if self.verdict.get("promoted") else "kept"
-
-    def known(self, ws: Workspace) -> dict[str, Any]:
-        """Fields of `Since` that every night has, even a night that could read no file."""
-        is_judged = bool(self.verdict) and not self.failed
-        metrics = json_of(ws, "evaluation/metrics.json") if is_judged else {}
-        statistics = json_of(ws, "labels/final/statistics.json") if is_judged else {}
-        spread = ws.path("models/registry/aa.json").exists()
-        return {
-            "kind": self.kind,
-            "sentences": tuple(of_night(self.verdict, self.failed, metrics, statistics, spread_is_measured=spread)),
-            "began": self.began,
-            "ended": _now(),
-            "hint": self.hint,
-            "may_roll_back": ws.path("models/registry/history.jsonl").exists(),
-            "decision": self.verdict.get("decision", ""),
-            "tail": self.tail,
-            "overrides": self.overrides,
-            "arguments": self.arguments,
-            "verdict": self.verdict,
-            "seconds": self.seconds,
-        }
-
-
 def publish(ws: Workspace, tonight: Tonight) -> tuple[Since, Facts | None]:
     """Write the page of a night and append the night to the history.
 
@@ -119,6 +69,20 @@ def publish(ws: Workspace, tonight: Tonight) -> tuple[Since, Facts | None]:
         history.remember(ws, line)
     history.end(ws, tonight.began)
     return since, facts
+
+
+def _known(ws: Workspace, tonight: Tonight) -> Since:
+    """What every night's page has, even that of a night that could read no file."""
+    is_judged = bool(tonight.verdict) and not tonight.failed
+    metrics = json_of(ws, "evaluation/metrics.json") if is_judged else {}
+    statistics = json_of(ws, "labels/final/statistics.json") if is_judged else {}
+    spread = ws.path("models/registry/aa.json").exists()
+    return Since(
+        **vars(tonight),
+        sentences=tuple(of_night(tonight.verdict, tonight.failed, metrics, statistics, spread_is_measured=spread)),
+        ended=now(),
+        may_roll_back=ws.path("models/registry/history.jsonl").exists(),
+    )
 
 
 def _report(ws: Workspace, tonight: Tonight) -> tuple[Facts | None, list[str]]:
@@ -151,10 +115,10 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> tuple[Since,
     cost = cost_of(ws, tonight.seconds, statistics)
     looks = _worth_a_look(ws, policy_in_use(ws))
     health, warnings = _health(ws, tonight)
-    gain, known = tonight.verdict.get("gain", {}), tonight.known(ws)
+    gain, known = tonight.verdict.get("gain", {}), _known(ws, tonight)
     line = {
         "night": night,
-        **_outcome(known, tonight),
+        **_outcome(known),
         "candidate": gain.get("candidate"),
         "gain": gain.get("value"),
         "kept": statistics.get("labelled_share"),
@@ -164,8 +128,8 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> tuple[Since,
         "counts": counts,
         "coverage": {row["name"]: row["coverage"] for row in statistics.get("classes", [])},
     }
-    since = Since(
-        **known,
+    since = replace(
+        known,
         differs=tuple(history.differs(ws, night)),
         warnings=(*filter(None, [tonight.before]), *hindered, *looks.pop("alarms"), *warnings),
         health=health,
@@ -182,24 +146,24 @@ def _whole(ws: Workspace, tonight: Tonight, hindered: list[str]) -> tuple[Since,
     return since, line
 
 
-def _outcome(known: Mapping[str, Any], tonight: Tonight) -> dict[str, Any]:
+def _outcome(known: Since) -> dict[str, Any]:
     """How the night ended, as the history keeps it."""
-    why = {"why": tonight.failed} if tonight.failed else {}
-    return {key: known[key] for key in ("kind", "began", "ended")} | why
+    why = {"why": known.failed} if known.failed else {}
+    return {"kind": known.kind, "began": known.began, "ended": known.ended} | why
 
 
 def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> tuple[Since, dict[str, Any]]:
     """The same of a failed night whose files cannot be read; no line where the history cannot be read either."""
-    why, known = reason_of(hindered), tonight.known(ws)
+    why, known = reason_of(hindered), _known(ws, tonight)
     warnings = [line for line in (tonight.before,) if line]
     warnings += [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
     try:
         nights = history.nights(ws)
     except HmsaError as error:
         warnings += [] if error.message in (why, tonight.failed) else [error.message]
-        return Since(**known, warnings=tuple(warnings)), {}
-    line = history.carried(ws, tonight.overrides) | _outcome(known, tonight)
-    return Since(**known, warnings=tuple(warnings), nights=(*nights, line)[-history.NIGHTS :]), line
+        return replace(known, warnings=tuple(warnings)), {}
+    line = history.carried(ws, tonight.overrides) | _outcome(known)
+    return replace(known, warnings=tuple(warnings), nights=(*nights, line)[-history.NIGHTS :]), line
 
 
 # -- from arrived to corrected -----------------------------------------------------------------------

@@ -109,13 +109,13 @@ class Services:
             lock.release()
         return child.pid
 
-    def stop(self, name: str, *, grace_s: float = 10.0) -> bool:
+    def stop(self, name: str) -> bool:
         """End a service: SIGINT, then SIGTERM, then SIGKILL to its session; False when it did not run."""
         lock = self.lock(name)
         if lock.is_free():
             return False
         pid = int(json.loads(lock.path.read_text())["pid"])
-        for number, wait_s in ((signal.SIGINT, grace_s), (signal.SIGTERM, grace_s / 2), (signal.SIGKILL, 5.0)):
+        for number, wait_s in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             with suppress(ProcessLookupError):
                 os.killpg(pid, number)
             deadline = time.monotonic() + wait_s

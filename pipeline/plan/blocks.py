@@ -13,7 +13,10 @@ from pathlib import Path
 from statistics import median
 
 import cv2
+import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import read_image
@@ -35,7 +38,7 @@ from hmsa_core.data.plain import (
 from hmsa_core.data.source import Deal, Role, SourceSpec
 from hmsa_core.io.errors import DecodeError, InputError
 from pipeline.plan.findings import Findings, few
-from pipeline.plan.reading import Reading, with_source
+from pipeline.plan.reading import Reading, changed
 from pipeline.plan.values import Values, sampled
 
 # sequence = what stands before the last number, or before the last two (a place), frame = the last number.
@@ -176,18 +179,18 @@ def _grouped(reading: Reading) -> tuple[SourceSpec, dict[str, str], str]:
     places = [place_name(path, pattern) for path in reading.labelled]
     folders = {place.rpartition("__")[0] for place in places}
     if len(folders) >= _ENOUGH:
-        return with_source(reading, block="sequence").source, {}, f"{len(folders)} folders"
+        return changed(reading.source, block="sequence"), {}, f"{len(folders)} folders"
     for regex, what in ((_PLACE, "before the last two numbers"), (_DRIVE, "before the last number")):
         count, is_whole = _sequences(places, regex)
         if is_whole and _ENOUGH <= count <= len(places) // 2:
-            source = with_source(reading, block="sequence", pattern=regex).source
+            source = changed(reading.source, block="sequence", pattern=regex)
             return source, {}, f"{count} sequences (by what file names have {what})"
     count, is_whole = _sequences(places, _DRIVE)
     if is_whole and count <= len(places) // 3:
-        source = with_source(reading, block="run", pattern=_DRIVE).source
+        source = changed(reading.source, block="run", pattern=_DRIVE)
         return source, {}, f"{count} sequences (by what file names have before the last number)"
     # Without a pattern the folder would be the sequence: few folders are no blocks.
-    source = with_source(reading, block="sequence", pattern=_NO_SEQUENCE).source
+    source = changed(reading.source, block="sequence", pattern=_NO_SEQUENCE)
     if groups := _by_time(reading):
         return source, groups, f"{len(set(groups.values()))} groups by the time of the pictures"
     groups = _by_picture(reading)
@@ -224,20 +227,14 @@ def _by_picture(reading: Reading) -> dict[str, str]:
     hashes = {
         name_of(image, reading.source): _hash(reading.image(image)) for image in sampled(reading.labelled, _MOST_HASHED)
     }
-    names = [name for name, digits in hashes.items() if digits]
-    first = {name: name for name in names}
-    for i, j, _ in near_duplicates(hash_values(hashes[name] for name in names), _NEAR_BITS):
-        one, other = sorted((_root(first, names[i]), _root(first, names[j])))
-        first[other] = one
-    groups = {name: _root(first, name) for name in names}
-    sizes = Counter(groups.values())
-    return {name: f"like {group}" for name, group in groups.items() if sizes[group] > 1}
-
-
-def _root(first: Mapping[str, str], name: str) -> str:
-    while first[name] != name:
-        name = first[name]
-    return name
+    names = sorted(name for name, digits in hashes.items() if digits)
+    near = [pair[:2] for pair in near_duplicates(hash_values(hashes[name] for name in names), _NEAR_BITS)]
+    if not near:
+        return {}
+    links = coo_array((np.ones(len(near)), np.transpose(near)), shape=(len(names), len(names)))
+    groups: list[int] = connected_components(links, directed=False)[1].tolist()
+    first, sizes = dict(zip(reversed(groups), reversed(names), strict=True)), Counter(groups)
+    return {name: f"like {first[group]}" for name, group in zip(names, groups, strict=True) if sizes[group] > 1}
 
 
 def _hash(path: Path) -> str:

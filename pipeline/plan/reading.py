@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_among_maps, pair
@@ -350,6 +350,6 @@ def folders_of_classes(reading: Reading) -> list[Path]:
     return list(dict.fromkeys((*below, *tops, *inner, *around)))
 
 
-def with_source(reading: Reading, **values: object) -> Reading:
-    """The reading with other settings."""
-    return replace(reading, source=SourceSpec.model_validate({**reading.source.model_dump(), **values}))
+def changed(source: SourceSpec, **values: object) -> SourceSpec:
+    """The settings with other values, which are checked."""
+    return SourceSpec.model_validate({**source.model_dump(), **values})

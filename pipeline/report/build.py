@@ -12,14 +12,14 @@ from pipeline.report import quality, sections
 from pipeline.report.facts import Facts, collect
 from pipeline.report.render import Raw, esc
 from pipeline.report.since import Since, section
-from pipeline.report.strips import Strip, choose, strips
+from pipeline.report.strips import Strip, strips
 from pipeline.report.verdict import sentences
 from pipeline.workspace.workspace import Workspace
 
 
 def build(ws: Workspace) -> None:
     """Write report/index.html of a workspace whose other stages are done."""
-    drawn = strips(ws, choose(ws, ws.params.report.pictures))
+    drawn = strips(ws, ws.params.report.pictures)
     atomic.write_text(ws.path("report/index.html"), render(collect(ws), drawn, title=ws.params.report.title))
 
 

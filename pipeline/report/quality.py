@@ -15,7 +15,7 @@ from hmsa_core.metrics import by_category, by_city
 from hmsa_core.taxonomy import ClassTable
 from pipeline.report.charts import card, confusion_matrix, reliability
 from pipeline.report.render import Raw, Share, Table, number
-from pipeline.workspace.counts import row_shares
+from pipeline.workspace.counts import read_counts, row_shares
 
 _MODELS = ("teacher", "student", "control", "incumbent", "champion")
 _MANY = 30  # classes; a matrix of more classes fills the page's width
@@ -44,14 +44,12 @@ def read_quality(folder: Path, classes: ClassTable, main: str) -> dict[str, Qual
 
 
 def _read(path: Path, summary: Mapping[str, Any], classes: ClassTable) -> Quality:
-    with np.load(path) as file:
-        confusions, cities = file["confusions"], file["cities"].tolist()
-        bins: list[tuple[float, float, int]] = []
-        if "reliability_pixels" in file.files:
-            rows = zip(*(file[f"reliability_{k}"].tolist() for k in ("confidence", "accuracy", "pixels")), strict=True)
-            bins = [(c, a, n) for c, a, n in rows if n]
+    confusions, cities = read_counts(path, "confusions", "cities")
+    diagram = (f"reliability_{key}" for key in ("confidence", "accuracy", "pixels"))
+    columns = read_counts(path, *diagram) if "ece" in summary else ()  # an evaluation with details
+    bins = tuple((c, a, n) for c, a, n in zip(*(column.tolist() for column in columns), strict=True) if n)
     total = confusions.sum(axis=0)
-    return Quality(summary, by_category(total, classes), by_city(confusions, cities), tuple(bins), total)
+    return Quality(summary, by_category(total, classes), by_city(confusions, cities.tolist()), bins, total)
 
 
 def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:

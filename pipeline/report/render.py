@@ -148,6 +148,6 @@ def swatch(colour: Sequence[int]) -> Raw:
     )
 
 
-def data_uri(data: bytes, kind: str = "image/png") -> str:
+def data_uri(data: bytes, kind: str) -> str:
     """Encode bytes as a data: URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -59,12 +59,6 @@ def iou_by_class(metrics: Mapping[str, Any], names: Sequence[object]) -> Table:
     return Table(["class", *(name for name, _ in columns)], rows, last_is_sum=True)
 
 
-def verdict_lines(verdict: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
-    """Parts of the gate's verdict: its sentence, the reasons other than that sentence, its notes."""
-    sentence = verdict.get("sentence", "")
-    return sentence, [r for r in verdict.get("reasons", []) if r != sentence], list(verdict.get("notes", []))
-
-
 def how_run(setting: Mapping[str, Any]) -> str:
     """Scales and flip of a setting as text, `{0.5, 1, 2} + flip`, with each option that is not the default."""
     text = f"{{{', '.join(f'{scale:g}' for scale in setting['scales'])}}}{' + flip' if setting['flip'] else ''}"

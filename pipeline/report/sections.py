@@ -57,14 +57,15 @@ def pictures(facts: Facts, drawn: Sequence[Strip]) -> Raw:
 
 def gate(verdict: Mapping[str, Any]) -> Raw:
     """Sentence, reasons and notes of the gate's verdict, and a table of the classes."""
-    sentence, reasons, notes = results.verdict_lines(verdict)
+    sentence = verdict.get("sentence", "")
+    against = [f"Against it: {reason}." for reason in verdict.get("reasons", []) if reason != sentence]
     columns = ("candidate", "incumbent", "gain")
     rows = [
         [row["name"], *(Share(row[key], sign="+" * (key == "gain")) for key in columns), row["verdict"], row["why"]]
         for row in verdict.get("classes", [])
     ]
     head = ["class", "student", str(verdict.get("incumbent", "teacher")), "gain", "verdict", "why"]
-    lines = [sentence, *(f"Against it: {reason}." for reason in reasons), *notes]
+    lines = [sentence, *against, *verdict.get("notes", [])]
     if champion := verdict.get("champion"):
         lines.append(f"Reference (champion) {champion['name']}: {points(champion['mean_iou'])} mIoU.")
     text = "".join(f"<p>{esc(line)}</p>" for line in lines if line)

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.report.render import Raw, Table, esc, number, titled
@@ -20,22 +21,42 @@ _SERIES = (
 )
 
 
-@dataclass(frozen=True)
-class Since:
-    """Data of one night; a field that a failed night could not read is empty."""
+def now() -> str:
+    """The time as a page and the history have it."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
-    kind: str  # promoted, kept, not judged or failed
-    sentences: tuple[str, ...]
-    began: str
-    ended: str
-    hint: str = ""  # how to fix why the night ended early
-    may_roll_back: bool = False
-    decision: str = ""  # the gate's decision in words
-    tail: tuple[str, ...] = ()  # last lines of the stage that failed
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # parameters of this night
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # arguments of the run, except `overrides`
-    verdict: Mapping[str, Any] = field(default_factory=dict)
+
+@dataclass(frozen=True)
+class Tonight:
+    """Facts of a night that its flow knows."""
+
+    arrived: Mapping[str, Any]  # result of `discover`
+    verdict: Mapping[str, Any] = field(default_factory=dict)  # verdict of the gate; {} when no student was judged
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # parameters of this run
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds, for stages that had to run
+    failed: str = ""  # why the night ended early
+    tail: tuple[str, ...] = ()  # last lines of the stage that failed
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # other arguments of the run that are not defaults
+    began: str = field(default_factory=now)
+    hint: str = ""  # how to fix why the night ended early
+    teacher: str = ""  # that taught this night; "" = the one that teaches now
+    before: str = ""  # of an earlier night that ended without a page, in words
+
+    @property
+    def kind(self) -> str:
+        """Outcome of the night: promoted, kept, not judged or failed."""
+        if self.failed or not self.verdict:
+            return "failed" if self.failed else "not judged"
+        return "promoted" if self.verdict.get("promoted") else "kept"
+
+
+@dataclass(frozen=True)
+class Since(Tonight):
+    """All data of a night's page; a field that a failed night could not read is empty."""
+
+    sentences: tuple[str, ...] = ()
+    ended: str = ""
+    may_roll_back: bool = False
     differs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # problems that somebody should fix
     health: tuple[str, ...] = ()
@@ -66,10 +87,15 @@ def section(since: Since, folder: str) -> Raw:
     ]
     cards = "".join(f"<div class='card'><h3>{esc(title)}</h3>{html}</div>" for title, html in parts if html)
     hint = f"<p><b>How to fix it:</b> {esc(since.hint)}</p>" if since.hint else ""
-    head = f"<p class='soft'>{esc(since.decision)}</p>{hint}{tail}"
+    head = f"<p class='soft'>{esc(_decision(since))}</p>{hint}{tail}"
     shown = f"<h3>Pictures: most pixels that are kept and expected to be wrong</h3>{since.thumbnails or ''}"
     shown *= since.thumbnails is not None
     return Raw(f"<section><h2>Since last night</h2>{head}<div class='cards'>{cards}</div>{shown}</section>")
+
+
+def _decision(since: Since) -> str:
+    """The gate's decision in words."""
+    return str(since.verdict.get("decision", ""))
 
 
 def _list(lines: Sequence[str]) -> str:
@@ -185,7 +211,7 @@ def _spark(values: Sequence[float | None], kinds: Sequence[str]) -> str:
 
 def as_markdown(since: Since, page: str) -> str:
     """The head of the page as Markdown; `page` is the path of the page."""
-    lines = [f"## {' '.join(since.sentences)}", f"Night of {since.began} to {since.ended}", since.decision]
+    lines = [f"## {' '.join(since.sentences)}", f"Night of {since.began} to {since.ended}", _decision(since)]
     lines += [f"How to fix it: {since.hint}"] if since.hint else []
     lines += [str(since.verdict.get("sentence", "")), *(f"- {line}" for line in since.differs)]
     if since.tail:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmsa_core.data.decode import read_image, read_label
-from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.index import Index
 from hmsa_core.inference.teachers.sources import only_checkpoint
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import DecodeError, HmsaError, NoSpaceError
@@ -51,24 +51,18 @@ class Strip:
         return Raw(f"<div class='card'><h3>{esc(self.name)}</h3><div class='strip'>{cells}</div></div>")
 
 
-def choose(ws: Workspace, count: int) -> list[Sample]:
-    """Choose every k-th image of the raw store by sorted name, which spreads the images over cities."""
-    index = Index.load(ws.path("data/index/target.parquet"))
-    store = LabelStore.open(ws.path("labels/raw"))
-    known = [s for s in index.samples if s.name in store]
-    if not known or not count:
-        return []
-    step = max(1, len(known) // count)
-    return known[step // 2 :: step][:count]
+def strips(ws: Workspace, count: int) -> list[Strip]:
+    """Draw every k-th image of the raw store by sorted name, which spreads the images over cities.
 
-
-def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
-    """Draw the chosen images; one `predict` job of the checkpoint that labelled the images gives the scale weights."""
+    One `predict` job of the checkpoint that labelled the images gives the scale weights.
+    """
+    index, raw = Index.load(ws.path("data/index/target.parquet")), LabelStore.open(ws.path("labels/raw"))
+    known = [s for s in index.samples if s.name in raw]
+    step = max(1, len(known) // max(1, count))
+    samples = known[step // 2 :: step][:count]
     if not samples:
         return []
-    index = Index.load(ws.path("data/index/target.parquet"))
-    root, palette = ws.roots[index.root], index.classes.palette()
-    raw, final = LabelStore.open(ws.path("labels/raw")), LabelStore.open(ws.path("labels/final"))
+    root, palette, final = ws.roots[index.root], index.classes.palette(), LabelStore.open(ws.path("labels/final"))
     checkpoint = only_checkpoint(labelling_teacher(ws))  # other teachers have no scale weights
     weights = _weights(ws, checkpoint, [root / s.image for s in samples]) if checkpoint else None
     drawn = []

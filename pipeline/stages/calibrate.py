@@ -15,6 +15,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import StoreStatistics, ThresholdPolicy, calibrate
 from hmsa_core.labels.calibration import choose_policy
+from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES
 from hmsa_core.labels.thresholds.probabilities import save_table
 from pipeline.jobs import measure
 from pipeline.jobs.measure import PAIRS, Precision
@@ -66,7 +67,8 @@ def run(ws: Workspace) -> None:
 
 def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[str, Any]:
     kept = measure.kept_figures(found.judged, policy, ws.params.calibrate)
-    codes = policy.codes()
+    # DVC's metrics want numbers.
+    thresholds = {e.name: float(EDGE_VALUES[e.code]) if e.code < NUM_CODES else None for e in policy.entries}
     return {
         "images": len(found.judged.images),
         "blocks": len(found.judged.blocks),
@@ -75,7 +77,7 @@ def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[s
         "precision": kept["precision"],
         "coverage": kept["coverage"],
         "class_mean_coverage": kept["class_mean_coverage"],
-        "thresholds": {e.name: measure.threshold_of(int(codes[c])) for c, e in enumerate(policy.entries)},
+        "thresholds": thresholds,
         "status": {e.name: e.status for e in policy.entries},
     }
 

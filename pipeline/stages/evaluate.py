@@ -7,23 +7,21 @@ the block (drive, city, run of frames).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.teachers.sources import chosen_on
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
 from hmsa_core.leaks import Judgement
-from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, gate, iou_of, mean_iou_of
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, gate, mean_iou_of
 from pipeline.jobs import measure
 from pipeline.jobs.support import evaluate_model, labelling_teacher, role_index, warn, weights_of, write_metrics
 from pipeline.report import plots
-from pipeline.workspace.counts import read_counts
+from pipeline.workspace.counts import read_judged
 from pipeline.workspace.registry import Registry, knows_other_classes
 from pipeline.workspace.workspace import Workspace
 
@@ -34,33 +32,7 @@ _ALONE = (
 )
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Confusion counts of one model under one setting."""
-
-    names: tuple[str, ...]
-    blocks: tuple[str, ...]
-    confusions: NDArray[np.int64]  # (N, C, C), rows = truth; of labels (N, C, C + 1): last, no label
-
-    @classmethod
-    def load(cls, path: Path) -> Scores:
-        """Read an evaluate job's file."""
-        names, blocks, confusions = read_counts(path, "names", "blocks", "confusions")
-        return cls(tuple(names.tolist()), tuple(blocks.tolist()), confusions)
-
-    @classmethod
-    def of_labels(cls, counts: Sequence[measure.Counted]) -> Scores:
-        """Scores of the auto-labels themselves, before any threshold."""
-        names, blocks, confusions = zip(*counts, strict=True)
-        return cls(names, blocks, np.stack(confusions))
-
-    @property
-    def iou(self) -> NDArray[np.float64]:
-        """IoU by class, NaN where a class is not scored."""
-        return iou_of(self.confusions.sum(axis=0))
-
-
-Results = dict[str, dict[str, Scores]]  # model -> setting -> scores
+Results = dict[str, dict[str, gate.Judged]]  # model -> setting -> counts
 
 
 def disk_estimate(ws: Workspace) -> int:
@@ -84,7 +56,7 @@ def run(ws: Workspace) -> None:
         name: evaluate_model(ws, STAGE, name, path, index, judgement.names, **options) for name, path in models.items()
     }
     results: Results = {
-        name: {s.name: Scores.load(folder / f"{s.name}.npz") for s in config.settings}
+        name: {s.name: read_judged(folder / f"{s.name}.npz", name) for s in config.settings}
         for name, folder in folders.items()
     }
     found = measure.measure(ws, STAGE, "kept", "report", judgement.names)
@@ -93,7 +65,9 @@ def run(ws: Workspace) -> None:
     if found.judged is not found.curves:
         kept["region"] = ws.params.calibrate.region
         kept["all_pixels"] = measure.kept_figures(found.curves, policy, ws.params.calibrate)
-    classes, labels = found.curves.classes.classes, Scores.of_labels(found.counts)
+    names, blocks, confusions = zip(*found.counts, strict=True)
+    labels = gate.Judged("auto-labels", names, blocks, np.stack(confusions))
+    classes = found.curves.classes.classes
     verdict = _verdict(ws, models, champion, results, judgement, classes)
 
     with new_tree(ws.path(OUT)) as out:
@@ -138,12 +112,11 @@ def _verdict(
     """The gate's verdict on the student against the incumbent under the main setting."""
     config = ws.params.evaluate
     main = config.settings[0].name
-    judged = {name: gate.Judged(name, r[main].confusions, r[main].names) for name, r in results.items()}
+    judged = {name: by_setting[main] for name, by_setting in results.items()}
     incumbent, _ = ws.incumbent()
     verdict = gate.judge(
         judged["student"],
         judged[incumbent],
-        results["student"][main].blocks,
         classes,
         config.gate,
         champion=judged.get(champion or ""),
@@ -161,7 +134,7 @@ def _metrics(
     ws: Workspace,
     models: Mapping[str, Path],
     results: Results,
-    labels: Scores,
+    labels: gate.Judged,
     judgement: Judgement,
     kept: dict[str, Any],
     classes: tuple[str, ...],
@@ -202,8 +175,8 @@ def _seen_by_adopt(ws: Workspace, samples: Sequence[Sample]) -> int:
     return sum(sample.image_sha256 in seen for sample in samples)
 
 
-def _pairs(ws: Workspace, results: Results, labels: Scores) -> list[tuple[str, Scores, str, Scores]]:
-    """Comparisons to report, each on the same images: (name, scores, baseline, scores)."""
+def _pairs(ws: Workspace, results: Results, labels: gate.Judged) -> list[tuple[str, gate.Judged, str, gate.Judged]]:
+    """Comparisons to report, each on the same images: (name, counts, baseline, counts)."""
     main, *others = (s.name for s in ws.params.evaluate.settings)
     pairs = [
         (a, results[a][main], b, results[b][main])
@@ -211,7 +184,7 @@ def _pairs(ws: Workspace, results: Results, labels: Scores) -> list[tuple[str, S
         if a in results and b in results
     ]
     student = results["student"][main]
-    if ws.params.auto_infer.teacher is not None and student.names == labels.names:  # no model here is that teacher
+    if ws.params.auto_infer.teacher is not None and student.images == labels.images:  # no model here is that teacher
         pairs.append(("student", student, "auto-labels", labels))
     first = next(iter(results))  # the teacher, or the student where no teacher is trained
     scores = results[first]
@@ -219,7 +192,7 @@ def _pairs(ws: Workspace, results: Results, labels: Scores) -> list[tuple[str, S
 
 
 def _flat(
-    ws: Workspace, results: Results, labels: Scores, kept: dict[str, Any], verdict: dict[str, Any]
+    ws: Workspace, results: Results, labels: gate.Judged, kept: dict[str, Any], verdict: dict[str, Any]
 ) -> dict[str, Any]:
     """Figures that `dvc metrics diff` compares."""
     means = {

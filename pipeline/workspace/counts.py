@@ -15,6 +15,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.data.sampling import CLASS, PIXELS, Centroids
 from hmsa_core.io.errors import IntegrityError, one_line
 from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.metrics.gate import Judged
 from pipeline.workspace.workspace import Workspace
 
 Counts = NDArray[np.int64]
@@ -50,6 +51,12 @@ def read_counts(path: Path, *wanted: str) -> tuple[NDArray[Any], ...]:
     """
     place = "it" if path.name.startswith("confusions-") else f"the folder {path.parent}"
     return _arrays(path, wanted, f"delete {place}, then `dvc repro --force --single-item evaluate`")
+
+
+def read_judged(path: Path, model: str) -> Judged:
+    """Read a model's counts from an evaluate job's file; errors as `read_counts`."""
+    names, blocks, confusions = read_counts(path, "names", "blocks", "confusions")
+    return Judged(model, tuple(names.tolist()), tuple(blocks.tolist()), confusions)
 
 
 def read_pairs(path: Path, num_classes: int) -> NDArray[np.int64]:

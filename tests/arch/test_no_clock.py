@@ -12,7 +12,7 @@ STAMPS = {"st_mtime", "st_mtime_ns", "st_ctime", "st_ctime_ns", "st_atime", "get
 MAY_READ = {
     "hmsa_core/runtime/progress.py": "lines of the log carry their time, for people",
     "pipeline/stages/runner.py": "whether files came while `prepare` ran, which then runs once more",
-    "pipeline/night/morning.py": "the page says when its night began, for people",
+    "pipeline/report/since.py": "the page says when its night began, for people",
     "pipeline/review/questions.py": "when a person answered, for the minutes that answers took",
     "pipeline/night/reaper.py": "which nights were missed; what the one that runs makes does not depend on it",
     "pipeline/night/history.py": "figures of a night carry their time in MLflow, for people",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,18 @@ import pytest
 from hmsa_core.data.index import Index
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from tests.support.browser_page import page_of
-from tests.support.chain import set_params
+from tests.support.chain import REPO, run, set_params
 from tests.support.label_scenes import LINEAGE, imitate_teacher
 
 pytestmark = pytest.mark.chain
 
 
-def autolabel(*args: str, cwd: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli.main", *args], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny workspace after `prepare`, with raw labels of a simulated teacher."""
     folder = tmp_path_factory.mktemp("chain") / "tiny"
-    autolabel("init", str(folder), "--profile", "tiny", cwd=repo)
-    autolabel("stage", "prepare", "--workspace", str(folder), cwd=repo)
+    run(REPO, "autolabel", "init", str(folder), "--profile", "tiny")
+    run(REPO, "autolabel", "stage", "prepare", "--workspace", str(folder))
     set_params(folder, {"pseudo_label.merge.use_coarse": False, "pseudo_label.merge.mask_void_share": None})
     index = Index.load(folder / "data" / "index" / "unlabelled.parquet")
     with LabelStoreWriter(folder / "labels" / "raw", LINEAGE, 4, classes=index.classes) as writer:
@@ -51,7 +42,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
     return folder
 
 
-def test_pseudo_label_keeps_exactly_what_the_page_showed(browser: Any, workspace: Path, repo: Path) -> None:
+def test_pseudo_label_keeps_exactly_what_the_page_showed(browser: Any, workspace: Path) -> None:
     raw = workspace / "labels" / "raw"
     with page_of(browser, raw, threshold="0.95", cut="car:0.8") as page:
         assert not page.find("#no-picture").is_displayed()  # the workspace knows where its pictures are
@@ -61,7 +52,7 @@ def test_pseudo_label_keeps_exactly_what_the_page_showed(browser: Any, workspace
         assert page.console() == []
     assert "pseudo_label.threshold: policies/raw.json" in said
     set_params(workspace, {"pseudo_label.threshold": "policies/raw.json"})
-    autolabel("stage", "pseudo-label", "--workspace", str(workspace), cwd=repo)
+    run(REPO, "autolabel", "stage", "pseudo-label", "--workspace", str(workspace))
     final = LabelStore.open(workspace / "labels" / "final")
     assert sum(int((final.read_label(name) != 255).sum()) for name in final.names()) == kept
     with page_of(browser, workspace / "labels" / "final") as page:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.chain import dvc, environment, lock_file, run
+from tests.support.chain import dvc, lock_file, run
 from tests.support.damage import flip
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault]
@@ -35,11 +34,9 @@ def test_each_fault_is_fixed_by_the_command_that_the_doctor_gives(workspace: Pat
     assert set(broken) == expected
     # DVC's own lock first: without it no other command of DVC works.
     for finding in sorted(broken.values(), key=lambda f: f["name"] != "dvc lock"):
-        done = subprocess.run(
-            finding["fix"], shell=True, cwd=workspace, env=environment(), capture_output=True, text=True, check=False
-        )
+        done = run(workspace, "sh", "-c", finding["fix"], status=None)
         # --fix tells the findings that are still there by its status
-        assert done.returncode == 0 or "--fix" in finding["fix"], (finding, done.stderr)
+        assert done.status == 0 or "--fix" in finding["fix"], (finding, done.text)
     assert _findings(workspace, 0) == {}
     assert dvc(workspace, "status").text.strip().endswith("up to date.")
     assert lock_file(workspace) == lock
@@ -52,14 +49,5 @@ def test_a_lock_file_with_the_conflict_of_a_merge_is_made_again_and_nothing_runs
     assert dvc(workspace, "repro", status=None).status != 0, "DVC cannot read it"
     broken = _findings(workspace, 1)
     assert set(broken) == {"dvc.lock"}
-    done = subprocess.run(
-        broken["dvc.lock"]["fix"],
-        shell=True,
-        cwd=workspace,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "Running stage" not in done.stdout
+    assert "Running stage" not in run(workspace, "sh", "-c", broken["dvc.lock"]["fix"]).text
     assert lock_file(workspace) == lock

@@ -14,7 +14,7 @@ import yaml
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.workspace.table import STAGES, TABLE
-from tests.support.chain import BIN, REPO, Whole, change_param, dvc, environment, lock_file, run, set_params
+from tests.support.chain import BIN, REPO, Whole, add_images, change_param, dvc, environment, lock_file, run, set_params
 from tests.support.damage import flip
 
 pytestmark = pytest.mark.chain
@@ -106,20 +106,14 @@ def test_a_changed_target_precision_measures_again_without_a_new_inference(works
 
 
 def test_only_new_images_are_labelled(workspace: Path) -> None:
-    extra = workspace / "data" / "demo" / "cityscapes" / "leftImg8bit" / "train_extra" / "augsburg"
-    old = sorted(extra.glob("*_leftImg8bit.png"))[0]
-    import cv2
-
-    image = cv2.imread(str(old))
-    assert image is not None
-    cv2.imwrite(str(extra / "augsburg_000999_000019_leftImg8bit.png"), image[:, ::-1])
+    (new,) = add_images(workspace)
     shards = {p.name: p.read_bytes() for p in (workspace / "labels" / "raw").glob("shard-*.parquet")}
     done = dvc(workspace, "repro", "auto-infer")
     assert done.ran == ["prepare", "auto-infer"], "neither teacher nor calibration depends on new images"
     after = {p.name: p.read_bytes() for p in (workspace / "labels" / "raw").glob("shard-*.parquet")}
     assert {name: after[name] for name in shards} == shards
     names = LabelStore.open(workspace / "labels" / "raw", strict=True).names()
-    assert "augsburg_000999_000019" in names
+    assert new in names
     assert len(after) == len(shards) + 1
 
 

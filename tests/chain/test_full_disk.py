@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.workspace.table import STAGES
-from tests.support.blows import assert_all_gone, receipts, steps
+from tests.support.blows import GONE_WITHIN_S, steps
 from tests.support.chain import Whole, environment, run
 from tests.support.planted import Plan, planted
+from tests.support.processes import receipts_of, wait_until_gone
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault]
 
@@ -72,7 +73,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_there(workspace: Path, stag
     assert "no space left on device" in said
     assert said.count("\nhint: free space, run again") <= 2, "told by the rank and by the stage, once each"
     assert _bytes(workspace, stage) == before, "what is published stays until there is something better"
-    kept = {path: path.stat().st_mtime_ns for path in receipts(workspace, stage)}
+    kept = {path: path.stat().st_mtime_ns for path in receipts_of(workspace / "work" / stage)}
     plan.end()
     status, said = _run(workspace, stage, Plan(plan.marks, "nothing matches this", "ENOSPC"))
     assert status == 0, said
@@ -138,9 +139,9 @@ def test_a_real_file_system_without_room(whole: Whole, small_disk: Path, tmp_pat
         said = process.stderr.read()
     assert process.returncode == NO_SPACE, said
     assert "no space left on device" in said
-    assert_all_gone(root)
+    wait_until_gone(root, GONE_WITHIN_S)
     assert _bytes(root, stage) == before
-    kept = {path: path.stat().st_mtime_ns for path in receipts(root, stage)}
+    kept = {path: path.stat().st_mtime_ns for path in receipts_of(root / "work" / stage)}
     assert len(kept) == 2
     filler.unlink()
     run(root, "autolabel", "stage", stage)

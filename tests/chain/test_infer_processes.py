@@ -15,8 +15,9 @@ from PIL import Image
 
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, noise_image, save_model
-from tests.support.jobs import REPO, agent, errors_of, finish, started, wait_until_gone
+from tests.support.jobs import REPO, agent, errors_of, finish, started
 from tests.support.planted import Plan, planted
+from tests.support.processes import wait_until_gone
 from tests.support.training import folder_bytes, write_data
 
 pytestmark = pytest.mark.chain

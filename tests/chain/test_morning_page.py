@@ -18,12 +18,11 @@ from pipeline.night import morning
 from pipeline.night.discover import discover
 from pipeline.night.figures import expected_loss
 from pipeline.night.gatekeeper import apply_verdict
-from pipeline.night.morning import Tonight
 from pipeline.night.parameters import parameters_of_night
 from pipeline.report.facts import collect
 from pipeline.report.render import number, points
 from pipeline.report.sections import trust
-from pipeline.report.since import Since, artifacts, as_markdown
+from pipeline.report.since import Since, Tonight, artifacts, as_markdown
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
 from tests.support.chromium import chromium

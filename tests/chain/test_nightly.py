@@ -8,12 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -25,7 +21,7 @@ from hmsa_core.labels import LabelStore
 from pipeline.night.prefect_services import Services
 from pipeline.night.reaper import BEGINS_S, nightly_lock
 from pipeline.workspace.table import STAGES
-from tests.support.chain import REPO, Whole, environment
+from tests.support.chain import REPO, Whole, add_images, environment
 from tests.support.nightly import (
     SLOWLY,
     api,
@@ -34,8 +30,6 @@ from tests.support.nightly import (
     down,
     finish,
     pid_of,
-    processes_of,
-    receipts_of,
     run_of,
     run_processes_of,
     start,
@@ -46,8 +40,10 @@ from tests.support.nightly import (
     up,
     worker_log,
 )
+from tests.support.processes import processes_of, receipts_of
 from tests.support.ranks import free_port
 from tests.support.waiting import wait_for
+from tests.support.web import answering
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(900)]
 
@@ -75,23 +71,12 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
     assert "first night" in (orchestrated / "work/nightly/morning.html").read_text()
     _check_artifacts(orchestrated, artifacts_of(orchestrated, run))
 
-    images = sorted((orchestrated / "data/demo/cityscapes/leftImg8bit/test").rglob("*_leftImg8bit.png"))[:5]
-    for i, image in enumerate(images):
-        target = (
-            orchestrated
-            / f"data/demo/cityscapes/leftImg8bit/train_extra/augsburg/augsburg_{90 + i:06d}_000019_leftImg8bit.png"
-        )
-        shutil.copy(image, target)
-        # The picture is turned round: a copy of a known one would be quarantined.
-        from PIL import Image
-
-        Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target)
+    new = add_images(orchestrated, 5)
     run = start(orchestrated, promote=False, stages=["prepare", "auto-infer"])
     assert finish(orchestrated, run) == "Completed", worker_log(orchestrated)[-6000:]
     assert {row["stage"] for row in artifacts_of(orchestrated, run)["auto-label-cost"]} == {"prepare", "auto-infer"}
     after = set(LabelStore.open(orchestrated / "labels/raw").names())
-    assert len(after - before) == 5
-    assert not before - after
+    assert (after - before, before - after) == (set(new), set())
     assert "5 new images" in worker_log(orchestrated)
     kept = [name for name in shards if shards[name] == store_bytes(orchestrated).get(name)]
     assert len(kept) == len(shards), "shards of images that were labelled before stay as they are"
@@ -124,29 +109,6 @@ def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
     assert "auto-label-cost" not in found, "a night in which no stage ran cost nothing"
 
 
-@contextmanager
-def _listening() -> Iterator[tuple[str, list[str]]]:
-    """A web hook on loopback: its address, and what was posted to it."""
-    received: list[str] = []
-
-    class Hook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook", received
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def _notify(folder: Path, address: str) -> None:
     """The documented way: a block, its id in the example, `prefect automation create`."""
     make = (
@@ -172,8 +134,8 @@ def test_the_next_nights_are_planned_for_two_in_the_morning(served: Path) -> Non
 
 def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_reported(served: Path) -> None:
     params = (served / "params.yaml").read_bytes()
-    with _listening() as (address, received):
-        _notify(served, address)
+    with answering(200) as (address, received):
+        _notify(served, f"{address}/hook")
         run = start(served, threshold=1.5)
         assert finish(served, run) == "Failed"
         message = api(served, f"flow_runs/{run}")["state"]["message"]

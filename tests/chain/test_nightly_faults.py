@@ -22,9 +22,7 @@ from tests.support.nightly import (
     command,
     finish,
     pid_of,
-    processes_of,
     ranks_of,
-    receipts_of,
     run_processes_of,
     start,
     state,
@@ -34,6 +32,7 @@ from tests.support.nightly import (
     up,
     worker_log,
 )
+from tests.support.processes import processes_of, receipts_of
 from tests.support.waiting import crowd, wait_for
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(3600)]

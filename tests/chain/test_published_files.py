@@ -11,7 +11,7 @@ import pytest
 
 from hmsa_core.labels import LabelStore
 from pipeline.workspace.table import STAGES
-from tests.support.chain import Whole, change_param, dvc, lock_file, run
+from tests.support.chain import Whole, add_images, change_param, dvc, lock_file, run
 from tests.support.inotify import Watch
 
 pytestmark = pytest.mark.chain
@@ -39,14 +39,6 @@ def _copy(whole: Whole, folder: Path) -> Path:
 
 def _files(root: Path, *folders: str) -> list[Path]:
     return [p for folder in folders for p in sorted((root / folder).rglob("*")) if p.is_file() and not p.is_symlink()]
-
-
-def _add_image(root: Path) -> None:
-    from PIL import Image
-
-    extra = root / "data/demo/cityscapes/leftImg8bit/train_extra/augsburg"
-    with Image.open(sorted(extra.glob("*_leftImg8bit.png"))[0]) as image:
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(extra / "augsburg_000999_000019_leftImg8bit.png")
 
 
 def _damaged_cache_files(root: Path) -> list[str]:
@@ -78,7 +70,7 @@ def test_no_run_opens_a_published_file_for_writing(whole: Whole, tmp_path: Path,
     shared = [p for p in published if p.stat().st_nlink > 1]
     assert {p.suffix for p in shared} >= {".parquet", ".safetensors"}, "results are hard links of progress"
     with Watch([*published, *_files(root, ".dvc/cache/files")]) as watch:
-        _add_image(root)
+        add_images(root)
         change_param(root, "  threshold: policy", "  threshold: 0.5")
         assert dvc(root, "repro", "pseudo-label").ran == ["prepare", "auto-infer", "pseudo-label"]
         for stage in finished:
@@ -102,7 +94,7 @@ def test_linked_caches_stay_whole_whatever_runs_again(whole: Whole, tmp_path: Pa
     shard = sorted((root / "labels/raw").glob("shard-*.parquet"))[0]
     assert shard.is_symlink() if kind == "symlink" else shard.stat().st_nlink > 1
     assert lock_file(root) == lock
-    _add_image(root)
+    add_images(root)
     change_param(root, "  threshold: policy", "  threshold: 0.5")
     assert dvc(root, "repro", "pseudo-label").ran == ["prepare", "auto-infer", "pseudo-label"]
     assert LabelStore.open(root / "labels/raw", strict=True).verify() == []

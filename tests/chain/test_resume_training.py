@@ -20,8 +20,9 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import TrainingError
 from hmsa_core.spec import TrainSpec
 from hmsa_core.training.state import StateStore
-from tests.support.jobs import agent, errors_of, finish, last_logged_step, processes_of, started, wait_until_gone
+from tests.support.jobs import agent, errors_of, finish, last_logged_step, started
 from tests.support.planted import Plan
+from tests.support.processes import processes_of, wait_until_gone
 from tests.support.ranks import free_port
 from tests.support.training import assert_same_run, folder_bytes, train_spec, write_data
 from tests.support.waiting import crowd, wait_for

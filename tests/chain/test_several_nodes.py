@@ -17,14 +17,14 @@ import pytest
 
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import TrainSpec, save_spec
-from tests.support.jobs import last_logged_step, processes_of
+from tests.support.jobs import REPO, last_logged_step
 from tests.support.netns import Nodes, needs_namespaces, network
+from tests.support.processes import processes_of
 from tests.support.training import train_spec, write_data
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.chain, needs_namespaces]
 
-REPO = Path(__file__).resolve().parents[2]
 STAGE = """
 import logging, sys
 from hmsa_core.io.errors import HmsaError

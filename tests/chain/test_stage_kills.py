@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from pipeline.workspace.table import STAGES
-from tests.support.blows import GONE_WITHIN_S, assert_all_gone, hit_all, kill_all, receipts, running, stage_pid, steps
+from tests.support.blows import GONE_WITHIN_S, hit_all, kill_all, running, stage_pid, steps
 from tests.support.chain import Whole, change_param, dvc, lock_file, set_params
 from tests.support.planted import Plan
+from tests.support.processes import receipts_of, wait_until_gone
 from tests.support.waiting import assert_left_at_once, leave
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.timeout(900)]  # seconds; a busy machine is slow
@@ -98,7 +99,7 @@ def test_a_training_that_is_hit_anywhere_leaves_nobody_and_goes_on_to_the_same_b
         plan.wait(process)
         HITS[hit](workspace, process.pid, stage_pid(workspace, TRAINING))
         process.wait(timeout=GONE_WITHIN_S)
-        assert_all_gone(workspace)
+        wait_until_gone(workspace, GONE_WITHIN_S)
     saved = _saved(workspace, TRAINING)
     assert 1 <= saved < LAST, "the blow came after the last step: it proves nothing"
     assert dvc(workspace, "repro", "--single-item", "--force", TRAINING).ran == [TRAINING]
@@ -109,19 +110,19 @@ def test_a_training_that_is_hit_anywhere_leaves_nobody_and_goes_on_to_the_same_b
 def _kill_a_labelling_stage(finished: Path, workspace: Path, stage: str, plan: Plan) -> None:
     """Hold the stage's writers as planned, SIGKILL everyone, run it again: compare with the undisturbed run."""
     shutil.copytree(finished, workspace, symlinks=True)
-    lock, total = lock_file(workspace), len(receipts(workspace, stage))
+    lock, total = lock_file(workspace), len(receipts_of(workspace / "work" / stage))
     with running(workspace, stage, plan) as process:
         plan.wait(process, RANKS)
         kill_all(workspace)
         process.wait()
-        assert_all_gone(workspace)
-    kept = {path: path.stat().st_mtime_ns for path in receipts(workspace, stage)}
+        wait_until_gone(workspace, GONE_WITHIN_S)
+    kept = {path: path.stat().st_mtime_ns for path in receipts_of(workspace / "work" / stage)}
     assert RANKS <= len(kept) < total, "the blow came before the first or after the last shard: it proves nothing"
     begun = {path.stem for path in (workspace / "work" / stage).glob("*/store/shard-*.parquet")}
     assert len(begun) - len(kept) <= RANKS, "more than one shard a worker is done again"
     assert dvc(workspace, "repro", "--single-item", "--force", stage).ran == [stage]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished shards were made again"
-    assert len(receipts(workspace, stage)) == total
+    assert len(receipts_of(workspace / "work" / stage)) == total
     assert not list((workspace / "work" / stage).rglob("*.tmp")), "the dead writers' files are swept"
     assert lock_file(workspace) == lock
 
@@ -157,7 +158,7 @@ def _kill_at_an_operation(finished: Path, workspace: Path, stage: str, seed: int
         plan.wait(process)
         kill_all(workspace)
         process.wait()
-        assert_all_gone(workspace)
+        wait_until_gone(workspace, GONE_WITHIN_S)
     return lock_file(workspace)
 
 

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 MARK = "HMSA_TEST_SESSION"  # every process of the suite inherits it
 STRICT = "AUTOLABEL_CLEAN_TREE"  # set by `make test`, `test-full` and `test-slow`; elsewhere somebody may be editing meanwhile
 _ENDS_WITH_US = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
@@ -104,16 +106,12 @@ def _unused(paths: frozenset[str]) -> set[str]:
 
 def _processes() -> dict[int, str]:
     """Living processes that carry this session's mark, without us and Python's own helpers of us."""
-    mark, found = f"{MARK}={os.environ[MARK]}".encode(), {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+    found = {}
+    for process in psutil.process_iter(["environ", "cmdline", "ppid", "status"]):
+        reported, command = process.info, " ".join(process.info["cmdline"] or [])
+        if process.pid == os.getpid() or (reported["environ"] or {}).get(MARK) != os.environ[MARK]:
             continue
-        with suppress(OSError, IndexError):
-            if mark not in (entry / "environ").read_bytes().split(b"\0"):
-                continue
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
-            ours = int(parent) == os.getpid() and any(name in command for name in _ENDS_WITH_US)
-            if state != "Z" and not ours:
-                found[int(entry.name)] = command
+        ours = reported["ppid"] == os.getpid() and any(name in command for name in _ENDS_WITH_US)
+        if reported["status"] != psutil.STATUS_ZOMBIE and not ours:
+            found[process.pid] = command
     return found

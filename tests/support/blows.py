@@ -8,15 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hmsa_core.runtime.progress import read_log
 from tests.support.chain import environment
-from tests.support.nightly import processes_of
 from tests.support.planted import Plan, planted
+from tests.support.processes import processes_of
 
 GONE_WITHIN_S = 120.0  # a second on an idle machine; a busy one is no failure
 
@@ -46,23 +45,11 @@ def kill_all(workspace: Path) -> None:
 
 def hit_all(workspace: Path, *numbers: int) -> None:
     """Send signals to every process that works in the workspace, as a service manager does."""
-    everyone = list(processes_of(workspace))
+    everyone = processes_of(workspace)
     for number in numbers:
         for pid in everyone:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-
-
-def assert_all_gone(workspace: Path) -> None:
-    """Nobody works in the workspace any more."""
-    _until(lambda: not processes_of(workspace), lambda: f"outlived the run: {processes_of(workspace)}")
-
-
-def _until(condition: Callable[[], bool], why: Callable[[], str]) -> None:
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.05)
 
 
 def steps(workspace: Path, stage: str, event: str = "train") -> list[int]:
@@ -74,8 +61,3 @@ def steps(workspace: Path, stage: str, event: str = "train") -> list[int]:
 def stage_pid(workspace: Path, stage: str) -> int:
     """Process that runs a stage: it has written itself into the stage's lock."""
     return int(json.loads((workspace / "work" / "locks" / f"{stage}.lock").read_text())["pid"])
-
-
-def receipts(workspace: Path, stage: str) -> list[Path]:
-    """Acknowledged shards of a stage's progress."""
-    return sorted((workspace / "work" / stage).glob("*/store/receipts/shard-*.json"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from pipeline.night.parameters import set_keys
 from pipeline.workspace.yaml_text import read_yaml
@@ -79,6 +80,21 @@ def set_params(workspace: Path, changes: Mapping[str, Any]) -> None:
     values = read_yaml(path).values
     set_keys(values, changes)
     path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def add_images(workspace: Path, count: int = 1) -> list[str]:
+    """Put new photographs among those without labels, and return their names.
+
+    They are mirrored photographs of another split: a copy of a known one would be quarantined.
+    """
+    photographs = workspace / "data/demo/cityscapes/leftImg8bit"
+    known, names = sorted((photographs / "test").rglob("*_leftImg8bit.png")), []
+    for number, path in enumerate(known[:count]):
+        names.append(f"augsburg_{990 + number:06d}_000019")
+        with Image.open(path) as image:
+            mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        mirrored.save(photographs / f"train_extra/augsburg/{names[-1]}_leftImg8bit.png")
+    return names
 
 
 def lock_file(workspace: Path) -> str:

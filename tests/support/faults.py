@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from hmsa_core.io import atomic
 
@@ -59,13 +60,8 @@ class FaultyOps(HookedOps):
 @contextmanager
 def faulty(fail_at: int, error: int | None, *, persistent: bool = False) -> Iterator[FaultyOps]:
     """Replace the file operations of `hmsa_core.io.atomic` inside the block."""
-    ops = FaultyOps(fail_at, error, persistent=persistent)
-    real = atomic.ops
-    atomic.ops = ops
-    try:
+    with patch.object(atomic, "ops", FaultyOps(fail_at, error, persistent=persistent)) as ops:
         yield ops
-    finally:
-        atomic.ops = real
 
 
 def every_fault(action: Callable[[], None], error: int, *, persistent: bool = False) -> Iterator[int]:
@@ -115,16 +111,12 @@ def forked(work: Callable[[], int | None]) -> int:
 
 def exit_at(action: Callable[[], object], n: int) -> int:
     """Exit status of a fork that does it and ends at the n-th operation: 99, or 0 where it got through."""
-    pid = fork()
-    if pid == 0:
-        code = 98
-        try:
-            with faulty(n, None):
-                action()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def work() -> None:
+        with faulty(n, None):
+            action()
+
+    return os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1])
 
 
 def every_exit(action: Callable[[], None]) -> Iterator[int]:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,23 +63,3 @@ def last_logged_step(work: Path) -> int:
     log = work / "log.jsonl"
     steps = [int(line["step"]) for line in read_log(log) if line["event"] == "train"] if log.exists() else []
     return max(steps, default=0)
-
-
-def processes_of(work: Path) -> list[int]:
-    """Ids of living processes whose command line names a folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with suppress(OSError):
-                if str(work).encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-    return found
-
-
-def wait_until_gone(work: Path, timeout_s: float = 10.0) -> None:
-    """No process of the job is left."""
-    deadline = time.monotonic() + timeout_s
-    while left := processes_of(work):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"processes {left} outlived their job")
-        time.sleep(0.05)

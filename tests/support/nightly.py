@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from hmsa_core.io import atomic
 from pipeline.night.prefect_services import Services
 from tests.support.chain import environment
+from tests.support.processes import processes_of
 from tests.support.waiting import wait_for
 
 # One image a shard and sixteen times the work of an image: there is something to kill on any machine.
@@ -127,20 +127,6 @@ def artifacts_of(folder: Path, run: str) -> dict[str, Any]:
 # -- processes ------------------------------------------------------------------------------------
 
 
-def processes_of(folder: Path) -> dict[int, str]:
-    """Living processes that work in, on or (a flow, whose folder is that of the code) for a folder: pid -> command line."""
-    found = {}
-    for process in psutil.process_iter(["pid", "cmdline", "cwd", "environ", "status"]):
-        reported = process.info
-        line = " ".join(reported["cmdline"] or [])
-        serves = (reported["environ"] or {}).get("AUTO_LABEL_ROOT") == str(folder)
-        if reported["pid"] == os.getpid() or reported["status"] == psutil.STATUS_ZOMBIE:
-            continue
-        if serves or str(folder) in line or Path(reported["cwd"] or "/").is_relative_to(folder):
-            found[reported["pid"]] = line
-    return found
-
-
 def run_processes_of(folder: Path) -> dict[int, str]:
     """Those that a run started: neither the server, nor the worker, nor children of the server."""
     services = {pid_of(folder, name) for name in ("server", "worker")}
@@ -202,11 +188,6 @@ def _has_signal(pid: int, number: int) -> bool:
 
 
 # -- stores ---------------------------------------------------------------------------------------
-
-
-def receipts_of(work: Path) -> set[Path]:
-    """Acknowledged shards below a stage's work folder, of all its stores."""
-    return set(work.glob("*/store/receipts/shard-*.json"))
 
 
 def store_bytes(folder: Path) -> dict[str, str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import chdir
 from pathlib import Path
@@ -18,7 +16,7 @@ from pipeline.workspace import dvc_yaml, settings
 from pipeline.workspace.new_workspace import InitRequest, init_workspace
 from pipeline.workspace.table import TABLE, VERSIONS
 from pipeline.workspace.workspace import Workspace
-from tests.support.chain import environment, set_params
+from tests.support.chain import dvc, set_params
 
 TRAININGS = {"teacher-pretrain", "teacher-train", "student-train"}
 
@@ -121,7 +119,6 @@ def test_dvc_yaml_of_other_settings_is_refused_and_what_people_added_to_it_is_ke
 
 
 def test_an_experiment_sets_the_threshold(root: Path) -> None:
-    command = ["exp", "run", "--quiet", "--single-item", "settings", "-S", "pseudo_label.threshold=0.9"]
-    subprocess.run([sys.executable, "-m", "dvc", *command], cwd=root, env=environment(), check=True)
+    dvc(root, "exp", "run", "--quiet", "--single-item", "settings", "-S", "pseudo_label.threshold=0.9")
     assert Workspace(root).params.pseudo_label.threshold == 0.9
     assert _changed(root) == {"pseudo-label", "evaluate"}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +21,9 @@ from pipeline.stages.runner import free_space
 from pipeline.workspace import new_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.conftest import REPO
+from tests.support.chain import dvc
 from tests.support.findings import broken, found
+from tests.support.web import answering
 
 pytestmark = pytest.mark.long
 
@@ -38,11 +38,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _dvc(root: Path) -> int:
-    command = [sys.executable, "-m", "dvc", "status"]
-    return subprocess.run(command, cwd=root, capture_output=True, check=False).returncode
-
-
 @pytest.mark.parametrize("gone", [[".dvc"], [".git"], [".dvc", ".git"]], ids="+".join)
 def test_a_copy_without_hidden_folders_is_named_and_init_completes_it(
     workspace: Path,
@@ -52,13 +47,13 @@ def test_a_copy_without_hidden_folders_is_named_and_init_completes_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = shutil.copytree(workspace, tmp_path / "ws", ignore=lambda _, names: set(names) & set(gone))
-    assert _dvc(root) != 0
+    assert dvc(root, "status", status=None).status != 0
     finding = broken(root)["dvc repository"]
     assert finding.fix == INIT
     monkeypatch.chdir(root)
     assert main(finding.fix.split()[1:]) == 0
     assert "workspace of profile tiny" in capsys.readouterr().err
-    assert _dvc(root) == 0
+    dvc(root, "status")
     assert found(root, "dvc repository", deep=False).state == "ok"
     assert main(finding.fix.split()[1:]) == 0
     assert "nothing changed" in capsys.readouterr().err
@@ -107,19 +102,8 @@ def test_a_cache_of_dvc_that_cannot_be_written_is_reported_before_a_stage_works(
 @pytest.fixture
 def server() -> Iterator[int]:
     """Answers every request with 200."""
-
-    class Answers(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield running.server_port
-        running.shutdown()
+    with answering(200) as (address, _):
+        yield int(address.rpartition(":")[2])
 
 
 @pytest.mark.parametrize("given", ["", "intern.example"])

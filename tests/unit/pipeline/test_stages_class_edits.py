@@ -23,7 +23,8 @@ from hmsa_core.spec import InferSpec
 from pipeline.cli.main import main
 from pipeline.jobs import support
 from pipeline.report import sections
-from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train
+from pipeline.stages import auto_infer, calibrate, prepare, pseudo_label, student_train
+from pipeline.workspace.counts import read_judged
 from pipeline.workspace.workspace import Workspace
 from tests.support.inference import CPU, run_job_here, small_model
 from tests.support.photographs import edited, photograph, photographs, work_over
@@ -315,7 +316,7 @@ def test_scores_go_by_the_blocks_of_now(ws):
     moved = [replace(sample, block="all of it") for sample in listed.samples]
     Index.write(index, moved, listed.classes, listed.root)
     second = _score(ws)
-    assert (first != second, evaluate.Scores.load(second / "multi.npz").blocks) == (True, ("all of it",))
+    assert (first != second, read_judged(second / "multi.npz", "teacher").blocks) == (True, ("all of it",))
 
 
 def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(ws, caplog):

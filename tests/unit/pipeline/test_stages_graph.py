@@ -81,8 +81,6 @@ def test_a_change_re_runs_exactly_the_stages_of_the_golden_table(changed: str) -
 
 
 def test_every_section_of_the_params_is_watched_by_some_stage() -> None:
-    from pipeline.workspace.params import Params
-
     watched = {p.split(".")[0] for s in GRAPH.values() for p in s["params"][0]["settings.yaml"]}
     assert {*Params.model_fields, "versions"} - {"profile", "runtime"} == watched, "who runs the units changes no byte"
     assert SETTINGS_STAGE["params"] == [{"params.yaml": None}]

@@ -37,6 +37,7 @@ from pipeline.stages.time_left import images_of, seconds_left, work_of
 from pipeline.workspace import settings
 from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.workspace import Workspace
+from tests.support.checkpoints import checkpoint
 from tests.support.label_maps import maps, write_store
 from tests.support.own_folders import six_images
 from tests.support.photographs import edited, photograph, photographs, work_over
@@ -68,13 +69,8 @@ def copied(ws: Workspace, data: Path, tmp_path: Path) -> tuple[Workspace, Path]:
 
 
 def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
-    """A checkpoint's JSON and lineage; nobody opens the weights in these tests."""
-    folder = ws.path(f"models/{name}")
-    folder.mkdir(parents=True)
-    sha = Lineage().save(folder / "lineage.json")
-    meta = {"format": "hmsa-model", "version": 1, "kind": "single", "trunk": "hrnet_micro", "num_classes": 3}
-    lineage = Lineage().summary(sha)
-    sealed.write(folder / "model.json", meta | {"options": {}, "weights_sha256": digit * 64, "lineage": lineage})
+    """A checkpoint that learned from nothing; nobody opens the weights in these tests."""
+    checkpoint(ws.path(f"models/{name}"), lineage=Lineage(), weights_sha256=digit * 64)
 
 
 def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws):

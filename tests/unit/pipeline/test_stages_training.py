@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.config import ModelConfig, OptimiserConfig, TrainConfig
-from hmsa_core.io import atomic, sealed
+from hmsa_core.io import atomic
 from hmsa_core.models.model import build_empty
 from pipeline.stages import training
-from research.tests.ablations import SHA, bare_workspace
+from research.tests.ablations import bare_workspace
+from tests.support.checkpoints import checkpoint
 
 LINE = {
     "event": "train",
@@ -27,9 +28,7 @@ LINE = {
 
 def finished_run(folder: Path, speed: float) -> Path:
     """A work folder with a log of twenty lines, the last two with other losses."""
-    meta = {"format": "hmsa-model", "version": 1, "kind": "x", "trunk": "x", "num_classes": 3}
-    meta |= {"options": {}, "lineage": {}, "weights_sha256": SHA}
-    sealed.write(folder / "model" / "model.json", meta)
+    checkpoint(folder / "model")
     lines = [
         LINE
         | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,8 @@ def _confusions(
     return result
 
 
-def _judged(name: str, confusions: NDArray[np.int64]) -> Judged:
-    return Judged(name, confusions, IMAGES)
+def _judged(name: str, confusions: NDArray[np.int64], blocks: Sequence[str] = BLOCKS) -> Judged:
+    return Judged(name, IMAGES, tuple(blocks), confusions)
 
 
 CONFIG = GateConfig(seed_sd=0.002, draws=400)
@@ -53,7 +54,7 @@ def _verdict(
     new: NDArray[np.int64], old: NDArray[np.int64], config: GateConfig = CONFIG, **more: Any
 ) -> dict[str, Any]:
     blocks, classes = more.pop("blocks", BLOCKS), more.pop("classes", CLASSES)
-    return judge(_judged("student", new), _judged("teacher", old), blocks, classes, config, **more)
+    return judge(_judged("student", new, blocks), _judged("teacher", old, blocks), classes, config, **more)
 
 
 @pytest.mark.parametrize("allowed", [{"class_allowance": 0.0}, {"class_allowances": {"car": 0.0}}])
@@ -178,7 +179,7 @@ def test_what_a_class_lost_that_cannot_be_judged_is_reported() -> None:
 
 def test_a_loss_of_its_allowance_is_called_harmless_no_more_often_than_alpha() -> None:
     """Six blocks know their own spread badly: by the normal quantile, many more are called harmless."""
-    blocks = [f"b{i % 6}" for i in range(12)]
+    blocks = tuple(f"b{i % 6}" for i in range(12))
     images = tuple(f"i{i}" for i in range(12))
     config = GateConfig(alpha=0.01, min_blocks=2, seed_sd=0.0, draws=400, class_allowance=0.1, recall_allowance=0.5)
     harmless = normal = 0
@@ -186,8 +187,8 @@ def test_a_loss_of_its_allowance_is_called_harmless_no_more_often_than_alpha() -
         rng = np.random.default_rng(trial)
         old = np.full((12, 1), 800)
         new = old - 100 + np.rint(rng.normal(0, 30, 6)).astype(int)[np.arange(12) % 6, None]
-        judged = (Judged(name, _found(hits), images) for name, hits in (("s", new), ("t", old)))
-        (row,) = judge(*judged, blocks, ("road",), config)["classes"]
+        judged = (Judged(name, images, blocks, _found(hits)) for name, hits in (("s", new), ("t", old)))
+        (row,) = judge(*judged, ("road",), config)["classes"]
         harmless += row["verdict"] == "non-inferior"
         normal += row["gain"] + row["allowance"] > 2.326 * row["se"]
     # 4 expected of 400 at 1 %; 12 or more has a chance below 0.1 %.
@@ -257,7 +258,7 @@ def test_later_looks_ask_for_more_evidence_and_all_looks_spend_alpha_once() -> N
 def test_results_on_other_images_are_refused() -> None:
     old, new = _models(0.8, 0.8)
     with pytest.raises(InputError, match="different images"):
-        judge(_judged("s", new), Judged("t", old, tuple(reversed(IMAGES))), BLOCKS, CLASSES, CONFIG)
+        judge(_judged("s", new), Judged("t", tuple(reversed(IMAGES)), tuple(BLOCKS), old), CLASSES, CONFIG)
 
 
 def test_two_trainings_of_one_recipe_are_promoted_no_more_often_than_alpha_because_their_spread_is_known() -> None:

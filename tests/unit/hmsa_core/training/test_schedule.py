@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hmsa_core.training.recipe import learning_rate
+from tests.reference import golden
 from tests.support.training import config
 
-REPO = Path(__file__).resolve().parents[4]
 # The rate in force during an epoch, recorded from the released code's schedulers (`loss/optimizer.py`,
 # stepped once after each epoch): schedule -> {epoch: rate}.
-GOLDEN: dict[str, dict[str, float]] = json.loads((REPO / "tests/reference/lr_schedule.json").read_text())
+GOLDEN: dict[str, dict[str, float]] = json.loads((golden.HERE / "lr_schedule.json").read_text())
 
 
 def rate(
@@ -47,10 +46,9 @@ def test_rates_are_those_of_the_released_scheduler_and_constant_within_an_epoch(
         assert rate(e * 10, e, **options) == rate(e * 10 + 9, e, **options)
 
 
-def test_the_full_set_of_reference_rates_is_covered(shared_reference: Path | None) -> None:
-    if shared_reference is None:
-        pytest.skip("the full reference set is not next to the checkout")
-    full = json.loads((shared_reference / "lr_schedule.json").read_text())
+@pytest.mark.skipif(not golden.FULL.is_dir(), reason="the full reference set is not next to the checkout")
+def test_the_full_set_of_reference_rates_is_covered() -> None:
+    full = json.loads((golden.FULL / "lr_schedule.json").read_text())
     assert {k: v for k, v in full.items() if not k.startswith("_")} == GOLDEN
 
 

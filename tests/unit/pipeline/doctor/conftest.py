@@ -11,13 +11,13 @@ from PIL import Image
 from hmsa_core.io import atomic
 from pipeline.doctor import checks as doctor
 from pipeline.workspace.workspace import Workspace
+from research.tests.ablations import bare_workspace
 from tests.conftest import REPO
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPO / name, tmp_path / name)
+    made = bare_workspace(tmp_path)
     target, pretrain = tmp_path / "data/demo/cityscapes", tmp_path / "data/demo/mapillary"
     for file in (
         target / "leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png",
@@ -33,7 +33,7 @@ def workspace(tmp_path: Path) -> Workspace:
     (tmp_path / "policies").mkdir()
     atomic.write_text(tmp_path / "labels/raw.review.jsonl", '{"id": "0", "name": "", "withdraws": ""}\n')
     atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
-    return Workspace(tmp_path)
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from pipeline.night.gatekeeper import apply_verdict, count_look, recipe_digest
 from pipeline.stages.student_train import check_rounds
 from pipeline.workspace.registry import Registry
 from pipeline.workspace.workspace import Workspace
-from tests.conftest import REPO
+from research.tests.ablations import bare_workspace
 from tests.support.chain import set_params
 from tests.support.checkpoints import checkpoint, taught
 
@@ -41,11 +40,9 @@ def _confusions(accuracy: float, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPO / name, tmp_path / name)
     atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
     Index.write(tmp_path / "data/index/target.parquet", [], taxonomy.cityscapes(), "target")
-    return Workspace(tmp_path)
+    return bare_workspace(tmp_path)
 
 
 def _night(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +24,7 @@ from pipeline.night.reaper import nightly_lock
 from pipeline.night.stage_process import ServerGoneError
 from pipeline.workspace.table import STAGES
 from pipeline.workspace.workspace import Workspace
-from tests.conftest import REPO
+from research.tests.ablations import bare_workspace
 from tests.support.chain import set_params
 from tests.support.label_maps import write_store
 
@@ -36,8 +35,7 @@ YESTERDAY = {"night": {"data": "d", "roles": {"learn": 4}}, "kind": "kept", "cou
 
 @pytest.fixture
 def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(REPO / name, tmp_path / name)
+    made = bare_workspace(tmp_path)
     atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
     atomic.write_text(tmp_path / PAGE, "yesterday's")
     records.append(tmp_path / HISTORY, YESTERDAY)
@@ -48,7 +46,7 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(nightly, "reap", lambda *_, **__: [])
     monkeypatch.setattr(nightly, "publish_task", nightly.morning.publish)
     monkeypatch.setattr(nightly, "dvc_unchanged", lambda _root: pytest.fail("the night has begun"))
-    return Workspace(tmp_path)
+    return made
 
 
 def _fails(ws: Workspace, error: type[HmsaError], **given: Any) -> tuple[str, list[dict[str, Any]]]:
@@ -202,12 +200,12 @@ def test_the_disk_is_asked_for_the_stages_that_will_run(
         messages.append(stages)
         raise NoSpaceError("about 10.0 GiB are needed, 1.0 GiB are free")
 
-    shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
+    ws = bare_workspace(tmp_path)
     monkeypatch.setattr(nightly, "dvc_unchanged", lambda _root: unchanged)
     monkeypatch.setattr(nightly, "check_machine_task", no_space)
     monkeypatch.setattr(nightly, "_publish_failure", lambda *_: None)
     with pytest.raises(NoSpaceError):
-        nightly._night(Workspace(tmp_path), chosen, {}, {"promote": False})
+        nightly._night(ws, chosen, {}, {"promote": False})
     assert messages == [checked]
 
 
@@ -231,7 +229,7 @@ def test_without_its_server_a_run_ends_its_own_process_and_no_other(
 def test_a_night_on_a_machine_without_git_is_described_without_its_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
+    ws = bare_workspace(tmp_path)
     atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert history.describe(Workspace(tmp_path), {}, "")["code"] == __version__
+    assert history.describe(ws, {}, "")["code"] == __version__

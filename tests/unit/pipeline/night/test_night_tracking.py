@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline.night.history import track_night
 from pipeline.workspace.workspace import Workspace
-from tests.conftest import REPO
+from research.tests.ablations import bare_workspace
 from tests.support.chain import set_params
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -27,8 +26,7 @@ LINE = {
 @pytest.fixture
 def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(REPO / "dvc.yaml", tmp_path / "dvc.yaml")
-    shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
+    bare_workspace(tmp_path)
     set_params(tmp_path, {"student_train.runtime.tracking": ["mlflow"], "pseudo_label.threshold": "policies/ours.json"})
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies/ours.json").write_text('{"policy": "ours"}')
@@ -64,6 +62,5 @@ def test_a_server_that_is_not_there_is_a_warning_of_one_line(
 
 
 def test_nobody_who_did_not_ask_gets_a_run(ws: Workspace, tmp_path: Path) -> None:
-    shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
-    assert track_night(Workspace(tmp_path), LINE, tmp_path / "morning.html") == ""
+    assert track_night(bare_workspace(tmp_path), LINE, tmp_path / "morning.html") == ""
     assert not (tmp_path / "work").exists()

@@ -7,11 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from hmsa_core.io.process import group_lives
 from pipeline.night import stage_process
 from pipeline.night.stage_process import ServerGoneError, ServerWatch, StageFailedError, run_stage, stop_group
 from tests.support.waiting import WAITS, wait_for
+from tests.support.web import answering
 
 PLAIN = (sys.executable, "-m", "dvc")
 pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
@@ -137,32 +135,9 @@ def test_a_second_signal_does_not_cut_the_time_to_save(tmp_path: Path) -> None:
         night.wait()
 
 
-@contextmanager
-def _server(*statuses: int) -> Iterator[ServerWatch]:
-    """What watches a server that answers with the last of these, or with those before it, once each."""
-    left = list(statuses)
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(left.pop(0) if len(left) > 1 else left[0])
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield ServerWatch(f"http://127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_a_dead_server_is_noticed_at_the_third_question_and_not_before() -> None:
-    with _server(200) as watch:
+    with answering(200) as (address, _):
+        watch = ServerWatch(address)
         assert watch.alive()
     assert [watch.alive() for _ in range(3)] == [True, True, False]
     assert ServerWatch(None).alive(), "there is none to watch"
@@ -177,6 +152,7 @@ def test_a_server_that_accepts_but_does_not_answer_is_waited_for() -> None:
 
 
 def test_an_answer_that_refuses_is_an_answer_and_a_gateways_is_none() -> None:
-    with _server(*[401] * 70, 502) as watch:
+    with answering(*[401] * 70, 502) as (address, _):
+        watch = ServerWatch(address)
         assert all(watch.alive() for _ in range(70))
         assert not all(watch.alive() for _ in range(70))

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from hmsa_core.data.index import Index
-from pipeline.report.strips import choose, strips
+from pipeline.report.strips import strips
 from pipeline.workspace.new_workspace import InitRequest, init_workspace
 from pipeline.workspace.workspace import Workspace
 from tests.support.chain import set_params
@@ -35,7 +35,7 @@ def test_images_of_one_name_and_of_strange_names_get_their_own_scale_weights(tmp
     for name in ("raw", "final"):
         write_store(tmp_path / "data", ws.path(f"labels/{name}"), index="toy")
     save_model(ws.path("models/teacher"))
-    for strip, height in zip(strips(ws, choose(ws, 3)), (64, 32, 48), strict=True):
+    for strip, height in zip(strips(ws, 3), (64, 32, 48), strict=True):
         weights = [address for caption, address in strip.pictures if caption.startswith("weight of")]
         assert len(weights) == len(ws.params.auto_infer.scales), strip.name
         with Image.open(io.BytesIO(base64.b64decode(weights[0].partition(",")[2]))) as drawn:
