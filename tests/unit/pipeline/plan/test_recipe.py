@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plan.plan import _lines
-from pipeline.plan.recipe import RULES, Choice, Facts, Machine, recipe
+from pipeline.plan.recipe import RULES, Choice, Facts, Machine, recipe, recipe_of_student
 from pipeline.workspace.params import Params
 from pipeline.workspace.yaml_text import load_editable
 
@@ -78,6 +78,15 @@ def test_camvids_facts_give_the_profile_that_was_measured_there() -> None:
 )
 def test_each_rule(key: str, change: dict[str, Any], value: object) -> None:
     assert chosen(replace(CAMVID, **change))[key] == value
+
+
+def test_a_student_of_other_networks_trains_four_times_as_long_where_a_gpu_makes_that_cheap() -> None:
+    length = {}
+    for machine in (CPU, GPU):
+        choices = {one.key: one for one in recipe_of_student(replace(CAMVID, machine=machine), ["onnx:a.onnx"])}
+        length[machine] = choices["student_train.epochs"]
+    assert (length[CPU].value, length[GPU].value) == (120, 480)
+    assert "480 gain more" in length[CPU].why
 
 
 MACHINES = st.builds(
