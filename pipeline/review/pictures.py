@@ -195,4 +195,4 @@ def safe_colours(count: int) -> tuple[Colour, ...]:
     safe = _SAFE.split()
     if count > len(safe):
         return tuple((17 * i % 256, 53 * i % 256, 97 * i % 256) for i in range(count))
-    return tuple((51 * int(r), 51 * int(g), 51 * int(b)) for r, g, b in safe[:count])
+    return tuple((51 * int(one[0]), 51 * int(one[1]), 51 * int(one[2])) for one in safe[:count])
