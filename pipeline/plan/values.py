@@ -22,6 +22,7 @@ Colour = tuple[int, int, int]
 MOST_MAPS = 2000  # maps that are read; of more, those with the smallest hashes of their names
 MOST_CLASSES = 254
 _SIZES = 3  # that a plan lists
+_SIZED = 50  # images whose size alone is read
 _MOST_COLOURS = 1000  # of one map; a photograph has more
 _MANY = 10  # values of one map: of fewer it is not asked how they lie
 
@@ -74,10 +75,10 @@ def sampled(names: list[str], most: int) -> list[str]:
     return sorted(sorted(names, key=lambda name: sha256(name.encode()).digest())[:most])
 
 
-def read_sizes(reading: Reading, most: int = 50) -> Values:
+def read_sizes(reading: Reading) -> Values:
     """Sizes of some images alone; InputError: none of them can be read."""
     values, fault = Values(""), ""
-    for path in [*map(reading.image, sampled(reading.pairs.images, most)), *reading.new_images()[:most]]:
+    for path in [*map(reading.image, sampled(reading.pairs.images, _SIZED)), *reading.new_images()[:_SIZED]]:
         try:
             header = read_header(path)
             values.sizes.append((header.height, header.width))

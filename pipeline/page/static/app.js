@@ -27,7 +27,7 @@ let store = null;
 function badThreshold(text) {
   const { neighbours } = parseThreshold(text, store);
   return new Error(neighbours.length
-    ? `threshold ${text} is not an edge of the confidence code; the nearest are ${neighbours.join(" and ")}`
+    ? `threshold ${text} is not on the grid of the confidence code; its neighbours are ${neighbours.join(" and ")}`
     : `“${text}” is not a threshold from 0 to 1`);
 }
 

@@ -82,7 +82,7 @@ function detail(c) {
   value.addEventListener("change", () => {
     const { code, neighbours } = parseThreshold(value.value, store);
     message.hidden = code !== null;
-    setText(message, neighbours.length ? `not an edge: ${neighbours.join(" or ")}` : "a number from 0 to 1");
+    setText(message, neighbours.length ? `not on the grid: ${neighbours.join(" or ")}` : "a number from 0 to 1");
     if (code !== null) setPin(c, code);
   });
   const fixed = store.kind !== "raw";

@@ -135,7 +135,7 @@ function typed() {
   message.hidden = code !== null;
   if (code !== null) return setGlobal(code);
   const take = (edge) => h("button.chip", { type: "button", onclick: () => { message.hidden = true; field.setAttribute("aria-invalid", "false"); field.value = edge; typed(); } }, edge);
-  return fill(message, neighbours.length ? `${field.value} is not an edge of the code. Nearest: ` : "Give a number from 0 to 1. ", ...neighbours.map(take));
+  return fill(message, neighbours.length ? `${field.value} is not on the grid. Neighbours: ` : "Give a number from 0 to 1. ", ...neighbours.map(take));
 }
 
 /** Say how much is measured where no calibration table gives an expectation; `stats`: figures of the present thresholds. */

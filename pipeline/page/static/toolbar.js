@@ -84,7 +84,7 @@ function startCompare() {
     update({ compare: { ...state.compare, base: event.target.value === "threshold" ? 0 : event.target.value } }));
   byId("compare-value").addEventListener("change", (event) => {
     const { code, neighbours } = parseThreshold(event.target.value, store);
-    if (code === null) return toast(`${event.target.value} is not an edge of the code${neighbours.length ? `; nearest: ${neighbours.join(" and ")}` : ""}`, { kind: "bad" });
+    if (code === null) return toast(`${event.target.value} is not on the grid of the confidence code${neighbours.length ? `; its neighbours are ${neighbours.join(" and ")}` : ""}`, { kind: "bad" });
     return update({ compare: { ...state.compare, base: code } });
   });
 }
