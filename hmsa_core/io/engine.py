@@ -1,4 +1,4 @@
-"""Work units over processes: a pool on this machine, or tasks of Ray; the same results in the same order.
+"""Work units over processes or threads of this machine, or tasks of Ray; the same results in the same order.
 
 The work is a callable and a unit is its argument; both must pickle. A process gets the work once and keeps it, so that
 a teacher which the work opens stays open for all units. A unit must be done whole or not at all, and may be begun
@@ -16,8 +16,9 @@ import secrets
 import signal
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ U = TypeVar("U")
 Work = Callable[[T], U]
 _LOSSES = 20  # processes or nodes that Ray may lose under one batch of units
 _POLL_S = 0.5  # between looks at a stop request
+_AHEAD = 2  # units of a thread that are done, or begun, before the caller wants them
 _STORE_BYTES = 128 << 20  # shared memory of a Ray that this process starts: work and results are small
 
 
@@ -41,13 +43,13 @@ class Engine:
     """The processes that run the units.
 
     Attributes:
-        kind: "local", a pool on this machine; or "ray".
+        kind: "local", a pool of processes on this machine; "threads" of this process; or "ray".
         workers: units (for "ray": batches) that run at once; with "local" and 1, this process runs them.
         threads: CPU cores that Ray sets aside for a unit.
         gpus: GPUs that Ray sets aside for a unit.
     """
 
-    kind: Kind = "local"
+    kind: Kind | Literal["threads"] = "local"
     workers: int = 1
     threads: int = 1
     gpus: int = 0
@@ -76,6 +78,10 @@ class Engine:
         check_stop()
         if self.kind == "ray":
             yield from self._on_ray(work, iter(units), what, batch, check_stop)
+        elif self.kind == "threads":
+            for result in read_ahead(units, work, self.workers):
+                yield result
+                check_stop()
         elif self.workers > 1 and not (isinstance(units, Sized) and len(units) < 2):
             yield from self._in_pool(work, units, what, batch, check_stop)
         else:
@@ -133,6 +139,18 @@ class Engine:
 
 
 HERE = Engine()  # this process alone
+
+
+def read_ahead(sources: Iterable[T], read: Callable[[T], U], threads: int = 1) -> Generator[U]:
+    """Read sources in other threads, up to `_AHEAD` for each ahead of the caller, whose thread iterates over them."""
+    with ThreadPoolExecutor(threads, "reader") as reader:
+        waiting: deque[Future[U]] = deque()
+        for source in sources:
+            waiting.append(reader.submit(read, source))
+            if len(waiting) > _AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _died(what: str) -> InputError:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from hmsa_core.data.index import Sample
 from hmsa_core.data.transforms import resize_label, to_long_edge
-from hmsa_core.inference.folder.infer_job import read_ahead
 from hmsa_core.inference.network.predictor import Predictor, Tiler, resized_maps
 from hmsa_core.inference.teachers.teacher import Teacher
+from hmsa_core.io.engine import read_ahead
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.metrics import Reliability, boundary_band, boundary_counts, confusion_counts, finite, iou_of, mean_iou_of
 from hmsa_core.metrics.confusion import ratio

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from hmsa_core.inference.teachers.run_options import MAX_SKIPPED
 from hmsa_core.inference.teachers.sources import made_by
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
-from hmsa_core.io.engine import Engine
+from hmsa_core.io.engine import Engine, read_ahead
 from hmsa_core.io.errors import ConfigError, DecodeError, IntegrityError
 from hmsa_core.io.remote import ahead, fetched
 from hmsa_core.labels.store.remote_store import RemoteStore
@@ -59,22 +59,8 @@ _TOO_LATE = (
 TILED = "tiled"
 _READERS = 8  # threads a rank that read finished shards at the start
 _POLL_S = 0.5  # between looks at the shards that other processes hold
-_AHEAD = 2  # images read before they are needed, and images waiting to be written
+_AHEAD = 2  # images waiting to be written
 UInt8 = NDArray[np.uint8]
-T = TypeVar("T")
-U = TypeVar("U")
-
-
-def read_ahead(sources: Iterable[T], read: Callable[[T], U]) -> Generator[U]:
-    """Read sources in a second thread, up to `_AHEAD` ahead of the caller, whose thread iterates over `sources`."""
-    with ThreadPoolExecutor(1, "reader") as reader:
-        waiting: deque[Future[U]] = deque()
-        for source in sources:
-            waiting.append(reader.submit(read, source))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from hmsa_core.data.walk import IMAGE_SUFFIXES, walk
 from hmsa_core.inference.teachers.run_options import MAX_SKIPPED, RunOptions, teacher_options
 from hmsa_core.inference.teachers.sources import Spec
 from hmsa_core.io.atomic import is_temp, read_json, write_json
-from hmsa_core.io.engine import HERE, Engine, Kind
+from hmsa_core.io.engine import Engine, Kind
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, InterruptedRunError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest
@@ -40,6 +40,7 @@ from hmsa_core.spec import InferSpec, Selection
 _ROOT = "images"  # name of the root that image paths in the store are relative to
 _RECORD = "options.json"  # in the work folder: what later runs must not change, and the job's own key leaves out
 _FOLDER = "folder.json"  # in the work folder: where the images are
+_CHECKERS = 8  # images that are checked at once, at most: each is decoded whole
 Names = Literal["stem", "path"]
 Tell = Callable[[str], None]
 _LOG = logging.getLogger(__name__)
@@ -126,7 +127,8 @@ def label_images(
     if images_per_shard is not None and images_per_shard < 1:
         raise ConfigError("images per shard must be at least 1")
     stop = stop or StopRequest()
-    by = Engine("ray", runtime.ranks) if engine == "ray" else HERE
+    cores = min(runtime.ranks * runtime.thread_count, _CHECKERS)
+    by = Engine("ray", runtime.ranks) if engine == "ray" else Engine("threads", cores)
     target, local = RemoteStore.at(str(out)) if is_url(out) else (None, local_path(out).resolve())
     work = work_of(local)
     if target is None:

@@ -175,7 +175,8 @@ def test_results_do_not_depend_on_workers_place_or_clock(cities, tmp_path):
     for i, path in enumerate(sorted(moved.rglob("*.png"))):
         os.utime(path, (1e9 - i, 1e9 - i))
     build(source(moved), ROLES, tmp_path / "two", engine=Engine(workers=3), tile=16)
-    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    build(source(moved), ROLES, tmp_path / "three", engine=Engine("threads", 3), tile=16)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "three")
 
 
 def test_unchanged_files_are_hashed_but_not_decoded_again(cities, tmp_path, monkeypatch):

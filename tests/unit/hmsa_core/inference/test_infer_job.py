@@ -26,6 +26,7 @@ from hmsa_core.inference.network.predictor import Predictor, label_image
 from hmsa_core.inference.teachers import teacher
 from hmsa_core.inference.teachers.teacher import NetworkTeacher
 from hmsa_core.io.atomic import read_json, sha256_file
+from hmsa_core.io.engine import read_ahead
 from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
 from hmsa_core.runtime.progress import read_log
@@ -378,9 +379,10 @@ def test_the_precision_that_was_really_used_is_recorded(data, tmp_path, monkeypa
     assert LabelStore.open(tmp_path / "store").lineage["precision"] == "fp32"
 
 
-def test_read_ahead_keeps_the_order_and_passes_errors_on():
-    assert list(infer_job.read_ahead(list(range(7)), lambda x: x * x)) == [x * x for x in range(7)]
-    assert list(infer_job.read_ahead([3], str)) == ["3"]
-    assert list(infer_job.read_ahead([], str)) == []
+@pytest.mark.parametrize("threads", [1, 3])
+def test_read_ahead_keeps_the_order_and_passes_errors_on(threads):
+    assert list(read_ahead(range(7), lambda x: x * x, threads)) == [x * x for x in range(7)]
+    assert list(read_ahead([3], str, threads)) == ["3"]
+    assert list(read_ahead([], str, threads)) == []
     with pytest.raises(ZeroDivisionError):
-        list(infer_job.read_ahead([1, 0], lambda x: 1 // x))
+        list(read_ahead([1, 0], lambda x: 1 // x, threads))
