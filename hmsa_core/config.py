@@ -66,13 +66,19 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
 class Passes:
     """How a network is run on an image: at which scales, with mirror images or not, and how the passes are fused.
 
-    Scales are different numbers, one of them 1.0, in any order. Scores of mirror images are averaged with the others.
-    Kind "model" = as the network was trained; "single" (scale 1.0 only), "average" and "max" fuse another way.
+    Scales are different numbers in any order; a network of this package needs 1.0 among them. Scores of mirror images
+    are averaged with the others. Kind "model" = as the network was trained; "single" (scale 1.0 only), "average" and
+    "max" fuse another way.
     """
 
     scales: tuple[float, ...]
     flip: bool
     kind: str = "model"
+
+    @property
+    def mirrors(self) -> tuple[bool, ...]:
+        """Whether each run at a scale is of the mirror image."""
+        return (False, True) if self.flip else (False,)
 
 
 def trunk_fault(name: str) -> str:

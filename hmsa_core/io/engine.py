@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -79,9 +79,10 @@ class Engine:
         if self.kind == "ray":
             yield from self._on_ray(work, iter(units), what, batch, check_stop)
         elif self.kind == "threads":
-            for result in read_ahead(units, work, self.workers):
-                yield result
-                check_stop()
+            with closing(read_ahead(units, work, self.workers)) as results:
+                for result in results:
+                    yield result
+                    check_stop()
         elif self.workers > 1 and not (isinstance(units, Sized) and len(units) < 2):
             yield from self._in_pool(work, units, what, batch, check_stop)
         else:

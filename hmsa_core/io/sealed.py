@@ -74,11 +74,15 @@ def read_as(path: str | Path, what: str, kind: tuple[str, int], hint: str = "") 
 
 def digest_of(value: dict[str, Any]) -> str:
     """Digest of the sealed file that holds a value."""
-    return dump(value)[11:75].decode("ascii")
+    return _digest(dump(value))
+
+
+def _digest(data: bytes) -> str:
+    return data[11:75].decode("ascii")
 
 
 def write(path: Path, value: dict[str, Any]) -> str:
     """Write a sealed file atomically; return its digest."""
     data = dump(value)
     write_bytes(path, data)
-    return data[11:75].decode("ascii")
+    return _digest(data)

@@ -81,8 +81,7 @@ class ScalePass:
     def _levels(self, kind: str, passes: Passes) -> list[list[Level[Rows]]]:
         """Levels from the highest scale down, of the images and of their mirror images."""
         used = [1.0] if kind == "single" else sorted(passes.scales, reverse=True)
-        mirrors = (False, True) if passes.flip else (False,)
-        return [self._run_levels(kind, used, mirrored, passes.flip) for mirrored in mirrors]
+        return [self._run_levels(kind, used, mirrored, passes.flip) for mirrored in passes.mirrors]
 
     def _run_levels(self, kind: str, scales: list[float], mirrored: bool, flip: bool) -> list[Level[Rows]]:
         sizes = [scaled_size(self.size, scale, kind) for scale in scales]

@@ -35,8 +35,7 @@ class View(NamedTuple):
 
 def views_of(passes: Passes) -> list[View]:
     """The runs that are averaged."""
-    mirrors = (False, True) if passes.flip else (False,)
-    return [View(scale, mirrored) for scale in passes.scales for mirrored in mirrors]
+    return [View(scale, mirrored) for scale in passes.scales for mirrored in passes.mirrors]
 
 
 @dataclass(frozen=True)

@@ -291,8 +291,8 @@ def _open(source: Source, passes: Passes, classes: ClassTable, context: JobConte
         return AdoptedTeacher(source, source.adopted, classes, context)
     _ = source.files  # whether they are there, before anything is read from them
     mapping = class_map(source, classes)
-    has_pictures = source.family == "scores" and picture_names(source)  # of classes, by name or number
-    if source.is_unnamed and not has_pictures and context.ranks.is_main:
+    # Pictures of a `scores:` folder name its classes, or number them.
+    if source.is_unnamed and context.ranks.is_main and not (source.family == "scores" and picture_names(source)):
         _LOG.warning(
             "%s: nothing names its classes: taken for %s, ... in this order; if they are others, say so in %s, or let "
             "`autolabel adopt` find them by labels",

@@ -16,7 +16,7 @@ import { startPolicy } from "./policy.js";
 import { mark, startReview } from "./review.js";
 import { ahead, onScene, scene, show, startScene } from "./scene.js";
 import { fromQuery, mirrorAddress, state, thresholdParams, update, watch } from "./state.js";
-import { parseThreshold } from "./thresholds.js";
+import { faultOf, parseThreshold } from "./thresholds.js";
 import { online, report, toast } from "./toast.js";
 import { startToolbar } from "./toolbar.js";
 import { startViewport } from "./viewport.js";
@@ -24,16 +24,9 @@ import { startWeights } from "./weights.js";
 
 let store = null;
 
-function badThreshold(text) {
-  const { neighbours } = parseThreshold(text, store);
-  return new Error(neighbours.length
-    ? `threshold ${text} is not on the grid of the confidence code; its neighbours are ${neighbours.join(" and ")}`
-    : `“${text}” is not a threshold from 0 to 1`);
-}
-
 function parse(text) {
-  const { code } = parseThreshold(text, store);
-  if (code === null) throw badThreshold(text);
+  const { code, neighbours } = parseThreshold(text, store);
+  if (code === null) throw new Error(faultOf(text, neighbours));
   return code;
 }
 

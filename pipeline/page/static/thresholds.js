@@ -58,6 +58,12 @@ export function parseThreshold(text, store) {
   return { code: null, neighbours: codes.map((k) => store.edges[k]) };
 }
 
+/** What is wrong with a text that `parseThreshold` finds no code for. */
+export const faultOf = (text, neighbours) =>
+  neighbours.length
+    ? `threshold ${text} is not on the grid of the confidence code; its neighbours are ${neighbours.join(" and ")}`
+    : `“${text}” is not a threshold from 0 to 1`;
+
 export const edgeText = (store, code) => (code >= WITHHELD ? "withheld" : store.edges[code]);
 
 /** Precision and coverage for every threshold of one class (c >= 0) or, with one common threshold, of all classes. */

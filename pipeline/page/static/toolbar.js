@@ -5,7 +5,7 @@ import { storeSums } from "./numbers.js";
 import { rampCss } from "./paint.js";
 import { onScene, scene } from "./scene.js";
 import { isStoredB, state, update, watch } from "./state.js";
-import { at, edgeText, parseThreshold } from "./thresholds.js";
+import { at, edgeText, faultOf, parseThreshold } from "./thresholds.js";
 import { toast } from "./toast.js";
 import { actualSize, fit, scaleNow, zoomBy } from "./viewport.js";
 
@@ -84,7 +84,7 @@ function startCompare() {
     update({ compare: { ...state.compare, base: event.target.value === "threshold" ? 0 : event.target.value } }));
   byId("compare-value").addEventListener("change", (event) => {
     const { code, neighbours } = parseThreshold(event.target.value, store);
-    if (code === null) return toast(`${event.target.value} is not on the grid of the confidence code${neighbours.length ? `; its neighbours are ${neighbours.join(" and ")}` : ""}`, { kind: "bad" });
+    if (code === null) return toast(faultOf(event.target.value, neighbours), { kind: "bad" });
     return update({ compare: { ...state.compare, base: code } });
   });
 }
