@@ -36,7 +36,7 @@ from scipy.special import xlogy
 Floats = NDArray[np.float64]
 Bound = Callable[[ArrayLike, ArrayLike, float], Floats]
 
-PILOT = 30
+PILOT = 15
 _RESERVE, _SURER = 0.3, 0.5  # share of the stake on a surer candidate, and what it keeps of the pixels of the reach
 _SCALES = np.geomspace(0.03, 10.0, 16)
 _POWERS = (0.0, 0.5, 1.0, 2.0)
