@@ -133,10 +133,13 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str 
         return header, _rgb(file, header, where, bool(sha256))
 
 
-def read_header(path: str | Path) -> Header:
-    """Return size and mode of an image file without decoding it; DecodeError as in `read_image`."""
+def read_header(path: str | Path, *, is_image: bool = False) -> Header:
+    """Return size and mode of a file without decoding it; DecodeError as in `read_image`, of modes if `is_image`."""
     with _opened(Path(path), MAX_PIXELS, "") as file:
-        return _judge(file, str(path), MAX_PIXELS)
+        header = _judge(file, str(path), MAX_PIXELS)
+    if is_image:
+        _check_mode(header, str(path))
+    return header
 
 
 def read_label(
@@ -620,12 +623,16 @@ def _reopened(file: IO[bytes], header: Header, where: str) -> Image.Image:
     return _open(file, header.format, where)
 
 
-def _rgb(file: IO[bytes], header: Header, where: str, is_known: bool) -> UInt8:
+def _check_mode(header: Header, where: str) -> None:
     problem = "16 bits per channel are" if header.bits == _DEEP else f"colour mode {header.mode} is"
     if header.bits == _DEEP or header.mode not in _IMAGE_MODES:
         raise DecodeError(
             f"{where}: {problem} not supported in images", reason="wrong-mode", hint="convert it to 8-bit RGB"
         )
+
+
+def _rgb(file: IO[bytes], header: Header, where: str, is_known: bool) -> UInt8:
+    _check_mode(header, where)
     if header.plain:
         return _decode_plain(file, cv2.IMREAD_COLOR_RGB, header, where, is_known)
     return _to_rgb(_decode(file, header, where, is_known), where)

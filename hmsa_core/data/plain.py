@@ -300,7 +300,7 @@ def unit_of(found: Found, deal: Deal) -> str:
 
 def dealt(unit: str, deal: Deal) -> str:
     """The role of a unit: a function of its name and the settings alone."""
-    at = int.from_bytes(sha256(f"{deal.number}/{unit}".encode()).digest()[:6], "big") / 2**48
+    at = int.from_bytes(sha256(f"{deal.number}/{unit}".encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
     for role, share in (("report", deal.report), ("calibrate", deal.calibrate), ("unlabelled", deal.unlabelled)):
         if at < share:
             return role

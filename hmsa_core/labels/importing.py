@@ -48,9 +48,10 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root}: folder not found")
-    if (root / EXPORTED / "index.json").is_file():
-        hint = f"`autolabel import FILE STORE --corrections-of {root}` reads what came back from it"
-        raise LayoutError(f"{root}: is an export of `autolabel export` for another tool, no label files", hint=hint)
+    around = (root, root.absolute().parent)  # FiftyOne's labels/ and the like hold other numbers than ids or trainIds
+    if made := next((one for one in around if (one / EXPORTED / "index.json").is_file()), None):
+        hint = f"`autolabel import FILE STORE --corrections-of {made}` reads what came back from it"
+        raise LayoutError(f"{made}: is an export of `autolabel export` for another tool, no label files", hint=hint)
     there = walk(root, LABEL_SUFFIXES)
     files = list(there.paths())
     if not files:

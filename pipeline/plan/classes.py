@@ -212,9 +212,14 @@ def _by_number(source: ClassList, values: Values, void: Collection[int] | None) 
 
 def _by_colour(source: ClassList, values: Values, void: Collection[int] | None) -> Classes:
     if source.has_colours and (not (grey := _grey(values)) or not _strange(values, source)):
-        rows = {packed(row.colour): row for row in source.rows if row.colour}
-        if len(rows) < len(source.rows):
-            raise InputError(f"{source.where}: two classes have one colour", hint="give each class a colour of its own")
+        rows: dict[int, Named] = {}
+        for row in sorted(source.rows, key=is_void):  # what is no class may have the colour of another row
+            first = rows.setdefault(packed(row.colour), row) if row.colour else row
+            if first is not row and not is_void(row):
+                raise InputError(
+                    f"{source.where}: classes {first.name} and {row.name} have one colour",
+                    hint="give each class a colour of its own, or label maps of ids",
+                )
         return _matched(source, rows, values, void)
     if grey := _grey(values):
         by_id = _by_number(source, values, void)
@@ -230,7 +235,7 @@ def _matched(source: ClassList, rows: dict[int, Named], values: Values, void: Co
     ignored = {value for value, row in rows.items() if is_void(row)} | assumed
     strange = sorted(set(values.pixels) - rows.keys() - ignored)
     if strange:
-        flag = "--void " + ",".join(_text(values, value).replace(" ", "") for value in strange)
+        flag = "--void " + ",".join(_text(values, value).removeprefix("#") for value in strange)
         raise InputError(
             f"{source.where} names no class for {_listed(values, strange)}",
             hint=f"add the class to a file for --classes, or take these pixels as unlabelled with {flag!r}",

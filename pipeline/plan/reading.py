@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from hmsa_core.data.plain import NamePattern, Pairs, files_below, images_among_maps, pair
 from hmsa_core.data.source import SourceSpec
 from hmsa_core.data.walk import IMAGE_SUFFIXES, LABEL_SUFFIXES, Walk, listing, stem_of, walk
-from hmsa_core.io.errors import InputError
+from hmsa_core.io.errors import InputError, is_plain_name
 from pipeline.plan.findings import Findings, few
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "rgb", "photos", "pictures", "frames")
@@ -138,7 +138,15 @@ def _names(images: Sequence[str], new: Sequence[str]) -> str:
 
 
 def _check_formats(found: Walk, findings: Findings) -> None:
-    """Count pictures in formats that no command reads, without those whose folder has a readable file of their name."""
+    """Count pictures in formats that no command reads, without those whose folder has a readable file of their name.
+
+    InputError: also for a name that `prepare` refuses.
+    """
+    if odd := next((path for path in found.paths() if not is_plain_name(str(path))), None):
+        raise InputError(
+            f"{str(odd)!a}: a name on this path holds control characters or bytes that are no UTF-8",
+            hint="rename it, for example with `convmv -f latin1 -t utf8 -r --notest FOLDER`",
+        )
     names = {path.with_name(stem_of(path)) for path in found.paths()}
     others = [path for kind in _UNREAD for path in found.others.get(kind, ())]
     unread = sorted(path for path in others if (found.root / path).with_name(stem_of(path)) not in names)

@@ -80,7 +80,7 @@ def read_sizes(reading: Reading) -> Values:
     values, fault = Values(""), ""
     for path in [*map(reading.image, sampled(reading.pairs.images, _SIZED)), *reading.new_images()[:_SIZED]]:
         try:
-            header = read_header(path)
+            header = read_header(path, is_image=True)
             values.sizes.append((header.height, header.width))
         except DecodeError as error:
             fault = error.message
@@ -103,7 +103,7 @@ def read_values(reading: Reading, findings: Findings) -> Values:
         findings.note(f"{len(images)} of {len(reading.labelled)} label maps were looked at; `prepare` checks all")
     for image in images:
         try:
-            header = read_header(reading.image(image))
+            header = read_header(reading.image(image), is_image=True)
             pixels, palette = read_label_values(reading.label(image))
         except DecodeError as error:
             where = reading.label(image) if str(reading.label(image)) in error.message else reading.image(image)

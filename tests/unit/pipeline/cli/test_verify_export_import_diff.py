@@ -104,8 +104,9 @@ def test_an_imported_store_finds_photographs_by_name_and_its_export_is_no_folder
     assert "image 'a': no photograph" in said(*export, tmp_path / "masks" / "..", status=3).err, "two are called a"
     said(*export, tmp_path / "photographs")
     assert list((tmp_path / "task").rglob("a.png"))
-    refused = said("import", tmp_path / "task", tmp_path / "again", "--classes", tmp_path / "names.txt", status=3).err
-    assert f"--corrections-of {tmp_path / 'task'}" in refused
+    for folder in "task", "task/images":
+        again = ("import", tmp_path / folder, tmp_path / "again", "--classes", tmp_path / "names.txt")
+        assert f"--corrections-of {tmp_path / 'task'}" in said(*again, status=3).err
 
 
 def test_diff_prints_classes_and_pictures_and_json(store: Path, tmp_path: Path, said) -> None:

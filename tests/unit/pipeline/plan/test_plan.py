@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from hmsa_core import taxonomy
 from hmsa_core.data.decode import read_label, read_picture
 from hmsa_core.data.layouts import scan
 from hmsa_core.data.roles import assign_blocks, assign_roles
@@ -106,6 +107,8 @@ def test_the_same_folder_gives_the_same_plan_and_later_images_move_nobody(tmp_pa
     assert len(after) == len(before) + 50
     assert {name: after[name] for name in before} == before
     assert {after[name] for name in after.keys() - before.keys()} >= {"learn", "unlabelled"}
+    save(folders.images / "frame_\udce4.png", image)  # bytes that are no UTF-8
+    assert [found.reason for found in scan(ws.source("target")).refused] == ["bad-name"]
 
 
 def _pairs(top: Path, count: int = 12) -> UserFolders:
@@ -169,6 +172,16 @@ def _bmp_images(folders: UserFolders) -> None:
         (folders.images / f"a{n}.png").rename(folders.images / f"a{n}.bmp")
 
 
+def _deep_images(folders: UserFolders) -> None:
+    for path in folders.images.iterdir():
+        Image.fromarray(np.full(SIZE, 4000, np.uint16)).save(path)
+
+
+def _of_bytes_that_are_no_utf_8(folders: UserFolders) -> None:
+    for folder in (folders.images, folders.labels):
+        (folder / "a0.png").rename(folder / "Stra\udcdfe.png")
+
+
 def _bmp_images_in_another_folder(folders: UserFolders) -> None:
     for n in range(3):
         save(folders.images / "b" / f"a{n}.bmp", scene(20 + n)[0])
@@ -201,6 +214,13 @@ def _without_a_name(folders: UserFolders) -> None:
     (folders.labels / "classes.txt").write_text("sky\nroad\ncar\n")
 
 
+def _colour_without_a_name(folders: UserFolders) -> None:
+    *named, _ = COLOURS.items()
+    for n, path in enumerate(sorted(folders.labels.iterdir())):
+        save(path, in_colours(scene(n)[1]))
+    (folders.labels / "labelmap.txt").write_text("".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in named))
+
+
 def _large_id(folders: UserFolders) -> None:
     (folders.labels / "classes.txt").write_text("0 sky\n1 road\n2 car\n3 tree\n300 bus\n")
 
@@ -230,12 +250,15 @@ WRONG = {
     _many_classes: ("255 classes, a label is one byte", "merge classes"),
     _bmp_maps: ("labels: 12 pictures have a format that is not read, first a0.bmp", "convert them to PNG"),
     _bmp_images: ("images: 3 pictures have a format that is not read, first a0.bmp", "convert them to PNG"),
+    _deep_images: ("images cannot be read, first a0.png: 16 bits per channel are not supported", "to 8-bit RGB"),
+    _of_bytes_that_are_no_utf_8: (r"Stra\\udcdfe.png': a name on this path holds .* no UTF-8", "rename it"),
     _bmp_images_in_another_folder: ("3 pictures have a format that is not read, first b/a0.bmp", "convert them to PNG"),
     _dummies: ("4 label maps show no class, first a0.png", "images without a label map are auto-labelled"),
     _transparent: ("1 label maps or their images cannot be read, first a2.png: has transparent pixels", "flatten it"),
     _jpeg: ("12 label maps are JPEG files", "as PNG"),
     _copies_across_splits: ("images of the judging splits look like images to learn from", "one split"),
     _without_a_name: (r"names no class for value 3 \(.* % of pixels, e.g. a0.png\)", "--void 3"),
+    _colour_without_a_name: ("names no class for colour #", f"'--void {bytes(list(COLOURS.values())[-1]).hex()}'"),
     _large_id: (r"classes.txt: class 'bus' has id 300, ids are 0 to 255", "renumber it there and in the label maps"),
     _instances: ("16-bit values up to 26002", "folder of class ids; else renumber the classes"),
     _one_class: ("the label maps show road and void pixels alone", "second class"),
@@ -440,6 +463,14 @@ def test_a_public_label_set_is_known_by_its_colours_and_by_name(tmp_path: Path) 
     assert "Void" not in plan.classes.names.values()
     named = make_plan(Folders(folders.images, folders.labels), classes="camvid", machine=CPU)
     assert named.classes.names == plan.classes.names
+    # Cityscapes has one colour for several kinds of void, and for pole and polegroup.
+    cityscapes = np.array(
+        [(0, 0, 0), (128, 64, 128), (70, 70, 70), (153, 153, 153), (70, 130, 180), (0, 0, 142)], np.uint8
+    )
+    for n in range(12):
+        save(folders.labels / f"a{n}.png", cityscapes[np.arange(SIZE[0])[:, None] // 8 % 6 + np.zeros(SIZE, int)])
+    plan = planned(folders)
+    assert list(plan.classes.names.values()) == list(taxonomy.cityscapes().classes)
 
 
 def test_json_classes_keep_their_groups_and_colours(tmp_path: Path) -> None:
