@@ -305,7 +305,7 @@ def _check_share(root: _Root, summary: Summary) -> None:
         raise InputError(
             f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
             f"allowed are {source.max_bad:.0%}",
-            hint="folders whose files have the same names: set `names: path`" if namesakes else _hint(root),
+            hint="folders whose files have the same names: set `names: path`" if namesakes else _hint(root, is_all=bad == total),
         )
 
 
@@ -319,7 +319,7 @@ def _check_labels(root: _Root, labelled: Set[str], samples: Rows[Sample]) -> Non
         raise InputError(
             f"{root.source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
             f"{min(lost)} ({reasons})",
-            hint=_hint(root),
+            hint=_hint(root, is_all=lost == labelled),
         )
 
 
@@ -355,8 +355,8 @@ def _hint_train_ids(root: _Root) -> str:
     return f"for maps of trainIds write a class file of your own with these classes as 0..{last}, named in `classes`"
 
 
-def _hint(root: _Root) -> str:
-    hint = f"repair the files (all of them: {root.out / 'quarantine.parquet'}), or raise `max_bad`"
+def _hint(root: _Root, *, is_all: bool) -> str:
+    hint = f"repair the files (all of them: {root.out / 'quarantine.parquet'}){'' if is_all else ', or raise `max_bad`'}"
     wrong_ids = any(r.reason == "ids-out-of-range" and not holds_train_ids(r.path) for r in root.refused)
     return f"{hint}; {_hint_train_ids(root)}" if root.classes.has_file_ids and wrong_ids else hint
 

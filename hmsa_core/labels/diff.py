@@ -72,10 +72,10 @@ def diff_stores(a: Selection, b: Selection, *, advance: Callable[[int], None] = 
     """Compare the labels of two stores, as they are or at thresholds.
 
     Raises:
-        ConfigError: the class tables differ. StoreError: a shard of either is damaged.
+        ConfigError: the names of the classes differ. StoreError: a shard of either is damaged.
     """
     one, other = a.store, b.store
-    if one.classes != other.classes:
+    if one.classes.classes != other.classes.classes:
         raise ConfigError(
             f"{one.path} has classes {one.classes.name}, {other.path} {other.classes.name}: nothing to compare"
         )

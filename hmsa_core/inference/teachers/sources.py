@@ -291,7 +291,10 @@ def _onnx_model(path: Path) -> Any:
     try:
         return onnx.load(str(path), format="protobuf", load_external_data=False)  # not by the name's ending
     except DecodeError as error:
-        raise CheckpointError(f"onnx:{path}: is no ONNX file, or damaged ({error})") from error
+        raise CheckpointError(
+            f"onnx:{path}: is no ONNX file, or damaged ({error})",
+            hint="`autolabel export-model` writes one of a checkpoint; other files are not read as networks",
+        ) from error
 
 
 def onnx_metadata(path: Path) -> dict[str, Any]:

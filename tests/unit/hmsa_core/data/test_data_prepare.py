@@ -132,6 +132,7 @@ def test_too_many_bad_images_stop_the_run_with_the_reasons(cities, tmp_path):
     with pytest.raises(InputError, match=reported) as caught:
         build(source(tree, max_bad=0.05, max_bad_images=3), ROLES, tmp_path / "out")
     assert "quarantine.parquet" in caught.value.hint
+    assert "max_bad" in caught.value.hint
     assert [row.reason for row in read_quarantine(tmp_path / "out/quarantine.parquet")] == ["not-an-image"] * 4
     assert not (tmp_path / "out/target.parquet").exists()
     # A few do not stop the run of a small data set.
@@ -141,8 +142,9 @@ def test_too_many_bad_images_stop_the_run_with_the_reasons(cities, tmp_path):
     for folder in tree.images.values():
         for path in folder.rglob("*.png"):
             path.write_bytes(b"GIF89a" + bytes(50))
-    with pytest.raises(InputError, match="cannot be used"):
+    with pytest.raises(InputError, match="cannot be used") as caught:
         build(source(tree, max_bad=0.05, max_bad_images=100), ROLES, tmp_path / "none left")
+    assert "max_bad" not in caught.value.hint, "no share helps where nothing is left"
 
 
 def test_of_two_images_with_one_name_neither_takes_the_role_of_the_other(tmp_path):

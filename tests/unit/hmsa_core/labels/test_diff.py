@@ -11,7 +11,7 @@ from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.labels.diff import diff_stores, write_pictures
 from hmsa_core.labels.exporting import Selection
 from hmsa_core.labels.thresholds.policy import from_threshold
-from hmsa_core.taxonomy import cityscapes
+from hmsa_core.taxonomy import cityscapes, plain
 from tests.support.label_maps import maps, opened, stored, toy_classes
 
 
@@ -76,6 +76,14 @@ def test_pictures_show_a_b_and_what_changed(stores: tuple[Selection, Selection],
     assert np.array_equal(picture[:, width + 4 : 2 * width + 4], palette[b.read("n1")[0]])
     changed = a.read("n1")[0] != b.read("n1")[0]
     assert (picture[:, 2 * width + 8 :][~changed] == 64).all()
+
+
+def test_stores_of_other_tables_are_compared_if_the_names_of_the_classes_are_equal(tmp_path: Path) -> None:
+    """An exported network knows names alone."""
+    label = maps(0)[0]
+    a = _store(tmp_path / "a", {"n": label})
+    named = Selection(stored(tmp_path / "b", {"n": label}, classes=plain(cityscapes().classes)))
+    assert [row[:2] for row in diff_stores(a, named).images] == [("n", 0)]
 
 
 def test_resized_images_are_reported_and_other_classes_refused(tmp_path: Path) -> None:
