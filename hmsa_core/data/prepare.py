@@ -305,7 +305,9 @@ def _check_share(root: _Root, summary: Summary) -> None:
         raise InputError(
             f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
             f"allowed are {source.max_bad:.0%}",
-            hint="folders whose files have the same names: set `names: path`" if namesakes else _hint(root, is_all=bad == total),
+            hint="folders whose files have the same names: set `names: path`"
+            if namesakes
+            else _hint(root, is_all=bad == total),
         )
 
 
@@ -356,7 +358,8 @@ def _hint_train_ids(root: _Root) -> str:
 
 
 def _hint(root: _Root, *, is_all: bool) -> str:
-    hint = f"repair the files (all of them: {root.out / 'quarantine.parquet'}){'' if is_all else ', or raise `max_bad`'}"
+    more = "" if is_all else ", or raise `max_bad`"
+    hint = f"repair the files (all of them: {root.out / 'quarantine.parquet'}){more}"
     wrong_ids = any(r.reason == "ids-out-of-range" and not holds_train_ids(r.path) for r in root.refused)
     return f"{hint}; {_hint_train_ids(root)}" if root.classes.has_file_ids and wrong_ids else hint
 
