@@ -103,7 +103,7 @@ def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive:
     if lost:  # DVC ends with status 0 although an output is lost
         message = f"error: DVC could not save what it made: {lost} (look at space and rights of `dvc cache dir`)"
         raise StageFailedError(stage, NoSpaceError.exit_code, [*tail, message])
-    if status and (busy := [found for line in tail if (found := _BUSY.match(line))]):
+    if status and (busy := [seen for line in tail if (seen := _BUSY.match(line))]):
         message = f"error: process {busy[0][1]} ({busy[0][2]}) uses the same files"
         raise StageFailedError(stage, LockedError.exit_code, [*tail, message, "hint: wait for its end, or stop it"])
     if status:
