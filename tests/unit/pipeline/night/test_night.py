@@ -132,11 +132,11 @@ def test_a_killed_night_is_in_the_history_and_on_the_next_page_with_the_images_t
     nightly.auto_label.fn(str(ws.root), stages=["calibrate"])
     lines = [json.loads(line) for line in ws.path(HISTORY).read_text().splitlines()]
     assert [(line["kind"], line.get("why")) for line in lines[1:]] == [
-        *[("failed", "it was stopped or killed in stage calibrate")] * 2,
+        *[("failed", "it was stopped or killed, or its disk was full, in stage calibrate")] * 2,
         ("not judged", None),
     ]
     page = ws.path(PAGE).read_text()
-    assert "ended without a page: it was stopped or killed in stage calibrate" in page
+    assert "ended without a page: it was stopped or killed, or its disk was full, in stage calibrate" in page
     for name in ("a", "b", "c"):
         assert page.count(f"images/{name}.png") == 1
 
