@@ -183,7 +183,7 @@ def translate_os_error(error: OSError, doing: str) -> HmsaError:
     """Turn an OSError into an HmsaError, so that a full disk always has the same exit status."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(f"no space left on device while {doing}{where}", hint=hint_of(error))
+        return NoSpaceError(f"no space left on device: {doing}{where}".rstrip(":"), hint=hint_of(error))
     return InputError(f"{doing}{where} failed: {error.strerror or error}", hint=hint_of(error))
 
 

@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     ws = Workspace.find(args.workspace)
     registry = Registry(ws.root)
     if args.action == "rollback":
-        sys.stdout.write(f"teacher: {registry.rollback(by=args.by, reason=args.reason)}\n")
+        with nightly_lock(ws.root):  # a night that another teacher began would fail
+            sys.stdout.write(f"teacher: {registry.rollback(by=args.by, reason=args.reason)}\n")
         return 0
     current = registry.current()
     if args.action == "list":
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         registry.pin_champion(version)
         sys.stdout.write(f"reference champion: {version.name}\n")
         return 0
-    registry.promote(version, by=args.by, reason=args.reason)
+    with nightly_lock(ws.root):
+        registry.promote(version, by=args.by, reason=args.reason)
     sys.stdout.write(f"teacher: models/registry/{version.name} (was {current})\n")
     return 0
 

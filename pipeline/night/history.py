@@ -44,11 +44,12 @@ def carried(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def begin(ws: Workspace, began: str) -> dict[str, Any]:
-    """Note that a night runs. One that was killed before its page joins the history; its note is returned, or {}."""
+    """Note that a night runs. One that ended without its page joins the history; its note is returned, or {}."""
     path = ws.path(_RUNNING)
     left: dict[str, Any] = atomic.read_json(path) if path.exists() else {}
     if left:
-        left["why"] = f"it was stopped or killed in stage {left['stage']}" if "stage" in left else "it was killed"
+        where = f"in stage {left['stage']}" if "stage" in left else "before its first stage"
+        left["why"] = f"it was stopped or killed, or its disk was full, {where}"
         remember(ws, carried(ws, {}) | {"began": left["began"], "why": left["why"]})
     atomic.write_json(path, {"began": began})
     return left

@@ -83,7 +83,8 @@ class Services:
         lock, command = self.lock(name), [sys.executable, "-m", "prefect", *arguments]
         env = self.environment()
         if name == "server":
-            del env["PREFECT_API_URL"]  # with it the server would call itself
+            del env["PREFECT_API_URL"]  # with it the server would call itself; its messages link to runs on its page
+            env.setdefault("PREFECT_UI_URL", self.api_url.removesuffix("/api"))
         try:
             lock.acquire()
         except LockedError:

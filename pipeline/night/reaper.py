@@ -28,7 +28,7 @@ _SETTLED = {
 
 def nightly_lock(workspace: Path) -> FileLock:
     """The lock that a nightly run of a workspace holds."""
-    return FileLock(workspace / "work" / "locks" / "nightly.lock", what=f"a nightly run of {workspace}")
+    return FileLock(workspace / "work" / "locks" / "nightly.lock", what=f"the workspace {workspace}")
 
 
 def reap(workspace: Path, *, keep: UUID | None = None, pending: bool = False) -> list[str]:

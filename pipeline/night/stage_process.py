@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from hmsa_core.io.errors import HmsaError, NoSpaceError
+from hmsa_core.io.errors import HmsaError, LockedError, NoSpaceError
 from hmsa_core.io.process import die_with_parent, end_group
 
 # Exit statuses that a retry cannot repair: bad parameter, bad input, damaged file, leak, diverged
@@ -31,6 +31,7 @@ PERMANENT = frozenset({2, 3, 4, 5, 6, 28, 75, 143})
 DVC = (sys.executable, "-m", "pipeline.night.parameters")
 _LOST = "ERROR: failed to transfer "
 _EXITED = re.compile(r"exited with (-?\d+)")
+_BUSY = re.compile(r"^\s*\(PID (\d+)\): (.*)")  # a line of DVC: the process that uses the stage's files
 _STOP_GRACE_S = 25.0  # Prefect kills a cancelled run after 30
 _ASK_EVERY_S = 2.0
 _REFUSED = 3  # refused connections in a row after which the server counts as dead
@@ -41,16 +42,20 @@ class StageFailedError(HmsaError):
     """A stage ended with an error; `status` is the exit status of the stage itself."""
 
     def __init__(self, stage: str, status: int, tail: list[str]) -> None:
-        said = next((line for line in reversed(tail) if line.startswith("error:")), "")
-        said = said.removeprefix("error:").strip() or " | ".join(tail[-3:])
+        said, hint = ("".join([*_saying(tail, kind)][-1:]) for kind in ("error:", "hint:"))
         how = f"was killed by signal {-status}" if status < 0 else f"failed with status {status}"
-        super().__init__(f"{stage} {how}: {said}")
+        super().__init__(f"{stage} {how}: {said or ' | '.join(tail[-3:])}", hint=hint if said else "")
         self.stage, self.status, self.tail = stage, status, tail
 
     @property
     def is_worth_a_retry(self) -> bool:
         """Whether a retry of the stage may help (a lost worker, a killed process)."""
         return self.status not in PERMANENT
+
+
+def _saying(tail: list[str], kind: str) -> Iterator[str]:
+    """What lines of an error say, or of a hint how to fix it."""
+    return (line.removeprefix(kind).strip() for line in tail if line.startswith(kind))
 
 
 class ServerGoneError(HmsaError):
@@ -67,7 +72,8 @@ def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive:
         alive: called every two seconds. False stops the stage (with a checkpoint).
 
     Raises:
-        StageFailedError: the stage ended with an error, or DVC could not put an output into its cache.
+        StageFailedError: the stage ended with an error, another process uses its files, or DVC could not put an
+            output into its cache.
         ServerGoneError: `alive` returned False.
     """
     start = time.monotonic()
@@ -97,6 +103,9 @@ def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive:
     if lost:  # DVC ends with status 0 although an output is lost
         message = f"error: DVC could not save what it made: {lost} (look at space and rights of `dvc cache dir`)"
         raise StageFailedError(stage, NoSpaceError.exit_code, [*tail, message])
+    if status and (busy := [seen for line in tail if (seen := _BUSY.match(line))]):
+        message = f"error: process {busy[0][1]} ({busy[0][2]}) uses the same files"
+        raise StageFailedError(stage, LockedError.exit_code, [*tail, message, "hint: wait for its end, or stop it"])
     if status:
         found = [int(m.group(1)) for line in tail for m in _EXITED.finditer(line)]
         raise StageFailedError(stage, found[-1] if found else status, list(tail))

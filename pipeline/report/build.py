@@ -37,8 +37,9 @@ def write_night(path: Path, folder: Path, since: Since, facts: Facts | None) -> 
     badge = Raw(f"<span class='badge {esc(since.kind.replace(' ', '-'))}'>{esc(since.kind)}</span>")
     parts = [badge, _head(f"night of {since.began} to {since.ended}", since.sentences), section(since, str(folder))]
     if facts is not None:
-        whose = "<p class='soft'>Figures of the last night that was judged:</p>" * (since.kind == "failed")
-        parts[2:2] = [Raw(whose), sections.tiles(facts)]
+        tiles = sections.tiles(facts)
+        whose = "<p class='soft'>Figures of the last night that was judged:</p>" * bool(since.failed and tiles)
+        parts[2:2] = [Raw(whose), tiles]
         parts += _results(facts, since)
     atomic.write_text(path, page(title, "".join(parts)))
 

@@ -161,8 +161,7 @@ class Registry:
         Raises:
             IntegrityError: files of the version are damaged.
         """
-        if wrong := damage(version.path):
-            raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights repairs it")
+        _check_whole(version)
         with self._lock():
             now = self.current()
             if not self._pin.exists():  # first, so that no teacher is without a reference
@@ -262,7 +261,12 @@ class Registry:
         return sum(any(image.source == "pseudo" for image in one.images.values()) for one in taught)
 
     def pin_champion(self, version: Version) -> None:
-        """Make a version the reference that later candidates must not fall behind."""
+        """Make a version the reference that later candidates must not fall behind.
+
+        Raises:
+            IntegrityError: files of the version are damaged.
+        """
+        _check_whole(version)
         atomic.write_json(self._pin, {"version": version.name})
 
     def champion(self) -> Version | None:
@@ -296,6 +300,11 @@ class Registry:
 
     def _lock(self) -> FileLock:
         return FileLock(self.root / "work" / "locks" / "registry.lock", what="the model registry", wait_s=10)
+
+
+def _check_whole(version: Version) -> None:
+    if wrong := damage(version.path):
+        raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights repairs it")
 
 
 def _put(checkpoint: Path, path: Path, record: dict[str, Any]) -> None:

@@ -147,7 +147,7 @@ def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_repor
         assert (served / "params.yaml").read_bytes() == params
         wait_for("both notifications", lambda: len(received) > 1, 120)
     assert any("pseudo_label.threshold" in text for text in received)
-    assert all("Failed" in text for text in received)
+    assert all("Failed" in text and f"{Services(served).port}/runs/flow-run/" in text for text in received)
 
 
 @pytest.mark.fault

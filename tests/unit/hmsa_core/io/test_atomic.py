@@ -158,6 +158,7 @@ def test_the_key_of_a_value_does_not_depend_on_the_order_of_its_parts(value: dic
 
 
 def test_a_full_disk_has_its_own_exit_status() -> None:
+    assert translate_os_error(OSError(errno.ENOSPC, ""), "train:").message == "no space left on device: train"
     error = translate_os_error(OSError(errno.ENOSPC, "No space left on device", "/x/y"), "writing")
     assert isinstance(error, NoSpaceError)
     assert error.exit_code == 28

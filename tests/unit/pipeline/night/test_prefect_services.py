@@ -36,7 +36,11 @@ def test_a_server_that_runs_on_another_port_is_reported_at_once(
 
 
 def test_a_start_that_is_interrupted_has_left_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **_more: object) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.delenv("PREFECT_UI_URL", raising=False)
+
+    def interrupted(*_: object, env: dict[str, str], **_more: object) -> None:
+        assert env["PREFECT_UI_URL"] == f"http://127.0.0.1:{used}", "a notification links to the run"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prefect_services.subprocess, "Popen", interrupted)

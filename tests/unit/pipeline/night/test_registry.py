@@ -13,6 +13,7 @@ import pytest
 from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.lineage import Lineage
+from pipeline.night.reaper import nightly_lock
 from pipeline.workspace.registry import Registry, Version, damage
 from pipeline.workspace.workspace import Workspace
 from tests.support.checkpoints import checkpoint, taught
@@ -195,9 +196,21 @@ def test_nobody_rolls_back_to_a_damaged_model_or_promotes_one(registry: Registry
         registry.rollback()
     with pytest.raises(IntegrityError, match="bytes differ"):
         registry.promote(second)
+    with pytest.raises(IntegrityError, match="bytes differ"):
+        registry.pin_champion(second)
+    assert registry.champion() == first
     assert registry.current().endswith(third.name)
     _damaged(third)
     assert registry.rollback().endswith(first.name), "the last whole one, where the teacher is damaged, too"
+
+
+def test_the_teacher_stays_while_a_night_or_aa_trainings_use_it(registry: Registry, models) -> None:
+    first, second = _promoted(registry, "ab")
+    with nightly_lock(registry.root):
+        for switch in (["rollback"], ["promote", first.name]):
+            assert "is in use by process" in models(*switch, status=75).err
+        assert registry.current().endswith(second.name)
+    assert first.name in models("rollback").out
 
 
 def test_a_kill_while_a_version_is_fixed_or_made_loses_no_record(registry: Registry) -> None:

@@ -42,13 +42,24 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_the_stages_own_exit_status_and_error_line_are_reported_and_a_killed_one_is_worth_a_retry(
     run, status: int, message: str, again: bool
 ) -> None:
-    script = "print('Running stage'); print('error: shard 3 is torn'); "
+    script = "print('Running stage'); print('error: shard 3 is torn'); print('hint: read it anew'); "
     script += f"print('ERROR: failed to run: autolabel stage x, exited with {status}'); raise SystemExit(255)"
     lines: list[str] = []
     with pytest.raises(StageFailedError, match=f"auto-infer {message}: shard 3 is torn") as caught:
         run(script, say=lines.append)
     assert caught.value.is_worth_a_retry is again
+    assert caught.value.hint == "read it anew"
     assert "Running stage" in lines
+
+
+def test_another_dvc_at_work_is_named_and_the_stage_is_not_tried_again(run) -> None:
+    said = (
+        "ERROR: failed to reproduce 'prepare': '/w/data' is busy, it is being blocked by:\n  (PID 71): /bin/dvc repro\n"
+    )
+    said += "If there are no processes with such PIDs, you can manually remove '/w/.dvc/tmp/rwlock' and try again."
+    with pytest.raises(StageFailedError, match=r"status 75: process 71 \(/bin/dvc repro\) uses the same") as caught:
+        run(f"print({said!r}); raise SystemExit(255)")
+    assert not caught.value.is_worth_a_retry
 
 
 def test_outputs_that_dvc_could_not_save_are_a_failed_stage_though_dvc_ends_well(

@@ -17,9 +17,10 @@ import pytest
 from hmsa_core.data.index import Index
 from hmsa_core.io.errors import IntegrityError
 from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, labels_id
-from pipeline.report.build import render
+from pipeline.report.build import render, write_night
 from pipeline.report.facts import collect
 from pipeline.report.results import diet
+from pipeline.report.since import Since
 from pipeline.review.questions import Questions, review_of
 from pipeline.review.spot_check import SpotFile
 from pipeline.review.view import StoreView
@@ -148,3 +149,16 @@ def test_the_lineage_names_the_registered_model_that_labelled(ws: Workspace) -> 
     _label(ws, version.record["weights_sha256"])
     (row,) = [cells for cells in _cells(_section(ws, "Lineage")) if cells[0] == "labels/raw"]
     assert row[2] == version.name
+
+
+def test_a_failed_night_announces_figures_of_a_judged_night_only_where_there_are_some(ws: Workspace) -> None:
+    def page() -> str:
+        write_night(
+            ws.path("night.html"), ws.root, Since({}, failed="no space", sentences=("It ended early.",)), collect(ws)
+        )
+        return ws.path("night.html").read_text()
+
+    assert "last night that was judged" not in page()
+    ws.path("evaluation").mkdir()
+    ws.path("evaluation/metrics.json").write_text(json.dumps({"kept": {"precision": 0.97, "coverage": 0.8}}))
+    assert "last night that was judged" in page()
