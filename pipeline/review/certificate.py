@@ -23,7 +23,15 @@ from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, StoreError
 from hmsa_core.labels.store.codes import EDGE_VALUES, NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.bounds import find_bound
-from hmsa_core.labels.thresholds.sequential import Answer, ClassErrors, Floats, SequentialTest, Step, candidates
+from hmsa_core.labels.thresholds.sequential import (
+    Answer,
+    ClassErrors,
+    Floats,
+    SequentialTest,
+    Step,
+    candidates,
+    pilot_of,
+)
 from pipeline.review.audit import Audit
 from pipeline.review.given import Given, check_given
 from pipeline.review.questions import Draw
@@ -184,7 +192,7 @@ class Certificate(SpotCheck):
 
     def _new_test(self) -> SequentialTest:
         value = self.value
-        classes = [_class_errors(row, 1 - value["target"]) for row in self.classes]
+        classes = [_class_errors(row, value) for row in self.classes]
         return SequentialTest(classes, value["target"], value["delta"], find_bound(value["bound"]))
 
     @property
@@ -500,9 +508,9 @@ def _band(codes: Sequence[int], code: int) -> int:
     return next(band for band, low in enumerate(codes) if code >= low)
 
 
-def _class_errors(row: Mapping[str, Any], allowed: float) -> ClassErrors:
+def _class_errors(row: Mapping[str, Any], settings: Mapping[str, Any]) -> ClassErrors:
     pixels, guess, before = (np.array(row[key], np.float64) for key in ("pixels", "guess", "before"))
-    return ClassErrors(pixels, guess, before, allowed)
+    return ClassErrors(pixels, guess, before, 1 - settings["target"], pilot_of(settings["budget"]))
 
 
 def _differ(said: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -36,7 +36,6 @@ from scipy.special import xlogy
 Floats = NDArray[np.float64]
 Bound = Callable[[ArrayLike, ArrayLike, float], Floats]
 
-PILOT = 15
 _RESERVE, _SURER = 0.3, 0.5  # share of the stake on a surer candidate, and what it keeps of the pixels of the reach
 _SCALES = np.geomspace(0.03, 10.0, 16)
 _POWERS = (0.0, 0.5, 1.0, 2.0)
@@ -74,6 +73,11 @@ class Step(NamedTuple):
         return self.gain / self.needed * (_STAY_CLASS if self.goes_on else 1.0)
 
 
+def pilot_of(budget: int) -> int:
+    """Answers that the pilot of a class takes: a twentieth of all, 15 to 30."""
+    return min(max(budget // 20, 15), 30)
+
+
 class ClassErrors:
     """What is guessed and known of the errors of one class. No promise depends on it.
 
@@ -82,10 +86,11 @@ class ClassErrors:
         guess: guessed error rate of each band, (J,), in (0, 1).
         before: answers of each band that were given earlier, and wrong ones, (2, J).
         allowed: error rate that is allowed.
+        pilot: answers about all its pixels that come before any candidate is chosen.
     """
 
-    def __init__(self, pixels: Floats, guess: Floats, before: Floats, allowed: float) -> None:
-        self.pixels = pixels
+    def __init__(self, pixels: Floats, guess: Floats, before: Floats, allowed: float, pilot: int) -> None:
+        self.pixels, self._pilot = pixels, pilot
         self.seen = before.copy()  # answers and wrong ones of bands
         width = np.diff(pixels, prepend=0.0)
         shapes = [guess**power for power in _POWERS]
@@ -100,7 +105,7 @@ class ClassErrors:
     @property
     def pilot(self) -> int:
         """Answers that the pilot still lacks."""
-        return max(0, PILOT - int(self.seen[0].sum()))
+        return max(0, self._pilot - int(self.seen[0].sum()))
 
     @property
     def weights(self) -> Floats:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.thresholds.bounds import bound_names, find_bound
 from hmsa_core.labels.thresholds.intervals import clopper_pearson
-from hmsa_core.labels.thresholds.sequential import PILOT, Answer, ClassErrors, SequentialTest, candidates
+from hmsa_core.labels.thresholds.sequential import Answer, ClassErrors, SequentialTest, candidates, pilot_of
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -52,7 +52,9 @@ class Drawer:
             means = np.array([np.average(guessed[band], weights=counts[band]) for band in bands])
             self._bands.append(np.array([float(counts[band].sum()) for band in bands]))
             self._right.append(1 - np.array([np.average(errors[band], weights=counts[band]) for band in bands]))
-            classes.append(ClassErrors(np.cumsum(self._bands[-1]), means, np.zeros((2, len(means))), 1 - target))
+            classes.append(
+                ClassErrors(np.cumsum(self._bands[-1]), means, np.zeros((2, len(means))), 1 - target, pilot_of(1000))
+            )
         self.test = SequentialTest(classes, target, 0.05, find_bound("betting"))
         self.truth: list[Answer] = []
         self._bets = 0
@@ -232,13 +234,13 @@ def simple(*before: tuple[list[float], list[float]]) -> SequentialTest:
     """A test of classes with two candidates, half of the pixels and all, after earlier answers of bands."""
     pixels, guess = np.array([50.0, 100.0]), np.array([0.01, 0.05])
     return SequentialTest(
-        [ClassErrors(pixels, guess, np.array(b), 0.1) for b in before], 0.9, 0.05, find_bound("betting")
+        [ClassErrors(pixels, guess, np.array(b), 0.1, 30) for b in before], 0.9, 0.05, find_bound("betting")
     )
 
 
 def test_answers_of_an_earlier_audit_take_the_place_of_the_pilot() -> None:
-    known, new = simple(([PILOT, 0.0], [0.0, 0.0])), simple(([0.0, 0.0], [0.0, 0.0]))
-    assert (known.classes[0].pilot, new.classes[0].pilot) == (0, PILOT)
+    known, new = simple(([30.0, 0.0], [0.0, 0.0])), simple(([0.0, 0.0], [0.0, 0.0]))
+    assert (known.classes[0].pilot, new.classes[0].pilot) == (0, 30)
     for test in (known, new):
         test.add([Answer(0, 0, 1, 1, wrong=False)] * 1000)
         assert test.certified == [-1], "an answer without a bet chooses, and proves nothing"
