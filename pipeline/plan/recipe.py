@@ -253,7 +253,11 @@ _OF_STUDENT: dict[str, Rule | tuple[Any, str]] = {
     "student_train.model.trunk_weights": _weights,
     "student_train.optimiser.lr": (0.004, "as from ImageNet weights"),
     "student_train.optimiser.warmup_steps": (50, ""),
-    "student_train.pseudo.share": (0.75, "of the crops, as measured with public networks"),
+    "student_train.pseudo.share": lambda f: (
+        (0.5, "of the crops: in a long training better than 0.75 (docs/results.md)")
+        if f.machine.gpus
+        else (0.75, "of the crops, as measured in short trainings")
+    ),
     "student_train.pseudo.fine_only_epochs": (0, "labels of another network teach to the end"),
     "student_train.epochs": _epochs_of_others,
 }
