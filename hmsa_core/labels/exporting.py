@@ -59,7 +59,7 @@ def export_store(
 ) -> int:
     """Write a store's labels; return the number of images.
 
-    A format that brings labels back gets a new folder with the photographs and earlier corrections in the labels.
+    A format that brings labels back gets a new folder with the photographs. Corrections of people are in the labels.
 
     Args:
         store, out: the store and a folder, or the zip file of a submission.
@@ -80,13 +80,26 @@ def export_store(
     if hasattr(form, "read"):
         _write_task(form, out, about, selection, picture, advance)
     else:
-        form.write(out, about, _items(selection, wanted, advance))
+        # A thresholded store has the corrections that were there when it was made.
+        form.write(out, about, _items(selection, wanted, advance, corrected=store.kind == "raw"))
     return len(wanted)
 
 
-def _items(selection: Selection, names: list[str], advance: Callable[[int], None]) -> Iterator[Item]:
+def _items(
+    selection: Selection, names: list[str], advance: Callable[[int], None], *, corrected: bool
+) -> Iterator[Item]:
+    """The images in order; if `corrected`, with people's corrections. What people drew has the highest code."""
+    store = selection.store
+    review = ReviewFile(marked_store(store.path.resolve(), store.kind), store.pictures())
+    marks = review.by_name() if corrected else {}
     for name in names:
-        yield Item(name, *selection.read(name))
+        label, code = selection.read(name)
+        code = sure_codes(store, name, code)
+        if name in marks:
+            said = reviewed(marks[name], *label.shape, store.classes)[1]
+            label = np.where(said == UNTOUCHED, label, said)
+            code = np.where(said == UNTOUCHED, code, np.uint8(NUM_CODES - 1))
+        yield Item(name, label, code)
         advance(1)
 
 
@@ -105,10 +118,9 @@ def _write_task(
         raise ConfigError(f"{out}: not empty", hint="give a new folder: people may have corrected what is there")
     if store.classes.num_classes > UNTOUCHED:
         raise ConfigError(f"{store.path}: has {store.classes.num_classes} classes, at most {UNTOUCHED} are exported")
-    marks = ReviewFile(marked_store(store.path.resolve(), store.kind), store.pictures()).by_name()
 
     def items(folder: Path) -> Iterator[Item]:
-        for item in _items(selection, about.names, advance):
+        for item in _items(selection, about.names, advance, corrected=True):  # nobody corrects the same twice
             name, row, path = item.name, store.row(item.name), picture(item.name)
             place = plain_path(folder, EXPORTED, f"{name}.png")
             data = path.read_bytes()
@@ -117,14 +129,10 @@ def _write_task(
             suffix = path.suffix.lower()
             if read_header(path).orientation != 1:  # not every tool turns a photograph; its labels are upright
                 data, suffix = png_bytes(read_image(path)), ".png"
-            corrected = reviewed(marks.get(name, []), row["height"], row["width"], store.classes)[1]
-            kept = corrected == UNTOUCHED
-            label = np.where(kept, item.label, corrected)  # nobody corrects the same twice
-            code = np.where(kept, sure_codes(store, name, item.code), np.uint8(NUM_CODES - 1))
             known = {key: row[key] for key in ("image_sha256", "label_sha256", "height", "width")}
-            file, sha256 = f"{name}{suffix}", write_bytes(place, png_bytes(label))
+            file, sha256 = f"{name}{suffix}", write_bytes(place, png_bytes(item.label))
             images[name] = {"file": file, "sha256": sha256, **known}
-            yield Item(name, label, code, file, data)
+            yield Item(name, item.label, item.code, file, data)
 
     with new_tree(out) as folder:
         make_folder(folder / EXPORTED)

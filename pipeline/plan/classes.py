@@ -80,7 +80,8 @@ def find_classes(
     if void is None and (assumed := [value for value in classes.assumed if value in values.pixels]):
         text = f"{_listed(values, assumed)} is taken as unlabelled"
         findings.note(text, "--void none makes it a class, --void VALUE,VALUE names others")
-    is_background = classes.by_colour or classes.names.get(0, "").lower() == "background"
+    is_black = classes.by_colour and not _grey(values)  # grey colours are numbers
+    is_background = is_black or classes.names.get(0, "").lower() == "background"
     if void is None and is_background and _BLACK in classes.names and _BLACK in values.pixels:
         text = f"{_listed(values, [_BLACK])} is class {classes.names[_BLACK]}, as {classes.where} says"
         findings.note(text, f"--void {'000000' if classes.by_colour else '0'} makes it unlabelled")

@@ -13,6 +13,9 @@ from importlib.util import find_spec
 from math import sqrt
 from typing import Any
 
+from hmsa_core.config import Passes
+from hmsa_core.inference.teachers.run_options import run_options
+from hmsa_core.inference.teachers.sources import only_checkpoint, parse
 from pipeline.jobs.devices import gpu_list, visible_devices
 from pipeline.jobs.machine import memory_gib
 
@@ -288,5 +291,16 @@ def _chosen(rules: Mapping[str, Rule | tuple[Any, str]], facts: Facts) -> list[C
 
 
 def _no_training(teacher: Sequence[str]) -> list[Choice]:
-    labels = Choice("auto_infer.teacher", list(teacher), "--teacher; its scales are its own")
-    return [Choice("teacher_train", None, "another network labels"), labels]
+    choices = [Choice("teacher_train", None, "another network labels")]
+    if all(source.family in ("adopted", "scores") for source in parse(teacher)):
+        return [*choices, Choice("auto_infer.teacher", list(teacher), "its scales are its own")]
+    alone = only_checkpoint(teacher)
+    passes = run_options(alone).passes if alone else Passes((1.0,), flip=False)
+    return [
+        *choices,
+        Choice("auto_infer.teacher", list(teacher), "--teacher"),
+        Choice(
+            "auto_infer.scales", list(passes.scales), "as `autolabel label` runs it; `autolabel adopt` looks for better"
+        ),
+        Choice("auto_infer.flip", passes.flip, ""),
+    ]

@@ -88,7 +88,7 @@ class Pictures:
         path = self._file(name, "image_path")
         if path is None:
             wanted = self._info(name)["image_path"]
-            where = f" {wanted} below {self.root}" if self.root and wanted else ""
+            where = f" {wanted or 'of this name alone'} below {self.root}" if self.root else ""
             raise InputError(
                 f"image {name!r}: no photograph{where}", hint="give the folder of the images with --images ROOT"
             )
@@ -124,8 +124,11 @@ class Pictures:
 
 
 def _by_stem(root: Path) -> dict[str, Path]:
-    """Photographs below a folder by the names that `autolabel import` gives; those of one name are left out."""
-    files = [(stem_of(path).removesuffix(IMAGE_ENDING), path) for path in walk(root, IMAGE_SUFFIXES).paths()]
+    """Photographs below a folder by their stems, and by folders and stem; those of one name are left out."""
+    files: list[tuple[str, Path]] = []
+    for path in walk(root, IMAGE_SUFFIXES).paths():
+        stem = stem_of(path).removesuffix(IMAGE_ENDING)
+        files += [(name, path) for name in {stem, "__".join((*path.relative_to(root).parts[:-1], stem))}]
     counts = Counter(stem for stem, _ in files)
     return {stem: path for stem, path in files if counts[stem] == 1 and path.resolve().is_relative_to(root)}
 

@@ -169,6 +169,8 @@ def adopt(
     found = [_look_at(source, pictures, pixels, classes, context, tell) for source in parse(teachers)]
     members = [fitting.apply(one.views.probabilities(one.chosen), one.targets, classes.num_classes) for one in found]
     tell("choose how the networks are combined")
+    if pixels.is_labelled and len(pixels.blocks) == 1:
+        tell("too few labelled images to hold any out: the figures are of those that chose; give 20 or more")
     if pixels.is_labelled:
         combination = combine(members, pixels)
         weights, temperatures = combination.weights, combination.temperatures
@@ -311,7 +313,10 @@ def _candidate(source: Source, views: Views, pixels: Pixels, classes: ClassTable
 def _names(source: Source, channels: int) -> tuple[str, ...]:
     if names := source.names + ("rest",) * (len(source.names) == 1):  # a sigmoid's class, and the rest
         if len(names) != channels:
-            raise ConfigError(f"{source}: gives {channels} classes, but has {len(source.names)} names")
+            raise ConfigError(
+                f"{source}: gives {channels} classes, but has {len(source.names)} names",
+                hint=f"write all names in the order of its classes, `names: [...]`, in {source.table_path}",
+            )
         return names
     known = cityscapes().classes  # their number tells them where a network names none; labels check it
     return known if channels == len(known) else ()
@@ -376,7 +381,7 @@ def _opened(source: Source, context: JobContext) -> Network:
 
 
 def _says_input(source: Source) -> bool:
-    known = onnx_metadata(source.path)
+    known = onnx_metadata(source.path, source.table)
     return bool(source.table.mean or source.table.std or known.get("mean") or known.get("std"))
 
 

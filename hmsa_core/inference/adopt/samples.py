@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.config import Passes
+from hmsa_core.io.errors import InputError
 from hmsa_core.taxonomy import IGNORE
 
 Float32 = NDArray[np.float32]
@@ -134,6 +135,8 @@ def run(
             begun = time.perf_counter()
             scores = predict(one, image, view)
             seconds[view] += time.perf_counter() - begun
+            if found[view] and found[view][-1].shape[1] != len(scores):
+                raise InputError(f"{one.name}: {len(scores)} classes, images before it {found[view][-1].shape[1]}")
             logs = np.log(np.maximum(scores[:, rows, columns].T, 1e-6))
             found[view].append(np.maximum(logs, _SMALLEST_LOG).astype(np.float16))
     return Views(

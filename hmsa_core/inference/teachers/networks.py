@@ -99,7 +99,13 @@ class Network(Engine):
                 f"{self.source}: fails on an image of {sides[0]}x{sides[1]} pixels: {one_line(error)[:200]}",
                 hint=f"say `size: [HEIGHT, WIDTH]` or `multiple: 32` in {self.source.table_path}, or use scale 1 alone",
             ) from error
-        scores = self._logits(self._channels_first(found, sides).float())
+        found = self._channels_first(found, sides).float()
+        if not bool((found < torch.inf).all()):
+            raise ConfigError(
+                f"{self.source}: gives scores that are NaN or infinite",
+                hint=f"do mean and std fit it (in {self.source.table_path})? fp16 can overflow, too",
+            )
+        scores = self._logits(found)
         self.num_classes = scores.shape[1]
         return scores, None
 
@@ -174,7 +180,7 @@ class OnnxNetwork(Network):
     """
 
     def __init__(self, source: Source, threads: int, *, is_single: bool) -> None:
-        known = onnx_metadata(source.path)
+        known = onnx_metadata(source.path, source.table)
         self._session = _session(source, threads)
         self._input, self._is_last = _input(source, self._session)
         self._dtype = _TYPES[self._input.type]

@@ -52,10 +52,10 @@ def read_scores(source: Source, name: str, channels: Sequence[str] | int, image:
     found = _as_float(path, _pictures(path, channels) if path.is_dir() else _array(path))
     if found.ndim != 3 or 0 in found.shape:
         raise InputError(f"{path}: has the shape {found.shape}, expected classes x height x width")
-    _check_values(path, found)
     (height, width), size = found.shape[1:], (image.shape[0], image.shape[1])
     if abs(width * size[0] - height * size[1]) > max(size[0], size[1], 0.01 * width * size[0]):
         raise InputError(f"{path}: is {width}x{height}, its image {size[1]}x{size[0]}: they do not show the same")
+    _check_values(path, found)
     return np.asarray(whole(found).resized(size)(0, size[0]), np.float32)
 
 

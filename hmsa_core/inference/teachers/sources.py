@@ -297,19 +297,26 @@ def _onnx_model(path: Path) -> Any:
         ) from error
 
 
-def onnx_metadata(path: Path) -> dict[str, Any]:
-    """`classes`, `mean`, `std` and `output` of an ONNX file's metadata, as far as they are there.
+def onnx_metadata(path: Path, table: Table) -> dict[str, Any]:
+    """`classes`, `mean`, `std` and `output` of an ONNX file's metadata, as far as they are there and not in its table.
 
     They are JSON. `classes` is a list of names, a table id -> name or name -> id, or plain text.
     """
     found = {row.key: row.value for row in _onnx_model(path).metadata_props}
-    values: dict[str, Any] = {"classes": _in_order(found["classes"], path)} if "classes" in found else {}
-    for key in ("mean", "std", "output"):
+    values: dict[str, Any] = {}
+    if "classes" in found and table.names is None:
+        values["classes"] = _in_order(found["classes"], path)
+    for key, example in (("mean", "[0.5, 0.5, 0.5]"), ("std", "[0.5, 0.5, 0.5]"), ("output", "logits")):
+        if key not in found or getattr(table, key) is not None:
+            continue
         try:
-            if key in found:
-                values[key] = json.loads(found[key])
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"onnx:{path}: its metadata {key!r} is no JSON ({error})") from error
+            value = json.loads(found[key])
+            values[key] = value if key == "output" else [float(number) for number in value]
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"onnx:{path}: its metadata {key!r} is not written as JSON, such as {json.dumps(example)}",
+                hint=f"write `{key}: {example}`, with what is right, in {path.name}.teacher.yaml",
+            ) from error
     return values
 
 
@@ -384,7 +391,7 @@ _FILES: dict[str, Callable[[Path], tuple[Path, ...]]] = {
 }
 _NAMES: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "checkpoint": _checkpoint_names,
-    "onnx": lambda path: tuple(onnx_metadata(path).get("classes", ())),
+    "onnx": lambda path: tuple(onnx_metadata(path, Table()).get("classes", ())),
     "hf": _hf_names,
     "scores": lambda _path: (),
 }

@@ -28,7 +28,7 @@ def write(out: Path, about: About, items: Iterator[Item], *, flat: bool = False)
 
     def files(item: Item) -> Files:
         folder = "" if flat else folder_of(about, item.name)
-        prob = prob_of(about.store, item.label, sure_codes(about.store, item.name, item.code))
+        prob = prob_of(about.store, item.label, item.code)
         begin = stem(item.name) + IMAGE_ENDING
         return {(folder, f"{begin}_prob.png"): prob, (folder, f"{begin}.png"): about.ids(item.label)}
 

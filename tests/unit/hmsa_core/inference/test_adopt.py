@@ -251,6 +251,23 @@ def test_scores_that_leave_something_open_are_measured_as_they_label(photographs
     assert found.kept[0][1] < 0.9
 
 
+def test_scores_of_other_classes_are_one_line_and_figures_of_two_images_are_called_their_own(
+    photographs: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in (photographs / "images").iterdir())[:2]
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).symlink_to(photographs / folder / name)
+    _, said = _adopt(tmp_path, f"onnx:{_english(tmp_path)}")
+    assert any("too few labelled images to hold any out" in line for line in said)
+    (tmp_path / "scores").mkdir()
+    for name, count in zip(names, (5, 4), strict=True):
+        np.save(tmp_path / "scores" / name.replace(".png", ".npy"), np.full((count, 96, 128), 0.1, np.float32))
+    with pytest.raises(InputError, match="4 classes, images before it 5"):
+        _adopt(tmp_path, f"scores:{tmp_path / 'scores'}")
+
+
 def test_a_threshold_that_keeps_nothing_is_not_called_right(photographs: Path, tmp_path: Path) -> None:
     network = _english(tmp_path)
     found, _ = _adopt(photographs, f"onnx:{network}")

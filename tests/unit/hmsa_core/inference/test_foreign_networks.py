@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hmsa_core.config import Passes
 from hmsa_core.inference.teachers.sources import Source, digest_of, onnx_metadata
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
+from hmsa_core.inference.teachers.teacher_files import Table
 from hmsa_core.io.errors import HmsaError, InputError
 from tests.support.inference import job_context
 from tests.support.teachers import table
@@ -105,6 +106,16 @@ ASKED = {
         "mean and std are of values from 0 to 255",
         r"mean: \[0.485, 0.456, 0.406\]",
     ),
+    "a mean of no numbers": (
+        lambda path: network(path, [conv()], {"s": None}, about={"mean": '"abc"'}),
+        "its metadata 'mean' is not written as JSON, such as",
+        r"write `mean: \[0.5, 0.5, 0.5\]`, with what is right, in net.onnx.teacher.yaml",
+    ),
+    "scores that are no numbers": (
+        lambda path: network(path, [conv()], {"s": None}, weights=WEIGHTS * np.float32(np.nan)),
+        "net.onnx: gives scores that are NaN or infinite",
+        "do mean and std fit it",
+    ),
 }  # fmt: skip
 
 
@@ -179,10 +190,11 @@ NAMES = ["road", "building", "person", "car"]
 )
 def test_class_names_in_metadata_are_read_in_every_usual_form(tmp_path: Path, text: str) -> None:
     path = network(tmp_path / "net.onnx", [conv()], {"s": None}, about={"classes": text})
-    assert onnx_metadata(path)["classes"] == NAMES
+    assert onnx_metadata(path, Table())["classes"] == NAMES
     network(path, [conv()], {"s": None}, about={"classes": json.dumps({"1": "a", "2": "b"})})
     with pytest.raises(InputError, match="names no class for each number from 0 on"):
-        onnx_metadata(path)
+        onnx_metadata(path, Table())
+    assert onnx_metadata(path, Table(names=("a", "b"))) == {}, "the table stands above it"
 
 
 @pytest.mark.parametrize("of", ["weights", "constants", "a link"])

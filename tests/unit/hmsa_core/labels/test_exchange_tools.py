@@ -514,8 +514,10 @@ def test_a_later_export_holds_the_corrections_of_before(store: LabelStore, tmp_p
     final = _final(store, tmp_path / "final")
     export_store(final, tmp_path / "heat", "fiftyone", picture=_picture(store))
     export_store(final, tmp_path / "prob", "released-flat")
+    export_store(store, tmp_path / "masks", "masks", policy=POLICY)
     for name, spot in _spots(store).items():
         assert (found[name][spot[:2]] == spot[2]).all()
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / f"{name}.png")), found[name])
         drawn = before[name] != found[name]
         for fmt in ("fiftyone", "heat"):
             heat = np.asarray(Image.open(tmp_path / fmt / "confidence" / f"{name}.png"))

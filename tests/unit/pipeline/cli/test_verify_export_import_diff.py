@@ -104,6 +104,10 @@ def test_an_imported_store_finds_photographs_by_name_and_its_export_is_no_folder
     assert "image 'a': no photograph" in said(*export, tmp_path / "masks" / "..", status=3).err, "two are called a"
     said(*export, tmp_path / "photographs")
     assert list((tmp_path / "task").rglob("a.png"))
+    (tmp_path / "named").mkdir()
+    (tmp_path / "masks/drive/a.png").rename(tmp_path / "named/drive__a.png")  # as `label --names path` calls it
+    said("import", tmp_path / "named", tmp_path / "path", "--classes", tmp_path / "names.txt")
+    said("export", tmp_path / "path", tmp_path / "third", "--format", "cvat", "--images", tmp_path / "photographs")
     for folder in "task", "task/images":
         again = ("import", tmp_path / folder, tmp_path / "again", "--classes", tmp_path / "names.txt")
         assert f"--corrections-of {tmp_path / 'task'}" in said(*again, status=3).err

@@ -348,6 +348,11 @@ def test_black_that_a_file_names_is_a_class_and_said(tmp_path: Path) -> None:
     assert "value 0 (" in notes
     assert "is class Background, as" in notes
     assert "--void 0 makes it unlabelled" in notes
+    (folders.labels / "classes.txt").write_text("grass\nsky\nwall\nfloor\n")
+    for path in folders.labels.glob("*.png"):
+        save(path, read_picture(path)[1])
+    notes = " | ".join(make_plan(Folders(folders.images, folders.labels), machine=CPU).findings.notes)
+    assert "is class" not in notes, "number 0 of ids that were saved in three channels is no black"
 
 
 def test_a_projects_class_file_two_folders_up_is_found(tmp_path: Path) -> None:
@@ -492,6 +497,9 @@ def test_another_network_labels_with_a_student_or_without_label_maps(tmp_path: P
     params = ws.params
     assert params.teacher_train.skip
     assert params.auto_infer.teacher == (teacher,)
+    onnx = make_plan(Folders(folders.images, folders.labels), teacher=f"onnx:{tmp_path}/net.onnx", machine=CPU)
+    chosen = {c.key: c.value for c in onnx.choices}
+    assert (chosen["auto_infer.scales"], chosen["auto_infer.flip"]) == ([1.0], False), "all that a fixed size allows"
     assert (params.student_train.init, params.student_train.epochs) == ("pretrained", 120)
     assert params.student_train.model.trunk_weights == "package:efficientnet-lite0"
     assert (params.pseudo_label.threshold, params.student_train.pseudo.share) == (0.0, 0.75)
