@@ -96,7 +96,7 @@ def _items(
         label, code = selection.read(name)
         code = sure_codes(store, name, code)
         if name in marks:
-            said = reviewed(marks[name], *label.shape, store.classes)[1]
+            said = reviewed(marks[name], label.shape[0], label.shape[1], store.classes)[1]
             label = np.where(said == UNTOUCHED, label, said)
             code = np.where(said == UNTOUCHED, code, np.uint8(NUM_CODES - 1))
         yield Item(name, label, code)
