@@ -149,7 +149,7 @@ def _raise_reported(work: Path, status: int, stop: StopRequest) -> errors.Device
         return None  # ranks that torchrun stopped afterwards may have left a record: it is not the cause
     if status == errors.NoSpaceError.exit_code != reported.get("exit_code"):
         # The rank that met the full disk could not write its record; another one, which lost it, perhaps could.
-        raise errors.NoSpaceError(f"no space left on device: the job in {work} ended", hint="free space, run again")
+        raise errors.NoSpaceError(f"no space left on device: the job in {work} ended; its output above says where")
     kind = _BY_STATUS.get(code, errors.HmsaError)
     message = str(reported.get("message") or f"the job ended with status {status}; its output is above")
     found = kind(message, hint=str(reported.get("hint", "")))
