@@ -15,7 +15,7 @@ from typing import Any
 
 from hmsa_core.config import Passes
 from hmsa_core.inference.teachers.run_options import run_options
-from hmsa_core.inference.teachers.sources import only_checkpoint, parse
+from hmsa_core.inference.teachers.sources import only_checkpoint, uses_passes
 from pipeline.jobs.devices import gpu_list, visible_devices
 from pipeline.jobs.machine import memory_gib
 
@@ -292,7 +292,7 @@ def _chosen(rules: Mapping[str, Rule | tuple[Any, str]], facts: Facts) -> list[C
 
 def _no_training(teacher: Sequence[str]) -> list[Choice]:
     choices = [Choice("teacher_train", None, "another network labels")]
-    if all(source.family in ("adopted", "scores") for source in parse(teacher)):
+    if not uses_passes(teacher):
         return [*choices, Choice("auto_infer.teacher", list(teacher), "its scales are its own")]
     alone = only_checkpoint(teacher)
     passes = run_options(alone).passes if alone else Passes((1.0,), flip=False)

@@ -165,7 +165,7 @@ class Registry:
         with self._lock():
             now = self.current()
             if not self._pin.exists():  # first, so that no teacher is without a reference
-                self.pin_champion(version)
+                self._set_pin(version.name)
             self._switch("promote", f"models/registry/{version.name}", by, reason, now=now)
 
     def rollback(self, *, by: str = "", reason: str = "") -> str:
@@ -195,7 +195,7 @@ class Registry:
             if pinned == Path(now).name and before == TEACHER_STAGE:
                 self._pin.unlink()  # the next promotion pins its version
             elif pinned == Path(now).name:
-                atomic.write_json(self._pin, {"version": Path(before).name})
+                self._set_pin(Path(before).name)
             return before
 
     def _before(self, now: str) -> str:
@@ -267,7 +267,10 @@ class Registry:
             IntegrityError: files of the version are damaged.
         """
         _check_whole(version)
-        atomic.write_json(self._pin, {"version": version.name})
+        self._set_pin(version.name)
+
+    def _set_pin(self, name: str) -> None:
+        atomic.write_json(self._pin, {"version": name})
 
     def champion(self) -> Version | None:
         """The pinned reference, if there is one."""

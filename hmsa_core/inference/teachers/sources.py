@@ -201,12 +201,17 @@ def digest_of(teacher: Spec) -> str:
     return digest({"mean_of": [[one.digest, kind] for one, kind in zip(sources, kinds, strict=True)]})
 
 
+def uses_passes(teacher: Spec) -> bool:
+    """Whether scales and flip are given to a teacher: an adopted one's file says its own, stored scores have none."""
+    return any(one.family not in ("adopted", "scores") for one in parse(teacher))
+
+
 def made_by(teacher: Spec, passes: Passes) -> dict[str, Any]:
     """Teacher, scales and flip, as keys of finished work and the lineage of labels hold them.
 
-    Scales and flip are None where `passes` is not used: an adopted teacher's file says its own.
+    Scales and flip are None where `passes` is not used.
     """
-    is_used = any(one.family not in ("adopted", "scores") for one in parse(teacher))
+    is_used = uses_passes(teacher)
     used = {"scales": sorted(passes.scales), "flip": passes.flip} if is_used else {"scales": None, "flip": None}
     return {"teacher": digest_of(teacher), **used}
 
