@@ -351,21 +351,18 @@ class PseudoConfig(Section):
         ge=0.0,
         le=1.0,
     )
-    mix: Literal["none", "cutmix", "classmix", "rare"] = setting(
+    mix: Literal["none", "cutmix", "classmix"] = setting(
         "none",
         "what of fine crops is pasted into auto-labelled ones, never over human pixels: none, cutmix,"
-        " classmix (Olsson et al. 2021), or rare: the scarcest classes, at least one, up to 5 % of the fine pixels",
+        " or classmix (Olsson et al. 2021)",
     )
-    loss_weight: float = setting(1.0, "weight of the teacher's pixels in the loss", ge=0.0)
-    draw: Literal["all", "probability"] = setting(
-        "all",
-        "which of the teacher's pixels a crop learns from: all kept ones, or each with the probability that"
-        " it is right, drawn anew for every crop",
+    human_weight: float = setting(
+        1.0, "weight of human pixels on auto-labelled crops in the loss; where answers label few, 100", ge=0.0
     )
 
     def acts_by_source(self, colour: float) -> bool:
         """Whether crops depend on who labelled each pixel; `colour` is the colour jitter of fine crops."""
-        return self.mix != "none" or self.loss_weight != 1.0 or self.colour != colour
+        return self.mix != "none" or self.human_weight != 1.0 or self.colour != colour
 
 
 Trackers = Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Strict(False)]

@@ -19,7 +19,7 @@ from hmsa_core.config import AugmentConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
-from hmsa_core.data.transforms import CropRandom, JointAugment, draw_pixels, pasted_pixels
+from hmsa_core.data.transforms import CropRandom, JointAugment, pasted_pixels
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import leave_signals_to_parent
 from hmsa_core.taxonomy import ClassTable
@@ -32,9 +32,6 @@ class LabelReader(Protocol):
 
     def read_label(self, name: str) -> UInt8:
         """Return the label of an image, uint8 HxW."""
-
-    def read_chances(self, name: str) -> UInt8:
-        """Return how often each pixel counts, uint8 HxW: in k of 256 crops, 255 = in all. Only `draw` uses it."""
 
     def read_human(self, name: str) -> UInt8:
         """Return 1 where a human gave the label (also together with the teacher), else 0; uint8 HxW."""
@@ -70,7 +67,7 @@ class CropDataset(Dataset[dict[str, Any]]):
     """Crops of a whole run in plan order (`plan.at`). Each file's digest is checked when it is read.
 
     Items: {"image": uint8 hxwx3 RGB, "label": uint8 hxw, "name": str, "source": "fine" | "pseudo"}, and if the loss
-    weighs the teacher's pixels, "human": bool hxw, True where a human gave the label. Images
+    weighs human pixels, "human": bool hxw, True where a human labelled an auto-labelled crop. Images
     stay uint8 until they are on the device, where `hmsa_core.data.transforms.normalise_batch` normalises them.
 
     Args:
@@ -125,32 +122,29 @@ class CropDataset(Dataset[dict[str, Any]]):
             "name": request.sample.name,
             "source": request.source,
         }
-        if self.plan.pseudo_config.loss_weight != 1.0:
+        if self.plan.pseudo_config.human_weight != 1.0:
             item["human"] = torch.from_numpy(human)
         return item
 
     def arrays(self, request: CropRequest) -> tuple[UInt8, UInt8, NDArray[np.bool_]]:
-        """The augmented crop as uint8 hxwx3 and uint8 hxw, and the mask of human labels if the loss uses one."""
+        """The augmented crop as uint8 hxwx3 and uint8 hxw, and where a human labelled an auto-labelled crop."""
         image, label, human = self._crop(request)
         mix = self.plan.pseudo_config.mix
         if mix == "none" or request.source == "fine":
             return image, label, human
         fine_image, fine_label, _ = self._crop(self.plan.partner(request))
-        pasted = pasted_pixels(fine_label, mix, CropRandom(request.seed, 1), self.plan.rare) & ~human
-        return np.where(pasted[..., None], fine_image, image), np.where(pasted, fine_label, label), human | pasted
+        pasted = pasted_pixels(fine_label, mix, CropRandom(request.seed, 1)) & ~human
+        return np.where(pasted[..., None], fine_image, image), np.where(pasted, fine_label, label), human
 
     def _crop(self, request: CropRequest) -> tuple[UInt8, UInt8, NDArray[np.bool_]]:
         name, source = request.sample.name, request.source
         image, label = self.read(request.sample, source)
-        if source == "pseudo" and self.plan.pseudo_config.draw == "probability":
-            chances = self._cache.get(("chances", name), lambda: self._store().read_chances(name))
-            label = draw_pixels(label, chances, request.seed)
         if source == "pseudo" and self._by_source:
             label = np.dstack([label, self._cache.get(("human", name), lambda: self._store().read_human(name))])
         centre = (request.x, request.y) if request.x >= 0 else None
         image, maps = self._augment[source](image, label, centre, CropRandom(request.seed))
         if maps.ndim == 2:
-            return image, maps, np.full(maps.shape, source == "fine")
+            return image, maps, np.zeros(maps.shape, np.bool_)
         return image, np.ascontiguousarray(maps[..., 0]), maps[..., 1] == 1
 
     def read(self, sample: Sample, source: str) -> tuple[UInt8, UInt8]:

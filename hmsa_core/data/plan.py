@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -16,13 +15,12 @@ import numpy as np
 
 from hmsa_core.config import PseudoConfig, SamplingConfig
 from hmsa_core.data.index import Sample
-from hmsa_core.data.sampling import CLASS, PIXELS, Centroids, allot, cycle_capped, permutation, raw
+from hmsa_core.data.sampling import CLASS, Centroids, allot, cycle_capped, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
 
 Source = Literal["fine", "pseudo"]
 # Purposes of random numbers: parts of their key.
 _LEFT_OVER, _CLASS, _RANDOM, _ORDER, _SEEDS = range(10, 15)
-_RARE = 0.05  # share of the fine pixels that rare classes hold together
 
 
 @dataclass(frozen=True)
@@ -107,15 +105,6 @@ class EpochPlan:
         """Crops of all epochs."""
         return self.start(self.epochs)
 
-    @cached_property
-    def rare(self) -> tuple[int, ...]:
-        """The scarcest classes of the fine labels: at least one, together at most a twentieth of the pixels."""
-        values = self._fine.centroids.values
-        pixels = np.bincount(values[:, CLASS], weights=values[:, PIXELS], minlength=self.num_classes)
-        order = [int(c) for c in np.argsort(pixels, kind="stable") if pixels[c]]
-        few = int(np.count_nonzero(np.cumsum(pixels[order]) <= _RARE * pixels.sum()))
-        return tuple(sorted(order[: max(1, few)]))
-
     def pseudo_share(self, epoch: int) -> float:
         """Share of auto-labelled crops in an epoch."""
         last = self.epochs - self.pseudo_config.fine_only_epochs
@@ -175,10 +164,9 @@ class EpochPlan:
         return self.crops(epoch)[index]
 
     def partner(self, crop: CropRequest) -> CropRequest:
-        """The fine crop that is pasted into `crop`: a class first (a rare one with `mix: rare`), then its centroid."""
+        """The fine crop that is pasted into `crop`: a class first, then its centroid."""
         pick_class, pick_row, seed = (int(v) for v in raw(crop.seed, 2, count=3))
-        among = self.rare if self.pseudo_config.mix == "rare" else range(self.num_classes)
-        filled = [self._fine.rows[c] for c in among if len(self._fine.rows[c])]
+        filled = [rows for rows in self._fine.rows if len(rows)]
         if not filled:
             return self._fine.anywhere(pick_row % len(self._fine.samples), seed >> 1)
         rows = filled[pick_class % len(filled)]

@@ -8,7 +8,7 @@ order, composed into one map). Every random number comes from the crop's seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -29,7 +29,7 @@ cv2.setNumThreads(1)  # as in `decode`: threads of OpenCV do not survive the for
 UInt8 = NDArray[np.uint8]
 Size = tuple[int, int]  # height, width
 Randint = Callable[[int, int], int]  # both ends included
-Mix = Literal["cutmix", "classmix", "rare"]
+Mix = Literal["cutmix", "classmix"]
 
 _GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G, B in brightness (ITU-R BT.601)
 _MIN_SIGMA = 0.15  # pixels; a weaker blur changes nothing
@@ -203,21 +203,11 @@ def _turn_hue(angle: float) -> NDArray[np.float64]:
     return np.asarray(cosine * np.eye(3) + sine * cross + (1.0 - cosine) * axis)
 
 
-def draw_pixels(label: UInt8, chances: UInt8, seed: int) -> UInt8:
-    """The label with each pixel kept by chance: k of 256 (255 = always), the others 255; uint8 HxW.
-
-    In the mean over crops a pixel counts by its chance, for any loss; no loss needs weights.
-    """
-    draws = raw(seed, 3, count=-(-label.size // 8)).view(np.uint8)[: label.size].reshape(label.shape)
-    return np.where((draws < chances) | (chances == 255), label, np.uint8(IGNORE))
-
-
-def pasted_pixels(fine_label: UInt8, kind: Mix, rng: CropRandom, rare: Sequence[int] = ()) -> NDArray[np.bool_]:
+def pasted_pixels(fine_label: UInt8, kind: Mix, rng: CropRandom) -> NDArray[np.bool_]:
     """Return the pixels (True) of a fine crop, uint8 hxw trainIds, to paste into an auto-labelled crop of its size.
 
     The kind "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021). The kind
-    "cutmix" pastes a rectangle with its ignored pixels (Yun et al. 2019). The kind "rare" pastes all pixels of the
-    classes `rare`.
+    "cutmix" pastes a rectangle with its ignored pixels (Yun et al. 2019).
     """
     height, width = fine_label.shape
     mask = np.zeros((height, width), bool)
@@ -227,8 +217,6 @@ def pasted_pixels(fine_label: UInt8, kind: Mix, rng: CropRandom, rare: Sequence[
         chosen = np.zeros(256, bool)
         chosen[[present[i] for i in _some(len(present), rng)]] = True
         mask = chosen[fine_label]
-    elif kind == "rare":
-        mask = np.isin(fine_label, np.asarray(rare, np.uint8))
     else:
         area = rng.between(*_CUT_AREA)
         rows = max(1, int(height * area ** rng.between(0.3, 0.7)))

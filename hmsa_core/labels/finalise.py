@@ -30,10 +30,9 @@ from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done
 from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.labels.thresholds.policy import ClassPolicy, ThresholdPolicy, keep
-from hmsa_core.labels.thresholds.probabilities import save_table
 from hmsa_core.taxonomy import IGNORE
 
-CENTROIDS, STATISTICS, TABLE = "centroids.parquet", "statistics.json", "table.json"
+CENTROIDS, STATISTICS = "centroids.parquet", "statistics.json"
 
 # Sources where what was concluded about alike regions stands in for the teacher's label, by number in SOURCES.
 _WITHOUT_TEACHER = np.array([SOURCES[name] for name in ("none", "alike", "human", "human")], np.uint8)
@@ -68,8 +67,6 @@ class Recipe:
     # take the place of the teacher's
     alike: Callable[[str, int, int], Labels | None] | None = None
     centroids: CentroidSettings = CentroidSettings()
-    # P(label is right | class, code) as float64 (C, 256) for trainings that draw pixels by it. No label depends on it.
-    table: NDArray[np.float64] | None = None
     # Digests of what the callables read, by image: only the shards of images whose value changed are made again.
     per_image: Mapping[str, Any] = field(default_factory=dict)
 
@@ -207,16 +204,12 @@ def _commit(
     statistics = _summarise(notes, recipe.policy.entries)
     statistics["skipped"] = [s for plan in plans for s in read_receipt(root, plan)["skipped"]]
     atomic.write_json(root / STATISTICS, statistics)
-    extras = [CENTROIDS, STATISTICS]
-    if recipe.table is not None:
-        save_table(root / TABLE, recipe.table, raw.classes, raw.lineage)
-        extras.append(TABLE)
     write_manifest(
         root,
         plans,
         {**raw.lineage, **lineage},
         classes=raw.classes,
-        extras=extras,
+        extras=[CENTROIDS, STATISTICS],
         policy={
             "digest": recipe.policy.digest,
             "raw_store": raw.digest,

@@ -31,9 +31,7 @@ from hmsa_core.inference.teachers.sources import digest_of, lineage_of
 from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import ConfigError, HmsaError, TrainingError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.finalise import TABLE
 from hmsa_core.labels.store.format import SOURCES
-from hmsa_core.labels.thresholds.probabilities import load_table
 from hmsa_core.lineage import Lineage, learned
 from hmsa_core.result_keys import train_material
 from hmsa_core.runtime.ranks import Ranks
@@ -76,24 +74,9 @@ class _Labels:
     def __init__(self, paths: Sequence[Path]) -> None:
         stores = [LabelStore.open(path) for path in paths]
         self._store_of = {name: store for store in stores for name in store.names()}
-        tables = {store.path: store.path / TABLE for store in stores}
-        self._tables = {path: load_table(table) for path, table in tables.items() if table.exists()}
 
     def read_label(self, name: str) -> NDArray[np.uint8]:
         return self._store_of[name].read_label(name)
-
-    def read_chances(self, name: str) -> NDArray[np.uint8]:
-        """Return 255 x P(label is right) where only the teacher gave the label; 255 elsewhere."""
-        store = self._store_of[name]
-        if store.path not in self._tables:
-            raise ConfigError(
-                f"{store.path}: has no table of P(label is right), which pseudo.draw asks for",
-                hint="run calibrate and pseudo-label for this teacher, or set pseudo.draw to all",
-            )
-        label, code = store.read(name)
-        teacher = store.read_source(name) == SOURCES["teacher"]
-        chances = np.round(255 * self._tables[store.path]).astype(np.uint8)[np.where(teacher, label, 0), code]
-        return np.where(teacher, chances, np.uint8(255))
 
     def read_human(self, name: str) -> NDArray[np.uint8]:
         """Return 1 where a human gave the label, also together with the teacher."""
@@ -287,7 +270,7 @@ class PassBatch:
     labels: Tensor  # uint8 B x h x w, trainIds or 255
     names: tuple[str, ...]
     counts: NDArray[np.float64]  # counts for `Meters`: images, pseudo, then pixels of each class
-    human: Tensor | None = None  # bool B x h x w, where a human gave the label; None: not used by the loss
+    human: Tensor | None = None  # bool B x h x w, human pixels of auto-labelled crops; None: not weighed
 
     def pin_memory(self) -> PassBatch:
         """Copy to page-locked memory, from which a GPU copies during computation (the loader calls this)."""

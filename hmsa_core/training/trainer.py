@@ -136,7 +136,7 @@ class Trainer:
             output = self.replicas.forward(images)
         weight = None
         if human is not None:
-            weight = torch.where(human.to(device, non_blocking=True), 1.0, self.config.pseudo.loss_weight)
+            weight = torch.where(human.to(device, non_blocking=True), self.config.pseudo.human_weight, 1.0)
         return training_loss(output, labels, self.config.loss, weight=weight)
 
     def _autocast(self) -> torch.autocast:

@@ -127,11 +127,6 @@ def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
             f"pseudo_label.threshold is {params.pseudo_label.threshold}, but {nobody}: pseudo-label will stop; "
             f"{name_cities}, or give a number or a policy file"
         )
-    if not images and params.student_train.pseudo.draw == "probability":
-        yield (
-            f"student_train.pseudo.draw is probability, but {nobody}: student-train will stop; {name_cities}, or set "
-            "it to all"
-        )
     blocks = len({sample.block for sample in images})
     if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:
         yield (

@@ -28,7 +28,6 @@ from hmsa_core.labels.review import Labels, Mark, ReviewFile, labels_id, reviewe
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.labels.thresholds.probabilities import load_table
 from hmsa_core.labels.thresholds.shift import shift_report
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
@@ -129,7 +128,6 @@ def make_recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves:
         masks=_masks(ws),
         reviewed=partial(review_of, marks, raw.classes) if marks else None,
         alike=partial(alike_of, alike, raw.classes) if alike else None,
-        table=load_table(ws.path("calibration/table.json")) if curves is not None else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
         per_image={
             # The path counts too: a label file's name decides how it is read, and the final store records the path.

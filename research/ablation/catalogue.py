@@ -344,12 +344,9 @@ _PLAIN = {"t0": 0.0, "t0.5": 0.5, "t0.9": 0.9, "t0.95": 0.95}
 _MEASURED = {"teach": "teach", "policy": "policy"}
 _MIXED, _EVEN = ("pseudo.mix", "classmix"), ("pseudo.share", 0.5)
 _LEVERS: dict[str, Changes] = {  # changes of a student that learns from all of the teacher's pixels
-    "drawn": (("pseudo.draw", "probability"),),
-    "half": (("pseudo.loss_weight", 0.5),),
     "classmix": (_MIXED,),
     "share": (_EVEN,),
     "share+classmix": (_EVEN, _MIXED),
-    "rare": (("pseudo.mix", "rare"),),
 }
 _TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data set's root
 

@@ -11,9 +11,6 @@ import pytest
 from PIL import Image
 
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.store.format import SOURCES
-from hmsa_core.labels.thresholds.probabilities import load_table
-from hmsa_core.training.data import _Labels
 from pipeline.workspace.workspace import Workspace
 from research.ablation.labels import make_labels
 from research.ablation.plan import Labels
@@ -76,14 +73,3 @@ def test_ceiling_and_policies_are_learned_from_the_same_images(workspace: Path) 
         _assert_equal_outside_the_camera_mask(everything.read_label(name), raw.read_label(name))
     taught = LabelStore.open(make_labels(ws, Labels("teach", only="ceiling")).data.store)
     assert taught.manifest["policy"] != everything.manifest["policy"]
-
-
-def test_chances_of_final_labels_are_those_of_the_calibration_table(workspace: Path) -> None:
-    ws = Workspace(workspace)
-    final, table = LabelStore.open(ws.path("labels/final")), load_table(ws.path("calibration/table.json"))
-    labels = _Labels([final.path])
-    name = next(n for n in final.names() if (final.read_source(n) == SOURCES["teacher"]).any())
-    (label, code), source = final.read(name), final.read_source(name)
-    chances, teacher = labels.read_chances(name), source == SOURCES["teacher"]
-    assert (chances[~teacher] == 255).all()
-    assert np.array_equal(chances[teacher], np.round(255 * table[label[teacher], code[teacher]]).astype(np.uint8))

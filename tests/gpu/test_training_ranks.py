@@ -176,13 +176,13 @@ def on_two(data: Path, work: Path, **changes: Any) -> Any:
     return train_spec(data, work, **{**gpu, **changes})
 
 
-def test_a_student_trains_on_two_ranks_with_a_weight_for_auto_labels(tmp_path: Path) -> None:
+def test_a_student_trains_on_two_ranks_with_a_weight_for_human_pixels(tmp_path: Path) -> None:
     folder = write_student_data(tmp_path)
     spec = student_spec(
         folder,
         tmp_path / "work",
         global_batch=4,
-        pseudo__loss_weight=0.5,
+        pseudo__human_weight=2.0,
         runtime__device="cuda",
         runtime__ranks=2,
         runtime__precision="bf16",

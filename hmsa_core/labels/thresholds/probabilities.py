@@ -38,14 +38,6 @@ def isotonic(correct: NDArray[np.float64], total: NDArray[np.float64]) -> NDArra
     return np.clip(fit, 0.0, 1.0)
 
 
-def load_table(path: str | Path) -> NDArray[np.float64]:
-    """Read the table that `save_table` wrote: float64 (C, 256). StoreError: damaged, or of another version."""
-    hint = "run calibrate and pseudo-label again"
-    value = sealed.read_as(path, "a calibration table", (FORMAT, VERSION), hint)
-    classes = ClassTable.from_json(value["class_table"]).classes  # a sealed file sorts names, trainIds do not
-    return np.array([value["table"][name] for name in classes], np.float64)
-
-
 def save_table(path: str | Path, table: NDArray[np.float64], classes: ClassTable, lineage: Mapping[str, Any]) -> str:
     """Write the table as a sealed JSON file, bound to teacher and inference; return its digest."""
     return sealed.write(

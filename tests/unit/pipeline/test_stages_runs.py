@@ -130,10 +130,6 @@ NOBODY_CALIBRATES = {"data.roles.calibrate": [], "teacher_train.validate_every":
             NOBODY_CALIBRATES,
             "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop",
         ),
-        (
-            NOBODY_CALIBRATES | {"student_train.pseudo.draw": "probability"},
-            "student_train.pseudo.draw is probability, but no image with a fine label has role calibrate",
-        ),
         ({"data.roles.report": []}, "no image with a fine label has role report: nothing will be judged"),
         (
             {"data.roles.unlabelled_splits": []},

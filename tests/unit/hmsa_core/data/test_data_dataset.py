@@ -41,9 +41,6 @@ class Store:
     def read_label(self, name: str) -> np.ndarray:
         return blocks(sum(name.encode()), (2, 8, 255), self.size)
 
-    def read_chances(self, name: str) -> np.ndarray:
-        return np.where(self.read_label(name) == 2, 64, 255).astype(np.uint8)
-
     def read_human(self, name: str) -> np.ndarray:
         return np.zeros(self.size, np.uint8)
 
@@ -196,7 +193,7 @@ def test_mixing_happens_on_auto_labelled_crops_only(data, kind):
 
 @pytest.mark.parametrize("kind", ["classmix", "cutmix"])
 def test_nothing_is_pasted_over_pixels_that_a_human_labelled(data, kind):
-    plan, mixed = make_plan(data), make_plan(data, pseudo_config=PseudoConfig(mix=kind, loss_weight=0.5))
+    plan, mixed = make_plan(data), make_plan(data, pseudo_config=PseudoConfig(mix=kind, human_weight=2.0))
     plain, free = crops(data, plan), crops(data, mixed)
     merged = crops(data, mixed, open_store=MergedStore)
     covered = 0
@@ -205,11 +202,8 @@ def test_nothing_is_pasted_over_pixels_that_a_human_labelled(data, kind):
         by_people = (label == 8) & (request.source == "pseudo")
         assert np.array_equal(mixed_image[by_people], image[by_people])
         assert np.array_equal(mixed_label[by_people], label[by_people])
-        assert human[by_people].all()
+        assert np.array_equal(human, by_people)
         assert np.array_equal(merged[i]["human"].numpy(), human)
-        changed = (mixed_image != image).any(axis=2)
-        assert human[changed].all(), "what is pasted is of fine labels"
-        assert human.all() == (request.source == "fine")
         covered += int((free.arrays(request)[1][by_people] != 8).sum())
     assert covered, "without people's labels these pixels are pasted over"
 
@@ -269,34 +263,3 @@ def test_a_signal_for_the_group_leaves_loader_processes_alive():
         os.kill(pid, signal.SIGINT)
     assert {int(next(batches)) for _ in range(20)} == workers
     del batches
-
-
-def test_rare_things_of_fine_crops_are_pasted_and_nothing_else(data) -> None:
-    plan, mixed = make_plan(data, length=60), make_plan(data, length=60, pseudo_config=PseudoConfig(mix="rare"))
-    pixels = np.bincount(data[2].values[:, 0], weights=data[2].values[:, 3], minlength=19)
-    assert len(mixed.rare) == 1, "no class is as scarce as 5 %: the scarcest alone"
-    assert pixels[list(mixed.rare)].max() <= pixels[[c for c in np.flatnonzero(pixels) if c not in mixed.rare]].min()
-    before, after, pasted = crops(data, plan), crops(data, mixed), set[int]()
-    for crop in plan.crops(0):
-        (image, label, _), (new_image, new_label, _) = before.arrays(crop), after.arrays(crop)
-        changed = (image != new_image).any(axis=2) | (label != new_label)
-        pasted |= set(np.unique(new_label[changed]).tolist())
-        assert crop.source == "pseudo" or not changed.any()
-    assert pasted
-    assert pasted <= set(mixed.rare)
-
-
-def test_pixels_of_the_teacher_count_by_their_chance_and_others_always(data) -> None:
-    by_chance = make_plan(data, length=200, pseudo_config=PseudoConfig(draw="probability"))
-    usual, drawn = crops(data, make_plan(data, length=200)), crops(data, by_chance)
-    kept: list[float] = []
-    for crop in usual.plan.crops(0):
-        before, after = usual.arrays(crop)[1], drawn.arrays(crop)[1]
-        assert np.array_equal(after, drawn.arrays(crop)[1])
-        unsure = (before == 2) & (crop.source == "pseudo")
-        assert np.array_equal(before[~unsure], after[~unsure])
-        assert set(np.unique(after[unsure])) <= {2, 255}
-        if unsure.sum() > 100:
-            kept.append(float((after[unsure] == 2).mean()))
-    assert len(kept) > 20
-    assert np.mean(kept) == pytest.approx(64 / 256, abs=0.03)

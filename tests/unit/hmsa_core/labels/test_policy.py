@@ -15,7 +15,6 @@ from hmsa_core.labels.store.codes import EDGES
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold, keep
-from hmsa_core.labels.thresholds.probabilities import load_table
 from hmsa_core.taxonomy import cityscapes
 from pipeline.review.certificate import Certificate
 from tests.support.cases import CASES
@@ -126,12 +125,7 @@ def test_one_dimensional_and_empty_maps_keep_their_shape() -> None:
 
 @pytest.mark.parametrize(
     ("read", "what"),
-    [
-        (ThresholdPolicy.load, "a policy"),
-        (Curves.load, "a curves file"),
-        (load_table, "a calibration table"),
-        (Certificate.load, "a certificate"),
-    ],
+    [(ThresholdPolicy.load, "a policy"), (Curves.load, "a curves file"), (Certificate.load, "a certificate")],
 )
 def test_a_file_of_another_kind_or_an_edited_one_is_refused(tmp_path: Path, read: Callable[[Path], object], what: str):
     file = tmp_path / "x.json"

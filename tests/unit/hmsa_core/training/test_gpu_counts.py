@@ -101,7 +101,7 @@ def test_no_order_of_work_could_do_with_fewer_than_200_messages() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pseudo": {"loss_weight": 0.5}, "optimiser": {"clip_norm": 1.0}, "loss": {"rmi_ignore": "masked"}},
+        {"pseudo": {"human_weight": 2.0}, "optimiser": {"clip_norm": 1.0}, "loss": {"rmi_ignore": "masked"}},
         {"loss": {"main": "cross_entropy", "aux": "released_bce", "per_scale_weight": 0.05}, "ema_decay": 0.9},
     ],
     ids=str,

@@ -317,7 +317,7 @@ def test_accumulated_passes_equal_one_large_pass_but_for_batch_norm(data: Path, 
 
 
 @pytest.mark.parametrize("source", ["teacher", "human"])
-def test_the_loss_weight_acts_on_pixels_of_the_teacher_alone(
+def test_the_weight_acts_on_human_pixels_of_auto_labelled_crops_alone(
     data: Path, store: Path, tmp_path: Path, source: str
 ) -> None:
     labels = store if source == "teacher" else write_store(data, tmp_path / "store", source=source)
@@ -338,12 +338,12 @@ def test_the_loss_weight_acts_on_pixels_of_the_teacher_alone(
         )
         return load_file(run(spec) / "model.safetensors")
 
-    full, half, none = (weights(f"w{w}", pseudo__loss_weight=w) for w in (1.0, 0.5, 0.0))
-    learned = [name for name in full if "running" not in name and "tracked" not in name]
-    moved = any(not torch.equal(full[name], none[name]) for name in learned)
-    assert moved == (source == "teacher")
+    double, plain, none = (weights(f"w{w}", pseudo__human_weight=w) for w in (2.0, 1.0, 0.0))
+    learned = [name for name in plain if "running" not in name and "tracked" not in name]
+    moved = any(not torch.equal(plain[name], none[name]) for name in learned)
+    assert moved == (source == "human")
     for name in learned:  # one step of plain SGD: linear in the weight
-        torch.testing.assert_close(half[name], (full[name] + none[name]) / 2, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(plain[name], (double[name] + none[name]) / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_training_learns(data: Path, tmp_path: Path) -> None:

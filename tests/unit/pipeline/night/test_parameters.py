@@ -80,20 +80,20 @@ def test_dvc_records_the_nights_values_and_sees_the_difference_afterwards(worksp
 @pytest.mark.parametrize(
     "changes",
     [
-        {"student_train": {"epochs": 4, "pseudo": {"draw": "all"}}},
-        {"student_train.epochs": 4, "student_train.pseudo": {"draw": "all"}},
+        {"student_train": {"epochs": 4, "pseudo": {"mix": "none"}}},
+        {"student_train.epochs": 4, "student_train.pseudo": {"mix": "none"}},
     ],
 )
 def test_a_mapping_keeps_what_it_does_not_name_as_params_yaml_has_it(
     workspace: Path, changes: dict[str, object]
 ) -> None:
     params = workspace / "params.yaml"
-    set_params(workspace, {"student_train.pseudo": {"draw": "probability", "share": 0.4}})
+    set_params(workspace, {"student_train.pseudo": {"mix": "cutmix", "share": 0.4}})
     before = Params.load(params).student_train
     with parameters_of_night(workspace, changes):
         tonight = Workspace(workspace).params.student_train
     assert {name for name, value in tonight if value != getattr(before, name)} == {"epochs", "pseudo"}
-    assert {name for name, value in tonight.pseudo if value != getattr(before.pseudo, name)} == {"draw"}
+    assert {name for name, value in tonight.pseudo if value != getattr(before.pseudo, name)} == {"mix"}
 
 
 def test_an_empty_mapping_empties_its_section() -> None:
