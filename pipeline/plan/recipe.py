@@ -143,6 +143,10 @@ def _threshold(f: Facts) -> tuple[str | float, str]:
     return 0.9, f"{f.calibrate_blocks} block(s): too few to measure one"
 
 
+def _human_weight(f: Facts, of_answers: float) -> tuple[float, str]:
+    return (1.0, "polygons label many pixels") if f.merges else (of_answers, "answers label few pixels")
+
+
 def _threshold_of_others(f: Facts) -> tuple[str | float, str]:
     if f.merges:  # outside of polygons a teacher errs most: thresholds pay there
         return _threshold(f)
@@ -235,6 +239,7 @@ RULES: dict[str, Rule | tuple[Any, str]] = {
     "student_train.optimiser.warmup_steps": (20, ""),
     "student_train.pseudo.fine_only_epochs": lambda f: (max(1, f.epochs // 5 // 4), "a quarter at the end"),
     "student_train.pseudo.colour": (0.5, ""),
+    "student_train.pseudo.human_weight": lambda f: _human_weight(f, 100.0),
     "student_train.epochs": lambda f: (max(2, f.epochs // 5), "a fifth of the teacher's"),
     "student_train.epoch_samples": lambda f: (
         (2 * _LEAST_CROPS, "twice, to share with auto-labelled ones")
@@ -262,6 +267,7 @@ _OF_STUDENT: dict[str, Rule | tuple[Any, str]] = {
         else (0.75, "of the crops, as measured in short trainings")
     ),
     "student_train.pseudo.fine_only_epochs": (0, "labels of another network teach to the end"),
+    "student_train.pseudo.human_weight": lambda f: _human_weight(f, 20.0),
     "student_train.epochs": _epochs_of_others,
 }
 _OF_TEACHER = ("teacher_train.", "teacher_pretrain.", "auto_infer.scales", "auto_infer.flip")

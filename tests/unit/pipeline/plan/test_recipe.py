@@ -73,6 +73,8 @@ def test_camvids_facts_give_the_profile_that_was_measured_there() -> None:
         ("auto_infer.scales", {"size": (1080, 1920)}, [0.5, 1.0]),
         ("auto_infer.scales", {"size": (1080, 1920), "machine": GPU}, [0.5, 1.0, 2.0]),
         ("auto_infer.flip", {"size": (1080, 1920)}, False),
+        ("student_train.pseudo.human_weight", {}, 100.0),
+        ("student_train.pseudo.human_weight", {"merges": True}, 1.0),
         ("evaluate.max_gap", {"step": 0}, 0),
     ],
 )
@@ -87,6 +89,7 @@ def test_a_student_of_other_networks_trains_four_times_as_long_where_a_gpu_makes
         length[machine], share[machine] = choices["student_train.epochs"], choices["student_train.pseudo.share"].value
     assert (length[CPU].value, length[GPU].value) == (120, 480)
     assert "480 gain more" in length[CPU].why
+        assert choices["student_train.pseudo.human_weight"].value == 20.0, "more drowns labels that are right"
     assert share == {CPU: 0.75, GPU: 0.5}, "of auto-labelled crops: as measured at these lengths"
 
 
