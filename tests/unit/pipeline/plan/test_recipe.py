@@ -87,9 +87,9 @@ def test_a_student_of_other_networks_trains_four_times_as_long_where_a_gpu_makes
     for machine in (CPU, GPU):
         choices = {one.key: one for one in recipe_of_student(replace(CAMVID, machine=machine), ["onnx:a.onnx"])}
         length[machine], share[machine] = choices["student_train.epochs"], choices["student_train.pseudo.share"].value
+        assert choices["student_train.pseudo.human_weight"].value == 20.0, "more drowns labels that are right"
     assert (length[CPU].value, length[GPU].value) == (120, 480)
     assert "480 gain more" in length[CPU].why
-        assert choices["student_train.pseudo.human_weight"].value == 20.0, "more drowns labels that are right"
     assert share == {CPU: 0.75, GPU: 0.5}, "of auto-labelled crops: as measured at these lengths"
 
 
