@@ -132,11 +132,10 @@ def chosen_policy(ws: Workspace, made: LabelStore | Curves) -> ThresholdPolicy:
     if path is None:
         return from_threshold(float(threshold), made.classes)
     if not path.is_file():
-        hint = (
-            "run calibrate first"
-            if ws.params.pseudo_label.is_measured
-            else "correct pseudo_label.threshold in params.yaml"
-        )
+        hint = "correct pseudo_label.threshold in params.yaml"
+        if ws.params.pseudo_label.is_measured:
+            measurable = ws.params.data.target.has_labels
+            hint = "run calibrate first" if measurable else "there are no labels to measure it on: set it to a number"
         raise ConfigError(f"pseudo_label.threshold is {threshold}: {path} is not there", hint=hint)
     policy = ThresholdPolicy.load(path)
     where = str(made.path) if isinstance(made, LabelStore) else "the calibration's labels"

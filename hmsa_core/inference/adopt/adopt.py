@@ -143,7 +143,10 @@ def adopt_pairs(
 
 def _context(teachers: Spec, runtime: RuntimeConfig) -> JobContext:
     """This process as a job, once the networks' files are there."""
-    for source in parse(teachers):
+    sources = parse(teachers)
+    for number, source in enumerate(sources):
+        if source in sources[:number]:
+            raise ConfigError(f"{source}: is given twice", hint="name it once: `adopt` weighs the networks")
         if source.adopted is not None:
             raise ConfigError(f"{source}: is what `adopt` has written", hint="give the networks themselves")
         _ = source.files  # whether they are there

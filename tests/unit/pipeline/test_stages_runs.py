@@ -512,6 +512,10 @@ def test_a_policy_that_is_not_there_is_reported_with_the_key_that_names_it(ws, t
     with pytest.raises(ConfigError, match=r"threshold is policies/none\.json: .*none\.json is not there") as caught:
         chosen_policy(ws, raw)
     assert "params.yaml" in caught.value.hint
+    images = {"data.target": {"kind": "plain", "root": str(tmp_path), "labels": ""}}
+    with pytest.raises(ConfigError) as caught:
+        chosen_policy(edited(ws, images | {"pseudo_label.threshold": "policy"}), raw)
+    assert "set it to a number" in caught.value.hint, "calibrate has nothing to measure on"
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -281,6 +281,8 @@ def test_without_names_and_labels_one_line_says_what_to_give(photographs: Path, 
     with pytest.raises(ConfigError, match="none of its 5 classes") as caught:
         _adopt(photographs, f"onnx:{network}", labels=False)
     assert "--labels" in (caught.value.hint or "")
+    with pytest.raises(ConfigError, match="is given twice"):
+        _adopt(photographs, *[f"onnx:{network}"] * 2)
 
 
 def test_a_name_that_the_labels_contradict_is_overruled_and_said(photographs: Path, tmp_path: Path) -> None:

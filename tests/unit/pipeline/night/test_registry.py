@@ -345,6 +345,8 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     version = registry.register(checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
     registry.promote(version)
     assert "50.00" in models("list").out
+    first_line = models("list").out.splitlines()[0]
+    assert first_line.startswith(f"teacher now: models/registry/{version.name} (promote by ")
     listed = json.loads(models("list", "--json").out)
     assert (listed["champion"], listed["versions"][0]["current"]) == (version.name, True)
     atomic.write_json(version.path / "record.json", version.record | {"metrics": {"mean_iou": None}})
