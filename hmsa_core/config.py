@@ -357,7 +357,10 @@ class PseudoConfig(Section):
         " or classmix (Olsson et al. 2021)",
     )
     human_weight: float = setting(
-        1.0, "weight of human pixels on auto-labelled crops in the loss; where answers label few, 100", ge=0.0
+        1.0,
+        "weight of human pixels on auto-labelled crops in the loss, at most that at which all of a label store's human"
+        " pixels weigh as much as its others; where answers label few: 20 to 100",
+        ge=0.0,
     )
 
     def acts_by_source(self, colour: float) -> bool:

@@ -28,9 +28,10 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.plan import EpochPlan
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.inference.teachers.sources import digest_of, lineage_of
-from hmsa_core.io.atomic import digest
+from hmsa_core.io.atomic import digest, read_json
 from hmsa_core.io.errors import ConfigError, HmsaError, TrainingError
 from hmsa_core.labels import LabelStore
+from hmsa_core.labels.finalise import STATISTICS
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.lineage import Lineage, learned
 from hmsa_core.result_keys import train_material
@@ -54,6 +55,7 @@ class RunData:
     lineage: Lineage  # all training data of the result
     key: str  # digest of settings and data: the same key means the same result
     stores: list[dict[str, Any]]  # digest, images and weight of each label store
+    human_weight: float  # of human pixels on auto-labelled crops in the loss
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,18 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), parts),
         key=digest(material),
         stores=[{"digest": p.store.digest, "images": len(p.samples), "weight": p.weight} for p in parts],
+        human_weight=_human_weight(config.pseudo.human_weight, [part.store.path for part in parts]),
     )
+
+
+def _human_weight(wanted: float, stores: Sequence[Path]) -> float:
+    """The weight at which human pixels weigh at most as much as all others: more would drown the teacher's labels."""
+    if wanted <= 1.0:
+        return wanted
+    rows = [row for store in stores for row in read_json(store / STATISTICS)["classes"]]
+    human = sum(int(row["from_human"] + row["both"]) for row in rows)
+    others = sum(int(row["final"]) for row in rows) - human
+    return max(1.0, min(wanted, others / max(1, human)))
 
 
 def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks: Ranks) -> _Pseudo:

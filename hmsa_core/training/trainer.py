@@ -36,10 +36,17 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, model: MultiScaleModel, ranks: Ranks, *, timeline: Timeline, stop: StopRequest
+        self,
+        config: TrainConfig,
+        model: MultiScaleModel,
+        ranks: Ranks,
+        *,
+        timeline: Timeline,
+        stop: StopRequest,
+        human_weight: float = 1.0,
     ) -> None:
         self.config, self.model, self.ranks, self.stop = config, model, ranks, stop
-        self.timeline = timeline
+        self.timeline, self.human_weight = timeline, human_weight
         self.passes = passes_a_step(config, ranks.world)
         self.step = 0  # optimiser steps done
         self.saved_step: int | None = None  # newest durable state, for messages
@@ -136,7 +143,7 @@ class Trainer:
             output = self.replicas.forward(images)
         weight = None
         if human is not None:
-            weight = torch.where(human.to(device, non_blocking=True), self.config.pseudo.human_weight, 1.0)
+            weight = torch.where(human.to(device, non_blocking=True), self.human_weight, 1.0)
         return training_loss(output, labels, self.config.loss, weight=weight)
 
     def _autocast(self) -> torch.autocast:

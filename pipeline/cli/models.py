@@ -105,11 +105,11 @@ def _scores(ws: Workspace) -> dict[Any, float]:
     return {row["weights_sha256"]: row["settings"][main]["value"] for row in metrics["models"].values()}
 
 
-def _why(registry: Registry) -> str:
+def _why(registry: Registry, current: str) -> str:
     """What made the present teacher the teacher, who, and why: the last line of the history."""
-    if not (lines := registry.history()):
+    last = (registry.history() or [{}])[-1]
+    if last.get("to") != current:
         return ""
-    last = lines[-1]
     reason = f": {last['reason']}" if last.get("reason") else ""
     return f" ({last['action']} by {last.get('by', '?')}{reason})"
 
@@ -130,7 +130,7 @@ def _list(ws: Workspace, registry: Registry, current: str, *, as_json: bool) -> 
         listed = {"teacher": current, "champion": champion and champion.name, "versions": rows}
         sys.stdout.write(json.dumps(listed, indent=1, sort_keys=True) + "\n")
         return
-    sys.stdout.write(f"teacher now: {current}{_why(registry)}\n")
+    sys.stdout.write(f"teacher now: {current}{_why(registry, current)}\n")
     scores = _scores(ws)
     for version in versions:
         miou = version.record.get("metrics", {}).get("mean_iou", scores.get(version.record.get("weights_sha256")))

@@ -15,8 +15,9 @@ import torch
 from hmsa_core.config import TrainConfig
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.sampling import Centroids, find_centroids
-from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.atomic import sha256_file, write_json
 from hmsa_core.io.process import StopRequest
+from hmsa_core.labels.finalise import STATISTICS
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.store.shards import ShardWriter, plan_shards
 from hmsa_core.labels.store.writer import write_manifest
@@ -106,9 +107,12 @@ def write_data(
 
 
 def write_store(
-    data: Path, store: Path, *, index: str = "extra", teacher: str = "unknown", source: str = "teacher"
+    data: Path, store: Path, *, index: str = "extra", teacher: str = "unknown", source: str = "teacher", human: int = 0
 ) -> Path:
-    """A thresholded label store of an index's images: their labels with a third of the pixels withheld."""
+    """A thresholded label store of an index's images: their labels with a third of the pixels withheld.
+
+    Its statistics say that `human` of 100 pixels were labelled by people, whatever `source` says.
+    """
     found = Index.load(data / f"{index}.parquet")
     plans = plan_shards([], [(s.name, s.image_sha256) for s in found.samples], 4, "0" * 64)
     by_name, lineage = found.by_name(), {"teacher": teacher}
@@ -120,7 +124,8 @@ def write_store(
             code = np.full_like(label, 250)
             writer.add_coded(name, label, code, source=np.where(label != 255, SOURCES[source], 0).astype(np.uint8))
         writer.close()
-    write_manifest(store, plans, lineage, classes=found.classes)
+    write_json(store / STATISTICS, {"classes": [{"from_human": human, "both": 0, "final": 100}]})
+    write_manifest(store, plans, lineage, classes=found.classes, extras=[STATISTICS])
     return store
 
 

@@ -346,6 +346,16 @@ def test_the_weight_acts_on_human_pixels_of_auto_labelled_crops_alone(
         torch.testing.assert_close(plain[name], (double[name] + none[name]) / 2, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("human", "weight"), [(1, 99.0), (4, 24.0), (60, 1.0)])
+def test_human_pixels_weigh_at_most_as_much_as_all_others(
+    data: Path, tmp_path: Path, human: int, weight: float
+) -> None:
+    labels = write_store(data, tmp_path / "store", human=human)
+    spec = train_spec(data, tmp_path, pseudo=pseudo_data(data, labels), epochs=1, pseudo__human_weight=100.0)
+    run(spec)
+    assert events(spec, "start")[0]["human_weight"] == weight
+
+
 def test_training_learns(data: Path, tmp_path: Path) -> None:
     spec = train_spec(
         data,
