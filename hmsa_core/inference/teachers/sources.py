@@ -294,12 +294,15 @@ def _onnx_model(path: Path) -> Any:
         import onnx
         from google.protobuf.message import DecodeError
     try:
-        return onnx.load(str(path), format="protobuf", load_external_data=False)  # not by the name's ending
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)  # not by the name's ending
+        if not model.graph.node:  # an empty file is a valid message
+            raise DecodeError("it holds no graph")
     except DecodeError as error:
         raise CheckpointError(
             f"onnx:{path}: is no ONNX file, or damaged ({error})",
             hint="`autolabel export-model` writes one of a checkpoint; other files are not read as networks",
         ) from error
+    return model
 
 
 def onnx_metadata(path: Path, table: Table) -> dict[str, Any]:

@@ -304,6 +304,8 @@ def test_missing_and_damaged_files_say_so(data: Path, tmp_path: Path) -> None:
     refused(InputError, r"onnx:\S+none.onnx: no such file", f"onnx:{tmp_path}/none.onnx")
     (tmp_path / "torn.onnx").write_bytes((data / "colours.onnx").read_bytes()[:200])
     refused(CheckpointError, "no ONNX file, or damaged|cannot run it", f"onnx:{tmp_path}/torn.onnx")
+    (tmp_path / "empty.onnx").touch()
+    refused(CheckpointError, "no ONNX file, or damaged", f"onnx:{tmp_path}/empty.onnx")
     refused(InputError, r"hf:\S+nowhere: no such folder", f"hf:{tmp_path}/nowhere")
     refused(InputError, r"scores:\S+nowhere: no such folder", f"scores:{tmp_path}/nowhere")
     assert "did you mean onnx?" in refused(ConfigError, "unknown kind 'onx'", "onx:net.onnx").hint
