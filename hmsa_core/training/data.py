@@ -55,7 +55,6 @@ class RunData:
     lineage: Lineage  # all training data of the result
     key: str  # digest of settings and data: the same key means the same result
     stores: list[dict[str, Any]]  # digest, images and weight of each label store
-    human_weight: float  # of human pixels on auto-labelled crops in the loss
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         raise ConfigError(f"{spec.fine.selection.index}: no image with a fine label passes the selection")
     parts = [_open_pseudo(chosen, spec, index.classes, ranks) for chosen in spec.pseudo]
     pseudo = _joined(parts)
+    weight = _human_weight(config.pseudo.human_weight, [part.store.path for part in parts])
     plan = EpochPlan(
         fine,
         Centroids.load(spec.fine.centroids),
@@ -111,7 +111,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         pseudo=[sample for sample, _ in pseudo],
         pseudo_centroids=_centroids_of(parts, [sample.name for sample, _ in pseudo]),
         pseudo_weights=[weight for _, weight in pseudo],
-        pseudo_config=config.pseudo,
+        pseudo_config=config.pseudo.model_copy(update={"human_weight": weight}),
     )
     material = train_material(spec, index.classes, fine)
     if ranks.norm_ranks > 1:
@@ -136,18 +136,17 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), parts),
         key=digest(material),
         stores=[{"digest": p.store.digest, "images": len(p.samples), "weight": p.weight} for p in parts],
-        human_weight=_human_weight(config.pseudo.human_weight, [part.store.path for part in parts]),
     )
 
 
 def _human_weight(wanted: float, stores: Sequence[Path]) -> float:
-    """The weight at which human pixels weigh at most as much as all others: more would drown the teacher's labels."""
+    """The weight, but human pixels weigh at most as much as all others: more would drown the teacher's labels."""
     if wanted <= 1.0:
         return wanted
     rows = [row for store in stores for row in read_json(store / STATISTICS)["classes"]]
     human = sum(int(row["from_human"] + row["both"]) for row in rows)
     others = sum(int(row["final"]) for row in rows) - human
-    return max(1.0, min(wanted, others / max(1, human)))
+    return max(1.0, min(wanted, others / human)) if human else 1.0
 
 
 def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks: Ranks) -> _Pseudo:

@@ -185,7 +185,12 @@ class _Run:
         self.timeline = Timeline(data.plan, config.global_batch)
         model, fresh = make_model(spec, data.classes.num_classes, context.ranks)
         self.trainer = Trainer(
-            config, model, context.ranks, timeline=self.timeline, stop=context.stop, human_weight=data.human_weight
+            config,
+            model,
+            context.ranks,
+            timeline=self.timeline,
+            stop=context.stop,
+            human_weight=data.plan.pseudo_config.human_weight,
         )
         self.states = StateStore(spec.work / "state", key=data.key, keep=config.keep_checkpoints)
         self.validation = None
@@ -226,7 +231,7 @@ class _Run:
             key=self.data.key,
             stage=self.spec.stage,
             images={"fine": len(self.data.fine), "pseudo": len(self.data.pseudo)},
-            human_weight=self.data.human_weight,
+            human_weight=self.trainer.human_weight,
             init_from=str(self.spec.init_from or ""),
             initialised_fresh=fresh,
         )

@@ -180,7 +180,7 @@ def write_student_data(folder: Path) -> Path:
     write_data(folder)
     write_data(folder, prefix="extra", images=6, first_seed=100)
     write_data(folder, prefix="held", images=3, first_seed=200, role="calibrate")
-    write_store(folder, folder / "store")
+    write_store(folder, folder / "store", human=1)
     return folder
 
 

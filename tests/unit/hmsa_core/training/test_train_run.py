@@ -320,7 +320,7 @@ def test_accumulated_passes_equal_one_large_pass_but_for_batch_norm(data: Path, 
 def test_the_weight_acts_on_human_pixels_of_auto_labelled_crops_alone(
     data: Path, store: Path, tmp_path: Path, source: str
 ) -> None:
-    labels = store if source == "teacher" else write_store(data, tmp_path / "store", source=source)
+    labels = store if source == "teacher" else write_store(data, tmp_path / "store", source=source, human=1)
 
     def weights(name: str, **changes: Any) -> dict[str, Any]:
         spec = train_spec(
@@ -346,7 +346,7 @@ def test_the_weight_acts_on_human_pixels_of_auto_labelled_crops_alone(
         torch.testing.assert_close(plain[name], (double[name] + none[name]) / 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("human", "weight"), [(1, 99.0), (4, 24.0), (60, 1.0)])
+@pytest.mark.parametrize(("human", "weight"), [(0, 1.0), (1, 99.0), (4, 24.0), (60, 1.0)])
 def test_human_pixels_weigh_at_most_as_much_as_all_others(
     data: Path, tmp_path: Path, human: int, weight: float
 ) -> None:
