@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import chdir
+from collections.abc import Iterator
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.cli.stage import prepare_process
 from pipeline.night.reaper import nightly_lock
 from pipeline.workspace.registry import Registry, damage
+from pipeline.workspace.table import CURRENT, TABLE
 from pipeline.workspace.workspace import Workspace
 
 _OF_NO_VERSION = {  # actions that would silently ignore a version
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     ws = Workspace.find(args.workspace)
     registry = Registry(ws.root)
     if args.action == "rollback":
-        with nightly_lock(ws.root):  # a night that another teacher began would fail
+        with _nothing_reads_the_teacher(ws):
             sys.stdout.write(f"teacher: {registry.rollback(by=args.by, reason=args.reason)}\n")
         return 0
     current = registry.current()
@@ -76,10 +78,21 @@ def run(args: argparse.Namespace) -> int:
         registry.pin_champion(version)
         sys.stdout.write(f"reference champion: {version.name}\n")
         return 0
-    with nightly_lock(ws.root):
+    with _nothing_reads_the_teacher(ws):
         registry.promote(version, by=args.by, reason=args.reason)
     sys.stdout.write(f"teacher: models/registry/{version.name} (was {current})\n")
     return 0
+
+
+@contextmanager
+def _nothing_reads_the_teacher(ws: Workspace) -> Iterator[None]:
+    """Hold off nights, and stages that read the teacher: they would fail at their end, as it is another one then."""
+    with ExitStack() as locks:
+        locks.enter_context(nightly_lock(ws.root))
+        for stage in TABLE:
+            if CURRENT in stage.deps:
+                locks.enter_context(ws.lock(stage.name))
+        yield
 
 
 def _aa(ws: Workspace, runs: int) -> int:

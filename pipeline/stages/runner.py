@@ -26,7 +26,7 @@ from pipeline.workspace.named_files import check_named_files
 from pipeline.workspace.params import stages_of_chain
 from pipeline.workspace.registry import Registry
 from pipeline.workspace.settings import write_resolved
-from pipeline.workspace.table import Stage, row_of
+from pipeline.workspace.table import CURRENT, Stage, row_of
 from pipeline.workspace.work import in_words
 from pipeline.workspace.workspace import SETTINGS, Workspace
 from pipeline.workspace.yaml_text import read_yaml
@@ -88,8 +88,8 @@ def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
         for part in dotted.split("."):
             here = here.get(part) if isinstance(here, dict) else None
         found[f"{SETTINGS}: {dotted}"] = here
-    if "models/current.json" in row.deps:
-        found["models/current.json"] = Registry(ws.root).current()
+    if CURRENT in row.deps:
+        found[CURRENT] = Registry(ws.root).current()
     return found
 
 

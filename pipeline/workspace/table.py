@@ -42,6 +42,7 @@ class Stage:
 
 TARGET_ROOT = "${data.target.root}"  # or the folders below it that are read
 PRETRAIN_ROOT = "${data.pretrain.root}"  # a dependency only where there is a pretraining set
+CURRENT = "models/current.json"  # names the teacher
 _MODELS = ("models/teacher", "models/student", "models/control")
 
 
@@ -82,7 +83,7 @@ TABLE = (
     Stage(
         "calibrate",
         "measure precision per class and confidence on images the teacher never saw; choose thresholds",
-        deps=(*_index("calibrate"), "models/teacher", "models/current.json"),
+        deps=(*_index("calibrate"), "models/teacher", CURRENT),
         outs=("calibration",),
         plots=("plots/calibrate-curves.png",),
         params=("auto_infer", "evaluate.max_leaked", "evaluate.max_gap", "evaluate.max_distance"),
@@ -91,7 +92,7 @@ TABLE = (
     Stage(
         "auto-infer",
         "label coarse and unlabelled images with the current teacher, only new ones (calibrate labels so, too)",
-        deps=(*_index("unlabelled"), "models/teacher", "models/current.json"),
+        deps=(*_index("unlabelled"), "models/teacher", CURRENT),
         outs=("labels/raw",),
         plots=("plots/auto-infer-confidence.png",),
     ),
@@ -122,7 +123,7 @@ TABLE = (
             *_index("learn", "calibrate", "unlabelled", "centroids-target"),
             "labels/final",
             "models/teacher",
-            "models/current.json",
+            CURRENT,
         ),
         outs=("models/student", "models/control"),
         plots=("plots/student-train-loss.png",),
@@ -130,7 +131,7 @@ TABLE = (
     Stage(
         "evaluate",
         "score teacher, student, control and incumbent on images in nobody's lineage; judge the student",
-        deps=(*_index("report"), "policies", *_MODELS, "models/current.json", "calibration"),
+        deps=(*_index("report"), "policies", *_MODELS, CURRENT, "calibration"),
         outs=("evaluation",),
         plots=("plots/evaluate-iou.png", "plots/evaluate-confusion.png"),
         params=("auto_infer", "calibrate", "pseudo_label.threshold"),

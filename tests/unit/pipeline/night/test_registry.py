@@ -204,9 +204,10 @@ def test_nobody_rolls_back_to_a_damaged_model_or_promotes_one(registry: Registry
     assert registry.rollback().endswith(first.name), "the last whole one, where the teacher is damaged, too"
 
 
-def test_the_teacher_stays_while_a_night_or_aa_trainings_use_it(registry: Registry, models) -> None:
+@pytest.mark.parametrize("user", ["night", "calibrate", "auto-infer", "student-train", "evaluate"])
+def test_the_teacher_stays_while_a_night_or_a_stage_uses_it(registry: Registry, models, user: str) -> None:
     first, second = _promoted(registry, "ab")
-    with nightly_lock(registry.root):
+    with nightly_lock(registry.root) if user == "night" else Workspace(registry.root).lock(user):
         for switch in (["rollback"], ["promote", first.name]):
             assert "is in use by process" in models(*switch, status=75).err
         assert registry.current().endswith(second.name)
