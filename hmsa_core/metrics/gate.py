@@ -189,9 +189,7 @@ def _mean_gain(
     if not known and len(runs) >= config.min_aa_runs:
         seed_sd = float(np.std(runs, ddof=1))
     gain, draws = new.gain_over(old)
-    boot_se = float(np.std(draws, ddof=1))
-    # Drawing n of n blocks shrinks the variance by (n - 1) / n.
-    boot = boot_se**2 * blocks / max(1, blocks - 1)
+    boot = _standard_error(draws, blocks) ** 2
     # Candidate and incumbent are one training each: their difference carries the seed variance twice.
     seed = 2.0 * (seed_sd or 0.0) ** 2
     se = float(np.sqrt(boot + seed))
@@ -203,7 +201,7 @@ def _mean_gain(
         "low": gain - t * se,
         "high": gain + t * se,
         "standard_error": se,
-        "bootstrap_se": boot_se,
+        "bootstrap_se": boot**0.5,
         "seed_sd": seed_sd,
         "aa_runs": None if aa_mean_iou is None else len(runs),
         "freedom": freedom,
@@ -216,7 +214,7 @@ def _mean_gain(
 def _champion(new: _Scores, champion: Judged, plan: Draws, alpha: float) -> dict[str, Any]:
     best = _Scores.of(champion, plan)
     loss, draws = best.gain_over(new)
-    se = float(np.std(draws, ddof=1))
+    se = _standard_error(draws, plan.blocks)
     t = _quantile(plan.blocks - 1, alpha)
     return {
         "name": champion.name,

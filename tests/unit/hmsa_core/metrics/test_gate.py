@@ -246,6 +246,9 @@ def test_a_pinned_champion_catches_losses_that_add_up() -> None:
     verdict = _verdict(candidate, incumbent, champion=_judged("v0001", champion))
     assert not verdict["promote"]
     assert any("champion v0001" in reason for reason in verdict["reasons"])
+    # Where trainings do not differ, the champion is judged as an incumbent is.
+    alone = _verdict(candidate, champion, GateConfig(seed_sd=0.0, draws=400))["gain"]
+    assert verdict["champion"]["high"] == pytest.approx(-alone["low"])
 
 
 def test_later_looks_ask_for_more_evidence_and_all_looks_spend_alpha_once() -> None:
