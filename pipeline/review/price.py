@@ -134,10 +134,8 @@ def _words(after: Sequence[float], ahead: dict[str, Any] | None, answers: int) -
     if ahead is None:
         return f"too few answers for a forecast: {answers} of {_FEW}"
     value, low, high = ahead["points"]
-    said = (
-        f"{_NEXT} more answers ({ahead['minutes']:g} min at {ahead['seconds']:g} s each) would correct {value:.2f} % "
-    )
-    said += f"of the labels [{low:.2f}, {high:.2f}]"
+    said = f"{_NEXT} more answers ({ahead['minutes']:g} min at {ahead['seconds']:g} s each) would correct "
+    said += f"{value:.2f} % of the labels [{low:.2f}, {high:.2f}]"
     by_map = (
         f"drawing maps by hand ({_MAP_MINUTES:.0f} min an image) would correct {ahead['map_points']:.2f} % in this time"
     )
