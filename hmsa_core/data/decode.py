@@ -462,9 +462,9 @@ def _png_chunks(file: IO[bytes], where: str, *, is_known: bool = False) -> set[b
             crc, left = zlib.crc32(block, crc), left - len(block)
         stored = file.read(4)
         if len(stored) < 4:
-            raise DecodeError(f"{where}: the PNG ends inside a {kind!r} chunk", reason="truncated")
+            raise DecodeError(f"{where}: the PNG ends inside a chunk {kind.decode('latin-1')!r}", reason="truncated")
         if int.from_bytes(stored, "big") != crc:
-            raise DecodeError(f"{where}: wrong CRC in a {kind!r} chunk", reason="corrupt")
+            raise DecodeError(f"{where}: wrong CRC in a chunk {kind.decode('latin-1')!r}", reason="corrupt")
         kinds.add(kind)
     return kinds
 

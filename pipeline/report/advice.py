@@ -64,7 +64,7 @@ def advise(ws: Workspace) -> Advice:
     teacher, coverage = finite(mean_iou_of(iou)) or 0.0, kept["coverage"] or 0.0
     facts = _classes(ws, names, iou, kept["classes"])
     sentences = [
-        f"{fine} images have fine labels, {len(unlabelled.samples)} have none. The teacher makes {Share(teacher)} "
+        f"{fine} images have fine labels, {len(unlabelled.samples)} have none. The teacher reaches {Share(teacher)} "
         f"points of mean IoU on {len(curves.images)} calibration images. Threshold {labels} keeps {Share(coverage)} % "
         f"of their pixels, and {Share(kept['precision'])} % of the kept ones are right.",
         *_of_learning(ws),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,8 +88,9 @@ def curve_grid(curves: Curves, policy: ThresholdPolicy, target: float) -> Raw:
 def _curve(total: NDArray[np.int64], correct: NDArray[np.int64], code: int, target: float) -> Raw:
     used = np.flatnonzero(total)
     line = dict(zip(used, zip(total[used] / total[0], correct[used] / total[used], strict=True), strict=True))
-    dot = _CURVE.dot(line[code], 4.5) if code in line else ""
-    return _CURVE.svg("precision over coverage", goal=((0, target), (1, target)), line=line.values(), dots=dot)
+    axes = replace(_CURVE, floor=0.0) if any(precision < _CURVE.floor for _, precision in line.values()) else _CURVE
+    dot = axes.dot(line[code], 4.5) if code in line else ""
+    return axes.svg("precision over coverage", goal=((0, target), (1, target)), line=line.values(), dots=dot)
 
 
 def reliability(bins: Sequence[tuple[float, float, int]]) -> Raw:

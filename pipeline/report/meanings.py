@@ -60,7 +60,6 @@ _THRESHOLDS = {
     "worst precision": "precision of the class that is labelled worst",
     "class-mean coverage": "mean over the classes of the share of pixels that is kept",
     "expected": "precision that the shift of confidences lets expect in this city",
-    "usual": "precision on the calibration images",
 }
 _REST = {
     "class": "class of the data set's class file",
@@ -94,7 +93,7 @@ _REST = {
     "crops a second": "speed of the training",
     "waiting": "share of the time in which the training waited for images",
     "... at most": "of the rank that waited most",
-    "peak MB": "most GPU memory of one process",
+    "peak MB": "most memory of one process; on a GPU, of the GPU",
     "weights": "SHA-256 of the weights, its first 16 digits",
     "parents": "weights that the training started from or learned from",
     "kind": "fusion over scales: hierarchical, single, ...",

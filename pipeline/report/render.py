@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from pipeline.report.meanings import meaning
 
 _FIGURE = re.compile(r"[+−-]?[\d.,]+( %)?|–|")  # a column of such cells is aligned to the right
 
-_WIDE = 40  # letters; a longer text cell is wrapped
+_WIDE = 40  # letters; a column with a longer text cell is wrapped
 
 
 class Raw(str):
@@ -115,11 +116,12 @@ class Table:
 
     def html(self) -> Raw:
         """The table as an HTML `<table>` that scrolls if it is wider than the page."""
-        lines = ["<div class='scroll'><table><thead><tr>", *(_cell("th", h) for h in self.head)]
+        wide = [any(_is_wide(row[i]) for row in self.rows) for i in range(len(self.head))]
+        lines = ["<div class='scroll'><table><thead><tr>", *map(_cell, repeat("th"), self.head, wide)]
         lines.append("</tr></thead><tbody>")
         for i, row in enumerate(self.rows):
             kind = " class='sum'" if self.last_is_sum and i == len(self.rows) - 1 else ""
-            lines += [f"<tr{kind}>", *(_cell("td", c) for c in row), "</tr>"]
+            lines += [f"<tr{kind}>", *map(_cell, repeat("td"), row, wide), "</tr>"]
         return Raw("".join([*lines, "</tbody></table></div>"]))
 
 
@@ -132,10 +134,13 @@ def titled(name: str) -> str:
     return f" title='{esc(meaning(name))}'" if meaning(name) else ""
 
 
-def _cell(tag: str, cell: object) -> str:
-    """HTML of one table cell; the name of a figure gets its explanation as tooltip."""
+def _is_wide(cell: object) -> bool:
+    return isinstance(cell, str) and not isinstance(cell, Raw) and len(cell) > _WIDE
+
+
+def _cell(tag: str, cell: object, wide: bool) -> str:
+    """HTML of one table cell; the name of a figure gets its explanation as tooltip; a wide column is wrapped."""
     shown = cell.html() if isinstance(cell, Share | Name | Status) else esc(cell)
-    wide = isinstance(cell, str) and not isinstance(cell, Raw) and len(cell) > _WIDE
     tooltip = titled(cell) if isinstance(cell, str) else ""
     return f"<{tag}{tooltip}{' class=wrap' * wide}>{shown}</{tag}>"
 

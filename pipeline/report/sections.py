@@ -50,7 +50,7 @@ def pictures(facts: Facts, drawn: Sequence[Strip]) -> Raw:
         return Raw("<p>No picture was drawn (report.pictures).</p>")
     legend = "".join(f"<span>{name.html()}</span>" for name in facts.names)
     return Raw(
-        "<p>Every so-many-th image that was labelled automatically; nobody picked them.</p>"
+        "<p>Auto-labelled images at equal distances in their list; nobody picked them.</p>"
         f"<div class='legend'>{legend}</div><div class='pictures'>{''.join(s.html() for s in drawn)}</div>"
     )
 
@@ -161,7 +161,7 @@ def _against_global(kept: Mapping[str, Any]) -> str:
 def _drift(facts: Facts) -> str:
     """Classes whose evidence does not cover a city (drive, camera), those with most pixels first."""
     rows = [
-        [where, row["name"], row["status"], points(row.get("adjusted")), points(row.get("usual")), row["pixels"]]
+        [where, row["name"], row["status"], points(row.get("adjusted")), points(row.get("precision")), row["pixels"]]
         for where, classes in facts.shift.get("cities", {}).items()
         for row in classes
         if row["status"] not in ("covered", "nothing kept")
@@ -169,7 +169,7 @@ def _drift(facts: Facts) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: -int(row[-1]))
-    shown = Table(["where", "class", "status", "expected", "usual"], [row[:-1] for row in rows[:_DRIFT_SHOWN]])
+    shown = Table(["where", "class", "status", "expected", "precision"], [row[:-1] for row in rows[:_DRIFT_SHOWN]])
     more = f"<p class='soft'>and {len(rows) - _DRIFT_SHOWN} more, in labels/shift.json</p>"
     return f"<h3>Drift: where the evidence does not cover a class</h3>{shown.html()}{more * (len(rows) > _DRIFT_SHOWN)}"
 

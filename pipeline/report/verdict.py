@@ -103,7 +103,7 @@ def of_labels(metrics: Mapping[str, Any], statistics: Mapping[str, Any]) -> list
     gain = metrics["differences"]["student - control"]["low"]
     by_people = gain is not None and gain > 0 and _has_human_labels(statistics)
     source = ", so what is gained comes from human labels" if by_people else ""
-    cure = "Adopt another network (`autolabel adopt`), or label more images."
+    cure = "Adopt another network (autolabel adopt), or label more images."
     return [f"{shown}: they teach nothing new{source}. {cure}"]
 
 

@@ -134,14 +134,16 @@ def _words(after: Sequence[float], ahead: dict[str, Any] | None, answers: int) -
     if ahead is None:
         return f"too few answers for a forecast: {answers} of {_FEW}"
     value, low, high = ahead["points"]
-    said = f"{_NEXT} more ({ahead['minutes']:g} min at {ahead['seconds']:g} s): "
-    said += f"+{value:.2f} points [{low:.2f}, {high:.2f}]"
-    by_map = f"a map drawn by hand ({_MAP_MINUTES:.0f} min an image) brings {ahead['map_points']:.2f} in this time"
+    said = f"{_NEXT} more answers ({ahead['minutes']:g} min at {ahead['seconds']:g} s each) would correct "
+    said += f"{value:.2f} % of the labels [{low:.2f}, {high:.2f}]"
+    by_map = (
+        f"drawing maps by hand ({_MAP_MINUTES:.0f} min an image) would correct {ahead['map_points']:.2f} % in this time"
+    )
     if after[1] >= _DONE:
         return f"{said}; stop: {after[1]:.1%} are right at least"
     if high < ahead["map_points"]:
         said = f"{said}; stop: {by_map}"
     else:
-        said = f"{said}; {'go on' if low > ahead['map_points'] else 'as good as a map'}: {by_map}"
+        said = f"{said}; {'go on' if low > ahead['map_points'] else 'no clear difference'}: {by_map}"
     # On CamVid all that a student gained came from these.
     return said if answers < _ALIKE else f"{said}; `autolabel ask STORE --alike` may correct many regions like these"

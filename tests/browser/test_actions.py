@@ -352,6 +352,12 @@ def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, t
         page.until(lambda: "90.0 %" in page.text("#audit-summary"))
         page.find("#audit-finish").click()
         page.until(lambda: page.text("[data-class=road] .class-precision").endswith("90.0 %"))
+        page.until(lambda: page.text("#precision-source") == "measured for 1 of 19 classes (below)")
+        page.set_threshold("0.5")
+        page.until(lambda: page.text("#precision-source").startswith("not measured yet"))
+        page.keys("u")
+        page.until(lambda: page.find("#audit-form").is_displayed())
+        assert page.text("#audit-count") == "", "the form is about new pixels"
         assert page.console() == []
     audit = json.loads((tmp_path / "raw.audit.json").read_text())
     assert [item["verdict"] for item in audit["items"]] == ["wrong"] + ["right"] * 9
@@ -475,6 +481,16 @@ def test_scale_weights_are_computed_when_somebody_asks(browser: Any, street: Sce
         assert page.console() == []
 
 
+_HOLD_ANSWERS = """
+  [window.real, window.replies] = [window.fetch, []];
+  window.fetch = async (path, ...rest) => {
+    const reply = await window.real(path, ...rest);
+    if (String(path).includes("certificate/answer")) await new Promise((go) => window.replies.push(go));
+    return reply;
+  };
+"""
+
+
 def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_second_person(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:
@@ -516,6 +532,19 @@ def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_se
         page.until(lambda: page.find("#certificate-resume").is_displayed())
         page.find("#certificate-resume").click()
         shown(page, 8)  # 6 was answered here, 7 by the second person
+        assert (page.text("#audit-title"), page.text("#audit-count")) == ("Certificate", "8 of at most 300")
+        for number in range(8, 13):
+            shown(page, number)
+            page.keys(Keys.ARROW_RIGHT)
+        page.js(_HOLD_ANSWERS)
+        for number in (13, 14):  # the first answers end with 14; its reply brings the next pixel
+            shown(page, number)
+            page.keys(Keys.ARROW_RIGHT)
+        page.until(lambda: page.js("return window.replies.length") == 2)
+        page.js("window.replies.shift()()")
+        page.frame()
+        assert not page.find("#audit-done").is_displayed()
+        page.js("window.replies.shift()(); window.fetch = window.real")
         for _answer in range(200):
             page.until(
                 lambda: page.find("#audit-done").is_displayed() or page.find("#audit-close").get_attribute("data-item")
@@ -523,7 +552,9 @@ def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_se
             if page.find("#audit-done").is_displayed():
                 break
             page.keys(Keys.ARROW_RIGHT)
-        page.until(lambda: "sky" in page.text("#audit-summary"))
+        page.until(lambda: "Certified at 80.0 %: sky." in page.text("#audit-summary"))
+        assert "from 0" in page.text("#audit-results")
+        assert page.js("const a = document.querySelector('#audit aside'); return a.scrollWidth <= a.clientWidth")
         assert page.console() == []
     assert main(["verify", "--certificate", str(file)]) == 0
     assert json.loads(file.read_text())["results"]["sky"]["certified"]

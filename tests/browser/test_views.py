@@ -224,7 +224,7 @@ def test_straight_after_label_the_page_shows_photographs_with_every_pixel_and_sa
         assert page.find("#threshold").get_attribute("data-edge") == "0.00"
         assert page.text("#kept-share-total") == "100.00 %"
         assert not page.find("#no-picture").is_displayed()
-        assert page.text("#precision-source") == "not measured yet: press u and judge some pixels"
+        assert page.text("#precision-source") == "not measured yet: judge 5 pixels of each class (u)"
         page.keys("u")
         page.until(lambda: page.find("#audit").is_displayed())
     session = Session(scenes.store)

@@ -183,6 +183,8 @@ function open(found) {
 function setup() {
   byId("ask-setup").hidden = false;
   run.hidden = true;
+  setText(byId("ask-count"), "");
+  byId("ask-progress").value = 0;
   byId("ask-aim").value = state.focus >= 0 ? store.classes[state.focus].name : "";
   byId("ask-budget").focus();
 }

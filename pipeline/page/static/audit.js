@@ -3,7 +3,7 @@
 
 import { api } from "./api.js";
 import { corner, drawCrop, judgingKeys, pictureOf, submit } from "./closeup.js";
-import { byId, fill, h, percent, setText } from "./dom.js";
+import { byId, compact, fill, h, percent, setText } from "./dom.js";
 import { loadPlanes, prefetch } from "./loader.js";
 import { coloursOf, css } from "./palette.js";
 import { state, thresholdParams } from "./state.js";
@@ -15,6 +15,7 @@ let store = null;
 let audit = null; // {id, items: [{name, class, x, y, verdict}], results, overall}
 let at = 0;
 let maskShown = true;
+let waiting = 0; // answers that the server has not confirmed yet
 let finished = () => {};
 
 const isCertificate = () => audit.kind === "certificate";
@@ -22,9 +23,9 @@ const answered = () => audit.items.filter((item) => item.verdict).length;
 
 function progress() {
   const done = answered();
-  byId("audit-progress").max = audit.items.length;
-  byId("audit-progress").value = done;
-  setText(byId("audit-count"), `${done} of ${audit.items.length}`);
+  const most = Math.max(audit.items.length, audit.budget ?? 0); // a certificate draws its pixels bit by bit
+  [byId("audit-progress").max, byId("audit-progress").value] = [most, done];
+  setText(byId("audit-count"), `${done} of ${isCertificate() ? "at most " : ""}${most}`);
   const rows = audit.results.map((row) => {
     const name = store.classes[row.class].name;
     const known = isCertificate() ? row.precision !== null : row.right + row.wrong > 0;
@@ -44,8 +45,8 @@ function progress() {
 const certified = () => audit.results.filter((row) => row.certified);
 
 function certificateState(row) {
-  const more = row.more_draws === null ? "" : `${row.more_draws} more`;
-  return row.certified ? `≥ ${percent(row.lower, 1, 1)} from ${row.threshold} on, keeps ${percent(row.coverage, 1, 0)}${more && `; ${more}: +${row.more_pixels} px`}` : more;
+  const more = row.more_draws === null ? "" : `after ${row.more_draws} more`;
+  return row.certified ? `≥ ${percent(row.lower, 1, 1)} from ${row.threshold} on, keeps ${percent(row.coverage, 1, 0)}${more && `; +${compact(row.more_pixels)} px ${more}`}` : more;
 }
 
 function drawMask(planes, item, canvas, left, top, size) {
@@ -124,9 +125,9 @@ function finish() {
     const names = certified().map((row) => store.classes[row.class].name);
     const [[worst], [next]] = [audit.wrong, audit.pays];
     setText(byId("audit-summary"), `${answered()} pixels judged. Certified at ${percent(audit.target, 1, 1)}: ${names.join(", ") || "no class"}.`
-      + ` ${audit.more.answers} more answers add about ${audit.more.pixels} pixels (${percent(audit.more.coverage, 1, 1)} of all).`
+      + ` ${audit.more.answers} more answers would certify about ${compact(audit.more.pixels)} more pixels (${percent(audit.more.coverage, 1, 1)} of all).`
       + (worst ? ` Most wrong pixels are expected in ${worst.image} (${worst.class}).` : "")
-      + (next ? ` 50 more answers pay most in ${next.class}: they confirm about ${next.confirm} kept pixels and bring ${next.bring}.` : ""));
+      + (next ? ` 50 of them in ${next.class} alone would certify about ${compact(next.confirm)} pixels that are kept now and ${compact(next.bring)} that are not.` : ""));
   } else setText(byId("audit-summary"), audit.overall
     ? `${answered()} pixels judged. ${percent(audit.overall.precision, 1, 1)} of kept pixels are right (95 % interval ${percent(audit.overall.low, 1, 1)} to ${percent(audit.overall.high, 1, 1)}).`
     : "Nothing was judged.");
@@ -145,14 +146,15 @@ async function answer(verdict) {
   while (at < audit.items.length && audit.items[at].verdict) at += 1;
   if (item.failed || audit.items[at]) showItem(); // else the reply may bring the next pixel
   if (item.failed) return; // nobody saw it: left out
+  waiting += 1;
   try {
     const shown = audit.items[at];
-    const reply = await api.post(isCertificate() ? "certificate/answer" : "audit/answer", { audit: audit.id, item: number, verdict });
+    const reply = await api.post(isCertificate() ? "certificate/answer" : "audit/answer", { audit: audit.id, item: number, verdict }).finally(() => { waiting -= 1; });
     audit.results = reply.results;
     audit.overall = reply.overall;
     if (reply.items) merge(reply);
     if (shown && audit.items[at]) progress();
-    else showItem();
+    else if (audit.items[at] || !waiting) showItem(); // the reply to a later answer may bring the next pixel
   } catch (error) {
     item.verdict = null;
     at = Math.min(at, number);
@@ -193,6 +195,8 @@ function open(found) {
   if (at < 0) at = audit.items.length;
   byId("audit-setup").hidden = true;
   byId("audit-run").hidden = false;
+  setText(byId("audit-title"), isCertificate() ? "Certificate" : "Click audit");
+  setText(byId("audit-range"), isCertificate() ? "certified" : "95 %");
   byId("audit-run").focus();
   showItem();
 }
@@ -212,6 +216,9 @@ function key(event) {
 export async function openAudit() {
   byId("audit-setup").hidden = false;
   byId("audit-run").hidden = true;
+  setText(byId("audit-title"), "Click audit");
+  setText(byId("audit-count"), "");
+  byId("audit-progress").value = 0;
   byId("audit-focus-line").hidden = state.focus < 0;
   if (state.focus >= 0) setText(byId("audit-focus-name"), `only ${store.classes[state.focus].name}`);
   dialog.showModal();

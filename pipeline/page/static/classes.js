@@ -59,7 +59,7 @@ function precisionOf(c) {
   const title = lines.filter(Boolean).join("\n");
   if (["audit", "certificate"].includes(known?.precision_source)) return { text: percent(known.precision, 1, 1), title, source: "audit" };
   if (right && kept) return { text: percent(at(right, c, threshold), kept, 1), title, source: "" };
-  return { text: "–", title: kept ? "not measured yet: an audit (u) measures it" : "nothing of this class is kept", source: "" };
+  return { text: "–", title: kept ? "not measured yet: an audit (u) of 5 pixels or more measures it" : "nothing of this class is kept", source: "" };
 }
 
 function toggleVisible(c, solo) {

@@ -11,6 +11,7 @@ import { at, CODES, edgeText, nearestCode, parseThreshold } from "./thresholds.j
 let store = null;
 let draw = null;
 let judged = null; // measured precision of the whole store at the present thresholds, where no table expects one
+const UNKNOWN = "not measured yet: judge 5 pixels of each class (u)";
 const slider = byId("threshold");
 const field = byId("threshold-value");
 
@@ -135,7 +136,7 @@ function typed() {
   message.hidden = code !== null;
   if (code !== null) return setGlobal(code);
   const take = (edge) => h("button.chip", { type: "button", onclick: () => { message.hidden = true; field.setAttribute("aria-invalid", "false"); field.value = edge; typed(); } }, edge);
-  return fill(message, neighbours.length ? `${field.value} is not on the grid. Neighbours: ` : "Give a number from 0 to 1. ", ...neighbours.map(take));
+  return fill(message, neighbours.length ? `${field.value} is not on the grid. Neighbours: ` : "Give a number from 0 to 1, such as 0.9. ", ...neighbours.map(take));
 }
 
 /** Say how much is measured where no calibration table gives an expectation; `stats`: figures of the present thresholds. */
@@ -144,7 +145,8 @@ export function useWhole(stats) {
   const known = stats.classes.filter((row) => row.precision !== null).length;
   judged = stats.precision;
   showTotals();
-  if (known) setText(byId("precision-source"), stats.precision === null ? `measured for ${known} classes (below)` : stats.precision_source);
+  const some = known ? `measured for ${known} of ${stats.classes.length} classes (below)` : UNKNOWN;
+  setText(byId("precision-source"), stats.precision === null ? some : stats.precision_source);
 }
 
 const fetchSources = debounce(() => {
@@ -169,7 +171,7 @@ export function startPanel(data) {
   for (const id of ["threshold", "threshold-value", "threshold-down", "threshold-up", "base-one", "base-policy"]) byId(id).disabled = store.kind !== "raw";
   byId("threshold-section").classList.toggle("fixed", store.kind !== "raw");
   byId("thresholded-note").hidden = store.kind === "raw";
-  const none = store.kind === "raw" ? "not measured yet: press u and judge some pixels" : "not known of finished labels";
+  const none = store.kind === "raw" ? UNKNOWN : "not known of finished labels";
   setText(byId("precision-source"), store.precision ? "calibration table" : none);
   let queued = false;
   const soon = () => {

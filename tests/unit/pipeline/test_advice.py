@@ -15,7 +15,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
-from hmsa_core.labels.thresholds.policy import ClassPolicy
+from hmsa_core.labels.thresholds.policy import ClassPolicy, from_threshold
 from pipeline.jobs.support import weights_of
 from pipeline.report.build import render
 from pipeline.report.facts import collect
@@ -55,8 +55,19 @@ def test_a_workspace_is_told_what_calibration_shows_and_what_to_label(ws: Worksp
     assert found["collect"][0]["missing"] == pytest.approx(1 / 3), "one of three classes"
     assert sum(one["missing"] for one in found["collect"]) == pytest.approx(1 - found["teacher"])
     text = said("advise", "--workspace", ws.root).out
-    assert text.startswith("4 images have fine labels, 2 have none. The teacher makes ")
+    assert text.startswith("4 images have fine labels, 2 have none. The teacher reaches ")
     assert "Classes that people should label first: car (IoU 0.0, 0.0 % kept and right)" in text
+
+
+def test_the_report_compares_expected_precision_with_that_on_calibration_images(ws: Workspace) -> None:
+    _calibrate(ws)
+    policy = from_threshold("0.5", Curves.load(ws.path("calibration/curves.json")).classes)
+    policy.evidence, policy.settings = {"target": 0.9}, {"rule": "teach", "tau": 0.7}
+    policy.save(ws.path("calibration/policy.json"))
+    drift = {"name": "road", "status": "below target", "adjusted": 0.25, "precision": 0.75, "usual": 0.125, "pixels": 9}
+    atomic.write_json(ws.path("labels/shift.json"), {"cities": {"ulm": [drift]}})
+    shown = render(collect(ws), [], title="t").partition("<h3>Drift")[2].partition("</table>")[0]
+    assert re.findall("<td[^>]*>(.*?)</td>", shown) == ["ulm", "road", "below target", "25.0", "75.0"]
 
 
 def test_a_teacher_that_its_control_leaves_behind_is_to_be_trained_longer_first(ws: Workspace, said: Any) -> None:

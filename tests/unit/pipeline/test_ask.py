@@ -167,7 +167,7 @@ def test_the_price_holds_the_true_share_of_right_labels_whatever_was_aimed_at(co
 
 @pytest.mark.parametrize(
     ("wrong", "size", "said"),
-    [(0, 40, "stop: 9"), (100, 1, "stop: a map"), (50, 100, "go on: a map")],
+    [(0, 40, "stop: 9"), (100, 1, "stop: drawing"), (50, 100, "go on: drawing")],
     ids=["right", "tiny", "large"],
 )
 def test_the_price_says_when_to_stop(copied: Scenes, wrong: int, size: int, said: str) -> None:
@@ -179,7 +179,7 @@ def test_the_price_says_when_to_stop(copied: Scenes, wrong: int, size: int, said
     found = price(questions, view)
     assert said in found["words"]
     assert ("--alike" in found["words"]) == (wrong > 0), "nothing is left to correct"
-    assert "at 3 s" in found["words"], "label maps answer in no time"
+    assert "at 3 s each" in found["words"], "label maps answer in no time"
     value, low, high = found["next"]["points"]
     assert low <= value <= high
     assert value == pytest.approx(wrong * size / view.predicted.sum() * 100, abs=1e-3)

@@ -87,7 +87,7 @@ labelled  7 images by a network of 50.0 mIoU
 kept      50.0 % of the pixels (threshold: policy), 50.0 % of them right on 12 images; least right: road, 97.8 %
 gained    The student is better: 61.0 against 50.0 mIoU (+11.0, interval 1.0 to 20.0).
           The auto-labels are not shown to help: the same training without them reaches 60.0 (+1.0, interval -1.0 to 20.0).
-          The auto-labels themselves reach 50.0 (-10.0 to the control): they teach nothing new. Adopt another network (`autolabel adopt`), or label more images.
+          The auto-labels themselves reach 50.0 (-10.0 to the control): they teach nothing new. Adopt another network (autolabel adopt), or label more images.
           One training does not show how much seeds differ; `autolabel models aa` measures it, then nights may promote.
 next      autolabel serve labels/raw  the photographs, what is kept of them and how much is right
           report/index.html           all figures, class by class

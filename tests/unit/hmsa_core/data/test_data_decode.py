@@ -30,6 +30,7 @@ def refused(path: Path, read=read_image, **options) -> str:
         read(path, **options)
     assert caught.value.reason in REASONS
     assert str(path) in caught.value.message
+    assert "b'" not in caught.value.message, "text for people, not Python's bytes"
     return caught.value.reason
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
+from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.metrics import by_category, by_city
 from hmsa_core.taxonomy import cityscapes, mapillary
-from pipeline.report.charts import confusion_matrix
+from pipeline.report.charts import confusion_matrix, curve_grid
 from pipeline.report.quality import read_quality, section
+from pipeline.report.render import Table
 
 CAR, BUS = cityscapes().index("car"), cityscapes().index("bus")
 
@@ -99,6 +102,24 @@ def test_the_confusion_picture_shows_of_each_true_class_what_it_is_taken_for(fol
     assert "bus, predicted as" not in html, "no pixel of a bus is in the truth"
     assert "<td>student</td><td>car</td><td>bus</td><td>25.0</td><td>12.50</td>" in html
     assert "<td>road</td>" not in html, "what is right is no confusion"
+
+
+def test_the_curve_of_a_class_that_is_mostly_wrong_shows_how_many_pixels_are_right() -> None:
+    label, code = np.zeros((4, 4), np.uint8), np.full((4, 4), 250, np.uint8)
+    truth = np.array([[0, 1, 1, 1]] * 4, np.uint8)
+    curves = Curves.measure([CalibrationImage("a", "ulm", label, code, truth)], cityscapes())
+    page = curve_grid(curves, from_threshold("0.5", cityscapes()), 0.9)
+    (dot,) = re.findall("cy='([^']*)'", page)
+    top, bottom = map(float, re.findall(r"class='axis' d='M[\d.]+,([\d.]+) V([\d.]+)", page)[0])
+    assert (bottom - float(dot)) / (bottom - top) == pytest.approx(0.25, abs=0.01)
+    assert ">0.75<" not in page, "the axis begins at 0"
+
+
+def test_a_column_with_long_text_is_aligned_to_the_left_from_its_head_on() -> None:
+    page = Table(
+        ["class", "why"], [["road", "the teacher never gave this class on calibration images"], ["sky", "by hand"]]
+    )
+    assert re.findall("class=wrap>([^<]*)<", page.html())[1:] == [page.rows[0][1], "by hand"]
 
 
 def test_without_judged_models_the_page_says_so(tmp_path: Path) -> None:
