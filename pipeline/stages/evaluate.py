@@ -28,7 +28,8 @@ from pipeline.workspace.workspace import Workspace
 STAGE = "evaluate"
 OUT = "evaluation"
 _ALONE = (
-    "this run alone: the gate of a night also counts earlier looks at these images; its verdict is on the morning page"
+    "This is the verdict on this run alone. The gate of a night also counts earlier looks at these images; "
+    "its verdict is on the morning page."
 )
 
 

@@ -298,8 +298,10 @@ def binding(lineage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(store: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check a store's manifest; anything wrong is a StoreError that names the file."""
+    """Read and check a store's manifest; anything wrong is a StoreError (no folder: InputError) that names the file."""
     path = Path(store) / MANIFEST
+    if not Path(store).is_dir():
+        raise InputError(f"{store}: no such folder", hint="give the folder of a label store, such as labels/raw")
     if not path.is_file():
         raise StoreError(
             f"{store}: no label store here ({MANIFEST} is missing)",

@@ -71,8 +71,6 @@ class LabelStore:
             StoreError: no or a damaged manifest; with `strict` any problem at all, all of them named.
         """
         folder = local_folder(path)
-        if not folder.is_dir():
-            raise InputError(f"{path}: no such folder", hint="give the folder of a label store, such as labels/raw")
         store = cls(folder, read_manifest(folder))
         if not strict:
             store.look()

@@ -55,6 +55,7 @@ def test_a_folder_that_is_no_store_gives_one_line(tmp_path: Path, said, command:
     assert error[0].startswith("error: ")
     assert "no label store here" in error[0]
     assert len(error) == 2  # and the hint
+    assert "none: no such folder" in said(command[0], tmp_path / "none", *command[2:], status=3).err
 
 
 def test_masks_go_out_at_a_threshold_and_come_back(store: Path, tmp_path: Path, said) -> None:
