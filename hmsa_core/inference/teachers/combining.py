@@ -24,7 +24,7 @@ def cool(probabilities: Float32, temperature: float) -> Float32:
     """Probabilities whose logits were divided by a temperature; sums of less than 1 keep what is missing."""
     if temperature == 1.0:
         return probabilities
-    powered = np.power(np.maximum(probabilities, 1e-30), 1.0 / temperature)
+    powered = np.power(probabilities, 1.0 / temperature)
     total = probabilities.sum(0, keepdims=True)
     return np.asarray(powered * (total / np.maximum(powered.sum(0, keepdims=True), 1e-30)), np.float32)
 

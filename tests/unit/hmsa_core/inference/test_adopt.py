@@ -16,8 +16,10 @@ from PIL import Image
 
 from hmsa_core.config import Passes, RuntimeConfig
 from hmsa_core.inference.adopt.adopt import Adoption, adopt_folder
+from hmsa_core.inference.adopt.combination import combine
 from hmsa_core.inference.adopt.report import table as table_of
 from hmsa_core.inference.adopt.report import to_yaml
+from hmsa_core.inference.adopt.samples import Pixels
 from hmsa_core.inference.evaluation.labelled_files import Ids
 from hmsa_core.inference.teachers.combining import UNKNOWN, average, cool, stack
 from hmsa_core.inference.teachers.sources import digest_of, lineage_of, made_by, parse
@@ -411,3 +413,17 @@ def test_combinations_are_probabilities_and_keep_the_order_of_one_member(
     assert np.allclose(less.sum(0), 0.5, atol=1e-4)
     assert not less[0].any()
     assert np.allclose(average([one, one], [1.0, 3.0]), one, atol=1e-5)
+
+
+def test_a_temperature_gives_no_probability_to_a_class_that_no_network_knows() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 4000).astype(np.uint8)  # no network knows class 2
+    member = np.zeros((len(truth), 3), np.float32)
+    said = np.where(rng.random(len(truth)) < 0.6, truth % 2, 1 - truth % 2)
+    member[np.arange(len(truth)), said] = 0.999  # too sure: a high temperature is chosen
+    member[np.arange(len(truth)), 1 - said] = 0.001
+    blocks = tuple(str(i) for i in range(10))
+    found = combine([member], Pixels(truth, np.arange(len(truth)) % 10, blocks))
+    assert found.temperatures[0] > 2
+    assert not found.held_out[:, 2].any()
+    assert found.stacking is None or found.stacking.bias[2] == UNKNOWN
