@@ -14,12 +14,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hmsa_core.io.atomic import read_json
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from pipeline.cli.stage import prepare_process
 from pipeline.night.reaper import nightly_lock
 from pipeline.workspace.registry import Registry, damage
@@ -144,6 +144,9 @@ def _list(ws: Workspace, registry: Registry, current: str, *, as_json: bool) -> 
         sys.stdout.write(json.dumps(listed, indent=1, sort_keys=True) + "\n")
         return
     sys.stdout.write(f"teacher now: {current}{_why(registry, current)}\n")
+    with suppress(HmsaError):  # the list needs no settings, so faulty ones do not stop it
+        if labels := ws.params.auto_infer.teacher:
+            sys.stdout.write(f"auto-infer labels with auto_infer.teacher instead: {', '.join(labels)}\n")
     scores = _scores(ws)
     for version in versions:
         miou = version.record.get("metrics", {}).get("mean_iou", scores.get(version.record.get("weights_sha256")))

@@ -368,6 +368,14 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     assert "not a workspace" in said("models", "list", "--workspace", tmp_path.parent, status=2).err
 
 
+def test_the_list_names_the_network_that_labels_instead_of_the_teacher(registry: Registry, models) -> None:
+    assert "auto_infer.teacher" not in models("list").out
+    data = "profile: own\ndata: {target: {kind: plain, root: data, classes: cityscapes}}\n"
+    atomic.write_text(registry.root / "params.yaml", f"{data}auto_infer: {{teacher: [teacher.yaml, hf:net]}}\n")
+    second_line = models("list").out.splitlines()[1]
+    assert second_line == "auto-infer labels with auto_infer.teacher instead: teacher.yaml, hf:net"
+
+
 def test_promotions_are_rolled_back_one_by_one_and_never_in_a_circle(registry: Registry) -> None:
     first, second = _registered(registry, "ab")
     registry.promote(first, by="ann", reason="better")
