@@ -310,7 +310,8 @@ def _in_effect(document: Document) -> dict[str, Any]:
     common = {name: document.values.get(name, {}) for name in ("train", "runtime")}
     for name, value in common.items():
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{document.where((name,))}: {name}: expected `key: value` lines, found {value!r}")
+            found = "null" if value is None else repr(value)
+            raise ConfigError(f"{document.where((name,))}: {name}: expected `key: value` lines, found {found}")
     values = {row.section: {} for row in TABLE} | {k: v for k, v in document.values.items() if k != "train"}
     if values["teacher_train"] is None:
         values["teacher_train"] = {"skip": True}
@@ -391,8 +392,10 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
         message = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
     elif not key and named:  # a check over several sections names its key itself
         place = document.where(tuple(named[0].split(".")))
+    elif first["type"].endswith("_type") and isinstance(first["input"], Mapping):
+        message += ", found `key: value` lines"
     elif not isinstance(first["input"], Mapping | BaseModel) and ", found " not in message:
-        text = repr(first["input"])
+        text = "null" if first["input"] is None else repr(first["input"])
         message += f", found {text if len(text) <= 60 else text[:57] + '...'}"
     return one_line(f"{place}: {message}{more}")
 
@@ -434,12 +437,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _expected(fault: Mapping[str, Any]) -> str:
-    text = str(fault["msg"])
+    text = "expected `key: value` lines" if fault["type"] in ("model_type", "dict_type") else str(fault["msg"])
     for old, new in (
         ("Input should be a valid tuple", "expected a list"),
         ("Input should be a valid ", "expected a "),
         ("Input should be ", "expected "),
         ("Tuple should have at least 1 item after validation, not 0", "expected a list of at least one value"),
+        ("Value should have at least 1 item after validation, not 0", "expected a list of at least one value"),
         ("Value error, ", "expected " if fault["loc"] and fault["loc"][-1] == "threshold" else ""),
         ("String should match pattern", "expected text that matches"),
     ):

@@ -53,6 +53,8 @@ profile: tiny => profile: tinny => profile: expected .*'tiny'.*found 'tinny'
   max_leaked: 0.05 =>   max_leaked: 5 => evaluate\.max_leaked: expected less than or equal to 1, found 5
     root: data/demo/cityscapes =>     root: ~/city => data: expected target\.root as a path written out, found ~/city
   rule: promise =>   rule: promis => calibrate\.rule: expected one of promise, teach, found 'promis'$
+  stores: [] =>   stores: [null] => student_train\.stores\.0: expected `key: value` lines, found null$
+  stores: [] =>   stores: {} => student_train\.stores: expected a list, found `key: value` lines$
     kind: mapillary =>     kind: vistas => data\.pretrain\.kind: expected .*'mapillary'.*found 'vistas'
 """  # original text => text with the mistake => expected message; ⏎ is the end of a line
 
@@ -107,6 +109,7 @@ def test_what_is_no_yaml_of_ours_is_reported_with_its_line_and_what_to_write(loa
         ),
         ("runtime: {precision: fp32}", "runtime: {engin: ray}", r"runtime\.engin: unknown key; did you mean engine\?$"),
         ("runtime: {precision: fp32}", "runtime: fast", r"runtime: expected `key: value` lines, found 'fast'"),
+        ("runtime: {precision: fp32}", "runtime:", r"runtime: expected `key: value` lines, found null$"),
         ("\ntrain: ", "\ntrian: ", r"trian: unknown key; did you mean train\?"),
     ],
 )
