@@ -112,9 +112,13 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
     if window:
         source = source.model_copy(update={"block_frames": min(_RUN, window)})
     waiting = [f for f in found if not f.label and f.split != "test"]
-    deal = best_deal(deal, labelled, fixed, shows, is_set_aside=not waiting)
-    source = source.model_copy(update={"split_roles": fixed, "deal": deal})
-    roles = Roles(source, found, deal_roles(found, source), how, table_text(known), step if deal.guard_frames else 0)
+    for is_set_aside in (False, True) if waiting else (True,):
+        chosen = best_deal(deal, labelled, fixed, shows, is_set_aside=is_set_aside)
+        source = source.model_copy(update={"split_roles": fixed, "deal": chosen})
+        given = deal_roles(found, source)
+        if "unlabelled" in given:  # images that wait can all be guards
+            break
+    roles = Roles(source, found, given, how, table_text(known), step if chosen.guard_frames else 0)
     if deal.frames:
         roles.how += f", dealt in windows of {deal.frames} frame numbers"
     elif roles.blocks("calibrate") < _ENOUGH:
@@ -360,7 +364,7 @@ def _tell(
         )
     if aside := roles.images("unlabelled", labelled=True):
         findings.note(
-            f"no new images: {len(aside)} labelled ones take their place, and no training sees their labels",
+            f"no new images to label: {len(aside)} labelled ones take their place, and no training sees their labels",
             "give images with --new DIR",
         )
     if near := [f.name for f in roles.images("guard") if not f.label]:

@@ -329,6 +329,11 @@ def test_an_image_near_the_judges_and_a_value_that_hardly_occurs_are_named(tmp_p
     assert f"{len(near)} images without a label map are too near to images that judge" in notes
     assert "value 77 (0.0" in notes
     assert "in one label map alone: correct the map, or say --void" in notes
+    for f in plan.roles.images("unlabelled"):
+        (folders.images / f"{f.name}.png").unlink()
+    plan = planned(folders)  # guards are the only images without a label map
+    assert plan.roles.images("unlabelled", labelled=True)
+    assert "no new images to label: " in " | ".join(plan.findings.notes)
 
 
 def test_black_that_a_file_names_is_a_class_and_said(tmp_path: Path) -> None:
