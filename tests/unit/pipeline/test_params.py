@@ -55,6 +55,7 @@ profile: tiny => profile: tinny => profile: expected .*'tiny'.*found 'tinny'
   rule: promise =>   rule: promis => calibrate\.rule: expected one of promise, teach, found 'promis'$
   stores: [] =>   stores: [null] => student_train\.stores\.0: expected `key: value` lines, found null$
   stores: [] =>   stores: {} => student_train\.stores: expected a list, found `key: value` lines$
+fine_only_epochs: 0 => fine_only_epochs: 500 => pseudo\.fine_only_epochs must be fewer than epochs: else no auto-label
     kind: mapillary =>     kind: vistas => data\.pretrain\.kind: expected .*'mapillary'.*found 'vistas'
 """  # original text => text with the mistake => expected message; ⏎ is the end of a line
 
