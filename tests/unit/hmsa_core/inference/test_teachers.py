@@ -255,6 +255,16 @@ def test_labels_of_a_changed_teacher_are_not_mixed_with_the_old_ones(data: Path,
         job(data, tmp_path / "work", f"onnx:{path}")
 
 
+def test_a_table_that_is_corrected_after_the_first_image_failed_needs_no_other_store(
+    data: Path, tmp_path: Path
+) -> None:
+    net = colour_network(tmp_path / "net.onnx", softmax=True)
+    with pytest.raises(ConfigError, match="its scores sum to 1"):
+        label(data / "toy", f"onnx:{net}", tmp_path / "store")
+    table(net, "output: probabilities")
+    assert len(label(data / "toy", f"onnx:{net}", tmp_path / "store")) > 1
+
+
 def test_the_digest_follows_the_content_and_not_the_place(data: Path, tmp_path: Path) -> None:
     before = digest_of(f"hf:{data / 'segformer'}")
     copy = Path(shutil.copytree(data / "segformer", tmp_path / "copy"))
@@ -276,6 +286,9 @@ def test_a_folder_is_labelled_with_the_names_that_a_teacher_brings(data: Path, t
     assert store.classes.classes == CLASSES
     net = colour_network(tmp_path / "net.onnx")
     assert label(data / "toy", f"onnx:{net}", tmp_path / "theirs").classes.classes == FOREIGN
+    one = colour_network(tmp_path / "one.onnx", names=["auto"])
+    with pytest.raises(ConfigError, match=r"one\.onnx: which classes the labels shall have is not known"):
+        label(data / "toy", f"onnx:{one}", tmp_path / "other")
 
 
 # -- one line for what cannot be used ----------------------------------------------------------------
