@@ -83,6 +83,11 @@ def class_map(source: Source, classes: ClassTable) -> ClassMap:
     Raises:
         ConfigError: a name that no class has; numbers that are none; nothing is mapped.
     """
+    if source.adopted is not None and source.adopted.classes != classes.classes:
+        raise ConfigError(
+            f"{source}: was made for other classes ({', '.join(source.adopted.classes[:4])}, ...) than {classes.name}",
+            hint="run `autolabel adopt` with these classes",
+        )
     names, table = source.names, source.table.classes
     if table is not None:
         targets = _by_table(source, table, classes)
@@ -156,7 +161,7 @@ def named_classes(teacher: Spec) -> ClassTable:
     for source in parse(teacher):
         if source.adopted is not None:
             return source.adopted.table
-        if source.table.classes is None and source.names:
+        if source.table.classes is None and len(source.names) > 1:  # a sigmoid's class alone is no table
             meta = read_meta(source.path) if source.family == "checkpoint" else {}
             return ClassTable.of_meta(meta) or plain(source.names)
     raise ConfigError(

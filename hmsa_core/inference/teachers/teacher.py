@@ -224,11 +224,6 @@ class AdoptedTeacher(Ensemble):
     kind = "adopted"
 
     def __init__(self, source: Source, adopted: Adopted, classes: ClassTable, context: JobContext) -> None:
-        if adopted.classes != classes.classes:
-            raise ConfigError(
-                f"{source}: was made for other classes ({', '.join(adopted.classes[:4])}, ...) than {classes.name}",
-                hint="run `autolabel adopt` with these classes",
-            )
         passes = [Passes(m.scales, m.flip) for m in adopted.members]
         members = zip(source.members, passes, strict=True)
         super().__init__([_open(member, its_passes, classes, context) for member, its_passes in members])
@@ -287,10 +282,10 @@ def classes_of(predictor: Predictor, classes: ClassTable, where: str) -> ClassTa
 
 
 def _open(source: Source, passes: Passes, classes: ClassTable, context: JobContext) -> Teacher:
-    if source.adopted is not None:
-        return AdoptedTeacher(source, source.adopted, classes, context)
     _ = source.files  # whether they are there, before anything is read from them
     mapping = class_map(source, classes)
+    if source.adopted is not None:
+        return AdoptedTeacher(source, source.adopted, classes, context)
     # Pictures of a `scores:` folder name its classes, or number them.
     if source.is_unnamed and context.ranks.is_main and not (source.family == "scores" and picture_names(source)):
         _LOG.warning(

@@ -52,6 +52,11 @@ def test_the_written_file_labels_a_folder(given: Path, said) -> None:
     assert LabelStore.open("store").classes == from_file(given / "classes.json")
     again = ("label", "--teacher", "teacher.yaml", "--scales", "1", "--images", "images", "--out", "other")
     assert "says itself at which scales" in said(*again, status=2).err
+    (given / "other.txt").write_text("weather\nmachine\nhome\nway\n")
+    theirs = ("--images", "images", "--out", "other", "--classes", "other.txt")
+    refused = said("label", "--teacher", "teacher.yaml", *theirs, status=2).err
+    assert "was made for other classes" in refused
+    assert "run `autolabel adopt` with these classes" in refused
     (given / "away").mkdir()
     (given / "teacher.yaml").rename(given / "away/teacher.yaml")
     gone = said("label", "--teacher", "away/teacher.yaml", "--images", "images", "--out", "third", status=3).err
