@@ -62,13 +62,17 @@ def table(found: Adoption) -> list[str]:
 
 
 def maps(found: Adoption) -> list[str]:
-    """Each network's classes and ours, with the share of labelled pixels that agrees; what is ignored comes last."""
+    """Each network's classes and ours, with the share of labelled pixels that agrees; then what no network gives."""
     lines: list[str] = []
     for row, one in zip(found.rows, found.maps, strict=False):
         lines.append(f"{row.name}:")
         lines += [f"  {_arrow(mapped, found.adopted.classes)}" for mapped in one if mapped.target is not None]
         left = [mapped.name for mapped in one if mapped.target is None]
         lines += [f"  ignored: {', '.join(left)}"] if left else []
+    ours = found.adopted.classes
+    given = {name for one in found.adopted.members for name in (ours if one.classes is None else one.classes.values())}
+    if never := [name for name in ours if name not in given]:
+        lines.append(f"no network in use gives these classes, so their pixels get others: {', '.join(never)}")
     return lines
 
 

@@ -48,6 +48,7 @@ def test_the_written_file_labels_a_folder(given: Path, said) -> None:
     printed = said(*ADOPT).out
     assert "automobile -> car (by name" in printed
     assert "ignored: dog" in printed
+    assert "no network in use" not in printed
     said("label", "--teacher", "teacher.yaml", "--images", "images", "--out", "store", "--threads", "1")
     assert LabelStore.open("store").classes == from_file(given / "classes.json")
     again = ("label", "--teacher", "teacher.yaml", "--scales", "1", "--images", "images", "--out", "other")
@@ -61,6 +62,12 @@ def test_the_written_file_labels_a_folder(given: Path, said) -> None:
     (given / "teacher.yaml").rename(given / "away/teacher.yaml")
     gone = said("label", "--teacher", "away/teacher.yaml", "--images", "images", "--out", "third", status=3).err
     assert "paths in away/teacher.yaml start from its folder" in gone
+
+
+def test_classes_that_no_network_gives_are_named(given: Path, said) -> None:
+    colour_network(given / "net.onnx", names=NAMES[:4], ours=OURS)
+    printed = said(*ADOPT).out
+    assert "no network in use gives these classes, so their pixels get others: road" in printed
 
 
 def test_what_is_no_network_is_one_line(given: Path, said) -> None:
