@@ -66,7 +66,7 @@ class ClassList:
     @property
     def has_colours(self) -> bool:
         """Whether every class has a colour."""
-        return all(row.colour is not None for row in self.rows)
+        return all(row.colour is not None for row in self.rows if not is_void(row))
 
 
 def find_class_file(folders: Iterable[Path]) -> ClassList | None:
@@ -220,7 +220,10 @@ def _of_values(value: Any) -> Iterable[Named]:
             return _numbered(value[key])
     for key in ("classes", "labels", "categories", "names"):
         if isinstance(rows := value.get(key), list) and rows:
-            return [_row(row, place, value.get("ignore_id")) for place, row in enumerate(rows)]
+            ignored = value.get("ignore_id")
+            named = [_row(row, place, ignored) for place, row in enumerate(rows)]
+            is_new = type(ignored) is int and ignored >= 0 and not any(row.id in (ignored, None) for row in named)
+            return [*named, Named("void", ignored, is_void=True)] if is_new else named
     if all(str(key).startswith("#") for key in value):
         return [Named(str(name), None, _colour(colour)) for colour, name in value.items()]
     return _numbered(value)

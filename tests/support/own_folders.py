@@ -158,7 +158,7 @@ def colours_with_file(top: Path) -> UserFolders:
     for n in range(6):
         save(top / "todo" / f"a{n}.png", scene(100 + n)[0])
     rows = [{"id": i, "name": name, "colour": list(c)} for i, (name, c) in enumerate(COLOURS.items())]
-    (top / "mine.json").write_text(json.dumps({"classes": rows}))
+    (top / "mine.json").write_text(json.dumps({"ignore_id": 255, "classes": rows}))
     flags = ("--classes", str(top / "mine.json"))
     return UserFolders(top / "photos", top / "painted", NAMES, 20, 6, top / "todo", flags)
 

@@ -45,7 +45,7 @@ BLUE, GREY = (0, 0, 255), (9, 9, 9)
         (
             "classes.json",
             '{"classes": [{"id": 0, "name": "sky", "colour": "#0000ff"}], "ignore_id": 9}',
-            [Named("sky", 0, BLUE)],
+            [Named("sky", 0, BLUE), Named("void", 9, is_void=True)],
         ),
     ],
 )

@@ -486,11 +486,13 @@ def test_a_public_label_set_is_known_by_its_colours_and_by_name(tmp_path: Path) 
 def test_json_classes_keep_their_groups_and_colours(tmp_path: Path) -> None:
     folders = _pairs(tmp_path)
     rows = [{"id": i, "name": n, "colour": list(COLOURS[n]), "group": "nature"} for i, n in enumerate(NAMES)]
-    (tmp_path / "classes.json").write_text(json.dumps({"classes": rows}))
+    (tmp_path / "classes.json").write_text(json.dumps({"ignore_id": 9, "classes": rows}))
+    save(folders.labels / "a0.png", np.where(scene(0)[1] == 3, 9, scene(0)[1]).astype(np.uint8))
     plan = planned(folders)
     written(plan, tmp_path / "ws")
     table = from_file(tmp_path / "ws" / "data" / "classes.json")
     assert table.groups == ("nature",) * 4
+    assert table.id_to_train[9] == taxonomy.IGNORE
     assert table.colours == tuple(COLOURS.values())
     assert Params.load(tmp_path / "ws" / "params.yaml").data.target.kind == "plain"
 
