@@ -236,7 +236,8 @@ def _matched(source: ClassList, rows: dict[int, Named], values: Values, void: Co
     ignored = {value for value, row in rows.items() if is_void(row)} | assumed
     strange = sorted(set(values.pixels) - rows.keys() - ignored)
     if strange:
-        flag = "--void " + ",".join(_text(values, value).removeprefix("#") for value in strange)
+        unlabelled = sorted({*strange, *assumed})  # the option replaces what is assumed without it
+        flag = "--void " + ",".join(_text(values, value).removeprefix("#") for value in unlabelled)
         raise InputError(
             f"{source.where} names no class for {_listed(values, strange)}",
             hint=f"add the class to a file for --classes, or take these pixels as unlabelled with {flag!r}",

@@ -217,7 +217,9 @@ def _without_a_name(folders: UserFolders) -> None:
 def _colour_without_a_name(folders: UserFolders) -> None:
     *named, _ = COLOURS.items()
     for n, path in enumerate(sorted(folders.labels.iterdir())):
-        save(path, in_colours(scene(n)[1]))
+        pixels = in_colours(scene(n)[1])
+        pixels[:2] = 0  # black is taken as unlabelled
+        save(path, pixels)
     (folders.labels / "labelmap.txt").write_text("".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in named))
 
 
@@ -258,7 +260,10 @@ WRONG = {
     _jpeg: ("12 label maps are JPEG files", "as PNG"),
     _copies_across_splits: ("images of the judging splits look like images to learn from", "one split"),
     _without_a_name: (r"names no class for value 3 \(.* % of pixels, e.g. a0.png\)", "--void 3"),
-    _colour_without_a_name: ("names no class for colour #", f"'--void {bytes(list(COLOURS.values())[-1]).hex()}'"),
+    _colour_without_a_name: (
+        "names no class for colour #",
+        f"'--void 000000,{bytes(list(COLOURS.values())[-1]).hex()}'",
+    ),
     _large_id: (r"classes.txt: class 'bus' has id 300, ids are 0 to 255", "renumber it there and in the label maps"),
     _instances: ("16-bit values up to 26002", "folder of class ids; else renumber the classes"),
     _one_class: ("the label maps show road and void pixels alone", "second class"),
