@@ -367,11 +367,14 @@ def _tell(
             f"no new images to label: {len(aside)} labelled ones take their place, and no training sees their labels",
             "give images with --new DIR",
         )
-    if near := [f.name for f in roles.images("guard") if not f.label]:
-        findings.note(
-            f"{len(near)} images without a label map are too near to images that judge, first {few(near)}",
-            "they are guards, which `dvc repro` does not label; `autolabel label` does",
-        )
+    judging = {"test", *(split for split, role in roles.source.split_roles.items() if role in JUDGED)}
+    for is_of_split, why in ((True, "in a split that judges"), (False, "too near to images that judge")):
+        kept = [f.name for f in roles.images("guard") if not f.label and (f.split in judging) == is_of_split]
+        if kept:
+            findings.note(
+                f"{len(kept)} images without a label map are {why}, first {few(kept)}",
+                "they are guards, which `dvc repro` does not label; `autolabel label` does",
+            )
     if roles.source.split_roles:
         _check_leaks(roles, reading)
 

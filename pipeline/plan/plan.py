@@ -53,7 +53,7 @@ _USES = {
     "calibrate": "measure thresholds",
     "report": "judge the result",
     "unlabelled": "get auto-labels",
-    "guard": "not used, too near to images that judge",
+    "guard": "not used, of a split that judges or too near to images that do",
 }
 
 

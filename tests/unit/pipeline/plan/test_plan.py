@@ -308,10 +308,12 @@ def test_what_weakens_a_plan_is_said_with_the_cure(tmp_path: Path) -> None:
         save(folders.images / f"a{n}.png", image)
         save(folders.labels / f"a{n}.png", np.minimum(ids, 2) if n else ids)
     (folders.labels / "a29.png").unlink()
+    save(folders.images / "test" / "t0.png", scene(30)[0])
     (folders.images / "more.gif").touch()
     (folders.images / "a0.heic").touch()  # a0.png is the same picture
     notes = " | ".join(planned(folders).findings.notes)
-    assert "1 of 30 images have no label map, first a29.png: they count as new images" in notes
+    assert "2 of 31 images have no label map, first a29.png, test/t0.png: they count as new images" in notes
+    assert "1 images without a label map are in a split that judges, first test__t0: they are guards" in notes
     assert "all labels lie in one sequence as names tell (a): what is measured holds for its place" in notes
     assert "1 pictures have a format that is not read, first more.gif: convert them to PNG" in notes
     assert "class_3: in fewer than two blocks: label images of other places" in notes
