@@ -383,7 +383,9 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
     # pydantic reports a mistake in `train` once for each training.
     others = {written_at(_resolve(model, fault["loc"], document.values)[0], document.lines) for fault in faults} - {key}
     more = f" (and {len(others)} more)" if others else ""
-    place, message = f"{document.where(key)}: {dotted(key) or '(file)'}", _expected(first)
+    place = f"{document.where(key)}: {dotted(key) or '(file)'}"
+    of_union = [_expected(f) for f in faults if _resolve(model, f["loc"], document.values)[0] == where]
+    message = " or ".join(dict.fromkeys((_expected(first), *of_union))).replace(" or expected ", " or ")
     named = re.match(r"[a-z_]+(\.[a-z_]+)+", message)
     if first["type"] == "extra_forbidden":
         names = sorted({*owner.model_fields, *_ONLY_WRITTEN.get(key[:-1], ())})
@@ -440,12 +442,12 @@ def _expected(fault: Mapping[str, Any]) -> str:
     text = "expected `key: value` lines" if fault["type"] in ("model_type", "dict_type") else str(fault["msg"])
     for old, new in (
         ("Input should be a valid tuple", "expected a list"),
+        ("Input should be a valid boolean", "expected true or false"),
         ("Input should be a valid ", "expected a "),
         ("Input should be ", "expected "),
-        ("Tuple should have at least 1 item after validation, not 0", "expected a list of at least one value"),
-        ("Value should have at least 1 item after validation, not 0", "expected a list of at least one value"),
         ("Value error, ", "expected " if fault["loc"] and fault["loc"][-1] == "threshold" else ""),
         ("String should match pattern", "expected text that matches"),
     ):
         text = text.replace(old, new)
-    return text.replace("a integer", "an integer")
+    text = re.sub(r"^(?:Tuple|Value) should have (at \w+ \d+) items? after validation.*", r"expected \1 values", text)
+    return text.replace("a integer", "an integer").replace(" 1 values", " 1 value")

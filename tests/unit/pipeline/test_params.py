@@ -46,6 +46,9 @@ scales: [1.0] => scales: [2.0] => evaluate\.settings\.1\.scales: scales must be 
     trunk: hrnet_micro =>     trunk: hrnet_w0 => model\.trunk: unknown trunk 'hrnet_w0': did you mean hrnet_w
     train_scales: null =>     train_scales: [1.0] => model: train_scales must not be set for kind single, which
   crop: [64, 96] =>   crop: [64] => teacher_pretrain\.crop: a value is missing in the list
+  crop: [64, 96] =>   crop: [64, 96, 3] => teacher_pretrain\.crop: expected at most 2 values, found \[64, 96, 3\]$
+  flip: true =>   flip: on => auto_infer\.flip: expected true or false, found 'on'$
+threads: 1 => threads: many => threads: expected an integer or 'auto', found 'many'$
     report: [] =>     report: [ulm] => roles: 'ulm' is in both calibrate and report: an image has one role
   crop: [64, 96] =>   crop: [64, wide] => crop\.1: expected an integer, found 'wide'
 profile: tiny => profile: tinny => profile: expected .*'tiny'.*found 'tinny'
@@ -136,7 +139,7 @@ def test_numbers_are_read_as_dvc_reads_them(load) -> None:
     assert load(_changed("    lr: 0.02", "    lr: 5e-4")).teacher_pretrain.optimiser.lr == 0.0005
     with pytest.raises(ConfigError, match="finite"):
         load(_changed("    lr: 0.02", "    lr: .inf"))
-    with pytest.raises(ConfigError, match="expected a boolean, found 'yes'"):
+    with pytest.raises(ConfigError, match="expected true or false, found 'yes'"):
         load(_changed("  control: true", "  control: yes"))
 
 
