@@ -466,7 +466,7 @@ class TrainConfig(Section):
                 f"global_batch {self.global_batch} is not a multiple of ranks x nodes x batch_per_rank = {per_pass}"
             )
         if self.pseudo.fine_only_epochs >= self.epochs:
-            raise ValueError("pseudo.fine_only_epochs must be fewer than epochs: else no auto-label teaches the student")
+            raise ValueError("pseudo.fine_only_epochs must be fewer than epochs: else no auto-label teaches")
         return self
 
 
