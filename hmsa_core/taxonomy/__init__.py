@@ -186,6 +186,11 @@ def cityscapes_categories() -> tuple[str, ...]:
     return tuple(str(row["category"]) for row in _evaluated())
 
 
+def cityscapes_void_colours() -> tuple[tuple[int, int, int], ...]:
+    """Colours of Cityscapes' labels without a trainId; some are a class's, too, as polegroup and pole."""
+    return tuple(tuple(row["colour"]) for row in packaged_labels("cityscapes") if not 0 <= row["trainId"] < IGNORE)
+
+
 @cache
 def cityscapes() -> ClassTable:
     """The 19 evaluated classes of Cityscapes; label files hold ids 0..33."""

@@ -106,8 +106,6 @@ def evaluate(
     specs = [one for one in (model, baseline) if one is not None]
     runs = [teacher_options(one, None if only_checkpoint(one) else given, scales, flip) for one in specs]
     samples = _pairs(folders, tell)
-    if folders.ids == "colours" and not Path(folders.classes).is_file():
-        raise ConfigError(f"--ids colours is for class files; label maps of {folders.classes} hold ids")
     table = _as_trained(given, runs, folders, samples, tell)
     for second in runs[1:]:
         _check_baseline(table, runs[0], second, folders, tell)

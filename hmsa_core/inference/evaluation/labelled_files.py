@@ -21,7 +21,7 @@ from hmsa_core.data.walk import by_image, is_empty, stem_of, walk
 from hmsa_core.io.errors import DecodeError, InputError
 from hmsa_core.labels.formats.cityscapes import IMAGE_ENDING, city_of
 from hmsa_core.runtime.progress import Progress
-from hmsa_core.taxonomy import IGNORE, ClassTable
+from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes, cityscapes_void_colours
 
 Ids = Literal["auto", "file", "train", "colours"]  # what labels hold
 LabelReader = Callable[[str | Path], NDArray[np.uint8]]
@@ -156,7 +156,12 @@ def in_order_of(classes: ClassTable, names: Sequence[str]) -> ClassTable:
 
 
 def label_reader(classes: ClassTable, *, colours: bool = False) -> LabelReader:
-    """How a label file becomes trainIds: as `read_label` says, or always by the colours of the classes."""
+    """How a label file becomes trainIds: as `read_label` says, or always by the colours of the classes.
+
+    Cityscapes' colours of pixels without a class are read, too; its table is part of keys and does not have them.
+    """
+    if set(classes.classes) == set(cityscapes().classes):
+        classes = replace(classes, void_colours=(*classes.void_colours, *cityscapes_void_colours()))
     return partial(read_label, classes=classes, by_colour=colours)
 
 

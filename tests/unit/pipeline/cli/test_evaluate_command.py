@@ -22,6 +22,7 @@ from hmsa_core.io.atomic import write_json
 from hmsa_core.io.errors import IntegrityError
 from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.metrics import ConfusionMatrix, iou_of, mean_iou_of
+from hmsa_core.taxonomy import cityscapes
 from tests.support.inference import save_model, small_model
 from tests.support.teachers import TO_OURS, colour_network, table
 from tests.support.training import CLASSES, class_table, picture
@@ -304,6 +305,18 @@ def test_labels_of_colours_are_read_by_the_class_files_colours(folder, copied, e
     cv2.imwrite(str(copied / "labels/frame2.png"), strange)
     line = refused(copied, "--ids", "colours")
     assert all(words in line for words in ("frame2.png", "6 pixels have colours of no class", "(1, 2, 3)")), line
+
+
+def test_colour_maps_of_cityscapes_may_hold_its_void_colours(copied, scores):
+    (copied / "scores").mkdir()
+    for i, size in enumerate(SIZES):
+        shown = np.full((*size, 3), cityscapes().colours[0], np.uint8)
+        shown[:5] = (111, 74, 0)  # "dynamic", which is no class
+        cv2.imwrite(str(copied / f"labels/frame{i}.png"), shown[..., ::-1])
+        np.save(copied / f"scores/frame{i}.npy", np.eye(19, dtype=np.float32)[0][:, None, None] + np.zeros(size))
+    run = ("--teacher", f"scores:{copied}/scores", "--classes", "cityscapes")
+    for given in ((), ("--ids", "colours")):
+        assert scores(copied, *run, *given, checkpoint="", classes="")["iou"]["road"] == 1.0
 
 
 @pytest.mark.parametrize(
