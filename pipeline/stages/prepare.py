@@ -68,9 +68,12 @@ def run(ws: Workspace) -> None:
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
     if params.data.target.has_labels and not index.select(roles=("learn",), kinds=("fine",)):
+        source = ws.source("target")
         raise InputError(
             f"{STAGE}: no image with a fine label has role learn: the teacher has nothing to train on",
-            hint="name splits with fine labels in data.roles.learn_splits, and fewer places in calibrate and report",
+            hint=f"label maps named {source.label_name} belong in {ws.roots['target'] / source.labels}"
+            if source.kind == "plain"
+            else "name splits with fine labels in data.roles.learn_splits, and fewer places in calibrate and report",
         )
     if params.data.target.has_labels:
         _warn_of_later_stages(ws, index, target)

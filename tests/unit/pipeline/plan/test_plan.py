@@ -25,6 +25,7 @@ from pipeline.plan import duration
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.reading import Folders
 from pipeline.plan.recipe import Machine
+from pipeline.stages import prepare
 from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.params import Params
 from pipeline.workspace.workspace import Workspace
@@ -299,6 +300,16 @@ def test_flags_settle_values_without_a_name(tmp_path: Path) -> None:
     table = from_file(tmp_path / "ws" / "data" / "classes.json")
     assert table.classes == ("sky", "road", "car")
     assert table.id_to_train[:4].tolist() == [255, 0, 1, 2]
+
+
+def test_a_folder_whose_label_maps_are_gone_is_named(tmp_path: Path) -> None:
+    folders = _pairs(tmp_path / "data", 30)
+    ws = written(planned(folders), tmp_path / "ws")
+    for path in folders.labels.glob("*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match="no image with a fine label has role learn") as error:
+        prepare.run(ws)
+    assert error.value.hint == f"label maps named * belong in {folders.labels}"
 
 
 def test_what_weakens_a_plan_is_said_with_the_cure(tmp_path: Path) -> None:
