@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 from pipeline.report.meanings import meaning
 
@@ -117,11 +116,14 @@ class Table:
     def html(self) -> Raw:
         """The table as an HTML `<table>` that scrolls if it is wider than the page."""
         wide = [any(_is_wide(row[i]) for row in self.rows) for i in range(len(self.head))]
-        lines = ["<div class='scroll'><table><thead><tr>", *map(_cell, repeat("th"), self.head, wide)]
-        lines.append("</tr></thead><tbody>")
+
+        def cells(tag: str, row: Sequence[object]) -> str:
+            return "".join(_cell(tag, cell, is_wide) for cell, is_wide in zip(row, wide, strict=True))
+
+        lines = ["<div class='scroll'><table><thead><tr>", cells("th", self.head), "</tr></thead><tbody>"]
         for i, row in enumerate(self.rows):
             kind = " class='sum'" if self.last_is_sum and i == len(self.rows) - 1 else ""
-            lines += [f"<tr{kind}>", *map(_cell, repeat("td"), row, wide), "</tr>"]
+            lines += [f"<tr{kind}>", cells("td", row), "</tr>"]
         return Raw("".join([*lines, "</tbody></table></div>"]))
 
 

@@ -22,6 +22,7 @@ from pipeline.workspace.dvc_yaml import render_dvc_yaml
 from pipeline.workspace.params import PROFILES, Params
 from pipeline.workspace.registry import TEACHER_STAGE
 from pipeline.workspace.settings import profile_text, resolved_text
+from pipeline.workspace.table import CURRENT
 from pipeline.workspace.workspace import SETTINGS
 from pipeline.workspace.yaml_text import read_yaml
 
@@ -229,7 +230,7 @@ def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> N
         "policies/README.md": _template("policies.md"),
         # `autolabel serve` appends to this file. The first line holds no mark: DVC keeps warning about an empty file.
         "labels/raw.review.jsonl": '{"id": "0", "name": "", "withdraws": ""}\n',
-        "models/current.json": json.dumps({"teacher": TEACHER_STAGE}, indent=1) + "\n",
+        CURRENT: json.dumps({"teacher": TEACHER_STAGE}, indent=1) + "\n",
     }
     for name, text in files.items():
         if not (folder / name).exists():

@@ -310,8 +310,7 @@ def _in_effect(document: Document) -> dict[str, Any]:
     common = {name: document.values.get(name, {}) for name in ("train", "runtime")}
     for name, value in common.items():
         if not isinstance(value, Mapping):
-            found = "null" if value is None else repr(value)
-            raise ConfigError(f"{document.where((name,))}: {name}: expected `key: value` lines, found {found}")
+            raise ConfigError(f"{document.where((name,))}: {name}: expected `key: value` lines, found {_shown(value)}")
     values = {row.section: {} for row in TABLE} | {k: v for k, v in document.values.items() if k != "train"}
     if values["teacher_train"] is None:
         values["teacher_train"] = {"skip": True}
@@ -380,11 +379,12 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
         first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), first)
     where, owner = _resolve(model, first["loc"], document.values)
     key = written_at(where, document.lines)
-    # pydantic reports a mistake in `train` once for each training.
-    others = {written_at(_resolve(model, fault["loc"], document.values)[0], document.lines) for fault in faults} - {key}
+    # pydantic reports a mistake in `train` once for each training, and one in a union once for each branch.
+    places = [_resolve(model, fault["loc"], document.values)[0] for fault in faults]
+    others = {written_at(other, document.lines) for other in places} - {key}
     more = f" (and {len(others)} more)" if others else ""
     place = f"{document.where(key)}: {dotted(key) or '(file)'}"
-    of_union = [_expected(f) for f in faults if _resolve(model, f["loc"], document.values)[0] == where]
+    of_union = [_expected(fault) for fault, other in zip(faults, places, strict=True) if other == where]
     message = " or ".join(dict.fromkeys((_expected(first), *of_union))).replace(" or expected ", " or ")
     named = re.match(r"[a-z_]+(\.[a-z_]+)+", message)
     if first["type"] == "extra_forbidden":
@@ -397,7 +397,7 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
     elif first["type"].endswith("_type") and isinstance(first["input"], Mapping):
         message += ", found `key: value` lines"
     elif not isinstance(first["input"], Mapping | BaseModel) and ", found " not in message:
-        text = "null" if first["input"] is None else repr(first["input"])
+        text = _shown(first["input"])
         message += f", found {text if len(text) <= 60 else text[:57] + '...'}"
     return one_line(f"{place}: {message}{more}")
 
@@ -436,6 +436,10 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, Annotated):
         return [m for a in typing.get_args(annotation) for m in _models_in(a)]
     return []
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else repr(value)
 
 
 def _expected(fault: Mapping[str, Any]) -> str:

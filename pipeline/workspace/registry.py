@@ -22,6 +22,7 @@ from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import link_tree, new_tree
 from hmsa_core.lineage import lineage_of_checkpoint
 from hmsa_core.taxonomy import ClassTable
+from pipeline.workspace.table import CURRENT
 
 TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace without a promoted model
 _HISTORY = ("digest", "lineage", "extra")  # keys of model.json: how the weights were made, not what the model is
@@ -44,7 +45,7 @@ class Registry:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.folder = root / "models" / "registry"
-        self.current_file = root / "models" / "current.json"
+        self.current_file = root / CURRENT
         self._pin = self.folder / "champion.json"
 
     def current(self) -> str:

@@ -237,13 +237,13 @@ def _plan(spec: InferSpec, key: str, pipeline: Pipeline, whole: set[int]) -> tup
     """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
     existing, store, target = _planned(spec), pipeline.store, pipeline.target
     wanted = {name: s.image_sha256 for name, s in pipeline.samples.items()}
-    if target is None and not any(is_acknowledged(store, plan) for plan in existing):
-        existing = [plan for plan in existing if plan.key == key]  # others failed before any label was made
     if any(plan.key != key for plan in existing):
-        raise ConfigError(
-            f"{spec.work} holds labels of another teacher, scales, flip, precision, codec or classes",
-            hint="use another folder: labels made in different ways are never mixed",
-        )
+        if target is not None or any(is_acknowledged(store, plan) for plan in existing):
+            raise ConfigError(
+                f"{spec.work} holds labels of another teacher, scales, flip, precision, codec or classes",
+                hint="use another folder: labels made in different ways are never mixed",
+            )
+        existing = [plan for plan in existing if plan.key == key]  # others failed before any label was made
     done = (
         target.finished(existing)
         if target is not None
