@@ -87,8 +87,9 @@ def run(ws: Workspace) -> None:
 
 def _warn_of_later_stages(ws: Workspace, index: Index, target: prepare.Summary) -> None:
     """Warn before the trainings, not after."""
-    _warn(_for_want_of_images(ws.params, index))
-    _warn(_used_for_nothing(ws.params, ws.source("target"), index))
+    source = ws.source("target")
+    _warn(_for_want_of_images(ws.params, source.kind, index))
+    _warn(_used_for_nothing(ws.params, source, index))
     if unseen := [name for name, tiles in target.centroids.items() if not tiles]:
         _warn([f"no label of role learn shows {', '.join(unseen)}: no network can learn that"])
     _warn(_leaks(ws.params, index))
@@ -116,19 +117,29 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
                 raise ConfigError(f"params.yaml: {key}: no class is called {name!r}; {hint}")
 
 
-def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
-    """Warnings about later stages that will refuse, or have nothing to do, because images of some kind are missing."""
+def _role_from(kind: str, role: str) -> str:
+    """Where images of a data set of this kind get the role."""
+    if kind == "plain":
+        share = f"raise data.target.deal.{role}, or label images of more places"
+        return "add images without labels" if role == "unlabelled" else share
+    if kind == "camvid":
+        return "list such images in splits.json"
+    return "name splits or cities in data.roles" if role == "unlabelled" else f"name cities in data.roles.{role}"
+
+
+def _for_want_of_images(params: Params, kind: str, index: Index) -> Iterator[str]:
+    """Warnings about later stages that will refuse, or have nothing to do, because images of some role are missing."""
     images = index.select(roles=("calibrate",), kinds=("fine",))
-    nobody, name_cities = "no image with a fine label has role calibrate", "name cities in data.roles.calibrate"
+    nobody, add_some = "no image with a fine label has role calibrate", _role_from(kind, "calibrate")
     for stage in ("teacher_train", "student_train"):
         every = getattr(params, stage).validate_every
         if every and not images:
             message = f"{stage}.validate_every is {every}, but {nobody}: that training will stop"
-            yield f"{message}; set it to 0, or {name_cities}"
+            yield f"{message}; set it to 0, or {add_some}"
     if not images and params.pseudo_label.is_measured:
         yield (
             f"pseudo_label.threshold is {params.pseudo_label.threshold}, but {nobody}: pseudo-label will stop; "
-            f"{name_cities}, or give a number or a policy file"
+            f"{add_some}, or give a number or a policy file"
         )
     blocks = len({sample.block for sample in images})
     if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:
@@ -146,12 +157,12 @@ def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
     if not index.select(roles=("report",), kinds=("fine",)):
         yield (
             "no image with a fine label has role report: nothing will be judged, the gate has nothing to go by; "
-            "name cities in data.roles.report"
+            + _role_from(kind, "report")
         )
     if not index.select(roles=("unlabelled",)):
         yield (
-            "no image has role unlabelled: auto-infer will stop, after the teacher's training; name splits or "
-            "cities in data.roles"
+            "no image has role unlabelled: auto-infer will stop, after the teacher's training; "
+            + _role_from(kind, "unlabelled")
         )
 
 

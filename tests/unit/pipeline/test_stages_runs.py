@@ -148,6 +148,16 @@ def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(ws, caplog
     assert words in caplog.text
 
 
+@pytest.mark.usefixtures("no_tools")
+def test_prepare_names_settings_of_the_data_set_at_hand(tmp_path, said, caplog):
+    said("init", tmp_path / "ws", *six_images(tmp_path).arguments)
+    none = {"data.target.deal": {"calibrate": 0.0, "report": 0.0, "unlabelled": 0.0}}
+    prepare.run(edited(Workspace(tmp_path / "ws"), none))
+    assert "raise data.target.deal.report, or label images of more places" in caplog.text
+    assert "auto-infer will stop, after the teacher's training; add images without labels" in caplog.text
+    assert "data.roles" not in caplog.text, "plain folders have no such settings"
+
+
 def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(copied, tmp_path, caplog):
     ws, data = copied
     shutil.move(data, tmp_path / "real")
