@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core.io.errors import InputError, one_line
+from hmsa_core.models.checkpoint import read_meta
 from pipeline.review.view import StoreView
 
 _KEEP = 8  # images whose weights stay on disk
@@ -25,8 +26,7 @@ class WeightJobs:
     """Starts `autolabel predict` for an image of a store and serves the weights that it wrote."""
 
     def __init__(self, view: StoreView, checkpoint: Path) -> None:
-        if not checkpoint.exists():
-            raise InputError(f"{checkpoint}: checkpoint not found")
+        read_meta(checkpoint)  # a mistake shows at the start, not when somebody asks for weights
         self._view, self._checkpoint = view, checkpoint.resolve()
         self._folder = tempfile.TemporaryDirectory(prefix="autolabel-weights-")
         self._asking = threading.Lock()  # one start for an image at a time

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import CheckpointError, ConfigError, InputError
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.store.shards import ShardWriter, plan_shards
@@ -24,6 +24,7 @@ from pipeline.review import weights as weights_module
 from pipeline.review.session import Session
 from pipeline.review.weights import WeightJobs
 from tests.support.asgi import AsgiClient, client_of
+from tests.support.checkpoints import checkpoint
 from tests.support.damage import flip
 from tests.support.label_scenes import LINEAGE, Scenes
 
@@ -291,9 +292,9 @@ def test_scale_weights_come_from_a_process_of_their_own(session: Session, tmp_pa
         "import sys, cv2, numpy as np, pathlib\nout = pathlib.Path(sys.argv[2]); out.mkdir(parents=True)\n"
         "for s in ('0.5', '1', '2'):\n    cv2.imwrite(str(out / f'x_weight_{s}x.png'), np.full((4, 4), 85, np.uint8))\n"
     )
-    checkpoint = tmp_path / "model"
-    checkpoint.mkdir()
-    jobs = WeightJobs(session.view, checkpoint)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        WeightJobs(session.view, tmp_path)
+    jobs = WeightJobs(session.view, checkpoint(tmp_path / "model"))
     monkeypatch.setattr(jobs, "_command", lambda path, out: [sys.executable, str(script), str(path), str(out)])
     name = session.view.names[0]
     assert jobs.start(name)["state"] == "running"
@@ -312,8 +313,7 @@ def test_scale_weights_come_from_a_process_of_their_own(session: Session, tmp_pa
 
 
 def test_a_failed_computation_says_why(session: Session, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "model").mkdir()
-    jobs = WeightJobs(session.view, tmp_path / "model")
+    jobs = WeightJobs(session.view, checkpoint(tmp_path / "model"))
     monkeypatch.setattr(weights_module.sys, "executable", "/bin/false")
     name = session.view.names[0]
     with contextlib.suppress(InputError):  # it may have failed already

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.checkpoints import checkpoint
 from tests.support.label_scenes import Scenes
 
 
@@ -20,7 +21,7 @@ def port(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[i
     """Port of a running `autolabel serve`; when SIGTERM ends it, no file of its weights stays."""
     own = tmp_path_factory.mktemp("own")
     command = [sys.executable, "-m", "pipeline.cli.main", "serve", str(scenes.store), "--port", "0"]
-    command += ["--checkpoint", str(scenes.store)]  # opened when weights are asked for
+    command += ["--checkpoint", str(checkpoint(tmp_path_factory.mktemp("model")))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(own)}) as server:
         try:
             assert server.stdout is not None
