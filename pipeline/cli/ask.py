@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw questions, take the answers, and print what they brought."""
     from hmsa_core.io.errors import ConfigError
+    from pipeline.review.precision import workspace_around
     from pipeline.review.price import price
     from pipeline.review.questions import Questions
     from pipeline.review.session import image_root
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps({**brought, "open": left, "file": str(file.path)}, indent=1) + "\n")
     else:
         _print(brought, left, file.path)
+        how = "`dvc repro`" if workspace_around(view.path) else "`autolabel export` of this store"
+        sys.stdout.write(f"now run {how}: the answers win over the teacher's labels\n")
     return 0
 
 
@@ -142,8 +145,7 @@ def _maps(view: StoreView, args: argparse.Namespace) -> Callable[[Questions, int
     from pipeline.review.questions import UNSURE
 
     labels, rng = TrueLabels(args.answers, view, args.ids), np.random.default_rng([args.seed, 1])
-    if labels.note:
-        sys.stderr.write(f"note: {labels.note}\n")
+    sys.stderr.writelines(f"note: {note}\n" for note in labels.notes)
 
     def name(class_id: int) -> str:
         return UNSURE if class_id == IGNORE else view.classes.classes[class_id]
@@ -175,4 +177,3 @@ def _print(brought: dict[str, Any], left: int, out: Path) -> None:
     )
     sys.stdout.write("".join(f"{part['words']}\n" for part in (brought, brought.get("alike")) if part))
     sys.stdout.write(f"{left} questions are open\n{out}\n")
-    sys.stdout.write("now run pseudo-label: the answers win over its labels\n")

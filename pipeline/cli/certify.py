@@ -101,10 +101,7 @@ def _by_labels(view: StoreView, args: argparse.Namespace) -> Certificate:
 
     labels = TrueLabels(args.answers, view, args.ids)
     certificate = _begin(view, args)
-    if labels.note:
-        sys.stderr.write(f"note: {labels.note}\n")
-    if lacking := len(view.names) - len(labels.files):
-        sys.stderr.write(f'note: {lacking} of {len(view.names)} images have no label map: "can\'t tell", as wrong\n')
+    sys.stderr.writelines(f"note: {note}\n" for note in labels.notes)
     with Progress(args.budget, what="certify", unit="draws") as progress:
         answer_all(certificate, view, labels, lambda draws: progress.update(draws - progress.done))
     return certificate

@@ -73,28 +73,32 @@ class TrueLabels:
                 f"; files of other kinds: {kinds}" if (kinds := kinds_of(walk(folder, LABEL_SUFFIXES).others)) else ""
             )
             raise InputError(f"{folder}: no label map of any image of {view.path}{other}", hint=hint)
-        self.note = ""
+        self.notes: list[str] = []
         if ids == "auto":
-            ids, self.note = self._guessed()
-        of = view.classes.of_train_ids() if ids == "train" else view.classes
+            ids = self._guessed()
+        if lacking := [name for name in view.names if name not in self.files]:
+            of = f"{len(lacking)} of {len(view.names)} images have no label map"
+            self.notes.append(f'{of}, such as {lacking[0]}: "can\'t tell", in a certificate as wrong')
+        table = view.classes.of_train_ids() if ids == "train" else view.classes
         self._alike = alike
-        self._read = lru_cache(maxsize=64)(label_reader(of, colours=ids == "colours"))
+        self._read = lru_cache(maxsize=64)(label_reader(table, colours=ids == "colours"))
 
-    def _guessed(self) -> tuple[Ids, str]:
+    def _guessed(self) -> Ids:
         """Guess whether the maps hold trainIds or ids of the class table: the values that fit the labels better."""
         classes = self._view.classes
         agree = {"train": 0, "file": 0}
         for name in list(self.files)[:: max(1, len(self.files) // _LOOKED_AT)]:
             if holds_train_ids(self.files[name]) or read_header(self.files[name]).mode in ("RGB", "RGBA"):
-                return "file", ""
+                return "file"
             values, label = read_label_ids(self.files[name]), self._view.read(name)[0]
             there = np.asarray(cv2.resize(values, label.shape[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
             as_ids = np.asarray(cv2.LUT(there, classes.id_to_train), np.uint8)
             agree["train"] += int(((there == label) & (there != IGNORE)).sum())
             agree["file"] += int(((as_ids == label) & (as_ids != IGNORE)).sum())
         if not classes.has_file_ids or agree["file"] > agree["train"]:
-            return "file", ""
-        return "train", f"{self.folder}: read as trainIds, which agree with the labels more than ids do"
+            return "file"
+        self.notes.append(f"{self.folder}: read as trainIds, which agree with the labels more than ids do")
+        return "train"
 
     def truth(self, name: str) -> UInt8 | None:
         """True label of an image at the size of its labels (uint8 HxW); None without a label map."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from functools import partial
 
 import cv2
@@ -42,6 +43,14 @@ def test_answers_of_label_maps_are_human_pixels_that_win_over_the_teacher(copied
         pixels += int(by_hand.sum())
     assert pixels == rows[-1]["labelled"]
     assert agree / pixels > 0.85
+
+
+def test_images_without_a_label_map_are_named(copied: Scenes, said, tmp_path) -> None:
+    name, maps = sorted(copied.truth)[0], shutil.copytree(copied.maps, tmp_path / "maps")
+    (maps / f"{name}.png").unlink()
+    shown = said("ask", copied.store, "--answers", maps, "--budget", 5, "--ids", "train")
+    assert f'1 of {len(copied.truth)} images have no label map, such as {name}: "can\'t tell"' in shown.err
+    assert "now run `autolabel export` of this store" in shown.out
 
 
 def test_the_mixture_favours_rare_classes_and_the_aim_gets_half(copied: Scenes) -> None:
