@@ -120,7 +120,8 @@ def read_yaml(path: Path, kind: type[T]) -> T:
     try:
         return kind.checked(yaml.safe_load(path.read_text("utf-8")) or {}, path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        hint = f"`autolabel adopt ... --out {path}` writes such a file" if kind is Adopted else ""
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})", hint=hint) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no YAML ({error})") from error
 

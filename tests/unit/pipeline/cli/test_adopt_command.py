@@ -84,7 +84,7 @@ def test_what_is_no_network_is_one_line(given: Path, said) -> None:
     ):
         assert wrong in said("adopt", spec, *ADOPT[2:], status=status).err
     missing = ("label", "--teacher", "missing.yaml", "--images", "images", "--out", "store", "--classes")
-    assert "missing.yaml: cannot be read" in said(*missing, "classes.json", status=2).err
+    assert "--out missing.yaml` writes such a file" in said(*missing, "classes.json", status=2).err
 
 
 def test_classes_that_labels_alone_name_are_written_after_a_look(given: Path, said) -> None:
