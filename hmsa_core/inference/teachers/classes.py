@@ -107,7 +107,8 @@ def _by_names(source: Source, classes: ClassTable) -> dict[int, int]:
         raise ConfigError(
             f"{source}: {len(strangers)} of its {len(source.names)} classes are none of {classes.name}, "
             f"the first: {strangers[0]!r} ({near})",
-            hint=f"write {source.table_path}: `classes: {{{strangers[0]}: OURS, ...}}`; what it leaves out is ignored",
+            hint="`autolabel adopt` maps classes of other label sets; or "
+            f"write {source.table_path}: `classes: {{{strangers[0]}: OURS, ...}}`; what it leaves out is ignored",
         )
     return {i: ours[name.lower()] for i, name in enumerate(source.names)}
 
