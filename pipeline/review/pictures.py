@@ -104,15 +104,14 @@ class Pictures:
         return _encode(read_image(path), ".png"), "image/png"
 
     def thumb(self, name: str, width: int = 288) -> bytes:
-        """A small JPEG of the photograph, at most four times as high as `width`."""
+        """A small JPEG of the photograph's `middle`, `width` pixels wide."""
         path = self.picture_path(name)
-        read_header(path)  # refuses bombs and files that are no picture before a decoder reads them
-        image = _reduced(path)
+        header = read_header(path)  # refuses bombs and files that are no picture before a decoder reads them
+        image = _reduced(path) if min(header.width, header.height) >= _REDUCED else None
         if image is None:
             image = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
+        image = image[middle(image)]
         height = max(1, round(image.shape[0] * width / image.shape[1]))
-        if height > 4 * width:  # a JPEG has at most 65500 rows
-            width, height = max(1, round(image.shape[1] * 4 * width / image.shape[0])), 4 * width
         return _encode(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), ".jpg", bgr=True)
 
     def human(self, name: str) -> UInt8:
@@ -121,6 +120,12 @@ class Pictures:
         if path is None:
             raise InputError(f"image {name!r}: no human label")
         return read_label(path, self._classes)
+
+
+def middle(image: NDArray[Any]) -> tuple[slice, slice]:
+    """Rows and columns of the middle that a thumbnail shows, at most four times as long as the short side."""
+    starts = [max(0, length - 4 * min(image.shape[:2])) // 2 for length in image.shape[:2]]
+    return slice(starts[0], image.shape[0] - starts[0]), slice(starts[1], image.shape[1] - starts[1])
 
 
 def _by_stem(root: Path) -> dict[str, Path]:
@@ -152,6 +157,7 @@ def _is_below(start: Path, relative: str, root: Path) -> bool:
         return False
 
 
+_REDUCED = 256  # pixels of the short side from which a thumbnail is read at a quarter of the size
 _MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RIFF": "image/webp"}
 
 

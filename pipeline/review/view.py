@@ -19,11 +19,11 @@ from hmsa_core.labels.store.format import MANIFEST, FileRecord, encode, read_man
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.store.sidecar import StoreStatistics
 from hmsa_core.taxonomy import IGNORE
-from pipeline.review.pictures import Pictures
+from pipeline.review.pictures import Pictures, middle
 
 UInt8 = NDArray[np.uint8]
 _OPEN_SHARDS = 4  # per thread
-_MINI_WIDTH, _MINI_HEIGHT = 176, 704  # pixels of a thumbnail's label map
+_MINI_WIDTH = 176  # pixels of a thumbnail's label map
 # Edges at which the spread of confidence is sampled: enough to order images, few enough to read at once.
 DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
@@ -33,6 +33,12 @@ def codes_of_one(count: int, class_id: int, code: int) -> NDArray[np.int64]:
     codes = np.full(count, NUM_CODES)
     codes[class_id] = code
     return codes
+
+
+def _read_only(label: UInt8, code: UInt8) -> tuple[UInt8, UInt8]:
+    for plane in (label, code):
+        plane.flags.writeable = False
+    return label, code
 
 
 class StaleError(HmsaError):
@@ -63,6 +69,8 @@ class StoreView:
         )
         self._local = threading.local()
         self._lock = threading.RLock()
+        # A question is drawn, shown and answered on the same maps; four are those of the questions that come next.
+        self._read = lru_cache(maxsize=4)(lambda name: _read_only(*self._reader.read(name)))
         self._kept = lru_cache(maxsize=4)(lambda codes: self.statistics.kept(np.frombuffer(codes, np.int64)))
 
     @cached_property
@@ -210,9 +218,9 @@ class StoreView:
         return self._local.store  # type: ignore[no-any-return]  # thread-local attributes are Any
 
     def read(self, name: str) -> tuple[UInt8, UInt8]:
-        """Label and confidence code of an image (uint8 HxW each); damage is a StoreError."""
+        """Label and confidence code of an image (uint8 HxW each, read-only); damage is a StoreError."""
         self.check_current()
-        return self._reader.read(name)
+        return self._read(name)
 
     def plane_png(self, name: str, plane: str) -> bytes:
         """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""
@@ -224,11 +232,11 @@ class StoreView:
         return encode(dict(zip(planes, self.read(name), strict=True))[plane], plane, "png")
 
     def mini_png(self, name: str) -> bytes:
-        """Label above code, every k-th pixel, as one grey PNG: the thumbnail that follows the slider."""
-        label, code = self.read(name)
-        height, width = label.shape
-        step = max(1, -(-width // _MINI_WIDTH), -(-height // _MINI_HEIGHT))
+        """Label above code, every k-th pixel of the middle, as one grey PNG: the thumbnail that follows the slider."""
+        planes = [plane[middle(plane)] for plane in self.read(name)]
+        height, width = planes[0].shape
+        step = -(-width // _MINI_WIDTH)
         # Start in the middle of the first step, or of an image smaller than one step: some pixel is always left.
         y, x = min(step, height) // 2, min(step, width) // 2
-        small = [np.ascontiguousarray(plane[y::step, x::step]) for plane in (label, code)]
+        small = [np.ascontiguousarray(plane[y::step, x::step]) for plane in planes]
         return encode(np.concatenate(small), "label", "png")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hmsa_core.labels import LabelStore
 from hmsa_core.labels.review import UNTOUCHED
 from pipeline.cli.main import main
 from pipeline.review.questions import Questions, review_of
@@ -63,6 +64,32 @@ def test_an_answer_labels_the_region_that_the_page_outlines(client: AsgiClient, 
     assert set(question["outline"].split("M")[1:]) == edges
     (mark,) = review_of(view).of(question["name"])
     assert (mark.reviewer, mark.verdict) == ("tester", "correct")
+
+
+def test_a_question_reads_the_maps_of_its_image_once(
+    client: AsgiClient, copied: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large maps take long to decode: a question is drawn, shown and answered on the same ones."""
+    read: list[str] = []
+    read_of = LabelStore.read
+
+    def read_and_note(store: LabelStore, name: str) -> Any:
+        read.append(name)
+        return read_of(store, name)
+
+    monkeypatch.setattr(LabelStore, "read", read_and_note)
+    drawn_set = drawn(client)
+    for _ in range(6):
+        number = drawn_set["upcoming"][0]
+        name = client.get("/api/questions/item", audit=drawn_set["id"], item=number).json()["name"]
+        before = len(read)
+        drawn_set = said(client, drawn_set, "right")
+        assert len(read) - before <= 1, "only the question that is drawn ahead may need another image"
+        assert name not in read[before:]
+    assert read
+    label, code = StoreView(copied.store).read(copied.names[0])
+    assert not label.flags.writeable
+    assert not code.flags.writeable
 
 
 def test_undo_withdraws_the_persons_own_corrections_one_by_one_also_after_a_restart(copied: Scenes) -> None:
