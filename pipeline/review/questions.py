@@ -144,9 +144,12 @@ class Questions(SpotCheck):
     def answer(self, view: StoreView, number: int, verdict: str, who: str = "", cross: str = "") -> None:
         """Record or change an answer: RIGHT, the name of a class, MIXED (ignored in training), UNSURE (no label).
 
+        Where another person was faster, their answer stands.
         `cross` is the class at the cross or UNSURE; default: as the region, and a mixed one counts as wrong there.
         """
         item = self.located(view, number)
+        if item.get("who", who) != who:
+            return
         said = view.classes.classes[item["class"]] if verdict == RIGHT else verdict
         ids = {MIXED: IGNORE, UNSURE: UNTOUCHED}
         value = ids[said] if said in ids else view.classes.index(said)

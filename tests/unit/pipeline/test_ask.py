@@ -116,6 +116,30 @@ def test_a_person_answers_in_the_terminal_undoes_leaves_and_goes_on(
     assert review_of(view).statuses() == {}, "an answer about a region is no look at the whole image"
 
 
+def test_an_answer_that_another_person_gave_meanwhile_stands(
+    copied: Scenes, said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = StoreView(copied.store)
+    file = SpotFile(Questions, view)
+
+    class Slow(io.StringIO):
+        def readline(self, size: int = -1) -> str:
+            if self.tell() == 0:  # kim looks at the first question, and ada is faster
+                found = file.current
+                assert found is not None
+                file.answer(found.id, next(found.open("kim")), "pole", "ada")
+            return super().readline(size)
+
+    monkeypatch.setattr("sys.stdin", Slow("wall\nwall\nq\n"))
+    said("ask", copied.store, "--images", copied.images, "--budget", 8, "--who", "kim")
+    items = Questions.load(Questions.path_of(copied.store)).items
+    assert sorted((item["who"], item["answer"]) for item in items if item["verdict"]) == [
+        ("ada", "pole"),
+        ("kim", "wall"),
+    ]
+    assert sorted(mark.reviewer for mark in review_of(view).marks()) == ["ada", "kim"]
+
+
 def test_the_price_counts_minutes_without_pauses_and_says_what_was_wrong(copied: Scenes) -> None:
     view = StoreView(copied.store)
     assert price(Questions({"items": []}), view)["words"].startswith("too few answers")
