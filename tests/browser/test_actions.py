@@ -187,8 +187,9 @@ def test_a_page_goes_on_with_a_server_that_was_started_again(browser: Any, stree
     args = (str(store), "--images", str(street.images))
     with page_of(browser, *args, port=port, threshold="0.9", image=street.names[0]) as page:
         pass
+    page.until(lambda: page.find("#offline").is_displayed())  # nobody has pressed anything
     page.keys("A")
-    page.until(lambda: page.find("#offline").is_displayed())
+    page.until(lambda: "not saved" in page.text("#toasts"))
     assert page.image() == street.names[0]
     with serving(*args, port=port):
         page.until(lambda: not page.find("#offline").is_displayed())

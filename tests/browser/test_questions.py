@@ -153,13 +153,19 @@ def test_a_hundred_questions_by_keyboard_outlive_breaks_undo_two_people_and_end_
         page.keys(Keys.ENTER)
         page.until(lambda: "made anew since this server opened it" in page.text("#toasts"))
         assert page.console() == []
-    with serving(*here) as (kim, _):
+    with serving(*here) as (kim, server):
         page = Page(browser, kim)
         opened(page)
         page.until(lambda: page.text("#ask-void").startswith("void: the store has changed"))
         page.find("#ask-budget").send_keys(Keys.ENTER)
-        assert shown(page) is not None
+        number = shown(page)
+        assert number is not None
         assert page.console() == []
+        server.kill()
+        server.wait(10)
+        page.keys(Keys.ENTER)
+        page.until(lambda: "not saved: the server does not answer" in page.text("#toasts"))
+        assert shown(page) == number
     view = StoreView(store)
     kept = [reviewed(review_of(view).of(name), 256, 512, view.classes)[1] for name in view.names]
     assert sum(int((one != UNTOUCHED).sum()) for one in kept) == brought["labelled"] + brought["ignored"]

@@ -17,7 +17,7 @@ import { mark, startReview } from "./review.js";
 import { ahead, onScene, scene, show, startScene } from "./scene.js";
 import { fromQuery, mirrorAddress, state, thresholdParams, update, watch } from "./state.js";
 import { faultOf, parseThreshold } from "./thresholds.js";
-import { online, report, toast } from "./toast.js";
+import { offline, online, report, toast } from "./toast.js";
 import { startToolbar } from "./toolbar.js";
 import { startViewport } from "./viewport.js";
 import { startWeights } from "./weights.js";
@@ -94,14 +94,16 @@ async function askStats() {
   }
 }
 
-/** Go on where the server is there again; it may be another process. */
+/** Say that the server is gone, and go on where it is there again; it may be another process. */
 async function lookForServer() {
-  if (byId("offline").hidden) return;
+  setTimeout(lookForServer, 2000);
   try {
-    await fetch("static/icon.svg", { cache: "no-store" });
-  } catch {
+    await fetch("static/icon.svg", { cache: "no-store", signal: AbortSignal.timeout(1900) });
+  } catch (error) {
+    if (error.name !== "TimeoutError") offline(); // a slow answer is not the end of the server
     return;
   }
+  if (byId("offline").hidden) return;
   online();
   if (scene.error) show(state.image);
   refresh({ keepTiles: true });
@@ -111,7 +113,7 @@ function describeStore() {
   setText(byId("store-name"), store.path.split("/").slice(-2).join("/"));
   byId("store-name").title = store.path;
   setText(byId("store-kind"), store.kind);
-  setText(byId("store-size"), `${plain(store.images)} images`);
+  setText(byId("store-size"), `${plain(store.images)} image${store.images === 1 ? "" : "s"}`);
   setText(byId("teacher"), store.teacher ? `teacher ${store.teacher.slice(0, 8)}` : "");
   document.title = `${store.name} · autolabel inspector`;
   byId("problems").hidden = !store.problems.length;
@@ -133,7 +135,7 @@ function wire() {
   });
   document.querySelectorAll("dialog [data-close]").forEach((button) => button.addEventListener("click", () => button.closest("dialog").close()));
   document.addEventListener("wantstats", askStats);
-  setInterval(lookForServer, 2000);
+  setTimeout(lookForServer, 2000);
 }
 
 async function firstImage() {

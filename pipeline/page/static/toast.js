@@ -22,8 +22,10 @@ export function toast(message, { kind = "", hint = "", action = null } = {}) {
 /** Report an error of any kind; `about` says which image it is about. */
 export function report(error, about = "") {
   if (error.name === "AbortError") return;
-  if (error.code === "offline") byId("offline").hidden = false;
-  if (error.code !== "offline" || about) toast(about ? `${about}: ${error.message}` : error.message, { kind: "bad", hint: error.hint });
+  if (error.code === "offline") offline();
+  // A dialog covers the line that says so.
+  if (error.code !== "offline" || about || document.querySelector("dialog[open]")) toast(about ? `${about}: ${error.message}` : error.message, { kind: "bad", hint: error.hint });
 }
 
+export const offline = () => { byId("offline").hidden = false; };
 export const online = () => { byId("offline").hidden = true; };
