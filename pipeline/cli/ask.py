@@ -176,4 +176,4 @@ def _print(brought: dict[str, Any], left: int, out: Path) -> None:
         "the last {answers}: {minutes} min, {labelled:,} labelled, {corrected:,} corrected\n".format(**last)
     )
     sys.stdout.write("".join(f"{part['words']}\n" for part in (brought, brought.get("alike")) if part))
-    sys.stdout.write(f"{left} questions are open\n{out}\n")
+    sys.stdout.write(f"{left} {'question is' if left == 1 else 'questions are'} open\n{out}\n")

@@ -115,8 +115,8 @@ class Session:
             return []
         count, first = len(self._other_pictures), min(self._other_pictures)
         return [
-            f"{self.other.path}: {count} images are other pictures of the same name and cannot be compared "
-            f"(the first: {first})"
+            f"{self.other.path}: {count} of {len(self.other.names)} images cannot be compared, because they are other "
+            f"pictures of the same name (the first: {first})"
         ]
 
     def thresholds(self, threshold: str | None = None, pins: list[str] | None = None) -> Thresholds:
@@ -283,16 +283,8 @@ class Session:
         return {**shown, "size": size, "box": box, "outline": outline(region)}
 
     def answer_question(self, check_id: str, number: int, verdict: str) -> dict[str, Any]:
-        """Record an answer; return what all answers brought and which questions come next.
-
-        Where another person was faster, their answer stands.
-        """
-
-        def say(check: Questions) -> None:
-            if check.located(self.view, number).get("who", self.reviewer) == self.reviewer:
-                check.answer(self.view, number, verdict, self.reviewer)
-
-        return self._questions_json(self.questions.change(check_id, say), number)
+        """Record an answer; return what all answers brought and which questions come next."""
+        return self._questions_json(self.questions.answer(check_id, number, verdict, self.reviewer), number)
 
     def undo_question(self, check_id: str) -> dict[str, Any]:
         """Withdraw the reviewer's last answer; its question comes next."""

@@ -55,7 +55,8 @@ def _title(stats: dict[str, Any]) -> str:
 
 def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable, unfit: str = "") -> None:
     """One row per class: threshold, kept, coverage, precision and its source (`unfit`: why there is none)."""
-    title = f"{stats['store']}  ·  {stats['images']:,} images  ·  {_title(stats)}"
+    images = f"{stats['images']:,} image{'s' * (stats['images'] != 1)}"
+    title = f"{stats['store']}  ·  {images}  ·  {_title(stats)}"
     table = Table(title=title, title_justify="left", show_footer=True)
     footers = {"class": "all", "threshold": "", "status": "", "kept pixels": f"{stats['kept']:,}"}
     footers |= {"coverage": _percent(stats["kept_share"]), "": "", "precision": _share(stats["precision"])}
@@ -115,7 +116,7 @@ def print_images(
     kind = sort.partition(":")[0]
     what = f" with {class_name}" if class_name else ""
     # A title of the table would be folded at the width of its columns.
-    console.print(f"{len(rows)} of {total:,} images{what}, by {sort}", markup=False, soft_wrap=True)
+    console.print(f"{len(rows)} of {total:,} image{'s' * (total != 1)}{what}, by {sort}", markup=False, soft_wrap=True)
     table = Table()
     shown = ["image", "city", "kept", *([_METRIC[kind]] if kind in _METRIC else []), "review"]
     _columns(table, dict.fromkeys(shown, ""), left=("image", "city", "review"))
