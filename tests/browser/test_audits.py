@@ -137,6 +137,32 @@ def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_se
         assert not page.find("#certificate-resume").is_displayed()
 
 
+def test_back_leaves_out_the_answers_to_questions_which_a_certificate_cannot_change(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
+    scenes = street.copied_to(tmp_path)
+    given = ("--answers", str(scenes.maps), "--ids", "train", "--budget", "60")
+    assert main(["ask", str(scenes.store), *given]) == 0
+    with serving(str(scenes.store), "--images", str(scenes.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9")
+        page.keys("u")
+        page.until(lambda: page.find("#certificate-form").is_displayed())
+        page.find("#certificate-target").send_keys(Keys.ENTER)
+        shown = int(page.until(lambda: page.find("#audit-close").get_attribute("data-item")))
+        items = json.loads((tmp_path / "raw.certificate.json").read_text())["items"]
+        assert shown > 0
+        assert all("set" in item for item in items[:shown])
+        page.keys(Keys.BACKSPACE)
+        page.frame()
+        _shown(page, shown)
+        page.keys(Keys.ARROW_RIGHT)
+        page.until(lambda: page.find("#audit-close").get_attribute("data-item") not in ("", str(shown)))
+        page.keys(Keys.BACKSPACE)
+        _shown(page, shown)
+        assert page.console() == []
+
+
 def _swap_answer(value: dict[str, Any]) -> None:
     next(d for d in value["items"] if d["verdict"] == "wrong")["verdict"] = "right"
 

@@ -171,8 +171,10 @@ function merge(reply) {
 }
 
 function back() {
-  if (at === 0) return;
-  at -= 1;
+  let before = at - 1;
+  while (audit.items[before]?.set) before -= 1; // the answer to a question is changed there
+  if (before < 0) return;
+  at = before;
   audit.items[at].verdict = null;
   showItem();
 }
