@@ -199,6 +199,13 @@ class Questions(SpotCheck):
             item.pop(key, None)
         item["verdict"] = None
 
+    def take_back(self, view: StoreView, saved: Questions) -> None:
+        """Withdraw the corrections of answers that could not be saved."""
+        known = {item.get("mark") for item in saved.items}
+        for item in self.items:
+            if item.get("mark") not in {None, *known}:
+                _withdraw(review_of(view), item)
+
 
 def regions_of(label: NDArray[np.uint8]) -> NDArray[np.intp]:
     """Number of each pixel's region in a label map, from 0 on, HxW."""

@@ -107,6 +107,9 @@ class SpotCheck:
     def draw_on(self, view: StoreView) -> None:
         """Add draws until enough wait for an answer."""
 
+    def take_back(self, view: StoreView, saved: Self) -> None:
+        """Withdraw what answers that could not be saved wrote elsewhere; `saved` is the file's content."""
+
     def low(self, item: dict[str, Any]) -> int:
         """Smallest code of the pixels among which an item was drawn."""
         return int(item["low"])
@@ -271,7 +274,11 @@ class SpotFile(Generic[Kind]):
                 raise InputError(f"{self.path}: another {what} was drawn since", hint=f"open the {what} anew to go on")
             self._seen = None
             change(kept)
-            self._save(kept)
+            try:
+                self._save(kept)
+            except (HmsaError, OSError):
+                kept.take_back(self._view, self._kind.load(self.path))
+                raise
             return kept
 
     def _save(self, check: Kind) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io import atomic
+from hmsa_core.io.errors import NoSpaceError
 from hmsa_core.labels import ThresholdPolicy
+from pipeline.review.questions import Questions
 from pipeline.review.session import Session
 from tests.support.asgi import AsgiClient, Reply, client_of
 from tests.support.label_scenes import Scenes
@@ -66,6 +68,25 @@ def test_what_cannot_be_saved_is_one_clear_line(
     left = sorted(p.name for p in copied.store.parent.iterdir())
     assert {name for name in left if name not in before} <= {f".{FILES[what]}.lock"}
     assert post(client, what, copied.names[0]).status == 200  # once the disk is fixed
+
+
+def test_an_answer_to_a_question_that_cannot_be_saved_leaves_no_label(copied: Scenes, monkeypatch) -> None:
+    def refuse(_: Questions, path: Path) -> None:  # the line in the review file still found room
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    session = Session(copied.store, images=copied.images, reviewer="kim")
+    drawn = session.draw_questions(budget=8, classes=[], after="")
+    drawn = session.answer_question(drawn["id"], drawn["upcoming"][0], "mixed")
+    before = session.review.marks()
+    with monkeypatch.context() as patch:
+        patch.setattr(Questions, "save", refuse)
+        with pytest.raises(NoSpaceError, match="not saved"):
+            session.answer_question(drawn["id"], drawn["upcoming"][0], "mixed")
+    assert session.review.marks() == before
+    again = session.answer_question(drawn["id"], drawn["upcoming"][0], "mixed")
+    assert again["price"][-1]["ignored"] > drawn["price"][-1]["ignored"], "its pixels are new"
+    session.undo_question(drawn["id"])
+    assert session.review.marks() == before
 
 
 def test_a_policy_that_cannot_be_saved_may_go_elsewhere(copied: Scenes) -> None:
