@@ -115,8 +115,8 @@ class Session:
             return []
         count, first = len(self._other_pictures), min(self._other_pictures)
         return [
-            f"{self.other.path}: {count} of {len(self.other.names)} images cannot be compared, because they are other "
-            f"pictures of the same name (the first: {first})"
+            f"{self.other.path}: {count} of {len(self.other.names)} images cannot be compared: "
+            f"the name belongs to another picture there (the first: {first})"
         ]
 
     def thresholds(self, threshold: str | None = None, pins: list[str] | None = None) -> Thresholds:
