@@ -29,7 +29,10 @@ _CONCEPTS: dict[str, tuple[str, str]] = {
         "construction",
     ),
     "bridge": ("bridge, tunnel, overpass", "building, construction"),
-    "wall": ("wall, wall brick, wall concrete, wall stone, stone wall, retaining wall", "building, construction"),
+    "wall": (
+        "wall, wall brick, wall concrete, wall panel, wall stone, wall tile, wall wood, stone wall, retaining wall",
+        "building, construction",
+    ),
     "construction": ("construction, structure, built", ""),
     "fence": (
         "fence, fencing, railing, rail, guard rail, guardrail, barrier, temporary barrier, cage, hedge fence",
@@ -63,7 +66,7 @@ _CONCEPTS: dict[str, tuple[str, str]] = {
     "two-wheeler": ("two wheeler, two wheelers", "bicycle, rider"),
     "car": ("car, cars, auto, automobile, suv, suv pickup truck, van, caravan, taxi", "vehicle"),
     "truck": ("truck, lorry, truck bus, trailer, pickup", "vehicle, car"),
-    "bus": ("bus, autobus, coach", "truck, vehicle, car"),
+    "bus": ("bus, buses, autobus, coach", "truck, vehicle, car"),
     "train": ("train, tram, on rails, railway train", "bus, vehicle, car"),
     "vehicle": ("vehicle, vehicles, other vehicle, moving vehicle, other moving", "car"),
     "animal": ("animal, bird, ground animal, dog, cat, cow, horse, sheep", ""),
@@ -73,14 +76,15 @@ _CONCEPTS: dict[str, tuple[str, str]] = {
 
 @cache
 def _by_name() -> dict[str, str]:
-    return {name.strip(): concept for concept, (names, _) in _CONCEPTS.items() for name in names.split(",")}
+    return {name.replace(" ", ""): concept for concept, (names, _) in _CONCEPTS.items() for name in names.split(",")}
 
 
 def concept_of(name: str) -> str | None:
     """The concept that a class name means, or None for an unknown one.
 
-    Only the first of several names counts ("road, route"). Capitals, underscores, hyphens, brackets, a closing
-    "-other", "-merged" or "group" and a plural do not matter. Of "Traffic Light - Cyclists" the first part decides.
+    Only the first of several names counts ("road, route"). Capitals, underscores, hyphens, spaces, brackets, a
+    closing "-other", "-merged" or "group" and a plural do not matter. Of "Traffic Light - Cyclists" the first part
+    decides.
     """
     first = re.split(r"[,;/]", name)[0]
     known = _by_name()
@@ -89,7 +93,7 @@ def concept_of(name: str) -> str | None:
         words = re.sub(r"[^a-z]+", " ", spaced.lower()).split()
         while len(words) > 1 and words[-1] in ("other", "general", "misc", "merged", "group"):
             words.pop()
-        plain = " ".join(words)
+        plain = "".join(words)
         for one in (plain, plain.removesuffix("s")):
             if one in known:
                 return known[one]

@@ -384,6 +384,10 @@ def test_nineteen_names_of_cityscapes_become_the_eleven_of_camvid() -> None:
         ("Traffic Light - General (Upright)", "traffic light"),
         ("Lane Marking (only) - Stop Line", "road"),
         ("Person Group", "person"),
+        ("Side Walk", "sidewalk"),
+        ("trafficlight", "traffic light"),
+        ("wall-panel", "wall"),
+        ("Buses", "bus"),
     ],
 )
 def test_names_of_the_fields_label_sets(name: str, target: str | None) -> None:
