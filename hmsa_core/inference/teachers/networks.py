@@ -95,9 +95,10 @@ class Network(Engine):
         except (RuntimeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
+            size = "" if self.source.family == "hf" else "`size: [HEIGHT, WIDTH]` or "
             raise ConfigError(
                 f"{self.source}: fails on an image of {sides[0]}x{sides[1]} pixels: {one_line(error)[:200]}",
-                hint=f"say `size: [HEIGHT, WIDTH]` or `multiple: 32` in {self.source.table_path}, or use scale 1 alone",
+                hint=f"say {size}`multiple: 32` in {self.source.table_path}, or use scale 1 alone",
             ) from error
         found = self._channels_first(found, sides).float()
         if not bool((found < torch.inf).all()):
@@ -304,7 +305,7 @@ class HuggingFaceNetwork(Network):
     """
 
     def __init__(self, source: Source, device: torch.device, precision: str) -> None:
-        super().__init__(source)
+        super().__init__(source, output="logits")
         self.resizes, table = True, source.table
         if table.size or table.mean or table.std:
             raise ConfigError(f"{source.table_path}: size, mean and std of an hf folder are its preprocessor_config's")
