@@ -168,8 +168,13 @@ def adopt(
     Raises:
         HmsaError: a network that cannot be used, in one line.
     """
-    pixels = draw(pictures)
-    found = [_look_at(source, pictures, pixels, classes, context, tell) for source in parse(teachers)]
+    sources, pixels = parse(teachers), draw(pictures)
+    for source in sources:  # one that cannot be used stops before another one has run for long
+        if source.family == "scores":
+            check_files(source, [one.name for one in pictures])
+        else:
+            open_network(source, context, is_single=True)
+    found = [_look_at(source, pictures, pixels, classes, context, tell) for source in sources]
     members = [fitting.apply(one.views.probabilities(one.chosen), one.targets, classes.num_classes) for one in found]
     tell("choose how the networks are combined")
     if pixels.is_labelled and len(pixels.blocks) == 1:
@@ -242,7 +247,6 @@ def _look_at(
     by_table = class_map(source, classes).targets if source.table.classes else None
     source = replace(source, given=source.table.model_copy(update={"classes": {}}))  # they are what is looked for
     if source.family == "scores":
-        check_files(source, [one.name for one in pictures])
         channels = source.names or picture_names(source)
         if not isinstance(channels, int):
             source = replace(source, given=source.table.model_copy(update={"names": channels}))

@@ -273,6 +273,16 @@ def test_scores_of_other_classes_are_one_line_and_figures_of_two_images_are_call
         _adopt(tmp_path, f"scores:{tmp_path / 'scores'}")
 
 
+def test_a_network_that_cannot_be_used_stops_before_another_one_is_run(photographs: Path, tmp_path: Path) -> None:
+    good, bad = (colour_network(tmp_path / f"{name}.onnx") for name in ("good", "bad"))
+    table(bad, "scores: logits")
+    said: list[str] = []
+    images, labels = photographs / "images", photographs / "labels"
+    with pytest.raises(ConfigError, match="bad.onnx: has the outputs scores; none is called 'logits'"):
+        adopt_folder((f"onnx:{good}", f"onnx:{bad}"), images, labels, TABLE, RUNTIME, said.append)
+    assert said == []
+
+
 def test_a_threshold_that_keeps_nothing_is_not_called_right(photographs: Path, tmp_path: Path) -> None:
     network = _english(tmp_path)
     found, _ = _adopt(photographs, f"onnx:{network}")
