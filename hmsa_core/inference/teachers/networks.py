@@ -30,6 +30,7 @@ from hmsa_core.runtime.memory import is_out_of_memory
 from hmsa_core.runtime.ranks import DTYPES
 
 _LEAST = 1e-30  # a probability below is taken for it: no logarithm of zero
+_LOWEST = -1e5  # a logit below, as the logarithm of zero, is taken for it: enlarging minus infinity gives no number
 _ROUNDING = 1e-3  # of probabilities that half precision has been through
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _BYTES = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # 0 to 255 stay what they are
@@ -141,7 +142,7 @@ class Network(Engine):
         is_given = self.gives == "probabilities"
         if found.shape[1] == 1:  # a sigmoid's class, and the rest
             found = torch.cat([found, 1 - found if is_given else torch.zeros_like(found)], 1)
-        return found.clamp(min=_LEAST).log() if is_given else found
+        return found.clamp(min=_LEAST).log() if is_given else found.clamp(min=_LOWEST)
 
     def _check_range(self, found: Tensor) -> None:
         self._is_checked = True
@@ -220,7 +221,7 @@ def _session(source: Source, threads: int) -> Any:
         raise ConfigError(f"{source.table_path}: this onnxruntime has no {provider}, only {', '.join(there)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors; they are raised as well
+    options.log_severity_level = 4  # errors are raised; they need no second line
     try:
         return onnxruntime.InferenceSession(str(onnx_home(source.path)), options, providers=[provider])
     except _failures() as error:

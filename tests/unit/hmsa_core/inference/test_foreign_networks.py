@@ -149,6 +149,15 @@ def test_the_answers_are_taken(tmp_path: Path) -> None:
     assert np.array_equal(opened(both).label("a", IMAGE)[0], plain), "one alone can hold scores"
 
 
+def test_a_logarithm_of_zero_is_the_lowest_score(tmp_path: Path) -> None:
+    coarse = helper.make_node("AveragePool", ["s"], ["p"], kernel_shape=[4, 4], strides=[4, 4])
+    ends = [helper.make_node("Softmax", ["p"], ["q"], axis=1), helper.make_node("Log", ["q"], ["y"])]
+    plain = network(tmp_path / "plain.onnx", [conv(), coarse], {"p": None}, weights=100 * WEIGHTS)
+    logs = network(tmp_path / "logs.onnx", [conv(), coarse, *ends], {"y": None}, weights=100 * WEIGHTS)
+    assert np.mean(opened(logs).label("a", IMAGE)[0] == opened(plain).label("a", IMAGE)[0]) > 0.7
+    assert np.isfinite(opened(logs).predict("a", IMAGE)).all()
+
+
 @pytest.mark.parametrize("shape", [(1, "h", "w", 3), ("n", "h", "w", "c"), (1, 24, 36, 3)], ids=str)
 @pytest.mark.parametrize("ends", ["input", "output", "both"])
 def test_channels_that_come_last_are_known_by_the_shape(tmp_path: Path, shape: tuple[Any, ...], ends: str) -> None:
