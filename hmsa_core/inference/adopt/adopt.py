@@ -338,7 +338,7 @@ def _scales(network: Network, picture: Picture, tell: Tell) -> list[float]:
         except ConfigError as error:
             if scale == 1:
                 raise
-            tell(f"scale {scale:g} is left out: {error.message}")
+            tell(f"scale {scale:g} is left out: {error.message}; {error.hint}")
         else:
             fit.append(scale)
     return fit
