@@ -38,17 +38,18 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.data.layouts import load_classes
     from hmsa_core.inference.adopt.adopt import adopt_folder
     from hmsa_core.inference.adopt.report import how, maps, table, to_yaml
-    from hmsa_core.io.atomic import write_text
+    from hmsa_core.io.atomic import open_atomic
 
     classes = load_classes(Path(), args.classes)
     runtime = runtime_of(args, threads=threads)
-    found = adopt_folder(args.teacher, args.images, args.labels, classes, runtime, tell, ids=args.ids)
-    sys.stdout.write("\n".join([*maps(found), "", *table(found)]) + "\n")
-    if not found.is_by_labels:
-        tell(f"chosen {how(found)}, or give --labels")
-    if args.yes:
-        found = found.confirmed()
-    write_text(args.out, to_yaml(found, args.out))
+    with open_atomic(args.out) as file:  # a folder that cannot be written to costs no run
+        found = adopt_folder(args.teacher, args.images, args.labels, classes, runtime, tell, ids=args.ids)
+        sys.stdout.write("\n".join([*maps(found), "", *table(found)]) + "\n")
+        if not found.is_by_labels:
+            tell(f"chosen {how(found)}, or give --labels")
+        if args.yes:
+            found = found.confirmed()
+        file.write(to_yaml(found, args.out).encode())
     use = f"use it with `autolabel label --teacher {args.out}`, or as auto_infer.teacher"
     if unsure := found.adopted.unconfirmed:
         tell(f"{unsure[0]}: no known name says what its classes are; they were found by labels alone")

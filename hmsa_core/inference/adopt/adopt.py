@@ -32,7 +32,7 @@ from hmsa_core.inference.teachers.run_options import run_options
 from hmsa_core.inference.teachers.scores import check_files, picture_names, read_scores
 from hmsa_core.inference.teachers.sources import Source, Spec, onnx_metadata, parse
 from hmsa_core.inference.teachers.teacher import open_network
-from hmsa_core.inference.teachers.teacher_files import Adopted, Member, Table
+from hmsa_core.inference.teachers.teacher_files import Adopted, Member
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.metrics import bootstrap_iou
@@ -45,16 +45,16 @@ _BLOCK = 3  # neighbours that intervals and folds keep together, as `autolabel e
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _CLOSE = 0.02  # mIoU or kappa by which two ways to take an image cannot be told apart
 _TRIED = 8  # images on which ways to take an image are compared
-# Ways in which published networks take their images, tried where nothing says it: ImageNet's mean and deviation,
-# [-1, 1], [0, 1], [0, 255], and blue-green-red bytes as OpenCV reads them, or without Caffe's mean.
-_INPUTS = (
-    Table(),
-    Table(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-    Table(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-    Table(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)),
-    Table(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
-    Table(mean=(0.485, 0.458, 0.408), std=(1 / 255, 1 / 255, 1 / 255), order="bgr"),
+# Ways in which published networks take their images, tried where nothing says it: with ImageNet's mean and deviation,
+# as [-1, 1], [0, 1] or [0, 255], or as bytes without the mean (Caffe); each as RGB, and as BGR, as OpenCV reads them.
+_NORMALISATIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
+    {"mean": (0.485, 0.458, 0.408), "std": (1 / 255, 1 / 255, 1 / 255)},
 )
+_INPUTS = tuple({**how, "order": order} for order in ("rgb", "bgr") for how in _NORMALISATIONS)
 _ONCE = Passes((1.0,), flip=False)
 Tell = Callable[[str], None]
 
@@ -338,7 +338,7 @@ def _scales(network: Network, picture: Picture, tell: Tell) -> list[float]:
         except ConfigError as error:
             if scale == 1:
                 raise
-            tell(f"scale {scale:g} is left out: {error.message}; {error.hint}")
+            tell("; ".join(filter(None, (f"scale {scale:g} is left out: {error.message}", error.hint))))
         else:
             fit.append(scale)
     return fit
@@ -365,12 +365,12 @@ def _best_input(
     drawn = draw(some)
     scored: list[tuple[float, str, Network]] = []
     failed: dict[str, tuple[HmsaError, list[str]]] = {}
-    for variant in _INPUTS:
-        values = {"mean": variant.mean, "std": variant.std, "order": variant.order}
-        tried = replace(source, given=source.table.model_copy(update=values))
+    is_given = "order" in source.table.model_fields_set
+    for how in (one for one in _INPUTS if not is_given or one["order"] == source.table.order):
+        tried = replace(source, given=source.table.model_copy(update=how))
         try:
             network = _opened(tried, context)
-            if network.takes_bytes and scored and variant.order == scored[-1][2].source.table.order:
+            if network.takes_bytes and scored and how["order"] == scored[-1][2].source.table.order:
                 continue
             views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
             one = _candidate(tried, views, drawn, classes)
@@ -412,7 +412,7 @@ def _said(source: Source, *, is_bytes: bool = False) -> str:
         return f"bytes {source.table.order}"
     mean, std = source.table.mean, source.table.std
     if mean is None or std is None:
-        return "ImageNet's mean"
+        return f"ImageNet's mean {source.table.order}"
     low, high = ((value - m) / s for value, m, s in ((0.0, mean[0], std[0]), (1.0, mean[0], std[0])))
     return f"[{low:.3g}, {high:.3g}] {source.table.order}"
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hmsa_core.config import Passes, RuntimeConfig
+from hmsa_core.config import MEAN, STD, Passes, RuntimeConfig
 from hmsa_core.inference.adopt.adopt import Adoption, adopt_folder
 from hmsa_core.inference.adopt.combination import combine
 from hmsa_core.inference.adopt.report import table as table_of
@@ -113,7 +113,10 @@ def test_an_interval_is_about_the_mean_that_stands_before_it(photographs: Path, 
 
 
 def _torch_network(path: Path, *, kind: str) -> Path:
-    """The nearest of the classes' colours, as a module of torch alone, exported by torch; pixels lie in [-1, 1]."""
+    """The nearest of the classes' colours, as a module of torch alone, exported by torch; pixels lie in [-1, 1].
+
+    Those of kind "blue first" are BGR with ImageNet's mean and deviation.
+    """
     import torch
 
     ours = [TO_OURS.get(name) for name in ENGLISH]
@@ -122,11 +125,15 @@ def _torch_network(path: Path, *, kind: str) -> Path:
         for o in ours
     ]
     centres = torch.tensor(colours)[:, :, None, None] / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
 
     class Nearest(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             image = image.permute(0, 3, 1, 2) if kind == "channels last" else image
-            away = -50 * ((image * 0.5 + 0.5 - centres) ** 2).sum(1, keepdim=True).transpose(0, 1)
+            values = image * 0.5 + 0.5
+            if kind == "blue first":
+                values = image.flip(1) * std + mean
+            away = -50 * ((values - centres) ** 2).sum(1, keepdim=True).transpose(0, 1)
             scores = away.reshape(1, len(ENGLISH), *image.shape[2:])
             scores = torch.nn.functional.interpolate(scores, scale_factor=0.5)
             if kind == "weights by position":  # as of a vision transformer: it fails at any other size
@@ -147,13 +154,16 @@ def _torch_network(path: Path, *, kind: str) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", ["plain", "fixed size", "weights by position", "channels last", "one channel"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "blue first", "fixed size", "weights by position", "channels last", "one channel"]
+)
 def test_a_network_of_plain_torch_is_recovered_and_labels_as_its_file_says(
     photographs: Path, tmp_path: Path, kind: str
 ) -> None:
     network = _torch_network(tmp_path / "net.onnx", kind=kind)
     found, said = _adopt(photographs, f"onnx:{network}")
-    assert any("taken: [-1, 1] rgb" in line for line in said), said
+    way = "ImageNet's mean bgr" if kind == "blue first" else "[-1, 1] rgb"
+    assert any(f"taken: {way}" in line for line in said), said
     wanted = {name.replace(",", ";"): TO_OURS.get(name) for name in ENGLISH}
     if kind == "one channel":
         assert _targets(found)["street"] == "road"
