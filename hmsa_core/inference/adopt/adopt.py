@@ -363,6 +363,7 @@ def _best_input(
         return _opened(source, context)
     some = pictures[:: max(1, len(pictures) // _TRIED)]
     drawn = draw(some)
+    needed = [View(1.0)] if drawn.is_labelled else [View(1.0), View(1.0, mirrored=True)]
     scored: list[tuple[float, str, Network]] = []
     failed: dict[str, tuple[HmsaError, list[str]]] = {}
     is_given = "order" in source.table.model_fields_set
@@ -372,14 +373,15 @@ def _best_input(
             network = _opened(tried, context)
             if network.takes_bytes and scored and how["order"] == scored[-1][2].source.table.order:
                 continue
-            views = _run_network(network, some, [View(1.0), View(1.0, mirrored=True)])
+            views = _run_network(network, some, needed)
             one = _candidate(tried, views, drawn, classes)
         except HmsaError as error:
             failed.setdefault(error.message, (error, []))[1].append(_said(tried))
             continue
-        score = fitting.agreement(views, 1.0)
         if drawn.is_labelled:
-            score = fitting.reached(views, [View(1.0)], one.targets, drawn, classes.num_classes)
+            score = fitting.reached(views, needed, one.targets, drawn, classes.num_classes)
+        else:
+            score = fitting.agreement(views, 1.0)
         scored.append((score, _said(tried, is_bytes=network.takes_bytes), network))
     if not scored:
         raise next(iter(failed.values()))[0]
