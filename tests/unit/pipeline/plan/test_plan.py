@@ -408,6 +408,21 @@ def test_black_that_a_file_names_is_a_class_and_said(tmp_path: Path) -> None:
     assert "is class" not in notes, "number 0 of ids that were saved in three channels is no black"
 
 
+def test_a_palette_says_the_classes_though_its_black_has_no_name(tmp_path: Path) -> None:
+    folders = _pairs(tmp_path)
+    for n in range(12):
+        ids = scene(n)[1] + 1
+        ids[:2] = 0
+        save(folders.labels / f"a{n}.png", ids, [0, 0, 0, *(part for colour in COLOURS.values() for part in colour)])
+    rows = [*COLOURS.items(), ("bus", (1, 2, 3))]  # five names, and values 0 to 4
+    (folders.labels / "labelmap.txt").write_text("".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in rows))
+    with pytest.raises(InputError, match="names no class for value 0") as error:
+        planned(folders)
+    assert "--void 0" in error.value.hint
+    plan = make_plan(Folders(folders.images, folders.labels), void=frozenset({0}), machine=CPU)
+    assert plan.classes.names == dict(enumerate(COLOURS, 1))
+
+
 def test_a_projects_class_file_two_folders_up_is_found(tmp_path: Path) -> None:
     for n in range(18):
         image, ids = scene(n)
