@@ -9,8 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import median
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -36,6 +37,7 @@ from hmsa_core.data.plain import (
     usual_step,
 )
 from hmsa_core.data.source import Deal, Role, SourceSpec
+from hmsa_core.data.walk import stem_of
 from hmsa_core.io.errors import DecodeError, InputError
 from pipeline.plan.findings import Findings, few
 from pipeline.plan.reading import Reading, changed
@@ -97,9 +99,13 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
         InputError: too few labelled images to learn from one and judge on another, or splits that share pictures.
     """
     source, groups, how = _grouped(reading)
-    lists = split_lists(reading)
+    lists = split_lists(reading, findings)
     found = place_images(reading.root, source, {})
-    known = {f.name: _row(f, lists, groups) for f in found if f.name in groups or _stem(f) in lists}
+    known = {
+        f.name: _row(f, lists.get(_path(f, source), ""), groups)
+        for f in found
+        if f.name in groups or _path(f, source) in lists
+    }
     if known:
         source = source.model_copy(update={"table": TABLE})
         found = place_images(reading.root, source, known)
@@ -129,15 +135,16 @@ def deal_images(reading: Reading, values: Values, names: Mapping[int, str], find
 
 
 def _values(f: Found, source: SourceSpec, values: Values) -> frozenset[int]:
-    return values.of_image.get(f.image.removeprefix(f"{source.images}/"), frozenset())
+    return values.of_image.get(_path(f, source), frozenset())
 
 
-def _stem(f: Found) -> str:
-    return Path(f.image).stem
+def _path(f: Found, source: SourceSpec) -> str:
+    """Path below the folder of images."""
+    return f.image.removeprefix(f"{source.images}/")
 
 
-def _row(f: Found, lists: Mapping[str, str], groups: Mapping[str, str]) -> dict[str, str]:
-    values = f.name, lists.get(_stem(f), ""), groups.get(f.name, f.sequence), str(f.frame)
+def _row(f: Found, split: str, groups: Mapping[str, str]) -> dict[str, str]:
+    values = f.name, split, groups.get(f.name, f.sequence), str(f.frame)
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -153,8 +160,8 @@ def table_text(rows: Mapping[str, Mapping[str, str]]) -> str:
 # ---- Groups
 
 
-def split_lists(reading: Reading) -> dict[str, str]:
-    """{stem: split} of the lists train.txt, val.txt, test.txt next to the files (VOC: ImageSets/Segmentation)."""
+def split_lists(reading: Reading, findings: Findings) -> dict[str, str]:
+    """{image: split} of the lists train.txt, val.txt, test.txt next to the files (VOC: ImageSets/Segmentation)."""
     tops = {reading.root / folder for folder in (reading.source.images, reading.source.labels) if folder}
     folders = [
         place
@@ -162,19 +169,42 @@ def split_lists(reading: Reading) -> dict[str, str]:
         for near in (top, top.parent)
         for place in (near, near / "ImageSets" / "Segmentation", near / "splits")
     ]
-    stems = {Path(path).stem for path in reading.pairs.images}
-    found: dict[str, str] = {}
+    names = _names_in_lists(reading)
     for folder in sorted(set(folders)):
-        for split in ("train", "val", "test"):
-            file = folder / f"{split}.txt"
-            if file.is_file():
-                lines = file.read_text("utf-8", errors="replace").splitlines()
-                listed = {Path(line.split()[0]).name for line in lines if line.strip()}
-                listed = {name if name in stems else Path(name).stem for name in listed}
-                found |= dict.fromkeys(listed & stems, split)
+        found: dict[str, str] = {}
+        files = [file for split in ("train", "val", "test") if (file := folder / f"{split}.txt").is_file()]
+        for file in files:
+            lines = file.read_text("utf-8-sig", errors="replace").splitlines()
+            images = {image for line in lines if line.strip() for image in _listed(line.strip(), names)}
+            found |= dict.fromkeys(images, file.stem)
+            if not images:
+                findings.note(f"{file} names no image", "write the name of an image a line, or remove the file")
         if found:
             return found
     return {}
+
+
+def _names_in_lists(reading: Reading) -> dict[str, list[str]]:
+    """{name: images}: a list may give all folders of an image or the last ones, and the name that its map shares."""
+    pattern, names = NamePattern.parse(reading.source.image_name), defaultdict[str, list[str]](list)
+    for image in reading.pairs.images:
+        stem = (*PurePosixPath(image).parts[:-1], stem_of(image))
+        folders, shared = pattern.core(image) or ((), stem[-1])
+        forms = (stem, (*folders, shared))
+        for name in {"/".join(form[start:]) for form in forms for start in range(len(form))}:
+            names[name].append(image)
+    return names
+
+
+def _listed(line: str, names: Mapping[str, list[str]]) -> list[str]:
+    """Images that a line of a list names, all of it or its first word, with or without the ending."""
+    paths = [PurePosixPath(normalize("NFC", text)) for text in (line, line.split()[0])]
+    for count in range(max(len(path.parts) for path in paths), 0, -1):  # as many folders as fit
+        for path in paths:
+            for name in (path.name, path.stem):
+                if images := names.get("/".join((*path.parts[-count:-1], name))):
+                    return images
+    return []
 
 
 def _grouped(reading: Reading) -> tuple[SourceSpec, dict[str, str], str]:

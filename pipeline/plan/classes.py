@@ -197,7 +197,10 @@ def _unnamed(values: Values, void: set[int]) -> Classes:
 
 def _by_id(source: ClassList, values: Values, void: Collection[int] | None) -> Classes:
     by_colour = {row.colour: row for row in source.rows if row.colour}
-    shown = {value: values.palette.get(value) for value in values.pixels if value != taxonomy.IGNORE}
+    no_class = {taxonomy.IGNORE, *(void or ())}
+    shown = {value: values.palette.get(value) for value in values.pixels if value not in no_class}
+    if (0, 0, 0) not in by_colour:  # black that nothing names is no class
+        shown = {value: colour for value, colour in shown.items() if colour != (0, 0, 0)}
     if shown and all(colour in by_colour for colour in shown.values()):  # the palette says which number is which class
         return _matched(source, {v: by_colour[colour] for v, colour in shown.items() if colour}, values, void)
     return _matched(source, _by_number(source, values, void), values, void)

@@ -302,6 +302,36 @@ def test_flags_settle_values_without_a_name(tmp_path: Path) -> None:
     assert table.id_to_train[:4].tolist() == [255, 0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("image", "label", "line"),
+    [
+        ("my image {n}.png", "my image {n}.png", "my image {n}.png"),
+        ("{n}_rgb.png", "{n}_mask.png", "{n}"),
+        ("{drive}/{frame}.png", "{drive}/{frame}.png", "{drive}/{frame}"),
+        ("{drive}/{frame}.png", "{drive}/{frame}.png", "img/{drive}/{frame}.png lab/{drive}/{frame}.png"),
+    ],
+)
+def test_lists_of_splits_name_images_by_folder_space_or_shared_name(
+    image: str, label: str, line: str, tmp_path: Path
+) -> None:
+    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for n in range(30):
+        pixels, ids = scene(n)
+        names = {"n": n, "drive": f"drive_{n % 3}", "frame": n // 3}
+        save(tmp_path / "images" / image.format(**names), pixels)
+        save(tmp_path / "labels" / label.format(**names), ids)
+        lines[("train", "val", "test")[n % 3]].append(line.format(**names))
+    for split, rows in lines.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(rows))
+    folders = UserFolders(tmp_path / "images", tmp_path / "labels", (), 30)
+    plan = planned(folders)
+    assert plan.source.split_roles == {"val": "calibrate", "test": "report"}
+    counts = {role: len(plan.roles.images(role)) for role in ("learn", "unlabelled", "calibrate", "report")}
+    assert counts["calibrate"] == counts["report"] == counts["learn"] + counts["unlabelled"] == 10
+    (tmp_path / "test.txt").write_text("elsewhere.png")
+    assert f"{tmp_path / 'test.txt'} names no image: " in " | ".join(planned(folders).findings.notes)
+
+
 def test_a_folder_whose_label_maps_are_gone_is_named(tmp_path: Path) -> None:
     folders = _pairs(tmp_path / "data", 30)
     ws = written(planned(folders), tmp_path / "ws")
@@ -376,6 +406,21 @@ def test_black_that_a_file_names_is_a_class_and_said(tmp_path: Path) -> None:
         save(path, read_picture(path)[1])
     notes = " | ".join(make_plan(Folders(folders.images, folders.labels), machine=CPU).findings.notes)
     assert "is class" not in notes, "number 0 of ids that were saved in three channels is no black"
+
+
+def test_a_palette_says_the_classes_though_its_black_has_no_name(tmp_path: Path) -> None:
+    folders = _pairs(tmp_path)
+    for n in range(12):
+        ids = scene(n)[1] + 1
+        ids[:2] = 0
+        save(folders.labels / f"a{n}.png", ids, [0, 0, 0, *(part for colour in COLOURS.values() for part in colour)])
+    rows = [*COLOURS.items(), ("bus", (1, 2, 3))]  # five names, and values 0 to 4
+    (folders.labels / "labelmap.txt").write_text("".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in rows))
+    with pytest.raises(InputError, match="names no class for value 0") as error:
+        planned(folders)
+    assert "--void 0" in error.value.hint
+    plan = make_plan(Folders(folders.images, folders.labels), void=frozenset({0}), machine=CPU)
+    assert plan.classes.names == dict(enumerate(COLOURS, 1))
 
 
 def test_a_projects_class_file_two_folders_up_is_found(tmp_path: Path) -> None:
