@@ -30,7 +30,7 @@ from hmsa_core.runtime.memory import is_out_of_memory
 from hmsa_core.runtime.ranks import DTYPES
 
 _LEAST = 1e-30  # a probability below is taken for it: no logarithm of zero
-_LOWEST = -1e5  # a logit below, as the logarithm of zero, is taken for it: enlarging minus infinity gives no number
+_LOWEST = -1e30  # stands for minus infinity, the logarithm of zero: enlarging that gives no number
 _ROUNDING = 1e-3  # of probabilities that half precision has been through
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _BYTES = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # 0 to 255 stay what they are
@@ -142,7 +142,7 @@ class Network(Engine):
         is_given = self.gives == "probabilities"
         if found.shape[1] == 1:  # a sigmoid's class, and the rest
             found = torch.cat([found, 1 - found if is_given else torch.zeros_like(found)], 1)
-        return found.clamp(min=_LEAST).log() if is_given else found.clamp(min=_LOWEST)
+        return found.clamp(min=_LEAST).log() if is_given else found.nan_to_num(neginf=_LOWEST)
 
     def _check_range(self, found: Tensor) -> None:
         self._is_checked = True

@@ -156,6 +156,9 @@ def test_a_logarithm_of_zero_is_the_lowest_score(tmp_path: Path) -> None:
     logs = network(tmp_path / "logs.onnx", [conv(), coarse, *ends], {"y": None}, weights=100 * WEIGHTS)
     assert np.mean(opened(logs).label("a", IMAGE)[0] == opened(plain).label("a", IMAGE)[0]) > 0.7
     assert np.isfinite(opened(logs).predict("a", IMAGE)).all()
+    less = [helper.make_node("Constant", [], ["c"], value_float=1e6), helper.make_node("Sub", ["p", "c"], ["y"])]
+    low = network(tmp_path / "low.onnx", [conv(), coarse, *less], {"y": None}, weights=100 * WEIGHTS)
+    assert np.mean(opened(low).label("a", IMAGE)[0] == opened(plain).label("a", IMAGE)[0]) > 0.9, "numbers stay"
 
 
 @pytest.mark.parametrize("shape", [(1, "h", "w", 3), ("n", "h", "w", "c"), (1, 24, 36, 3)], ids=str)
