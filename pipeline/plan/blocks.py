@@ -169,10 +169,9 @@ def split_lists(reading: Reading, findings: Findings) -> dict[str, str]:
         for near in (top, top.parent)
         for place in (near, near / "ImageSets" / "Segmentation", near / "splits")
     ]
-    names = _names_in_lists(reading)
     for folder in sorted(set(folders)):
-        found: dict[str, str] = {}
         files = [file for split in ("train", "val", "test") if (file := folder / f"{split}.txt").is_file()]
+        found, names = dict[str, str](), _names_in_lists(reading) if files else {}
         for file in files:
             lines = file.read_text("utf-8-sig", errors="replace").splitlines()
             images = {image for line in lines if line.strip() for image in _listed(line.strip(), names)}

@@ -254,7 +254,7 @@ def _look_at(
     else:
         network = _best_input(source, pictures, classes, context, tell)
         source = network.source
-        scales = _scales(network, pictures[0], tell)
+        scales = [1.0] if network.is_fixed else _scales(network, pictures[0], tell)
         tell(f"{source}: run at {', '.join(f'{scale:g}' for scale in scales)} times the size, and mirrored")
         views = _run_network(network, pictures, [View(scale, flip) for scale in scales for flip in (False, True)])
         if network.gives != source.table.output and network.gives == "probabilities":
@@ -332,7 +332,7 @@ def _names(source: Source, channels: int) -> tuple[str, ...]:
 def _scales(network: Network, picture: Picture, tell: Tell) -> list[float]:
     """Scales that a network can run at; some can at the size of their training alone, whatever their input says."""
     fit = []
-    for scale in (1.0,) if network.is_fixed else SCALES:
+    for scale in SCALES:
         try:
             _run_network(network, [picture], [View(scale)])
         except ConfigError as error:
