@@ -105,7 +105,7 @@ def test_the_store_holds_what_label_image_gives_with_paths_and_lineage(data, fin
     assert lineage["parameters"]["threads"] == 1
     summary = read_json(finished / "summary.json")
     assert summary["images"] == IMAGES
-    assert 0 < summary["model_share"] <= 1, "share of the time that the model computes"
+    assert summary["model_share"] > 0.5, "reading and writing overlap with the model"
     assert [line["event"] for line in read_log(finished / "log.jsonl")].count("shard") == 4
 
 
